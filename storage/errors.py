@@ -1,0 +1,20 @@
+"""The two ways in which reading and writing can fail, told apart because a step answers them differently."""
+
+
+class StorageError(OSError):
+    """The store itself failed: access denied, expired credentials, no such bucket, disk full, throttling.
+
+    The step stops; the message is one sentence without secrets, and the same command continues later.
+    """
+
+
+class BadImage(ValueError):  # noqa: N818  a finding about data, not a fault
+    """One image, mask or saliency map cannot be used; it is skipped and its reason recorded.
+
+    Attributes:
+        reason: one clear sentence without the image's path, e.g. ``"empty file"``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,231 @@
+"""A place where bytes live: a local path or an ``s3://`` key, with one behaviour.
+
+A written object appears whole or not at all. A location is a value: hashable, picklable, opened when used.
+"""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+from uuid import uuid4
+
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from storage.errors import StorageError
+from storage.s3 import file_system, is_bucket_missing, storage_errors
+
+_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
+_DELETE_BATCH = 1000  # S3's limit for one DeleteObjects request
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """One file, object, folder or prefix. Make it with `Location.parse`, go down with ``location / "child"``.
+
+    Attributes:
+        uri: an absolute local path, or ``s3://bucket/key`` without a trailing slash.
+    """
+
+    uri: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a location as people write it: ``runs/a``, ``~/runs/a``, ``file:///runs/a`` or ``s3://bucket/a``.
+
+        Raises:
+            ValueError: another scheme, no bucket, or a ``..`` inside an S3 key.
+        """
+        text = text.removeprefix("file://")
+        if not text or "\0" in text:
+            raise ValueError(f"location {text!r}: expected a local path or s3://bucket/prefix.")
+        if not re.match(r"[a-zA-Z0-9+.-]+:/", text):
+            return cls(os.path.abspath(os.path.expanduser(text)))
+        key = text.rstrip("/")
+        if not _S3.fullmatch(key) or not {"", ".", ".."}.isdisjoint(key.split("/")[3:]):
+            raise ValueError(f"location {text!r}: expected a local path or s3://bucket/prefix (no '//', no '..').")
+        return cls(key)
+
+    def __truediv__(self, child: str) -> "Location":
+        """A place below this one; never above or beside it.
+
+        Raises:
+            ValueError: ``child`` is absolute, or has an empty, ``.`` or ``..`` part.
+        """
+        parts = child.split("/")
+        if not {"", ".", ".."}.isdisjoint(parts) or "\0" in child:
+            raise ValueError(f"{child!r} is not a name below {self.uri}: no leading '/', no empty, '.' or '..' part.")
+        return Location("/".join([self.uri.rstrip("/"), *parts]))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_local(self) -> bool:
+        return not self.uri.startswith("s3://")
+
+    @property
+    def name(self) -> str:
+        """The last part: ``maps`` of ``s3://bucket/run/maps``."""
+        return self.uri.rsplit("/", 1)[-1]
+
+    # Whole objects
+
+    def read_bytes(self) -> bytes:
+        """All bytes of the object.
+
+        Raises:
+            FileNotFoundError: no such object.
+            IsADirectoryError, NotADirectoryError: a local folder, or a name below a local file.
+            StorageError: the store failed.
+        """
+        with storage_errors(self.uri):
+            if self.is_local:
+                return Path(self.uri).read_bytes()
+            return file_system().cat_file(self.uri, max_concurrency=1)  # one GET, no HEAD before it
+
+    def write_bytes(self, data: bytes) -> None:
+        """Replace the object: locally by a temporary name, fsync and rename, on S3 by one put."""
+        if self.is_local:
+            with self.open_output() as file:
+                file.write(data)
+        else:
+            with storage_errors(self.uri):
+                file_system().pipe_file(self.uri, data)
+
+    def create_bytes(self, data: bytes) -> bool:
+        """Write the object only where there is none; False when another writer was first."""
+        with storage_errors(self.uri):
+            try:
+                if self.is_local:
+                    with _temporary_beside(Path(self.uri)) as (temporary, file):
+                        file.write(data)
+                        _sync(file)
+                        os.link(temporary, self.uri)  # fails where the name is taken
+                else:
+                    file_system().pipe_file(self.uri, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:  # some servers answer a taken key by another code than AWS does
+                if error.errno == errno.EINVAL and self.exists():
+                    return False
+                raise
+        return True
+
+    def exists(self) -> bool:
+        """Whether there is a file or object of exactly this name (not merely a folder or prefix)."""
+        with storage_errors(self.uri):
+            if self.is_local:
+                return os.path.isfile(self.uri)
+            try:
+                return file_system().info(self.uri)["type"] == "file"
+            except FileNotFoundError as error:
+                if is_bucket_missing(error):
+                    raise
+                return False
+
+    def delete(self) -> None:
+        """Delete the object; nothing happens where there is none."""
+        with storage_errors(self.uri):
+            if self.is_local:
+                Path(self.uri).unlink(missing_ok=True)
+            else:
+                _delete_keys([self.uri.removeprefix("s3://")])
+
+    # Streams; failures inside the block are translated too
+
+    @contextmanager
+    def open_input(self) -> Iterator[IO[bytes]]:
+        """A seekable file for reading parts of an object, e.g. by pyarrow or for an image's header."""
+        with storage_errors(self.uri):
+            if self.is_local:
+                with open(self.uri, "rb") as file:
+                    yield file
+            else:
+                with file_system().open(self.uri, "rb", block_size=1 << 16) as file:
+                    yield file
+
+    @contextmanager
+    def open_output(self) -> Iterator[IO[bytes]]:
+        """A file to write; the object appears when the block ends, and not at all when it raises."""
+        with storage_errors(self.uri):
+            if self.is_local:
+                with _temporary_beside(Path(self.uri)) as (temporary, file):
+                    yield file
+                    _sync(file)
+                    os.replace(temporary, self.uri)
+            else:
+                with tempfile.NamedTemporaryFile() as file:
+                    yield file
+                    file.flush()
+                    file_system().put_file(file.name, self.uri)
+
+    # Folders and prefixes
+
+    def list_names(self) -> list[str]:
+        """Sorted names directly below this folder or prefix, by one fresh listing; empty without one."""
+        with storage_errors(self.uri):
+            try:
+                if self.is_local:
+                    return sorted(os.listdir(self.uri))
+                entries = file_system().ls(self.uri, detail=False, refresh=True)
+            except FileNotFoundError as error:
+                if is_bucket_missing(error):
+                    raise
+                return []
+        below = self.uri.removeprefix("s3://") + "/"  # a prefix that is also an object lists itself
+        return sorted({entry.removeprefix(below).strip("/") for entry in entries if entry.startswith(below)} - {""})
+
+    def delete_tree(self) -> None:
+        """Delete everything below this folder or prefix; nothing happens where there is none."""
+        with storage_errors(self.uri):
+            if self.is_local:
+                if os.path.isdir(self.uri):
+                    shutil.rmtree(self.uri)
+                return
+            # Not fs.rm(recursive=True): it would read '*' and '[' in a prefix as a pattern.
+            prefix = self.uri.removeprefix("s3://") + "/"
+            keys = sorted(key for key in file_system().find(self.uri) if key.startswith(prefix))
+            for start in range(0, len(keys), _DELETE_BATCH):
+                _delete_keys(keys[start : start + _DELETE_BATCH])
+
+    def zarr_store(self, *, read_only: bool = False) -> Store:
+        """This folder or prefix as a zarr store."""
+        if self.is_local:
+            return LocalStore(self.uri, read_only=read_only)
+        path = self.uri.removeprefix("s3://")
+        return FsspecStore(file_system(asynchronous=True), read_only=read_only, path=path)
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A file ``.<name>.<random>.partial`` beside ``path``; a SIGKILL may leave it, nothing ever reads it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"{path}: a part of this path is a file, not a folder.") from error
+    temporary = path.with_name(f".{path.name[:100]}.{uuid4().hex}.partial")
+    try:
+        with open(temporary, "xb") as file:
+            yield temporary, file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _delete_keys(paths: list[str]) -> None:
+    bucket = paths[0].split("/", 1)[0]
+    objects = [{"Key": path.split("/", 1)[1]} for path in paths]
+    answer = file_system().call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+    if answer.get("Errors"):
+        raise OSError(errno.EIO, f"the server refused to delete {len(answer['Errors'])} objects")

@@ -1,0 +1,235 @@
+"""``manifest.parquet``: the frozen list of a run's images, labels and class names.
+
+Columns: image_id, uri, labels (list<int16>, ascending class numbers 0..C-1), height, width, split, mask_uri,
+saliency_uri, problem. Class names and their values in source masks are in the schema's metadata. Row groups
+are small, so that a unit's rows are read without the other million.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.label_values import translation_table
+from storage.location import Location
+
+ROW_GROUP_SIZE = 1024
+
+_COLUMNS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.int16()), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("mask_uri", pa.string()),
+        pa.field("saliency_uri", pa.string()),
+        pa.field("problem", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One image.
+
+    Attributes:
+        labels: ascending class numbers 0..C-1; empty for an unlabelled image.
+        height, width: in pixels, where the source knew them.
+        split: the part of the data set, e.g. ``"train_aug"``.
+        problem: why the image cannot be used, where that is known at preparation.
+    """
+
+    image_id: str
+    uri: str
+    labels: tuple[int, ...] = ()
+    height: int | None = None
+    width: int | None = None
+    split: str = ""
+    mask_uri: str | None = None
+    saliency_uri: str | None = None
+    problem: str | None = None
+
+
+def write_manifest(
+    location: Location,
+    rows: Iterable[ManifestRow],
+    class_names: Sequence[str],
+    class_values: Sequence[int] | None = None,
+) -> int:
+    """Write the manifest, whole or not at all, streaming; the same rows give the same bytes.
+
+    Args:
+        class_values: the value of each class in source masks; 1..C in order unless given.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: class names or values repeat, or a row's labels are not ascending class numbers.
+    """
+    values = list(class_values) if class_values is not None else list(range(1, len(class_names) + 1))
+    if len(values) != len(class_names) or len(set(class_names)) != len(class_names):
+        raise ValueError(
+            f"{len(values)} class values for classes {list(class_names)}: "
+            "expected names that differ, and one value for each."
+        )
+    translation_table(values)
+    metadata = {"class_names": json.dumps(list(class_names)), "class_values": json.dumps(values)}
+    schema = _COLUMNS.with_metadata(metadata)
+    remaining, count = iter(rows), 0
+    with location.open_output() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while batch := list(islice(remaining, ROW_GROUP_SIZE)):
+            for row in batch:
+                _check_labels(row, len(class_names))
+            writer.write_table(_to_table(batch, schema))
+            count += len(batch)
+    _open.cache_clear()
+    _read_row_group.cache_clear()
+    return count
+
+
+class Manifest:
+    """A written manifest; opening is cached per process, rows are read where they lie.
+
+    Attributes:
+        class_names: the name of class 0, 1, ...
+        class_values: its value in source masks (VOC: cat = 8).
+    """
+
+    def __init__(self, location: Location, metadata: pq.FileMetaData) -> None:
+        self.location = location
+        self.num_images: int = metadata.num_rows
+        self._metadata = metadata
+        self._starts = [0]
+        for group in range(metadata.num_row_groups):
+            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        try:
+            stored = metadata.metadata or {}
+            self.class_names: tuple[str, ...] = tuple(json.loads(stored[b"class_names"]))
+            self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
+
+    @staticmethod
+    def open(location: Location) -> "Manifest":
+        """Open ``<run>/manifest.parquet``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is not a manifest.
+        """
+        return _open(location)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def rows(self, start: int, stop: int) -> list[ManifestRow]:
+        """Rows ``start`` to ``stop``, reading only the row groups that hold them.
+
+        Raises:
+            IndexError: outside the manifest.
+        """
+        if not 0 <= start <= stop <= self.num_images:
+            raise IndexError(f"{self.location}: rows {start} to {stop} of {self.num_images}.")
+        found: list[ManifestRow] = []
+        for group, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
+            if first < stop and start < end:
+                table = _read_row_group(self, group)
+                found += _to_rows(table.slice(max(start - first, 0), min(stop, end) - max(start, first)))
+        return found
+
+    def iter_rows(self) -> Iterator[ManifestRow]:
+        """All rows in order, a row group at a time."""
+        for table in self._iter_tables(None):
+            yield from _to_rows(table)
+
+    def iter_columns(self, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+        """The named columns in order, as lists, a row group at a time; much cheaper than whole rows.
+
+        Raises:
+            ValueError: an unknown column.
+        """
+        for table in self._iter_tables(columns):
+            yield {name: table.column(name).to_pylist() for name in columns}
+
+    def max_labels(self) -> int:
+        """The most labels that any image has: the number of slots its maps need."""
+        lengths = (len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
+        return max(lengths, default=0)
+
+    def index_of(self, image_id: str) -> int:
+        """The first row of an image id.
+
+        Raises:
+            KeyError: no such image.
+        """
+        start = 0
+        for batch in self.iter_columns(["image_id"]):
+            if image_id in batch["image_id"]:
+                return start + batch["image_id"].index(image_id)
+            start += len(batch["image_id"])
+        raise KeyError(f"{self.location}: no image {image_id!r}.")
+
+    def column_hash(self, columns: Sequence[str]) -> str:
+        """SHA-256 of the named columns and the class list, the same however the file is laid out.
+
+        Raises:
+            ValueError: an unknown column.
+        """
+        hashes = {name: hashlib.sha256() for name in columns}
+        for batch in self.iter_columns(columns):
+            for name, values in batch.items():
+                hashes[name].update((json.dumps(values)[1:-1] + ", ").encode())
+        digests = {name: each.hexdigest() for name, each in hashes.items()}
+        whole = [self.num_images, self.class_names, self.class_values, digests]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def _iter_tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        unknown = set(columns or ()) - set(_COLUMNS.names)
+        if unknown:
+            raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
+        with self.location.open_input() as file:
+            parquet = pq.ParquetFile(file, metadata=self._metadata)
+            for group in range(self._metadata.num_row_groups):
+                yield parquet.read_row_group(group, columns=None if columns is None else list(columns))
+
+
+@lru_cache(maxsize=8)
+def _open(location: Location) -> Manifest:
+    try:
+        with location.open_input() as file:
+            return Manifest(location, pq.read_metadata(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{location}: there is no manifest here; make it with prepare_dataset.") from error
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{location}: not a Parquet file; make the manifest again with prepare_dataset.") from error
+
+
+@lru_cache(maxsize=8)  # neighbouring units lie in one row group
+def _read_row_group(manifest: Manifest, group: int) -> pa.Table:
+    with manifest.location.open_input() as file:
+        return pq.ParquetFile(file, metadata=manifest._metadata).read_row_group(group)
+
+
+def _check_labels(row: ManifestRow, num_classes: int) -> None:
+    in_range = all(0 <= label < num_classes for label in row.labels)
+    if not in_range or any(a >= b for a, b in zip(row.labels, row.labels[1:], strict=False)):
+        raise ValueError(f"{row.image_id}: labels {row.labels} must be ascending class numbers below {num_classes}.")
+
+
+def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema) -> pa.Table:
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(ManifestRow)}
+    return pa.table(columns, schema=schema)
+
+
+def _to_rows(table: pa.Table) -> list[ManifestRow]:
+    return [ManifestRow(**{**row, "labels": tuple(row["labels"])}) for row in table.to_pylist()]

@@ -1,0 +1,175 @@
+"""``maps.zarr``: per image and mapped class the maximum and the mean over the stochastic maps, and a score.
+
+Arrays (Zarr v3, sharded, dimension names set; ``xarray.open_zarr(uri, consolidated=False)`` opens them):
+
+    max, mean  float16 (image, slot, y, x)  in [0, 1], NaN in empty slots; chunk = one image, shard = one unit
+    score      float32 (image, slot)        expected logit, NaN in empty slots
+    classes    int16   (image, slot)        class numbers 0..C-1, ascending, then -1 for empty slots
+
+A slot is one of the image's mapped classes, so the store grows with labels and not with the class list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.location import Location
+from storage.unit_arrays import ArraySpec, Mode, UnitArrays
+from storage.units import Unit
+
+# In the order of writing: `classes` last, so that where it is, the others are.
+_NAMES = ("max", "mean", "score", "classes")
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """One image's maps, real slots only (S of them; none for a skipped or unlabelled image).
+
+    Attributes:
+        classes: (S,) int16, ascending.
+        max, mean: (S, h, w) float16 in [0, 1]; cell (i, j) lies at input pixel (8 i, 8 j).
+        score: (S,) float32, the expected logit.
+    """
+
+    classes: np.ndarray
+    max: np.ndarray
+    mean: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class UnitMaps:
+    """The same of a whole unit with all slots, shapes (n, slot, ...), fill values in the empty ones."""
+
+    classes: np.ndarray
+    max: np.ndarray
+    mean: np.ndarray
+    score: np.ndarray
+
+
+class MapStore:
+    """The maps of a run, made by `create` (the driver, before the fan-out) or `open` (workers, readers)."""
+
+    def __init__(self, arrays: UnitArrays) -> None:
+        self._arrays = arrays
+        self.location = arrays.location
+        self.num_images = arrays.num_images
+        self.unit_size = arrays.unit_size
+        self.attributes = arrays.attributes
+        self.num_slots, height, width = arrays.item_shape("max")
+        self.grid = (height, width)
+
+    @classmethod
+    def create(
+        cls,
+        location: Location,
+        num_images: int,
+        num_slots: int,
+        grid: tuple[int, int],
+        unit_size: int,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> "MapStore":
+        """Create the arrays, or verify and join those already there.
+
+        Args:
+            num_slots: the most classes that any image has mapped.
+            grid: (h, w) of the feature grid.
+            attributes: plain data for readers, e.g. the class names.
+
+        Raises:
+            ValueError: what is there was made for something else.
+        """
+        slots, maps = ("slot",), ("slot", "y", "x")
+        specs = [
+            ArraySpec("max", "float16", np.nan, (num_slots, *grid), maps, chunk_is_image=True),
+            ArraySpec("mean", "float16", np.nan, (num_slots, *grid), maps, chunk_is_image=True),
+            ArraySpec("score", "float32", np.nan, (num_slots,), slots, chunk_is_image=False),
+            ArraySpec("classes", "int16", -1, (num_slots,), slots, chunk_is_image=False),
+        ]
+        return cls(UnitArrays.create(location, specs, num_images, unit_size, attributes or {}))
+
+    @classmethod
+    def open(cls, location: Location, mode: Mode = "r") -> "MapStore":
+        """Open an existing store: ``"r"`` to read, ``"r+"`` to write units.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return cls(UnitArrays.open(location, _NAMES, mode))
+
+    def write_unit(self, unit: Unit, max: np.ndarray, mean: np.ndarray, score: np.ndarray, classes: np.ndarray) -> None:
+        """Write exactly one unit; writing it again replaces it, the same arrays by the same bytes.
+
+        Args:
+            max, mean: (n, slot, h, w) floats; values in empty slots are ignored.
+            score: (n, slot) floats.
+            classes: (n, slot) integers, ascending, then -1.
+
+        Raises:
+            ValueError: not one of the store's units, another shape, classes out of order, or a map or score
+                of a real slot that is not finite.
+        """
+        is_real = _real_slots(np.asarray(classes))
+        values = {
+            "max": _filled(max, is_real, "float16", "max"),
+            "mean": _filled(mean, is_real, "float16", "mean"),
+            "score": _filled(score, is_real, "float32", "score"),
+            "classes": np.asarray(classes, dtype=np.int16),
+        }
+        self._arrays.write(unit, values)
+
+    def read(self, index: int) -> ImageMaps:
+        """One image's maps.
+
+        Raises:
+            IndexError: no such manifest row.
+            ValueError: the image's unit is not written, or damaged.
+        """
+        self._arrays.require_written("classes", self._arrays.unit_of(index))
+        classes, max_, mean, score = self._read(index, index + 1)
+        is_real = classes[0] >= 0
+        return ImageMaps(classes[0][is_real], max_[0][is_real], mean[0][is_real], score[0][is_real])
+
+    def read_unit(self, unit: Unit) -> UnitMaps:
+        """A whole unit's maps.
+
+        Raises:
+            ValueError: the unit is not written, or damaged.
+        """
+        self._arrays.require_written("classes", unit)
+        return UnitMaps(*self._read(unit.start, unit.stop))
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        classes = self._arrays.read("classes", start, stop)
+        max_, mean, score = (self._arrays.read(name, start, stop) for name in ("max", "mean", "score"))
+        for name, value in (("max", max_), ("mean", mean), ("score", score)):
+            if not np.isfinite(value[classes >= 0]).all():  # a lost shard reads as fill values
+                raise ValueError(
+                    f"{self.location}: {name} of images {start} to {stop - 1} is incomplete. "
+                    "Delete these images' marker and run the job that makes the maps again."
+                )
+        return classes, max_, mean, score
+
+
+def _real_slots(classes: np.ndarray) -> np.ndarray:
+    """(n, slot) bool; refuses classes that are not ascending with the empty slots last."""
+    is_real = classes >= 0
+    ordered = np.where(is_real, classes, np.iinfo(np.int16).max + 1)
+    if (np.diff(ordered, axis=-1) <= 0)[is_real[..., 1:]].any() or (is_real[..., 1:] & ~is_real[..., :-1]).any():
+        raise ValueError("classes: each image's class numbers must ascend, empty slots (-1) last.")
+    return is_real
+
+
+def _filled(values: np.ndarray, is_real: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """The values in the store's type, NaN in empty slots."""
+    values = np.asarray(values)
+    if values.shape[:2] != is_real.shape:
+        raise ValueError(f"{name}: expected shape {is_real.shape} + map, as classes; given {values.shape}.")
+    with np.errstate(over="ignore"):  # an overflow to infinity is refused below
+        stored = values.astype(dtype)
+    if not np.isfinite(stored[is_real]).all():
+        raise ValueError(f"{name}: not finite in {dtype}; the classifier's features or weights are broken.")
+    stored[~is_real] = np.nan
+    return stored

@@ -1,0 +1,100 @@
+"""The S3 file systems of this process, and the translation of what goes wrong there into one sentence.
+
+Everything is configured by the usual ``AWS_*`` variables, ``AWS_ENDPOINT_URL`` included.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import s3fs
+from botocore.exceptions import BotoCoreError, ClientError
+
+from storage.errors import StorageError
+
+_CREDENTIALS = "check the AWS_* variables and the bucket's policy, then run the same command again"
+_ADVICE = {
+    "NoSuchBucket": "the bucket does not exist; create it or correct the path",
+    "ExpiredToken": f"the credentials have expired; {_CREDENTIALS}",
+    "InvalidAccessKeyId": f"the access key is not known to the server; {_CREDENTIALS}",
+    "SignatureDoesNotMatch": f"the secret key is not the access key's; {_CREDENTIALS}",
+    "SlowDown": "the server throttles even after all retries; run the same command again, with fewer workers",
+}
+
+
+def file_system(asynchronous: bool = False) -> s3fs.S3FileSystem:
+    """This process's S3 file system, for the credentials and endpoint that the environment names now.
+
+    Args:
+        asynchronous: the one that zarr drives from its own event loop.
+    """
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return _file_system(os.getpid(), asynchronous, settings)
+
+
+@cache
+def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, str], ...]) -> s3fs.S3FileSystem:
+    # fsspec's own cache holds one instance per *thread*, which would log in again for every reader thread;
+    # keyed by process because an event loop does not survive a fork.
+    return s3fs.S3FileSystem(
+        asynchronous=asynchronous,
+        skip_instance_cache=True,
+        use_listings_cache=False,  # other machines write here too
+        config_kwargs={
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "max_pool_connections": 64,
+            # Full jitter, 1 to 20 s apart; s3fs multiplies this by five for throttling and lost connections.
+            "retries": {
+                "mode": "standard",
+                "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "6")),
+            },
+        },
+    )
+
+
+@contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn failures of the store inside the block into `StorageError`.
+
+    What only says that this one name is absent or taken (`FileNotFoundError`, `IsADirectoryError`,
+    `NotADirectoryError`, `FileExistsError`) passes, for the caller to judge.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        if is_bucket_missing(error):
+            raise StorageError(f"{uri}: {_ADVICE['NoSuchBucket']}.") from error
+        raise
+    except (OSError, BotoCoreError) as error:
+        raise StorageError(f"{uri}: {_sentence(error)}.") from error
+
+
+def is_bucket_missing(error: BaseException) -> bool:
+    """Whether a `FileNotFoundError` means the whole bucket; s3fs reports it like a missing object."""
+    return _server_code(error) == "NoSuchBucket"
+
+
+def _sentence(error: Exception) -> str:
+    code = _server_code(error)
+    if code in _ADVICE:
+        return _ADVICE[code]
+    if isinstance(error, PermissionError):
+        return f"access denied; {_CREDENTIALS}" if code else "permission denied; check the folder's owner and mode"
+    if code is not None:  # the code only: a server's message may quote the request
+        return f"the server answered {code} after all retries; run the same command again"
+    if isinstance(error, OSError):
+        return error.strerror or str(error).rstrip(".") or type(error).__name__
+    return f"{str(error).rstrip('.')}; check AWS_ENDPOINT_URL and the AWS_* credentials"
+
+
+def _server_code(error: BaseException | None) -> str | None:
+    """The S3 error code behind an exception, e.g. ``"AccessDenied"``; None when no server answered."""
+    while error is not None:
+        if isinstance(error, ClientError):
+            return str(error.response.get("Error", {}).get("Code", "error"))
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,56 @@
+"""Units: contiguous ranges of manifest rows, the quantum of work, of storage and of resume.
+
+They follow from the number of images and the unit size alone, never from workers or blocks.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """Manifest rows ``start`` (inclusive) to ``stop`` (exclusive); only the last unit may be shorter."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The unit's name in markers and messages, e.g. ``"000012"``."""
+        return f"{self.index:06d}"
+
+    @property
+    def num_images(self) -> int:
+        return self.stop - self.start
+
+
+def plan_units(num_images: int, unit_size: int) -> list[Unit]:
+    """All units of a manifest, in order.
+
+    Raises:
+        ValueError: ``unit_size`` < 1 or ``num_images`` < 0.
+    """
+    if unit_size < 1 or num_images < 0:
+        raise ValueError(f"{num_images} images in units of {unit_size}: a unit has at least 1 image.")
+    starts = range(0, num_images, unit_size)
+    return [Unit(index, start, min(start + unit_size, num_images)) for index, start in enumerate(starts)]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read ``--shard i/n``: launch i (counted from 1) of n.
+
+    Raises:
+        ValueError: anything but ``i/n`` with 1 <= i <= n.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"--shard {text!r}: expected i/n with 1 <= i <= n, e.g. 2/4.")
+    return int(match[1]), int(match[2])
+
+
+def units_of_shard(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
+    """Every n-th unit from the i-th on: the shards 1/n to n/n share all units among them."""
+    number, count = shard
+    return [unit for unit in units if unit.index % count == number - 1]

@@ -1,0 +1,210 @@
+import io
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from storage.errors import BadImage, StorageError
+from storage.images import image_size, read_image, read_many, read_mask, read_saliency
+from storage.location import Location
+
+
+def drawn_pixels(height: int = 12, width: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_header_only(width: int, height: int) -> bytes:
+    """A PNG that promises many pixels and holds none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def put(location: Location, data: bytes) -> str:
+    place = location / "image"
+    place.write_bytes(data)
+    return place.uri
+
+
+def test_pixels_come_back_upright_and_in_rgb(location: Location) -> None:
+    pixels = drawn_pixels()
+    uri = put(location, encoded(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(read_image(uri), pixels)
+    assert image_size(uri) == (12, 20)
+
+
+def test_exif_orientation_is_applied(location: Location) -> None:
+    pixels, exif = drawn_pixels(), Image.Exif()
+    exif[0x0112] = 6  # the camera's top is the image's right side
+    uri = put(location, encoded(Image.fromarray(pixels), exif=exif))
+    np.testing.assert_array_equal(read_image(uri), np.rot90(pixels, -1))
+    assert image_size(uri) == (20, 12)
+
+
+def ramp_16() -> Image.Image:
+    return Image.fromarray(np.arange(240, dtype=np.uint16).reshape(12, 20) * 256 + 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (Image.new("L", (20, 12), 77), "PNG", (77, 77, 77)),
+        (Image.new("1", (20, 12), 1), "PNG", (255, 255, 255)),
+        (Image.new("LA", (20, 12), (10, 255)), "PNG", (10, 10, 10)),
+        (Image.new("RGBA", (20, 12), (200, 0, 0, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (20, 12), (200, 0, 0, 255)), "PNG", (200, 0, 0)),
+        (Image.new("RGB", (20, 12), (9, 90, 200)).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", (9, 90, 200)),
+        (Image.new("CMYK", (20, 12), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+        (Image.new("RGB", (20, 12), (40, 80, 120)), "BMP", (40, 80, 120)),
+    ],
+)
+def test_every_kind_of_pixel_becomes_rgb(image: Image.Image, kind: str, expected, tmp_path) -> None:
+    pixels = read_image(put(Location.parse(str(tmp_path)), encoded(image, kind)))
+    assert pixels.shape == (12, 20, 3) and pixels.dtype == np.uint8 and pixels.flags.writeable
+    np.testing.assert_array_equal(np.unique(pixels.reshape(-1, 3), axis=0), [expected])
+
+
+def test_sixteen_bits_keep_their_high_byte(tmp_path) -> None:
+    pixels = read_image(put(Location.parse(str(tmp_path)), encoded(ramp_16())))
+    np.testing.assert_array_equal(pixels[..., 0].ravel(), np.arange(240))
+
+
+def test_a_cmyk_photograph_keeps_its_colours(tmp_path) -> None:
+    data = encoded(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert np.abs(read_image(put(Location.parse(str(tmp_path)), data)).astype(int) - (255, 0, 0)).max() < 8
+
+
+PHOTO = encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (PHOTO[: len(PHOTO) // 2], "damaged or truncated JPEG file"),
+        (encoded(Image.fromarray(drawn_pixels()))[:200], "damaged or truncated PNG file"),
+        (b"this is text\n" * 50, "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (PHOTO[:2], "not an image"),
+        (png_header_only(9000, 9000), "too large: 9000 x 9000 by its header, at most 64,000,000 pixels"),
+        (png_header_only(30_000, 30_000), "too large"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point pixels"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_becomes_one_sentence(data: bytes, reason: str, location: Location) -> None:
+    with pytest.raises(BadImage) as bad:
+        read_image(put(location, data))
+    assert bad.value.reason.startswith(reason)
+    assert "\n" not in bad.value.reason and location.uri not in bad.value.reason
+
+
+def test_a_header_alone_costs_no_memory(tmp_path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadImage):
+        read_image(put(Location.parse(str(tmp_path)), png_header_only(30_000, 30_000)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; decoded it were 2.7 GB
+
+
+def test_missing_files_folders_and_odd_addresses_are_bad_images(location: Location, tmp_path) -> None:
+    for uri, reason in (
+        ((location / "absent.jpg").uri, "missing: no such file"),
+        (str(tmp_path), "a folder, not a file"),
+        ("gs://bucket/a.jpg", "its address is neither a path nor s3://bucket/key"),
+        ("", "its address is neither a path nor s3://bucket/key"),
+    ):
+        for read in (read_image, image_size, read_saliency):
+            with pytest.raises(BadImage) as bad:
+                read(uri)
+            assert bad.value.reason == reason
+
+
+def test_a_missing_bucket_is_no_bad_image(s3_environment) -> None:
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        read_image("s3://no-such-bucket/a.jpg")
+
+
+def test_the_size_behind_a_long_header_is_found(location: Location) -> None:
+    uri = put(location, encoded(Image.new("RGB", (30, 40)), "JPEG", icc_profile=bytes(500_000)))
+    assert image_size(uri) == (40, 30)
+
+
+def test_masks_are_translated_through_the_class_values(location: Location) -> None:
+    values = np.array([[0, 8, 12], [17, 3, 255]], dtype=np.uint8)
+    palette = Image.fromarray(values).convert("P")
+    palette.putpalette(list(range(256)) * 3)
+    for image in (Image.fromarray(values), palette, Image.fromarray(values.astype(np.uint16))):
+        mask = read_mask(put(location, encoded(image)), [12, 8])
+        np.testing.assert_array_equal(mask, [[0, 2, 1], [255, 255, 255]])
+        assert mask.dtype == np.uint8
+
+
+def test_a_mask_of_colours_is_a_bad_image(tmp_path) -> None:
+    uri = put(Location.parse(str(tmp_path)), encoded(Image.fromarray(drawn_pixels())))
+    with pytest.raises(BadImage, match="mask has RGB pixels"):
+        read_mask(uri, [1])
+
+
+def test_saliency_lies_between_zero_and_one(location: Location) -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    found = read_saliency(put(location, encoded(Image.fromarray(ramp))))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, ramp / 255, rtol=1e-6)
+    found = read_saliency(put(location, encoded(ramp_16())))
+    np.testing.assert_allclose(found.ravel(), (np.arange(240) * 256 + 255) / 65535, rtol=1e-6)
+
+
+def test_reading_many_keeps_order_and_isolates_the_bad(location: Location) -> None:
+    uris = []
+    for index in range(12):
+        place = location / f"{index}.png"
+        place.write_bytes(b"" if index % 5 == 2 else encoded(Image.new("L", (index + 1, 1), index)))
+        uris.append(place.uri)
+    results = read_many(uris, read_image, concurrency=4)
+    assert [index for index, result in enumerate(results) if isinstance(result, BadImage)] == [2, 7]
+    assert all(isinstance(r, BadImage) or (r.shape == (1, i + 1, 3) and r.max() == i) for i, r in enumerate(results))
+    assert read_many([], read_image) == []
+
+
+def test_reading_many_stops_when_the_store_fails() -> None:
+    calls: list[str] = []
+
+    def read(uri: str) -> str:
+        calls.append(uri)
+        raise StorageError("access denied.")
+
+    with pytest.raises(StorageError):
+        read_many([str(i) for i in range(100)], read, concurrency=2)
+    assert len(calls) < 100
+
+
+def test_no_input_makes_a_decoder_raise_anything_but_bad_image(tmp_path) -> None:
+    generator, place = np.random.default_rng(0), Location.parse(str(tmp_path)) / "image"
+    kinds: list[Callable[[], bytes]] = [
+        lambda kind=kind: encoded(Image.fromarray(drawn_pixels()), kind)
+        for kind in ("PNG", "JPEG", "TIFF", "GIF", "BMP")
+    ]
+    outcomes = set()
+    for trial in range(100):
+        data = bytearray(kinds[trial % len(kinds)]())
+        for position in generator.integers(0, min(len(data), 400), size=8):
+            data[position] = generator.integers(256)
+        place.write_bytes(bytes(data))
+        try:
+            assert read_image(place.uri).shape[2] == 3
+            outcomes.add("read")
+        except BadImage:
+            outcomes.add("bad")
+    assert outcomes == {"read", "bad"}

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import pytest
+
+from storage.location import Location
+from storage.manifest import Manifest, ManifestRow, write_manifest
+from storage.map_store import MapStore
+from storage.steps import Receipt, Skipped, Step, differences, require_complete
+from storage.units import Unit, plan_units
+
+UNITS = plan_units(10, 4)
+COMMAND = "python jobs/generate_maps.py --run runs/a"
+
+
+def receipt_of(unit: Unit, *skipped: Skipped) -> Receipt:
+    return Receipt(unit.index, unit.start, unit.stop, seconds=1.5, finished=1.7e9, skipped=skipped)
+
+
+def test_receipts_come_back_as_written(location: Location) -> None:
+    step = Step(location / "maps")
+    receipt = receipt_of(UNITS[2], Skipped("9", "empty file"))
+    step.write_receipt(receipt)
+    assert step.receipts() == {2: receipt}
+    assert receipt.num_done == 1
+
+
+def test_exactly_the_units_without_a_receipt_are_missing(location: Location) -> None:
+    step = Step(location / "maps")
+    assert step.missing_units(UNITS) == UNITS
+    step.write_receipt(receipt_of(UNITS[1]))
+    assert step.missing_units(UNITS) == [UNITS[0], UNITS[2]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'{"unit": 0}',
+        b"\xff",
+        receipt_of(UNITS[0]).to_json()[:-5],
+        receipt_of(UNITS[1]).to_json(),
+    ],
+)
+def test_a_marker_that_is_not_its_units_receipt_counts_as_absent(body: bytes, location: Location) -> None:
+    step = Step(location / "maps")
+    (location / "maps/done/000000.json").write_bytes(body)
+    (location / "maps/done/.000001.json.5f.partial").write_bytes(receipt_of(UNITS[1]).to_json())
+    assert step.missing_units(UNITS) == UNITS
+
+
+def test_a_receipt_of_another_unit_size_counts_as_absent(location: Location) -> None:
+    step = Step(location / "maps")
+    step.write_receipt(receipt_of(Unit(0, 0, 3)))
+    assert step.missing_units(UNITS) == UNITS
+
+
+def test_a_receipt_of_a_later_version_is_still_read() -> None:
+    known = receipt_of(UNITS[0])
+    assert Receipt.from_json(known.to_json()[:-1] + b', "gpu": "new"}') == known
+
+
+def test_the_same_settings_join_a_step_and_other_settings_are_refused(location: Location) -> None:
+    step = Step(location / "maps")
+    assert step.fingerprint() is None
+    fingerprint = {"maps": {"num_samples": 200, "grid": (5, 7)}, "checkpoint": "ab"}
+    step.open(fingerprint, COMMAND)
+    step.open(fingerprint, COMMAND + " --other")
+    with pytest.raises(ValueError, match="was started with other settings") as refusal:
+        step.open({**fingerprint, "maps": {"num_samples": 100, "grid": (5, 7)}, "unit_size": 64}, COMMAND)
+    sentence = str(refusal.value)
+    assert "(maps.num_samples: 200 -> 100, unit_size: absent -> 64)" in sentence
+    assert sentence.endswith(f"Use another run, or start over with '{COMMAND} --restart maps'.")
+    assert step.fingerprint() == {"maps": {"num_samples": 200, "grid": [5, 7]}, "checkpoint": "ab"}
+
+
+def test_an_unreadable_record_is_refused_with_the_remedy(location: Location) -> None:
+    (location / "maps/step.json").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"not a step's record.*--restart maps"):
+        Step(location / "maps").open({}, COMMAND)
+
+
+def test_differences_name_only_what_differs() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c: 2 -> 3"
+
+
+def test_restart_forgets_the_step_and_spares_its_neighbours(location: Location) -> None:
+    step = Step(location / "maps")
+    step.open({"a": 1}, COMMAND)
+    step.write_receipt(receipt_of(UNITS[0]))
+    MapStore.create(location / "maps/maps.zarr", 10, 2, (3, 3), 4)
+    (location / "maps-of-another/x").write_bytes(b"1")
+    step.restart()
+    assert step.fingerprint() is None
+    assert step.missing_units(UNITS) == UNITS
+    with pytest.raises(FileNotFoundError):
+        MapStore.open(location / "maps/maps.zarr")
+    assert (location / "maps-of-another/x").exists()
+    step.open({"a": 2}, COMMAND)
+
+
+def test_an_unfinished_step_is_refused_with_counts_and_command(tmp_path: Path) -> None:
+    run = Location.parse(str(tmp_path))
+    rows = [ManifestRow(f"2007_{i:06d}", f"/images/{i}.jpg") for i in range(10)]
+    write_manifest(run / "manifest.parquet", rows, ["cat"])
+    manifest, step = Manifest.open(run / "manifest.parquet"), Step(run / "maps")
+    for unit in (UNITS[0], UNITS[2]):
+        step.write_receipt(receipt_of(unit))
+    with pytest.raises(ValueError) as refusal:
+        require_complete(step, UNITS, manifest, "aggregate_seeds", COMMAND)
+    assert str(refusal.value) == (
+        f"aggregate_seeds: maps are complete for 6 of 10 images (first missing: 2007_000004). Run '{COMMAND}' first."
+    )
+    step.write_receipt(receipt_of(UNITS[1]))
+    require_complete(step, UNITS, manifest, "aggregate_seeds", COMMAND)
