@@ -144,8 +144,18 @@ def _decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], np.nd
 
 def _size(data: bytes) -> tuple[int, int]:
     with _open(data) as image:
-        is_sideways = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        is_sideways = _orientation(image) in (5, 6, 7, 8)
         return (image.width, image.height) if is_sideways else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, as far as the header has it: Pillow decodes a PNG to look behind its pixels."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return None
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # noqa: BLE001 (a broken block of metadata does not make a broken image)
+        return None
 
 
 def _open(data: bytes) -> Image.Image:

@@ -1,0 +1,101 @@
+"""The FickleNet classifier: a backbone and the stochastic head, and its portable file."""
+
+import dataclasses
+import io
+import pickle
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ficklenet.backbones import BACKBONE_NAMES, OUTPUT_STRIDE, build_backbone, grid_size
+from ficklenet.head import StochasticHead
+from ficklenet.masks import keep_threshold, kernel_radius
+
+FILE_FORMAT = "ficklenet-classifier-1"
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """Everything about a classifier that is not a weight.
+
+    Attributes:
+        backbone: a name of ``ficklenet.backbones.build_backbone``.
+        class_names: the classes in order; class number = index.
+        kernel_size: s of the head, odd.
+        drop_rate: p of training and of the expected logit, from 0 (plain, no dropout) to 1.
+        input_size: side of the square input in pixels, 8 g + 1.
+    """
+
+    backbone: str
+    class_names: tuple[str, ...]
+    kernel_size: int = 9
+    drop_rate: float = 0.9
+    input_size: int = 321
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONE_NAMES:
+            raise ValueError(f'backbone: "{self.backbone}" given; give one of {", ".join(BACKBONE_NAMES)}.')
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, each once.")
+        if self.input_size <= OUTPUT_STRIDE or self.input_size % OUTPUT_STRIDE != 1:
+            raise ValueError(
+                f"input_size: {self.input_size} given; cells lie on every 8th pixel, first to last. "
+                "Give 8 g + 1, such as 321."
+            )
+        kernel_radius(self.kernel_size)
+        keep_threshold(self.drop_rate)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of the feature grid of the square input."""
+        return grid_size(self.input_size), grid_size(self.input_size)
+
+
+class FickleNet(nn.Module):
+    """Multilabel classifier whose head sees randomly thinned windows (FickleNet, section 3)."""
+
+    def __init__(self, spec: ClassifierSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = build_backbone(spec.backbone)
+        self.head = StochasticHead(self.backbone.out_channels, len(spec.class_names), spec.kernel_size)
+
+    def forward(self, images_BCHW: Tensor, masks_BDV: Tensor) -> Tensor:
+        """Logits (B, C) of one stochastic pass over normalised images (B, 3, H, W)."""
+        return self.head(self.backbone(images_BCHW), masks_BDV)
+
+    def expected_logits(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, C) in expectation over the masks: for validation and for predicted classes."""
+        return self.head.expected_logits(self.backbone(images_BCHW), self.spec.drop_rate)
+
+
+def pack_classifier(model: FickleNet) -> bytes:
+    """The classifier as a file: a torch archive of plain types and CPU tensors (``weights_only``)."""
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    spec = dataclasses.asdict(model.spec) | {"class_names": list(model.spec.class_names)}
+    buffer = io.BytesIO()
+    torch.save({"format": FILE_FORMAT, "spec": spec, "state": state}, buffer)
+    return buffer.getvalue()
+
+
+def unpack_classifier(data: bytes) -> FickleNet:
+    """The classifier of such a file, on the CPU, in evaluation mode; runs no code from the file.
+
+    Raises:
+        ValueError: the bytes are no classifier file, or its weights do not fit its geometry.
+    """
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if content["format"] != FILE_FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        spec = content["spec"] | {"class_names": tuple(content["spec"]["class_names"])}
+        model = FickleNet(ClassifierSpec(**spec))
+        model.load_state_dict(content["state"])
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"classifier file: {len(data)} bytes given that are no classifier of this project ({reason}). "
+            "Give the model.pt that train_ficklenet wrote."
+        ) from error
+    return model.eval()

@@ -1,0 +1,80 @@
+"""The fully connected CRF (Kraehenbuehl and Koltun, NIPS 2011) that pulls labels to the image's edges; on CPU.
+
+The work is pydensecrf's. Its parameters are those of DeepLab and DSRG, at image size and at map size, where every
+distance is 1/12 of the former (Huang et al., CVPR 2018).
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_PROBABILITY = 1e-5  # its logarithm is the unary term's limit
+
+
+@dataclass(frozen=True)
+class CrfParameters:
+    """Weights of the two pairwise terms and how far they reach.
+
+    Attributes:
+        bilateral_distance, gaussian_distance: standard deviations in pixels (or cells) of the given image.
+        bilateral_colour: standard deviation in steps of 8-bit colour.
+    """
+
+    bilateral_distance: float
+    gaussian_distance: float
+    bilateral_weight: float = 10.0
+    bilateral_colour: float = 13.0
+    gaussian_weight: float = 3.0
+    num_iterations: int = 10
+
+
+AT_IMAGE_SIZE = CrfParameters(bilateral_distance=80.0, gaussian_distance=3.0)
+AT_MAP_SIZE = CrfParameters(bilateral_distance=80.0 / 12, gaussian_distance=3.0 / 12)
+
+
+def refine(
+    probabilities_LHW: NDArray[np.floating], image_HWC: NDArray[np.uint8], parameters: CrfParameters = AT_IMAGE_SIZE
+) -> NDArray[np.float32]:
+    """Marginals of the CRF after mean-field inference: float32 (L, H, W) that sum to 1 over the labels.
+
+    Args:
+        probabilities_LHW: of each label, in [0, 1], summing to 1; the unary term is their negative logarithm.
+        image_HWC: uint8 RGB of the same height and width.
+        parameters: by default those for full-size images.
+
+    Raises:
+        ValueError: the sizes differ, or pydensecrf is not installed.
+    """
+    densecrf = require_pydensecrf()
+    num_labels, height, width = probabilities_LHW.shape
+    if image_HWC.shape != (height, width, 3) or image_HWC.dtype != np.uint8:
+        raise ValueError(
+            f"CRF: probabilities are {height} x {width}, the image is {image_HWC.dtype} {image_HWC.shape}; "
+            "give a uint8 RGB image of the same height and width."
+        )
+    field = densecrf.DenseCRF2D(width, height, num_labels)
+    unary = -np.log(np.clip(probabilities_LHW, LEAST_PROBABILITY, 1.0))
+    field.setUnaryEnergy(np.ascontiguousarray(unary, np.float32).reshape(num_labels, -1))
+    field.addPairwiseGaussian(sxy=parameters.gaussian_distance, compat=parameters.gaussian_weight)
+    field.addPairwiseBilateral(
+        sxy=parameters.bilateral_distance,
+        srgb=parameters.bilateral_colour,
+        rgbim=np.array(image_HWC, order="C"),  # a copy: pydensecrf takes only writable, contiguous images
+        compat=parameters.bilateral_weight,
+    )
+    return np.array(field.inference(parameters.num_iterations), np.float32).reshape(num_labels, height, width)
+
+
+def require_pydensecrf() -> ModuleType:
+    """The module behind `refine`; ask before a long job.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from pydensecrf import densecrf
+    except ImportError:
+        raise ValueError("the dense CRF needs pydensecrf; install it with 'pip install pydensecrf2'.") from None
+    return densecrf

@@ -1,0 +1,71 @@
+"""From one sample's Grad-CAM to the fold of many: normalisation, then maximum and mean.
+
+Shape legend: any leading dimensions, then H W of the feature grid.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How one sample's map is scaled to [0, 1] before the fold.
+
+    ``"max"`` divides a map by its largest value. ``"percentile"`` divides by an order statistic and clips to
+    1: with V positions, the value of rank ``ceil(percentile * V / 100)`` in ascending order (the first has
+    rank 1; no interpolation). A map with so few positive positions that this value is 0 is divided by its
+    largest value; an all-zero map stays zero.
+    """
+
+    kind: Literal["max", "percentile"] = "max"
+    percentile: float = 90.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("max", "percentile"):
+            raise ValueError(f'normalization kind: "{self.kind}" given; give "max" or "percentile".')
+        if not 0.0 < self.percentile <= 100.0:
+            raise ValueError(f"normalization percentile: {self.percentile} given; give more than 0, at most 100.")
+
+    def rank(self, num_positions: int) -> int:
+        """Rank, from 1, of the value to divide by among a map's values in ascending order."""
+        return num_positions if self.kind == "max" else math.ceil(self.percentile * num_positions / 100)
+
+    def apply(self, maps: Tensor) -> Tensor:
+        """Non-negative maps (..., H, W) scaled to [0, 1]."""
+        values = maps.flatten(-2)
+        largest = values.amax(-1)
+        rank = self.rank(values.shape[-1])
+        divisor = largest if self.kind == "max" else values.kthvalue(rank, dim=-1).values
+        divisor = torch.where(divisor > 0, divisor, largest)
+        divisor = torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+        return (maps / divisor[..., None, None]).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class SampleFold:
+    """Maximum and sum over some samples' maps. Folds of disjoint samples merge in any order and grouping.
+
+    The sum is kept in float64, so that grouping changes a mean only beyond float32's precision.
+    """
+
+    maximum: Tensor  # float32 (..., H, W)
+    total: Tensor  # float64 (..., H, W)
+    count: int
+
+    @classmethod
+    def of(cls, maps: Tensor, dim: int = 0) -> "SampleFold":
+        """Folds maps over the dimension that counts samples."""
+        return cls(maps.amax(dim), maps.sum(dim, dtype=torch.float64), maps.shape[dim])
+
+    def merge(self, other: "SampleFold") -> "SampleFold":
+        return SampleFold(
+            torch.maximum(self.maximum, other.maximum), self.total + other.total, self.count + other.count
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.total / self.count).to(self.maximum.dtype)

@@ -1,0 +1,62 @@
+"""The stochastic classifier head, without the map expansion.
+
+FickleNet slides an s x s window over the features, drops features of each window at random, applies one s x s
+convolution K -> C and averages over all windows. Everything after the backbone is linear, so the average can
+be taken first: with the masks ``M[d, v]`` of ``ficklenet.masks`` and V = H * W positions
+
+    G[k, d]    = 1/V sum_v M[d, v] x[k, v]              pooled features, one (K x V)(V x D) product
+    S[c]       = b[c] + sum_{k,d} W[c, k, d] G[k, d]    logit: a linear layer on G
+    A[c, d, v] = sum_k W[c, k, d] x[k, v]               affinity: what v says for c when seen at offset d
+
+Equal to the paper's expansion (``ficklenet.expansion``) in logits, gradients and Grad-CAM maps; no expanded
+map exists.
+
+Shape legend: B images, S slots (wanted classes), C classes, K channels, H W feature grid, D offsets, V
+positions.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ficklenet.masks import expected_mask, kernel_radius
+
+
+class StochasticHead(nn.Module):
+    """One s x s convolution K -> C over randomly thinned windows, averaged (FickleNet, section 3.1)."""
+
+    def __init__(self, in_channels: int, num_classes: int, kernel_size: int) -> None:
+        super().__init__()
+        kernel_radius(kernel_size)  # refuses even sizes
+        self.kernel_size = kernel_size
+        self.weight = nn.Parameter(torch.empty(num_classes, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+        nn.init.normal_(self.weight, std=0.01)
+
+    @property
+    def num_classes(self) -> int:
+        return self.weight.shape[0]
+
+    def forward(self, features_BKHW: Tensor, masks_BDV: Tensor) -> Tensor:
+        """Logits (B, C) of one stochastic pass; the masks may also be one expectation for all, (1, D, V)."""
+        features_BKV = features_BKHW.flatten(2)
+        masks_BDV = masks_BDV.to(features_BKV.dtype).expand(len(features_BKV), -1, -1)
+        pooled_BKD = features_BKV @ masks_BDV.mT / features_BKV.shape[2]
+        return nn.functional.linear(pooled_BKD.flatten(1), self.weight.flatten(1), self.bias)
+
+    def expected_logits(self, features_BKHW: Tensor, drop_rate: float) -> Tensor:
+        """Logits (B, C) in expectation over the masks: the plain score, free of sampling noise."""
+        height, width = features_BKHW.shape[2:]
+        mask_DV = expected_mask(
+            self.kernel_size,
+            (height, width),
+            drop_rate,
+            dtype=features_BKHW.dtype,
+            device=features_BKHW.device,
+        )
+        return self(features_BKHW, mask_DV[None])
+
+    def affinity(self, features_BKHW: Tensor, classes_BS: Tensor) -> Tensor:
+        """The affinity (B, S, D, V) of each image's wanted classes; every class number must be in [0, C)."""
+        weight_BSDK = self.weight.flatten(2).mT[classes_BS]
+        affinity = weight_BSDK.flatten(1, 2) @ features_BKHW.flatten(2)  # (B, S * D, V)
+        return affinity.unflatten(1, weight_BSDK.shape[1:3])

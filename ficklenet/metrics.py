@@ -1,0 +1,102 @@
+"""Figures of merit, of classifiers and of label maps.
+
+Label maps are measured from one confusion matrix, int64 (L, L + 1) with L = background + classes: row = true label,
+column = predicted label, the last column = ignored by the prediction. Matrices of disjoint images add up.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ConfusionMatrix = NDArray[np.int64]
+
+
+def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
+    """Mean over classes of the average precision (area under precision over recall, no interpolation).
+
+    Args:
+        logits_NC: scores of N images for C classes.
+        targets_NC: 1 where the image has the class, else 0.
+
+    Returns:
+        In [0, 1]; classes that no image has are left out; NaN where no image has any.
+    """
+    from torchmetrics.functional.classification import binary_average_precision
+
+    per_class = [
+        binary_average_precision(logits, targets.long())
+        for logits, targets in zip(logits_NC.sigmoid().T.double(), targets_NC.T, strict=True)
+        if targets.any()
+    ]
+    return float(torch.stack(per_class).mean()) if per_class else float("nan")
+
+
+def confusion_matrix(
+    truth: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int, ignore_value: int
+) -> ConfusionMatrix:
+    """Counts of one or more label maps, 0 background, class number + 1.
+
+    Args:
+        truth: true labels; those of the ignore value are left out.
+        predicted: labels of the same shape; those of the ignore value are counted in the last column.
+
+    Raises:
+        ValueError: the shapes differ, or a label is neither of the class list nor the ignore value.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth is {truth.shape}, the prediction {predicted.shape}; resize one to the other's frame.")
+    num_labels = num_classes + 1
+    is_known = truth != ignore_value
+    rows, columns = truth[is_known].astype(np.int64), predicted[is_known].astype(np.int64)
+    columns[columns == ignore_value] = num_labels
+    if rows.size and (rows.min() < 0 or columns.min() < 0 or rows.max() >= num_labels or columns.max() > num_labels):
+        raise ValueError(f"label maps hold 0 to {num_classes} and {ignore_value} (ignore); these hold other values.")
+    counts = np.bincount(rows * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
+    return counts.reshape(num_labels, num_labels + 1)
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """How good label maps are; each in [0, 1], NaN where nothing counts for it.
+
+    Attributes:
+        iou: of the background and each class; a pixel that the prediction ignores is a miss of its true class. NaN
+            for a label in neither truth nor prediction.
+        mean_iou: over the labels that have one.
+        foreground_precision: share of the pixels given a class that have this class.
+        foreground_recall: share of the true classes' pixels given their class.
+        background_precision, background_recall: the same of the background.
+        coverage: share of pixels that are not ignored.
+    """
+
+    iou: tuple[float, ...]
+    mean_iou: float
+    foreground_precision: float
+    foreground_recall: float
+    background_precision: float
+    background_recall: float
+    coverage: float
+
+
+def label_figures(matrix: ConfusionMatrix) -> LabelFigures:
+    """The figures of a pooled confusion matrix."""
+    right = matrix.diagonal()
+    true, given = matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)
+    iou = tuple(_ratio(*counts) for counts in zip(right, true + given - right, strict=True))
+    defined = [value for value in iou if not np.isnan(value)]
+    return LabelFigures(
+        iou=iou,
+        mean_iou=float(np.mean(defined)) if defined else float("nan"),
+        foreground_precision=_ratio(right[1:].sum(), given[1:].sum()),
+        foreground_recall=_ratio(right[1:].sum(), true[1:].sum()),
+        background_precision=_ratio(right[0], given[0]),
+        background_recall=_ratio(right[0], true[0]),
+        coverage=_ratio(given.sum(), matrix.sum()),
+    )
+
+
+def _ratio(part: np.integer, whole: np.integer) -> float:
+    return float(part / whole) if whole else float("nan")

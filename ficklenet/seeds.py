@@ -1,0 +1,116 @@
+"""From localisation maps to label maps: seeds (only where the maps are sure) and densified seeds (everywhere).
+
+Label maps: 0 background, class number + 1, an ignore value where nothing is known. All arrays are one image's, in
+any common frame (height, width); an image without mapped classes is all ignored, since nothing is known of it.
+
+Shape legend: S slots (an image's mapped classes, ascending), H W rows and columns of the grid or the image.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Priority = Literal["background", "foreground"]
+Labels = NDArray[np.int64]
+
+
+def background_cue(
+    max_SHW: NDArray[np.floating],
+    saliency_HW: NDArray[np.floating] | None,
+    *,
+    saliency_threshold: float,
+    evidence_threshold: float,
+) -> NDArray[np.bool_]:
+    """Where an image is surely background.
+
+    Args:
+        max_SHW: maximum over the samples, in [0, 1].
+        saliency_HW: a saliency map in [0, 1], or None where there is none.
+        saliency_threshold: background is less salient than this (0.06: Huang et al., CVPR 2018).
+        evidence_threshold: without saliency, background is where every class's maximum is below this.
+    """
+    if saliency_HW is not None:
+        return np.asarray(saliency_HW < saliency_threshold)
+    return np.asarray((max_SHW < evidence_threshold).all(axis=0))
+
+
+def aggregate(
+    max_SHW: NDArray[np.floating],
+    mean_SHW: NDArray[np.floating],
+    classes_S: NDArray[np.integer],
+    background_HW: NDArray[np.bool_],
+    *,
+    theta: float,
+    priority: Priority,
+    ignore_value: int,
+) -> Labels:
+    """Seeds of one image (Lee et al., CVPR 2019, section 3.3).
+
+    A class is seeded where its maximum over the samples exceeds theta; of several, the one with the highest mean (of
+    equal means the lowest class number). Nothing is seeded where no class is, but for the background cue.
+
+    Args:
+        max_SHW, mean_SHW: maximum and mean over the samples, in [0, 1].
+        classes_S: class numbers.
+        background_HW: the background cue.
+        theta: the threshold, exclusive.
+        priority: which cue holds where both are.
+        ignore_value: the label of unseeded cells.
+    """
+    if len(classes_S) == 0:
+        return np.full(background_HW.shape, ignore_value, np.int64)
+    is_seeded_SHW = max_SHW > theta
+    best_HW = np.where(is_seeded_SHW, mean_SHW, -1.0).argmax(axis=0)
+    labels = np.where(is_seeded_SHW.any(axis=0), classes_S[best_HW].astype(np.int64) + 1, ignore_value)
+    yields_HW = background_HW if priority == "background" else background_HW & (labels == ignore_value)
+    return np.where(yields_HW, 0, labels)
+
+
+def dense_scores(
+    max_SHW: NDArray[np.floating],
+    mean_SHW: NDArray[np.floating],
+    saliency_HW: NDArray[np.floating] | None,
+    *,
+    background_exponent: float,
+) -> NDArray[np.float32]:
+    """Evidence for the background, then for each slot: float32 (1 + S, H, W) in [0, 1].
+
+    A slot's evidence is its maximum times its share of the highest mean: over large regions several classes reach
+    the same maximum, and as for seeds the mean decides between them.
+
+    Args:
+        max_SHW, mean_SHW: maximum and mean over the samples, in [0, 1]; at least one slot.
+        saliency_HW: a saliency map in [0, 1]; its complement is the background's evidence.
+        background_exponent: without saliency the background's evidence is (1 - highest maximum) to this power (Ahn
+            and Kwak, CVPR 2018, equation 2); below 1 the background grows.
+    """
+    if saliency_HW is not None:
+        background_HW = 1 - saliency_HW
+    else:
+        background_HW = (1 - max_SHW.max(axis=0)) ** background_exponent
+    highest_mean_HW = np.maximum(mean_SHW.max(axis=0), np.finfo(np.float32).tiny)
+    return np.concatenate([background_HW[None], max_SHW * (mean_SHW / highest_mean_HW)]).astype(np.float32)
+
+
+def densify(scores_LHW: NDArray[np.floating], classes_S: NDArray[np.integer]) -> Labels:
+    """The label of the highest score everywhere; of equal scores the lowest label.
+
+    Args:
+        scores_LHW: scores of the background and of each slot, L = 1 + S.
+        classes_S: class numbers.
+    """
+    labels_L = np.concatenate([[0], classes_S.astype(np.int64) + 1])
+    return labels_L[scores_LHW.argmax(axis=0)]
+
+
+def resize_labels(labels_HW: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
+    """Labels at another size by their nearest neighbour, corners aligned as in ``ficklenet.transforms``.
+
+    Enlarging spreads each cell around its place; shrinking takes the label at each cell's place.
+    """
+    rows, cols = (
+        np.rint(np.linspace(0, before - 1, after)).astype(int)
+        for before, after in zip(labels_HW.shape, size, strict=True)
+    )
+    return labels_HW[rows[:, None], cols]

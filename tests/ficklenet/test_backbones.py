@@ -1,0 +1,104 @@
+"""The backbones: geometry, torchvision's names, freezing, loading."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
+
+from ficklenet.backbones import BACKBONE_NAMES, build_backbone, grid_size, load_backbone_weights
+
+DATA = os.environ.get("FICKLENET_DATA")
+
+
+@pytest.mark.parametrize("name", BACKBONE_NAMES)
+@pytest.mark.parametrize("size", [33, 41, 50])
+def test_output_grid_is_as_stated(name, size):
+    backbone = build_backbone(name)
+    features = backbone(torch.zeros(1, 3, size, size + 8))
+    assert features.shape == (1, backbone.out_channels, grid_size(size), grid_size(size + 8))
+
+
+def test_paper_and_demo_inputs_have_the_stated_grids():
+    assert (grid_size(321), grid_size(129)) == (41, 17)
+
+
+@pytest.mark.parametrize("name", BACKBONE_NAMES)
+def test_cells_lie_on_every_eighth_pixel_corners_aligned(name):
+    """With mirror-symmetric kernels, mirroring an image of 8 g + 1 pixels mirrors its features exactly."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name).double()
+    for layer in backbone.features:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data += layer.weight.data.flip(3)
+    image = torch.randn(1, 3, 33, 41, dtype=torch.float64)
+    features = backbone(image)
+    assert torch.allclose(backbone(image.flip(3)), features.flip(3), atol=1e-12)
+    assert not torch.allclose(backbone(image.roll(1, 3)), features, atol=1e-6)
+
+
+def test_vgg16_has_torchvisions_names_and_shapes():
+    theirs = {f"features.{name}": value for name, value in make_layers(cfgs["D"]).state_dict().items()}
+    mine = build_backbone("vgg16").state_dict()
+    assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in theirs.items()}
+
+
+def test_vgg16_equals_torchvisions_before_the_first_pool():
+    theirs, mine = make_layers(cfgs["D"]), build_backbone("vgg16")
+    load_backbone_weights(mine, {f"features.{name}": value for name, value in theirs.state_dict().items()})
+    image = torch.randn(1, 3, 17, 17)
+    assert torch.allclose(mine.features[:4](image), theirs[:4](image))
+
+
+def test_weights_load_from_half_precision_and_without_the_classifier():
+    source, target = build_backbone("small"), build_backbone("small")
+    state = {name: value.half() for name, value in source.state_dict().items()}
+    load_backbone_weights(target, state | {"classifier.0.weight": torch.zeros(3)})
+    image = torch.randn(1, 3, 17, 17)
+    assert torch.allclose(target(image), source(image), rtol=0.05, atol=0.05)
+    assert target.features[0].weight.dtype == torch.float32
+
+
+def test_wrong_weights_are_refused_and_change_nothing():
+    backbone = build_backbone("small")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    state = backbone.state_dict()
+    missing = {name: value for name, value in state.items() if name != "features.0.weight"}
+    with pytest.raises(ValueError, match=r"1 missing \(first: features.0.weight\)"):
+        load_backbone_weights(backbone, missing)
+    with pytest.raises(ValueError, match=r"1 unknown \(first: layer1.weight\)"):
+        load_backbone_weights(backbone, state | {"layer1.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"features.0.weight has shape \(1, 3\)"):
+        load_backbone_weights(backbone, missing | {"features.0.weight": torch.zeros(1, 3)})
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_freezing_stops_the_first_stages_only_and_can_be_undone():
+    backbone = build_backbone("vgg16")
+    backbone.freeze_stages(2)
+    trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
+    assert trained[0] == "features.10.weight" and len(trained) == 2 * 9
+    backbone.freeze_stages(backbone.num_stages)
+    assert not any(weight.requires_grad for weight in backbone.parameters())
+    backbone.freeze_stages(0)
+    assert all(weight.requires_grad for weight in backbone.parameters())
+    with pytest.raises(ValueError, match="frozen stages: 6 given; this backbone has 0 to 5"):
+        backbone.freeze_stages(6)
+
+
+def test_unknown_backbone_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match='"resnet" given; give one of vgg16, small'):
+        build_backbone("resnet")
+
+
+@pytest.mark.skipif(not DATA, reason="FICKLENET_DATA names no folder of real data")
+def test_imagenet_weights_give_sane_features_at_paper_size():
+    backbone = build_backbone("vgg16")
+    path = Path(str(DATA)) / "weights" / "vgg16_features.pt"
+    load_backbone_weights(backbone, torch.load(path, weights_only=True))
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 321, 321))
+    assert features.shape == (1, 512, 41, 41)
+    assert features.isfinite().all() and features.amin() == 0 and features.mean() > 0.01
