@@ -1,0 +1,217 @@
+"""Connecting to Ray: an own local Ray that lives as long as the block, or a cluster that is already there.
+
+An own local Ray listens on 127.0.0.1 only, is a child of this process and ends with it; no other Ray of the
+machine is joined, asked or stopped. Nothing here decides what runs where: that is `fanout` and `training`.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.data  # configures Ray Data's logging, which is lowered below
+from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.exceptions import AuthenticationError
+
+from cluster.errors import ClusterError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds the project's packages; workers of a Ray on this machine import them from it."""
+
+MIN_LOCAL_CPUS = 2
+"""Logical CPUs an own local Ray declares at least: one holds the compute actor, the others read and write."""
+
+CONNECT_SECONDS = 10
+
+QUIET_RAY_CORE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""Ray's C++ core writes to a driver's stderr past Python's logging; its errors also arrive as exceptions, and one
+of them accompanies every Ray Data actor pool (https://github.com/ray-project/ray/issues/53727)."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What the cluster has at this moment, added over its living nodes.
+
+    Attributes:
+        num_cpus: Logical CPUs, as declared to Ray.
+        num_gpus: GPUs, as declared to Ray.
+        num_nodes: Living nodes, the head included.
+        in_process: There is no Ray; use the in-process form of whatever comes next.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    num_nodes: int
+    in_process: bool = False
+
+    def require(self, *, cpus: float, gpus: float, purpose: str) -> None:
+        """Refuses a demand that the cluster cannot meet as it is now.
+
+        Args:
+            cpus: Logical CPUs needed at the same time.
+            gpus: GPUs needed at the same time.
+            purpose: Who asks, for the message, as in "4 compute actors and a read task".
+
+        Raises:
+            ClusterError: More is asked than the cluster has.
+        """
+        for asked, there, name in ((gpus, self.num_gpus, "GPUs"), (cpus, self.num_cpus, "CPUs")):
+            if asked > there:
+                verb = "needs" if purpose.startswith("1 ") else "need"
+                raise ClusterError(
+                    f"cluster: {purpose} {verb} {asked:g} {name}, the cluster has {there:g}. Ask for fewer workers, "
+                    f"add nodes, or say that the cluster is autoscaling."
+                )
+
+
+def resources() -> Connection:
+    """What the connected cluster has now.
+
+    Raises:
+        ClusterError: No Ray is connected.
+    """
+    if not ray.is_initialized():
+        raise ClusterError("cluster: no Ray is connected. Run this inside `with connect():`.")
+    total = ray.cluster_resources()
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes)
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator[Connection]:
+    """Connects to Ray for the length of a `with` block; inside another such block it shares that one's Ray.
+
+    Args:
+        address: "local" starts an own Ray; "auto" or "host:port" joins a cluster; "in-process" does without Ray.
+            None or "" joins the cluster that `RAY_ADDRESS` names, as in a submitted Ray job, else starts an own Ray.
+        num_cpus: Logical CPUs an own Ray declares, which may be more than the machine has. None or 0: those this
+            process may use. A cluster that is joined has its own.
+
+    Yields:
+        The cluster's resources at the start.
+
+    Raises:
+        ClusterError: The cluster does not answer.
+    """
+    if address == "in-process":
+        yield Connection(num_cpus=_usable_cpus(), num_gpus=0, num_nodes=1, in_process=True)
+        return
+    _quieten_ray_data()
+    if ray.is_initialized():  # whoever started it ends it
+        yield resources()
+        return
+    joined = _address_to_join(address)
+    try:
+        if joined:
+            _join(joined)
+        else:
+            _start(num_cpus or _usable_cpus())
+        yield resources()
+    finally:
+        ray.shutdown()
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: "1 worker", "2 workers"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _address_to_join(address: str | None) -> str | None:
+    """The address of the cluster to join, or None when an own Ray is wanted."""
+    if address == "local":
+        return None
+    return address or os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE) or None
+
+
+def _usable_cpus() -> int:
+    there = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(there, MIN_LOCAL_CPUS)
+
+
+def _start(num_cpus: int) -> None:
+    """Starts an own Ray on 127.0.0.1, whose processes end with this one."""
+    with _loopback_only(), _environment(_import_path() | QUIET_RAY_CORE):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Lets a Ray that is started here listen on 127.0.0.1 alone.
+
+    Ray binds to the machine's outer address unless it believes that clusters are switched off. Its environment
+    variable for that is read once, at import, and would hinder joining a cluster, so this holds for the start only.
+    """
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        gloo = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"} | gloo):  # for Ray's own processes
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for the processes started inside the block, and puts the old values back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _join(address: str) -> None:
+    """Joins a cluster, without ever starting one."""
+    is_submitted_job = RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ  # it ships the packages as its working directory
+    runtime_env = None if is_submitted_job else {"env_vars": _import_path()}
+    try:
+        _require_an_answer(address)
+        with _environment(QUIET_RAY_CORE):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
+    except (OSError, AuthenticationError) as error:  # a ConnectionError of Ray's is an OSError
+        if "AuthToken" in str(error.__cause__) or isinstance(error, AuthenticationError):
+            remedy = "refuses this process. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
+        else:
+            remedy = "does not answer. Start one with 'ray start --head', or use the address 'local'"
+        raise ClusterError(f"cluster: the Ray at '{address}' {remedy}.") from error
+
+
+def _require_an_answer(address: str) -> None:
+    """Raises OSError at once when nothing listens at a "host:port"; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _import_path() -> dict[str, str]:
+    """The environment that lets a worker import the project's packages from a checkout, without installation."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT_ROOT), inherited]))}
+
+
+def _quieten_ray_data() -> None:
+    """Keeps Ray Data's running commentary out of a job's output; it stays in Ray's own log files."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

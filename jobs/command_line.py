@@ -1,0 +1,73 @@
+"""The command line every job shares: the same few flags, one-sentence errors, exit codes.
+
+Exit codes: 0 done; 1 stopped by the world (storage, cluster); 2 wrong input; 130 interrupted.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from cluster.errors import ClusterError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a wrong flag with one sentence and a suggestion."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            flag = message.split(": ", 1)[1].split()[0]
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            near = difflib.get_close_matches(flag.split("=")[0], known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else "See --help."
+            self.exit(2, f"{self.prog}: {flag}: unknown argument. {hint}\n")
+        self.exit(2, f"{self.prog}: {message}. See --help.\n")
+
+
+def job_parser(name: str, description: str, *, run_required: bool = True) -> Parser:
+    """A parser with the flags every job has."""
+    parser = Parser(prog=name, description=description)
+    parser.add_argument("--run", required=run_required, metavar="PATH", help="the run: a folder or an s3:// prefix")
+    parser.add_argument("--config", metavar="FILE", help="TOML file laid over the run's recorded configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one configuration key, for example maps.num_samples=100; may be repeated",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
+    return parser
+
+
+def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> NoReturn:
+    """Runs a job's main and turns its outcome into an exit code and, at most, one sentence."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        main(given)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ClusterError) as error:
+        if debug:
+            raise
+        message, code = str(error), 2 if isinstance(error, ValueError) else 1
+        if isinstance(error, FileNotFoundError) and error.filename:
+            message, code = f"{error.filename}: no such file.", 2
+        print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
+        sys.exit(code)
+    sys.exit(0)

@@ -1,0 +1,81 @@
+"""The built-in demo: draws a small data set, trains on its labels, makes maps and a picture, all in one Ray."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
+from jobs.compute import connected
+from jobs.contact_sheet import draw_contact_sheet
+from jobs.pictures import voc_palette
+from jobs.prepare_dataset import prepare
+from jobs.run import open_run
+from jobs.train_ficklenet import train_classifier
+from storage.location import Location
+from storage.sources import SourceImage
+
+DEMO_FOLDER = "~/ficklenet-demo"
+NUM_TRAINING, NUM_VALIDATION = 300, 60
+SETTINGS = {
+    "unit_size": 30,
+    "images": {"input_size": 129},
+    "classifier": {
+        "backbone": "small",
+        "weights": "none",
+        "kernel_size": 5,
+        "epochs": 12,
+        "batch_size": 5,
+        "learning_rate": 0.02,
+        "backbone_learning_rate_factor": 0.1,
+        "halve_every": 6,
+    },
+    "maps": {"normalization": "max"},
+}
+
+
+def run_demo(config_file: str | None = None, assignments: list[str] | None = None) -> None:
+    """Makes whatever of the demo is missing; prints where everything is."""
+    from jobs.generate_maps import generate  # that module runs the demo when it is given no run
+
+    folder = Path(DEMO_FOLDER).expanduser()
+    run = open_run(str(folder / "run"), config_file, assignments, defaults=SETTINGS)
+    print(f"demo: everything is in {folder}", flush=True)
+    prepare(run, draw_data_set(Location(str(folder / "data"))), DRAWN_CLASS_NAMES)
+    with connected(run.config.cluster) as connection:
+        train_classifier(run, connection)
+        generate(run, connection)
+    print(f"demo: look at {draw_contact_sheet(run, num_images=8)}")
+
+
+def draw_data_set(folder: Location) -> list[SourceImage]:
+    """Draws the scenes that are missing in a folder; the same scenes always."""
+    images = []
+    total = NUM_TRAINING + NUM_VALIDATION
+    for index in tqdm(range(total), desc="draw", disable=None):
+        split = "train" if index < NUM_TRAINING else "val"
+        image, mask = (
+            folder / "images" / f"scene_{index:04d}.png",
+            folder / "masks" / f"scene_{index:04d}.png",
+        )
+        scene = draw_scene(index)
+        if not mask.exists():  # drawn last
+            image.write_bytes(_png(Image.fromarray(scene.image)))
+            mask.write_bytes(_png(_palette_image(scene.mask)))
+        labels = tuple(DRAWN_CLASS_NAMES[label] for label in scene.labels)
+        images.append(SourceImage(f"scene_{index:04d}", image.uri, labels, split, mask.uri))
+    return images
+
+
+def _palette_image(labels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette().tobytes())
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,58 @@
+"""Progress for people: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections import Counter
+
+from tqdm import tqdm
+
+LOG_INTERVAL = 10.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """Images finished, with rate and estimate."""
+
+    def __init__(self, name: str, total: int, already_done: int = 0) -> None:
+        self._name, self._total, self._initial = name, total, already_done
+        self._done = already_done
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, initial=already_done, desc=name, unit="image") if sys.stderr.isatty() else None
+
+    def advance(self, num_images: int) -> None:
+        """Books finished images, the skipped ones included."""
+        self._done += num_images
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(num_images)
+        elif now - self._last_line >= LOG_INTERVAL:
+            self._last_line = now
+            rate = (self._done - self._initial) / (now - self._start)
+            left = duration((self._total - self._done) / rate)
+            print(
+                f"{self._name}: {self._done:,} of {self._total:,} images, {rate:.2f} images/s, about {left} left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends the bar, keeping it on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def summary_line(name: str, done: int, skipped: Counter[str], left: int, seconds: float) -> str:
+    """The last line of a job: 'maps: 1,178 images done, 2 skipped (1 empty file; 1 missing), 0 left, 3 min 10 s.'"""
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(5))
+    more = len(skipped) - 5
+    reasons += f"; {more} more kinds" if more > 0 else ""
+    skipped_part = f"{sum(skipped.values()):,} skipped" + (f" ({reasons})" if reasons else "")
+    return f"{name}: {done:,} images done, {skipped_part}, {left:,} left, {duration(seconds)}."
+
+
+def duration(seconds: float) -> str:
+    """'48 s', '3 min 10 s', '2 h 05 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -1,0 +1,86 @@
+"""The run: one folder or s3:// prefix with everything one experiment reads and writes (`run.json` is its header)."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Config, resolve_config
+from storage.location import Location
+from storage.manifest import Manifest
+
+PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "zarr", "s3fs", "numba", "pydensecrf2")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's place and its configuration, as this launch sees them."""
+
+    location: Location
+    config: Config
+
+    @property
+    def uri(self) -> str:
+        return self.location.uri
+
+    def manifest(self) -> Manifest:
+        """The frozen list of images.
+
+        Raises:
+            ValueError: there is none yet; the sentence names the command that makes it.
+        """
+        place = self.location / "manifest.parquet"
+        if not place.exists():
+            raise ValueError(
+                f"{self.uri} holds no manifest. Run 'python jobs/prepare_dataset.py --run {self.uri}' first."
+            )
+        return Manifest.open(place)
+
+
+def open_run(
+    path: str,
+    config_file: str | None = None,
+    assignments: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Run:
+    """Opens a run and resolves its configuration: the recorded one, then the file, then the assignments.
+
+    Args:
+        path: folder or s3:// prefix. A relative path is refused inside a Ray job, whose folder is thrown away.
+        config_file: TOML file or None.
+        assignments: "section.key=value" texts.
+        defaults: nested settings of a new run, before the file.
+    """
+    is_relative = "://" not in path and not os.path.isabs(path)
+    if is_relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ValueError(f"--run {path}: a submitted job runs in a throwaway folder; give an absolute path or s3://...")
+    location = Location.parse(path if not is_relative else os.path.abspath(path))
+    header = location / "run.json"
+    recorded = json.loads(header.read_bytes())["config"] if header.exists() else dict(defaults or {})
+    return Run(location, resolve_config(recorded, config_file, assignments or []))
+
+
+def record_run(run: Run) -> None:
+    """Writes `run.json`; called once a step has accepted the configuration."""
+    header = {
+        "config": run.config.model_dump(mode="json"),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "source": source_hash(),
+    }
+    (run.location / "run.json").write_bytes(json.dumps(header, indent=1).encode())
+
+
+def source_hash() -> str:
+    """sha256 over the project's Python files; a submitted job has no version control to ask."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("cluster", "ficklenet", "jobs", "storage"):
+        for file in sorted((root / package).glob("*.py")):
+            digest.update(f"{package}/{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()

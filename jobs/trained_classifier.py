@@ -1,0 +1,55 @@
+"""The classifier that a finished training left in a run."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from ficklenet.classifier import ClassifierSpec, FickleNet, unpack_classifier
+from jobs.run import Run
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """The record of a finished training, `complete.json`."""
+
+    spec: ClassifierSpec
+    sha256: str
+    metrics: dict[str, float]
+
+
+def require_classifier(run: Run, class_names: tuple[str, ...]) -> TrainedClassifier:
+    """The finished training of a run.
+
+    Raises:
+        ValueError: there is none, or it was trained for another class list.
+    """
+    folder = run.location / "classifier"
+    if not (folder / "complete.json").exists():
+        raise ValueError(
+            f"{run.uri} has no trained classifier. Run 'python jobs/train_ficklenet.py --run {run.uri}' first."
+        )
+    classifier, sha256 = load_classifier(run)
+    if classifier.spec.class_names != class_names:
+        raise ValueError(
+            f"{folder}: the classifier knows {list(classifier.spec.class_names)}, the manifest {list(class_names)}. "
+            "Train it for this class list in another run, or with --restart classifier."
+        )
+    record = json.loads((folder / "complete.json").read_bytes())
+    return TrainedClassifier(classifier.spec, sha256, record["metrics"])
+
+
+def load_classifier(run: Run) -> tuple[FickleNet, str]:
+    """The run's classifier, on CPU, and the sha256 of its file.
+
+    Raises:
+        ValueError: the file is not the one the training finished with.
+    """
+    folder = run.location / "classifier"
+    data = (folder / "model.pt").read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    recorded = json.loads((folder / "complete.json").read_bytes())["sha256"]
+    if sha256 != recorded:
+        raise ValueError(
+            f"{folder / 'model.pt'}: not the file that the training finished with. Train with --restart classifier."
+        )
+    return unpack_classifier(data), sha256

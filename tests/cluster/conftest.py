@@ -1,0 +1,13 @@
+"""One local Ray for all tests of the package; its CPUs are over-declared so that pools of several sizes fit."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.connect import Connection, connect
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[Connection]:
+    with connect("local", num_cpus=4) as connection:
+        yield connection

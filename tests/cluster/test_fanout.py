@@ -1,0 +1,227 @@
+"""The staged fan-out on a real Ray, and its in-process form."""
+
+import itertools
+import os
+import resource
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray import cloudpickle
+
+from cluster.connect import Connection
+from cluster.errors import ClusterError
+from cluster.fanout import MAX_BEGINS, Payload, Pool, Stages, fan_out, fan_out_in_process
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Data warns of its own settings
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+
+ONE, TWO = Pool(1, 1), Pool(2, 2)
+
+
+def units(count: int) -> list[Payload]:
+    return [{"unit": number} for number in range(count)]
+
+
+def note_begin(folder: Path, stage: str, unit: int) -> None:
+    """Leaves a file for this beginning, so that the driver can count them."""
+    (folder / f"{stage}-{unit}-{time.monotonic_ns()}").touch()
+
+
+def num_begins(folder: Path, stage: str, unit: int | str = "*") -> int:
+    return len(list(folder.glob(f"{stage}-{unit}-*")))
+
+
+def run_noted(folder: Path, stage: str, fault: dict[tuple[str, int], str], payload: Payload) -> Payload:
+    """A stage that notes its beginning, then does what `fault` says for this stage and unit."""
+    unit = payload["unit"]
+    note_begin(folder, stage, unit)
+    match fault.get((stage, unit)):
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "die once" if num_begins(folder, stage, unit) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "value error":
+            raise ValueError(f"unit {unit}: no such thing.")
+    return {"unit": unit, "squares": np.arange(unit + 1) ** 2}
+
+
+def noted_stages(folder: Path, fault: dict[tuple[str, int], str] | None = None) -> Stages:
+    stage = partial(run_noted, folder)
+    return Stages(
+        partial(stage, "read", fault or {}),
+        lambda: partial(stage, "compute", fault or {}),
+        partial(finish, partial(stage, "write", fault or {})),
+    )
+
+
+def finish(stage: partial[Payload], payload: Payload) -> Payload:
+    return {"unit": stage(payload)["unit"], "sum": int(payload["squares"].sum()), "skipped": []}
+
+
+def in_order(receipts: list[Payload]) -> list[Payload]:
+    return sorted(receipts, key=lambda receipt: receipt["unit"])
+
+
+def test_each_unit_runs_once_in_each_stage_and_leaves_one_receipt(local_ray: Connection, tmp_path: Path) -> None:
+    receipts = list(fan_out(units(9), noted_stages(tmp_path), ONE))
+    assert in_order(receipts) == [{"unit": n, "sum": sum(k * k for k in range(n + 1)), "skipped": []} for n in range(9)]
+    for stage, unit in itertools.product(("read", "compute", "write"), range(9)):
+        assert num_begins(tmp_path, stage, unit) == 1
+
+
+def test_workers_order_and_process_do_not_change_receipts(local_ray: Connection, tmp_path: Path) -> None:
+    stages = noted_stages(tmp_path)
+    expected = list(fan_out_in_process(units(7), stages))
+    assert in_order(list(fan_out(units(7), stages, TWO))) == expected
+    assert in_order(list(fan_out(units(7)[::-1], stages, Pool(1, 2)))) == expected
+
+
+def timed(stage: str, payload: Payload) -> Payload:
+    begin = time.monotonic()
+    time.sleep(0.2)
+    return payload | {stage: (begin, time.monotonic(), os.getpid())}
+
+
+def test_stages_overlap_in_processes_of_their_own(local_ray: Connection) -> None:
+    stages = Stages(partial(timed, "read"), lambda: partial(timed, "compute"), partial(timed, "write"))
+    receipts, arrivals = [], []
+    for receipt in fan_out(units(12), stages, ONE):
+        receipts.append(receipt)
+        arrivals.append(time.monotonic())
+    reads, computes = ([receipt[stage] for receipt in receipts] for stage in ("read", "compute"))
+    assert any(r[0] < c[1] and c[0] < r[1] for r in reads for c in computes), "reading waited for computing"
+    assert not {r[2] for r in reads} & {c[2] for c in computes}, "Ray Data fused reading into the actor"
+    assert arrivals[0] < max(c[0] for c in computes), "the first receipt came after all units were computed"
+
+
+def echo(payload: Payload) -> Payload:
+    return payload
+
+
+AWKWARD = {
+    "unit": 0,
+    "nothing": None,
+    "empty": [],
+    "mixed": [1, "a", {"b": None}],
+    "bytes": b"\0\xff",
+    "no rows": np.zeros((0, 3), np.float16),
+    "flags": np.array([True, False]),
+}
+
+
+def test_payloads_and_receipts_arrive_as_they_were_sent(local_ray: Connection) -> None:
+    [receipt] = fan_out([AWKWARD], Stages(echo, lambda: echo, echo), ONE)
+    for name, value in AWKWARD.items():
+        if isinstance(value, np.ndarray):
+            assert receipt[name].dtype == value.dtype
+            np.testing.assert_array_equal(receipt[name], value)
+        else:
+            assert receipt[name] == value
+
+
+def large(payload: Payload) -> Payload:
+    return payload | {"image": np.ones(16 << 20, np.uint8)}
+
+
+def small(payload: Payload) -> Payload:
+    return {"unit": payload["unit"], "sum": int(payload["image"].sum())}
+
+
+def test_driver_never_holds_a_payload(local_ray: Connection) -> None:
+    list(fan_out(units(1), Stages(large, lambda: large, small), ONE))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    receipts = list(fan_out(units(12), Stages(large, lambda: large, small), ONE))
+    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert {receipt["sum"] for receipt in receipts} == {16 << 20}
+    assert grown_mib < 16, "one payload has 16 MiB"
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+def test_an_error_in_a_stage_comes_back_as_itself_and_stops(local_ray: Connection, tmp_path: Path, stage: str) -> None:
+    stages = noted_stages(tmp_path, {(stage, 2): "value error"})
+    with pytest.raises(ValueError) as caught:
+        list(fan_out(units(200), stages, ONE))
+    assert type(caught.value) is ValueError
+    assert str(caught.value) == "unit 2: no such thing."
+    assert "run_noted" in caught.value.__notes__[0], "the worker's traceback is lost"
+    assert num_begins(tmp_path, "write") < 200
+
+
+def refuse() -> None:
+    raise FileNotFoundError("no classifier: train one first.")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_error_while_an_actor_is_made_ready_comes_back_as_itself(local_ray: Connection) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^no classifier: train one first\."):
+        list(fan_out(units(3), Stages(echo, refuse, echo), ONE))
+
+
+def test_an_actor_that_dies_while_it_is_made_ready_stops_the_fan_out(local_ray: Connection) -> None:
+    with pytest.raises(ClusterError, match="while it was made ready"):
+        list(fan_out(units(3), Stages(echo, die, echo), ONE))
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+def test_the_unit_of_a_killed_worker_is_run_again(local_ray: Connection, tmp_path: Path, stage: str) -> None:
+    receipts = list(fan_out(units(6), noted_stages(tmp_path, {(stage, 3): "die once"}), ONE))
+    assert [receipt["unit"] for receipt in in_order(receipts)] == list(range(6))
+    assert num_begins(tmp_path, stage, 3) == 2
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+def test_a_unit_that_kills_its_process_is_handed_to_on_poison(
+    local_ray: Connection, tmp_path: Path, stage: str
+) -> None:
+    stages = noted_stages(tmp_path, {(stage, 3): "die"})
+    receipts = in_order(list(fan_out(units(6), stages, ONE, on_poison=lambda unit: unit | {"poison": True})))
+    assert receipts[3] == {"unit": 3, "poison": True}
+    assert [receipt["unit"] for receipt in receipts] == list(range(6))
+    assert num_begins(tmp_path, stage, 3) == MAX_BEGINS
+
+
+def test_poison_without_a_remedy_stops_and_names_the_unit(local_ray: Connection, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"unit \{'unit': 1\} ended its process 2 times in stage 'compute'"):
+        list(fan_out(units(3), noted_stages(tmp_path, {("compute", 1): "die"}), ONE))
+
+
+def slow(payload: Payload) -> Payload:
+    time.sleep(0.1)
+    return payload
+
+
+def test_a_caller_who_has_had_enough_ends_the_execution(local_ray: Connection, tmp_path: Path) -> None:
+    stages = noted_stages(tmp_path)
+    receipts = fan_out(units(300), Stages(stages.read, lambda: slow, echo), ONE)
+    next(receipts)
+    receipts.close()
+    time.sleep(0.5)  # what was under way ends
+    begun = num_begins(tmp_path, "read")
+    time.sleep(1)
+    assert num_begins(tmp_path, "read") == begun < 300
+
+
+def test_no_units_give_no_receipts(local_ray: Connection) -> None:
+    assert list(fan_out([], Stages(echo, refuse, echo), ONE)) == []
+
+
+def test_a_pool_larger_than_the_cluster_is_refused(local_ray: Connection) -> None:
+    with pytest.raises(ClusterError, match=r"8 compute actors .* need 9 CPUs, the cluster has 4"):
+        next(fan_out(units(1), Stages(echo, refuse, echo), Pool(8, 8)))
+    with pytest.raises(ClusterError, match=r"1 compute actor .* needs 1 GPUs, the cluster has 0"):
+        next(fan_out(units(1), Stages(echo, refuse, echo), Pool(gpus_per_actor=1)))
+
+
+@pytest.mark.parametrize("numbers", [{"min_actors": 0}, {"min_actors": 3, "max_actors": 2}, {"reads_per_actor": 1}])
+def test_an_impossible_pool_is_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^cluster: "):
+        Pool(**numbers)

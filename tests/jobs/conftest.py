@@ -1,0 +1,91 @@
+"""A tiny prepared and trained run on drawn scenes, made once and copied for each test."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import connect
+from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs import demo
+from jobs.generate_maps import generate
+from jobs.prepare_dataset import prepare
+from jobs.run import Run, open_run
+from jobs.train_ficklenet import train_classifier
+from storage.location import Location
+from storage.sources import SourceImage
+
+NUM_IMAGES = 14  # units of 4: the last one is short
+SETTINGS = {
+    "unit_size": 4,
+    "images": {"input_size": 65},
+    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1, "train_splits": ["train"]},
+    "maps": {"num_samples": 8},
+    "cluster": {"address": "in-process"},
+}
+
+
+@pytest.fixture(scope="session")
+def drawn_images(tmp_path_factory):
+    """The source's images: the last two are the validation split."""
+    folder = Location(str(tmp_path_factory.mktemp("data")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "NUM_TRAINING", NUM_IMAGES - 2)
+        patch.setattr(demo, "NUM_VALIDATION", 2)
+        return demo.draw_data_set(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_run_folder(drawn_images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run = open_run(str(folder), defaults=SETTINGS)
+    prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    with connect("in-process") as connection:
+        train_classifier(run, connection)
+    return folder
+
+
+@pytest.fixture
+def trained_run(trained_run_folder, tmp_path) -> Run:
+    """A copy of the trained run, in a folder of the test's own."""
+    shutil.copytree(trained_run_folder, tmp_path / "run")
+    return open_run(str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A connection to an own Ray, CPUs over-declared."""
+    with connect("local", num_cpus=4) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def mapped_run_folder(trained_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mapped") / "run"
+    shutil.copytree(trained_run_folder, folder)
+    with connect("in-process") as connection:
+        generate(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def finished_maps_run(mapped_run_folder, tmp_path) -> Run:
+    """A copy of a run with finished maps, in a folder of the test's own."""
+    shutil.copytree(mapped_run_folder, tmp_path / "mapped")
+    return open_run(str(tmp_path / "mapped"))
+
+
+@pytest.fixture
+def map_images(trained_run_folder, tmp_path):
+    """A function that prepares a run of other images and makes its maps by the trained classifier."""
+
+    def make(images: Sequence[SourceImage], *assignments: str, class_values: tuple[int, ...] | None = None) -> Run:
+        run = open_run(str(tmp_path / "other"), None, assignments, defaults=SETTINGS)
+        prepare(run, images, DRAWN_CLASS_NAMES, class_values)
+        (tmp_path / "other" / "classifier").symlink_to(trained_run_folder / "classifier")
+        with connect("in-process") as connection:
+            generate(run, connection)
+        return run
+
+    return make

@@ -1,0 +1,67 @@
+import pytest
+
+from jobs.config import Config, config_keys, resolve_config
+
+
+def test_defaults_are_the_papers():
+    config = Config()
+    assert config.maps.num_samples == 200
+    assert (config.classifier.drop_rate, config.classifier.kernel_size, config.classifier.batch_size) == (0.9, 9, 10)
+
+
+def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[maps]\nnum_samples = 50\npercentile = 80.0\n")
+    recorded = {"seed": 3, "maps": {"num_samples": 10, "max_classes": 2}}
+    config = resolve_config(recorded, str(file), ["maps.percentile=70"])
+    assert (config.seed, config.maps.max_classes, config.maps.num_samples, config.maps.percentile) == (3, 2, 50, 70)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("maps.num_sample=3", "maps.num_sample: unknown key. Did you mean maps.num_samples?"),
+        ("mapz=3", "mapz: unknown key. Did you mean maps?"),
+        ("maps.num_samples=0", "maps.num_samples: given 0, allowed: greater than or equal to 1."),
+        ("maps.normalization=mean", "maps.normalization: given 'mean', allowed: 'max' or 'percentile'."),
+        ("classifier.kernel_size=4", "classifier.kernel_size: given 4, allowed: odd numbers."),
+        ("images.input_size=320", "images.input_size: given 320, allowed: 8 g + 1, such as 321."),
+        (
+            "maps.num_samples",
+            "--set maps.num_samples: write section.key=value, for example --set maps.num_samples=100.",
+        ),
+    ],
+)
+def test_wrong_assignment_is_refused_in_one_sentence(assignment, sentence):
+    with pytest.raises(ValueError) as refusal:
+        resolve_config({}, None, [assignment])
+    assert str(refusal.value) == sentence
+
+
+def test_false_means_false():
+    assert resolve_config({}, None, ["cluster.autoscaling=False"]).cluster.autoscaling is False
+    assert resolve_config({}, None, ["cluster.autoscaling=true"]).cluster.autoscaling is True
+
+
+def test_names_may_be_given_separated_by_commas():
+    assert resolve_config({}, None, ["classifier.val_splits=val,test"]).classifier.val_splits == ("val", "test")
+
+
+def test_missing_or_broken_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        resolve_config({}, str(tmp_path / "absent.toml"), [])
+    (tmp_path / "broken.toml").write_text("maps = [")
+    with pytest.raises(ValueError, match="not a TOML file"):
+        resolve_config({}, str(tmp_path / "broken.toml"), [])
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3
+
+
+def test_every_key_survives_the_record():
+    config = Config()
+    assert resolve_config(config.model_dump(mode="json"), None, []) == config
+    assert "maps.num_samples" in config_keys()
+    assert "seed" in config_keys()

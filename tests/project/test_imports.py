@@ -1,0 +1,38 @@
+"""Who may know whom: ficklenet, storage and cluster are leaves; only cluster knows Ray; jobs know all three."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cluster", "ficklenet", "jobs", "storage")
+FORBIDDEN = {
+    "ficklenet": {"cluster", "storage", "jobs", "ray", "zarr", "fsspec", "s3fs", "pyarrow"},
+    "storage": {"cluster", "ficklenet", "jobs", "ray", "torch", "torchvision"},
+    "cluster": {"ficklenet", "storage", "jobs", "zarr", "fsspec", "s3fs", "torchvision"},
+    "jobs": {"ray", "zarr", "fsspec", "s3fs"},
+}
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Top-level names of everything imported, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "write absolute imports"
+            yield (node.module or "").partition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_only_what_it_may_know(package):
+    for file in sorted((ROOT / package).rglob("*.py")):
+        wrong = set(imported_modules(file.read_text())) & FORBIDDEN[package]
+        assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_a_forbidden_import_is_found_inside_a_function():
+    assert "ray" in set(imported_modules("def f():\n    import ray.data\n"))
+    assert "cluster" in set(imported_modules("from cluster.connect import connect\n"))
