@@ -136,7 +136,7 @@ def _usable_cpus() -> int:
 
 def _start(num_cpus: int) -> None:
     """Starts an own Ray on 127.0.0.1, whose processes end with this one."""
-    with _loopback_only(), _environment(_import_path() | QUIET_RAY_CORE):
+    with _loopback_only(), _environment(_import_path() | QUIET_RAY_CORE), _without_stderr():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -178,13 +178,30 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drops what is written to the process's stderr inside the block, below Python too.
+
+    Ray's core announces its log level there and cannot be told not to; its errors arrive as exceptions.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _join(address: str) -> None:
     """Joins a cluster, without ever starting one."""
     is_submitted_job = RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ  # it ships the packages as its working directory
     runtime_env = None if is_submitted_job else {"env_vars": _import_path()}
     try:
         _require_an_answer(address)
-        with _environment(QUIET_RAY_CORE):
+        with _environment(QUIET_RAY_CORE), _without_stderr():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
     except (OSError, AuthenticationError) as error:  # a ConnectionError of Ray's is an OSError
         if "AuthToken" in str(error.__cause__) or isinstance(error, AuthenticationError):

@@ -70,6 +70,26 @@ class FickleNet(nn.Module):
         return self.head.expected_logits(self.backbone(images_BCHW), self.spec.drop_rate)
 
 
+def predicted_classes(logits: Tensor, threshold: float, max_classes: int, num_slots: int) -> Tensor:
+    """The most probable classes of each image, ascending.
+
+    Args:
+        logits: (B, C) expected logits.
+        threshold: least sigmoid of a class.
+        max_classes: at most so many per image.
+        num_slots: width of the result.
+
+    Returns:
+        int64 (B, num_slots), -1 in empty slots.
+    """
+    best = logits.sigmoid().topk(min(max_classes, logits.shape[1]))
+    absent = logits.shape[1]  # sorts behind every class
+    chosen = torch.where(best.values >= threshold, best.indices, absent).sort(dim=1).values
+    slots = torch.full((len(logits), num_slots), absent, device=logits.device)
+    slots[:, : chosen.shape[1]] = chosen
+    return torch.where(slots == absent, -1, slots)
+
+
 def pack_classifier(model: FickleNet) -> bytes:
     """The classifier as a file: a torch archive of plain types and CPU tensors (``weights_only``)."""
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}

@@ -50,10 +50,12 @@ def confusion_matrix(
         raise ValueError(f"truth is {truth.shape}, the prediction {predicted.shape}; resize one to the other's frame.")
     num_labels = num_classes + 1
     is_known = truth != ignore_value
-    rows, columns = truth[is_known].astype(np.int64), predicted[is_known].astype(np.int64)
-    columns[columns == ignore_value] = num_labels
-    if rows.size and (rows.min() < 0 or columns.min() < 0 or rows.max() >= num_labels or columns.max() > num_labels):
+    rows, given = truth[is_known].astype(np.int64), predicted[is_known].astype(np.int64)
+    labels = np.concatenate([rows, given[given != ignore_value]])
+    if labels.size and not 0 <= labels.min() <= labels.max() <= num_classes:
         raise ValueError(f"label maps hold 0 to {num_classes} and {ignore_value} (ignore); these hold other values.")
+    num_labels = num_classes + 1
+    columns = np.where(given == ignore_value, num_labels, given)
     counts = np.bincount(rows * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
     return counts.reshape(num_labels, num_labels + 1)
 

@@ -5,37 +5,21 @@ run and computes exactly the missing units. Without --run it runs the built-in d
 small classifier on it, makes its maps and a picture of them.
 """
 
-import time
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from cluster.connect import Connection
-from cluster.fanout import Payload, Stages
-from ficklenet.localizer import Normalization, localize, uses_compiled_path
-from ficklenet.masks import mask_key
-from ficklenet.transforms import normalize, resize_square
+from cluster.fanout import Stages
 from jobs.command_line import job_parser, run_main
-from jobs.compute import connected, resolved_device, resolved_precision, run_stages
+from jobs.compute import connected, resolved_device, run_stages
 from jobs.config import Config
+from jobs.map_stages import MapMaker, MapsJob
 from jobs.run import Run, open_run, record_run
-from jobs.trained_classifier import load_classifier, require_classifier
-from jobs.unit_steps import UnitPlan, book_units, finish_unit, unit_of
-from storage.errors import BadImage
-from storage.images import read_image, read_many
-from storage.location import Location
+from jobs.trained_classifier import require_classifier
+from jobs.unit_steps import UnitPlan, book_units
 from storage.manifest import Manifest
 from storage.map_store import MapStore
-from storage.steps import Skipped, Step
+from storage.steps import Step
 from storage.units import parse_shard, plan_units, units_of_shard
-
-ALGORITHM_VERSION = 1  # of all that happens between an image's bytes and its stored maps
-MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
-CPU_BATCH, GPU_BATCH = 1, 32  # images per backbone pass
 
 EXAMPLES = """examples:
   python jobs/generate_maps.py                                      the demo
@@ -51,6 +35,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--restart", choices=["maps"], help="delete this step's results and start it anew")
     given = parser.parse_args(arguments)
     if given.run is None:
+        if given.restart or given.shard != "1/1":
+            raise ValueError("--shard and --restart go with --run; the demo's run is ~/ficklenet-demo/run.")
         from jobs.demo import run_demo  # which runs every job, this one too
 
         run_demo(given.config, given.set)
@@ -103,185 +89,6 @@ def generate(run: Run, connection: Connection, shard: tuple[int, int] = (1, 1), 
     stages = Stages(job.read, partial(MapMaker, job), job.write)
     results = run_stages(plan.rows, stages, run.config.cluster, connection, job.device)
     book_units("maps", plan, results, run.config.images.max_skipped_fraction)
-
-
-@dataclass(frozen=True)
-class MapsJob:
-    """What every worker needs to know; its methods are the fan-out's stages."""
-
-    run_uri: str
-    config: Config
-    classifier_hash: str
-    grid: tuple[int, int]
-    num_slots: int
-    device: str
-
-    @property
-    def run(self) -> Run:
-        return Run(Location(self.run_uri), self.config)
-
-    @property
-    def store_location(self) -> Location:
-        return self.run.location / "maps" / "maps.zarr"
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.maps.batch_size or (GPU_BATCH if self.device == "cuda" else CPU_BATCH)
-
-    @property
-    def precision(self) -> torch.dtype:
-        return getattr(torch, resolved_precision(self.config.maps.precision, self.device))
-
-    def fingerprint(self, manifest: Manifest) -> dict[str, Any]:
-        """Everything that changes the maps; not what merely runs them."""
-        maps = self.config.maps
-        return {
-            "algorithm_version": ALGORITHM_VERSION,
-            "manifest": manifest.column_hash(MANIFEST_COLUMNS),
-            "classifier": self.classifier_hash,
-            "seed": self.config.seed,
-            "unit_size": self.config.unit_size,
-            "images": {"max_pixels": self.config.images.max_pixels},
-            "maps": maps.model_dump(mode="json", exclude={"device", "precision", "batch_size"}),
-            "device": self.device,
-            "precision": str(self.precision).removeprefix("torch."),
-            "batch_size": self.batch_size,
-            "sampler": "compiled" if self.device == "cpu" and uses_compiled_path(torch.empty(0)) else "dense",
-        }
-
-    def read(self, row: Payload) -> Payload:
-        """Stage 1: a unit's images, fetched concurrently, as one tensor; unusable ones stay zero, with a reason."""
-        started = time.monotonic()
-        unit = unit_of(row)
-        entries = self.run.manifest().rows(unit.start, unit.stop)
-        size = self.config.images.input_size
-        max_pixels = self.config.images.max_pixels
-
-        def read_input(uri: str) -> np.ndarray:
-            return resize_square(read_image(uri, max_pixels), size)
-
-        images = np.zeros((len(entries), 3, size, size), np.uint8)
-        is_present = np.zeros(len(entries), bool)
-        skipped = [Skipped(entry.image_id, entry.problem) for entry in entries if entry.problem]
-        usable = [number for number, entry in enumerate(entries) if not entry.problem]
-        uris = [entries[number].uri for number in usable]
-        for number, found in zip(usable, read_many(uris, read_input, self.config.images.read_concurrency), strict=True):
-            if isinstance(found, BadImage):
-                skipped.append(Skipped(entries[number].image_id, found.reason))
-            else:
-                images[number], is_present[number] = found, True
-
-        classes = np.full((len(entries), self.num_slots), -1, np.int16)
-        for number, entry in enumerate(entries):
-            if is_present[number]:
-                classes[number, : len(entry.labels)] = entry.labels
-        predicts = self.config.maps.classes == "predicted"
-        return {
-            **row,
-            "images": images,
-            "classes": classes,
-            "keys": np.array([mask_key(self.config.seed, entry.image_id) for entry in entries], np.uint64),
-            "to_predict": is_present & (classes[:, 0] < 0) & predicts,
-            "skipped": [asdict(skip) for skip in skipped],
-            "seconds": time.monotonic() - started,
-        }
-
-    def write(self, maps: Payload) -> Payload:
-        """Stage 3: the unit's shard, then its receipt."""
-        started = time.monotonic()
-        unit = unit_of(maps)
-        store = MapStore.open(self.store_location, "r+")
-        store.write_unit(unit, maps["max"], maps["mean"], maps["score"], maps["classes"])
-        skipped = [Skipped(**skip) for skip in maps["skipped"]]
-        seconds = maps["seconds"] + time.monotonic() - started
-        return finish_unit(Step(self.run.location / "maps"), unit, skipped, seconds)
-
-
-class MapMaker:
-    """Stage 2, an actor: backbone once per image, N samples, fold."""
-
-    def __init__(self, job: MapsJob) -> None:
-        if job.device == "cpu":
-            torch.set_num_threads(1)  # the pool has an actor per CPU
-        self.job = job
-        model, _ = load_classifier(job.run)
-        self.model = model.to(job.device).to(memory_format=torch.channels_last)
-
-    def __call__(self, unit: Payload) -> Payload:
-        started = time.monotonic()
-        num_images, num_slots = unit["classes"].shape
-        max_maps, mean_maps = (np.full((num_images, num_slots, *self.job.grid), np.nan, np.float32) for _ in range(2))
-        score = np.full((num_images, num_slots), np.nan, np.float32)
-        classes = unit["classes"].copy()
-        for start in range(0, num_images, self.job.batch_size):
-            batch = slice(start, min(start + self.job.batch_size, num_images))
-            if (classes[batch] >= 0).any() or unit["to_predict"][batch].any():
-                found = self.localize(
-                    unit["images"][batch], classes[batch], unit["to_predict"][batch], unit["keys"][batch]
-                )
-                classes[batch], max_maps[batch], mean_maps[batch], score[batch] = found
-        return {
-            **{name: unit[name] for name in ("unit", "start", "stop", "skipped")},
-            "classes": classes,
-            "max": max_maps,
-            "mean": mean_maps,
-            "score": score,
-            "seconds": unit["seconds"] + time.monotonic() - started,
-        }
-
-    @torch.inference_mode()
-    def localize(
-        self, images: np.ndarray, classes: np.ndarray, to_predict: np.ndarray, keys: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Classes (n, slot), max and mean (n, slot, h, w) and score (n, slot) of at most one batch."""
-        maps = self.job.config.maps
-        features = self.features(images)
-        classes_BS = torch.from_numpy(classes.astype(np.int64)).to(self.job.device)
-        if to_predict.any():
-            logits = self.model.head.expected_logits(features, self.model.spec.drop_rate)
-            predicted = predicted_classes(logits, maps.predicted_threshold, maps.max_classes, classes.shape[1])
-            classes_BS = torch.where(torch.from_numpy(to_predict).to(self.job.device)[:, None], predicted, classes_BS)
-        found = localize(
-            features,
-            self.model.head,
-            classes_BS,
-            [int(key) for key in keys],
-            num_samples=maps.num_samples,
-            drop_rate=self.model.spec.drop_rate if maps.drop_rate is None else maps.drop_rate,
-            normalization=Normalization(maps.normalization, maps.percentile),
-        )
-        arrays = (classes_BS, found.max_BSHW, found.mean_BSHW, found.score_BS)
-        return tuple(array.cpu().numpy() for array in arrays)  # type: ignore[return-value]
-
-    def features(self, images: np.ndarray) -> Tensor:
-        """Backbone features, float32. A short batch is filled up with zeros: one shape, hence the same bits always."""
-        job = self.job
-        padded = np.zeros((job.batch_size, *images.shape[1:]), np.uint8)
-        padded[: len(images)] = images
-        inputs = normalize(torch.from_numpy(padded).to(job.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(job.device, job.precision, enabled=job.precision != torch.float32):
-            features = self.model.backbone(inputs)
-        return features[: len(images)].float().contiguous()
-
-
-def predicted_classes(logits: Tensor, threshold: float, max_classes: int, num_slots: int) -> Tensor:
-    """The most probable classes of each image, ascending.
-
-    Args:
-        logits: (B, C) expected logits.
-        threshold: least sigmoid of a class.
-        max_classes: at most so many per image.
-        num_slots: width of the result.
-
-    Returns:
-        int64 (B, num_slots), -1 in empty slots.
-    """
-    best = logits.sigmoid().topk(min(max_classes, logits.shape[1]))
-    absent = logits.shape[1]  # sorts behind every class
-    chosen = torch.where(best.values >= threshold, best.indices, absent).sort(dim=1).values
-    slots = torch.full((len(logits), num_slots), absent, device=logits.device)
-    slots[:, : chosen.shape[1]] = chosen
-    return torch.where(slots == absent, -1, slots)
 
 
 def _num_slots(manifest: Manifest, config: Config) -> int:

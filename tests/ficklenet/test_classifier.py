@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier, unpack_classifier
+from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier, predicted_classes, unpack_classifier
 from ficklenet.masks import expected_mask
 
 SPEC = ClassifierSpec("small", ("cat", "dog"), kernel_size=3, drop_rate=0.5, input_size=33)
@@ -102,3 +102,9 @@ def test_truncated_file_is_refused(model, keep):
 def test_impossible_specification_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SPEC, **change)
+
+
+def test_predicted_classes_are_the_best_above_the_threshold_ascending():
+    logits = torch.tensor([[2.0, -3.0, 5.0, 1.0], [-3.0, -4.0, -1.0, -2.0]])
+    chosen = predicted_classes(logits, threshold=0.5, max_classes=2, num_slots=3)
+    assert chosen.tolist() == [[0, 2, -1], [-1, -1, -1]]

@@ -22,7 +22,7 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.localizer import Normalization, localize
 from ficklenet.masks import mask_key
 from ficklenet.transforms import normalize, resize_square
-from jobs.generate_maps import generate, predicted_classes
+from jobs.generate_maps import generate
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.trained_classifier import load_classifier
@@ -218,12 +218,6 @@ def test_unlabelled_images_get_the_predicted_classes(trained_run, drawn_images, 
     store = MapStore.open(run.location / "maps" / "maps.zarr")
     assert tuple(store.read(0).classes) == run.manifest().rows(0, 1)[0].labels
     assert len(store.read(1).classes) == 2
-
-
-def test_predicted_classes_are_the_best_above_the_threshold_ascending():
-    logits = torch.tensor([[2.0, -3.0, 5.0, 1.0], [-3.0, -4.0, -1.0, -2.0]])
-    chosen = predicted_classes(logits, threshold=0.5, max_classes=2, num_slots=3)
-    assert chosen.tolist() == [[0, 2, -1], [-1, -1, -1]]
 
 
 @pytest.mark.timeout(400)

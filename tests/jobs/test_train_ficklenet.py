@@ -133,3 +133,13 @@ def test_masks_are_never_read(fresh_run, drawn_images, tmp_path):
     train(fresh_run)
     other = json.loads((Path(fresh_run.uri) / "classifier" / "complete.json").read_text())
     assert record["metrics"]["loss"] == other["metrics"]["loss"]
+
+
+@pytest.mark.timeout(400)
+def test_two_workers_train_what_one_trains(fresh_run, local_ray):
+    train(fresh_run, "classifier.epochs=2", restart=True)
+    expected = weights(fresh_run)
+    two = open_run(fresh_run.uri, None, ["classifier.epochs=2", "cluster.training_workers=2"])
+    train_classifier(two, local_ray, restart=True)
+    for name, value in weights(two).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
