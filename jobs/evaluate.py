@@ -1,0 +1,221 @@
+"""Measures seeds against masks: IoU per class, mIoU, precision, recall and coverage, printed and kept as JSON.
+
+Reads <run>/maps, <run>/seeds, <run>/pseudo_labels where they are, and masks; writes <run>/evaluation/metrics.json.
+Beside the stored seeds stand the densified ones, which label every pixel, and with --deterministic the seeds of the
+deterministic maps, for which every image runs through the backbone again.
+
+At map resolution the truth is taken at each cell's place; at image resolution seeds are enlarged by their nearest
+neighbour, and densified seeds are made of enlarged maps. True label 255 is left out; an unlabelled pixel is a miss.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import get_args
+
+from cluster.connect import Connection
+from cluster.fanout import Stages
+from jobs.command_line import job_parser, run_main
+from jobs.compute import connected, resolved_device, run_stages
+from jobs.config import resolve_config
+from jobs.figures import Figure, class_table, store_figures, summary_table
+from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
+from jobs.measure_labels import Counts, Measurement, Recipe, Resolution, UnitMeter
+from jobs.parts import Part, Selection, resolve_selection
+from jobs.progress import Progress
+from jobs.run import Run, open_run
+from storage.manifest import Manifest
+from storage.steps import Step
+from storage.units import Unit
+
+EXAMPLES = """examples:
+  python jobs/evaluate.py --run s3://bucket/voc                             training images, report part
+  python jobs/evaluate.py --run s3://bucket/voc --deterministic --resolution map
+  python jobs/evaluate.py --run s3://bucket/voc --sweep seeds.theta=0.2,0.35,0.5
+"""
+
+
+def main(arguments: list[str]) -> None:
+    parser = job_parser("evaluate", f"{__doc__}\n{EXAMPLES}")
+    parser.add_argument("--split", action="append", default=[], metavar="NAME", help="default: the training splits")
+    parser.add_argument(
+        "--part",
+        choices=get_args(Part),
+        help="of training splits: a quarter of the ids to tune thresholds on, the rest to report (default), or all",
+    )
+    parser.add_argument("--resolution", choices=["map", "image", "both"], default="both")
+    parser.add_argument("--deterministic", action="store_true", help="beside them, labels of the deterministic maps")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2,...",
+        help="try values of a seeds.* or pseudo_labels.* key, at map resolution; reads masks, of the tune part only",
+    )
+    given = parser.parse_args(arguments)
+    run = open_run(given.run, given.config, given.set)
+    with connected(run.config.cluster) as connection:
+        if given.sweep:
+            sweep(run, connection, given.sweep, given.split, given.part, deterministic=given.deterministic)
+        else:
+            resolutions = get_args(Resolution) if given.resolution == "both" else (given.resolution,)
+            evaluate_seeds(run, connection, given.split, given.part, resolutions, deterministic=given.deterministic)
+
+
+def evaluate_seeds(
+    run: Run,
+    connection: Connection,
+    splits: list[str],
+    part: Part | None,
+    resolutions: tuple[Resolution, ...],
+    *,
+    deterministic: bool,
+) -> list[Figure]:
+    """Measures what a run has, prints it and keeps it; the figures."""
+    manifest, config = run.manifest(), run.config
+    maps = require_maps(run, manifest, "evaluate")
+    require_labels(run, manifest, maps, "seeds", "evaluate")
+    recipes = [Recipe("seeds", "stored seeds", config), Recipe("densified seeds", "maps", config, densify=True)]
+    pseudo_labels = Step(run.location / "pseudo_labels")
+    if pseudo_labels.fingerprint() is not None:
+        if pseudo_labels.missing_units(maps.units):
+            print("evaluate: the pseudo-labels are not complete; they are left out.", flush=True)
+        else:
+            require_labels(run, manifest, maps, "pseudo_labels", "evaluate")
+            recipes.append(Recipe("pseudo-labels", "stored pseudo-labels", config))
+    if deterministic:
+        recipes += [
+            Recipe("deterministic seeds", "deterministic maps", config),
+            Recipe("deterministic densified seeds", "deterministic maps", config, densify=True),
+        ]
+    selection = resolve_selection(manifest, config, splits, part)
+    return _measure(run, connection, manifest, maps, selection, resolutions, recipes)
+
+
+def sweep(
+    run: Run,
+    connection: Connection,
+    assignments: list[str],
+    splits: list[str],
+    part: Part | None,
+    *,
+    deterministic: bool,
+) -> list[Figure]:
+    """Measures labels made on the spot by other settings, on the tune part, at map resolution.
+
+    Raises:
+        ValueError: another part or a validation split, or a key that no label map follows from.
+    """
+    manifest = run.manifest()
+    maps = require_maps(run, manifest, "evaluate")
+    asked = resolve_selection(manifest, run.config, splits, part)
+    if asked.part == "all" or part == "report":
+        raise ValueError("--sweep: settings are chosen on the tune part of training splits only; leave --part out.")
+    selection = Selection(asked.splits, "tune")
+    recipes = []
+    for chosen in product(*(_values(assignment) for assignment in assignments)):
+        config = resolve_config(run.config.model_dump(), None, chosen)
+        name = ", ".join(chosen)
+        is_dense = all(text.startswith("pseudo_labels.") for text in chosen)
+        kind = "densified seeds" if is_dense else "seeds"
+        recipes.append(Recipe(f"{kind}, {name}", "maps", config, densify=is_dense))
+        if deterministic:
+            recipes.append(Recipe(f"deterministic {kind}, {name}", "deterministic maps", config, densify=is_dense))
+    print("sweep: reads the masks of the tune part; report what you choose on the report part.", flush=True)
+    return _measure(run, connection, manifest, maps, selection, ("map",), recipes)
+
+
+def _measure(
+    run: Run,
+    connection: Connection,
+    manifest: Manifest,
+    maps: FinishedMaps,
+    selection: Selection,
+    resolutions: tuple[Resolution, ...],
+    recipes: list[Recipe],
+) -> list[Figure]:
+    # 1. Map: every unit with a selected image gives a few small matrices
+    needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
+    device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
+    measurement = Measurement(run.uri, run.config, selection, resolutions, tuple(recipes), device)
+    units = _selected_units(manifest, maps.units, selection)
+    rows = [{"unit": unit.index, "start": unit.start, "stop": unit.stop} for unit in units]
+    stages = Stages(handed_on, partial(UnitMeter, measurement), handed_on)
+    total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
+
+    # 2. Reduce: they add up, in any order
+    for result in run_stages(rows, stages, run.config.cluster, connection, device):
+        total.add(result["counts"])
+        progress.advance(result["num_rows"])
+    progress.close()
+    if total.num_images == 0:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in total.left_out.items())
+        raise ValueError(f"evaluate: no image of {_named(selection)} could be measured ({reasons or 'none selected'}).")
+
+    # 3. Tables and record
+    figures = [_figure(run, maps, selection, total, recipe, each) for each in resolutions for recipe in recipes]
+    _print(figures, manifest, selection, total)
+    store_figures(run, figures, manifest.class_names)
+    print(f"evaluate: figures are in {run.location / 'evaluation' / 'metrics.json'}")
+    return figures
+
+
+def _figure(
+    run: Run, maps: FinishedMaps, selection: Selection, total: Counts, recipe: Recipe, resolution: Resolution
+) -> Figure:
+    settings = {"maps": maps.fingerprint["maps"]} | recipe.config.model_dump(
+        mode="json", include={"seeds", "pseudo_labels"}
+    )
+    return Figure(
+        labels=recipe.name,
+        splits=selection.splits,
+        part=selection.part,
+        resolution=resolution,
+        size=f"{maps.grid[0]} x {maps.grid[1]}" if resolution == "map" else "of each image",
+        settings=settings,
+        num_images=total.num_images,
+        left_out=dict(+total.left_out),
+        matrix=total.matrices[recipe.name, resolution],
+    )
+
+
+def _print(figures: list[Figure], manifest: Manifest, selection: Selection, total: Counts) -> None:
+    left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
+    print(f"evaluate: {_named(selection)}: {total.num_images:,} images{left_out}")
+    for resolution in dict.fromkeys(figure.resolution for figure in figures):
+        shown = [figure for figure in figures if figure.resolution == resolution]
+        print(f"\nat {resolution} resolution ({shown[0].size})\n{summary_table(shown)}\n")
+        if len(shown) <= 5:
+            print(f"{class_table(shown, manifest.class_names)}\n")
+
+
+def _named(selection: Selection) -> str:
+    part = "" if selection.part == "all" else f", {selection.part} part"
+    return f"{', '.join(name or 'unnamed' for name in selection.splits)}{part}"
+
+
+def _selected_units(manifest: Manifest, units: Sequence[Unit], selection: Selection) -> list[Unit]:
+    """The units that hold a selected image."""
+    wanted, index = set(), 0
+    unit_size = units[0].num_images
+    for batch in manifest.iter_columns(["image_id", "split"]):
+        for image_id, split in zip(batch["image_id"], batch["split"], strict=True):
+            if selection.includes(image_id, split):
+                wanted.add(index // unit_size)
+            index += 1
+    return [unit for unit in units if unit.index in wanted]
+
+
+def _values(assignment: str) -> list[str]:
+    """'seeds.theta=0.2,0.5' as 'seeds.theta=0.2', 'seeds.theta=0.5'; the section may be left out."""
+    key, equals, values = assignment.partition("=")
+    key = key.strip() if "." in key else f"seeds.{key.strip()}"
+    if not equals or not key.startswith(("seeds.", "pseudo_labels.")):
+        raise ValueError(f"--sweep {assignment}: write a seeds.* or pseudo_labels.* key, such as seeds.theta=0.2,0.5.")
+    return [f"{key}={value.strip()}" for value in values.split(",")]
+
+
+if __name__ == "__main__":
+    from jobs.evaluate import main as imported_main  # so that workers find these classes by import
+
+    run_main(imported_main)

@@ -1,0 +1,104 @@
+"""The figures of a run: collected in <run>/evaluation/metrics.json, each with what it was taken over; and as tables."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ficklenet.metrics import ConfusionMatrix, label_figures
+from jobs.run import Run
+
+IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # a newer figure replaces one equal in these
+
+SUMMARY = {
+    "mean_iou": "mIoU",
+    "foreground_precision": "fg precision",
+    "foreground_recall": "fg recall",
+    "background_precision": "bg precision",
+    "background_recall": "bg recall",
+    "coverage": "coverage",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One kind of label maps, measured over some images.
+
+    Attributes:
+        labels: what was measured, "seeds" for example.
+        splits, part: over which images; see `jobs.parts`.
+        resolution: "map" or "image": the frame in which labels met the truth.
+        size: that of the frame, "17 x 17"; "of each image" at image resolution.
+        settings: by which the labels were made.
+        num_images: measured.
+        left_out: images of the selection that could not be measured, by reason.
+    """
+
+    labels: str
+    splits: tuple[str, ...]
+    part: str
+    resolution: str
+    size: str
+    settings: Mapping[str, Any]
+    num_images: int
+    left_out: Mapping[str, int]
+    matrix: ConfusionMatrix
+
+    def record(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Plain data for JSON; a figure that nothing counts for is null."""
+        found = {name: _or_null(value) for name, value in asdict(label_figures(self.matrix)).items() if name != "iou"}
+        names = ["background", *class_names]
+        iou = {name: _or_null(v) for name, v in zip(names, label_figures(self.matrix).iou, strict=True)}
+        about = {name: value for name, value in vars(self).items() if name != "matrix"}
+        return {**about, **found, "iou": iou, "confusion_matrix": self.matrix.tolist()}
+
+
+def store_figures(run: Run, figures: Sequence[Figure], class_names: Sequence[str]) -> None:
+    """Lays new figures over those the run has."""
+    place = run.location / "evaluation" / "metrics.json"
+    kept: list[dict[str, Any]] = json.loads(place.read_bytes())["figures"] if place.exists() else []
+    records = [json.loads(json.dumps(figure.record(class_names))) for figure in figures]
+    replaced = [_identity(record) for record in records]
+    kept = [record for record in kept if _identity(record) not in replaced]
+    place.write_bytes(json.dumps({"figures": kept + records}, indent=1).encode())
+
+
+def summary_table(figures: Sequence[Figure]) -> str:
+    """One line per figure."""
+    rows = [["", *SUMMARY.values()]]
+    for figure in figures:
+        found = asdict(label_figures(figure.matrix))
+        rows.append([figure.labels, *(_text(found[name]) for name in SUMMARY)])
+    return _aligned(rows)
+
+
+def class_table(figures: Sequence[Figure], class_names: Sequence[str]) -> str:
+    """IoU per class: one line per class, one column per figure."""
+    rows = [["IoU", *(figure.labels for figure in figures)]]
+    columns = [label_figures(figure.matrix).iou for figure in figures]
+    for name, *values in zip(["background", *class_names], *columns, strict=True):
+        rows.append([name, *map(_text, values)])
+    return _aligned(rows)
+
+
+def _identity(record: Mapping[str, Any]) -> list[Any]:
+    return [record[name] for name in IDENTITY]
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _text(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)

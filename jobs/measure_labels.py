@@ -1,0 +1,194 @@
+"""The workers' half of an evaluation: a unit's label maps against its masks, as confusion matrices."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cluster.fanout import Payload
+from ficklenet.metrics import ConfusionMatrix, confusion_matrix
+from ficklenet.seeds import resize_labels
+from jobs.config import Config
+from jobs.deterministic import DeterministicMapper
+from jobs.evidence import Evidence, read_saliencies
+from jobs.finished_maps import maps_location
+from jobs.make_pseudo_labels import pseudo_label_location
+from jobs.parts import Selection
+from jobs.run import Run
+from jobs.unit_steps import unit_of
+from storage.errors import BadImage
+from storage.images import read_image, read_many, read_mask
+from storage.label_values import ignore_value
+from storage.location import Location
+from storage.manifest import ManifestRow
+from storage.map_store import MapStore, UnitMaps
+from storage.seed_store import SeedStore
+
+Source = Literal["stored seeds", "stored pseudo-labels", "maps", "deterministic maps"]
+Resolution = Literal["map", "image"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of label maps to measure.
+
+    Attributes:
+        name: in the results, each once.
+        source: what they are, or what they are made of.
+        config: the settings by which they are made of maps.
+        densify: make densified seeds of the maps, not seeds.
+    """
+
+    name: str
+    source: Source
+    config: Config
+    densify: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What every worker needs to know."""
+
+    run_uri: str
+    config: Config
+    selection: Selection
+    resolutions: tuple[Resolution, ...]
+    recipes: tuple[Recipe, ...]
+    device: str
+
+    @property
+    def run(self) -> Run:
+        return Run(Location(self.run_uri), self.config)
+
+    def needs(self, source: Source) -> bool:
+        return any(recipe.source == source for recipe in self.recipes)
+
+    @property
+    def reading_config(self) -> Config:
+        """What saliency maps are read by: a configuration that wants them, if any recipe's does."""
+        wanting = (recipe.config for recipe in self.recipes if recipe.config.seeds.background_cue == "saliency")
+        return next(wanting, self.config)
+
+
+@dataclass
+class Counts:
+    """Confusion matrices by recipe and resolution, the images they are of, and the images left out, by reason."""
+
+    matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
+    num_images: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Counts") -> None:
+        for measured, matrix in other.matrices.items():
+            self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
+        self.num_images += other.num_images
+        self.left_out.update(other.left_out)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One image with its truth (H, W) and what its label maps are, or are made of."""
+
+    truth: np.ndarray
+    seeds: np.ndarray | None
+    pseudo_labels: np.ndarray | None
+    evidence: Mapping[Source, Evidence]
+
+
+class UnitMeter:
+    """An actor that measures whole units; masks and images are read, and dropped, a few at a time."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        if measurement.device == "cpu":
+            torch.set_num_threads(1)  # the pool has an actor per CPU
+        self.measurement, self.run = measurement, measurement.run
+        self.manifest = self.run.manifest()
+        self.ignore = ignore_value(self.manifest.num_classes)
+        is_sampled = not measurement.needs("deterministic maps")
+        self.mapper = None if is_sampled else DeterministicMapper(self.run, measurement.device)
+
+    def __call__(self, row: Payload) -> Payload:
+        unit, selection = unit_of(row), self.measurement.selection
+        entries = self.manifest.rows(unit.start, unit.stop)
+        selected = [n for n, entry in enumerate(entries) if selection.includes(entry.image_id, entry.split)]
+        with_mask = [n for n in selected if entries[n].mask_uri]
+        counts = Counts(left_out=Counter({"no mask": len(selected) - len(with_mask)}))
+        maps = MapStore.open(maps_location(self.run)).read_unit(unit)
+        seeds = None
+        if self.measurement.needs("stored seeds"):
+            seeds = SeedStore.open(self.run.location / "seeds" / "seeds.zarr").read_unit(unit)
+
+        at_once = self.run.config.images.read_concurrency
+        for start in range(0, len(with_mask), at_once):
+            numbers = with_mask[start : start + at_once]
+            for subject in self.read([entries[n] for n in numbers], maps, seeds, numbers):
+                counts.add(Counts(left_out=Counter([subject])) if isinstance(subject, str) else self.measure(subject))
+        return {"counts": counts, "num_rows": unit.num_images}
+
+    def read(
+        self, entries: Sequence[ManifestRow], maps: UnitMaps, seeds: np.ndarray | None, numbers: Sequence[int]
+    ) -> list[Subject | str]:
+        """Some images of a unit; in place of one whose mask cannot be read, the reason."""
+        grid = (maps.max.shape[2], maps.max.shape[3])
+        truths = self._read_labels([str(entry.mask_uri) for entry in entries], self.manifest.class_values)
+        only_maps = self.measurement.resolutions == ("map",)
+        saliencies = read_saliencies(entries, self.measurement.reading_config, grid if only_maps else None)
+        pseudo_labels: Sequence[np.ndarray | BadImage | None] = [None] * len(entries)
+        if self.measurement.needs("stored pseudo-labels"):
+            uris = [pseudo_label_location(self.run, entry.image_id).uri for entry in entries]
+            pseudo_labels = self._read_labels(uris, range(1, self.manifest.num_classes + 1))
+        subjects: list[Subject | str] = []
+        for number, entry, truth, saliency, pseudo in zip(
+            numbers, entries, truths, saliencies, pseudo_labels, strict=True
+        ):
+            if isinstance(truth, BadImage):
+                subjects.append(f"mask: {truth.reason}")
+                continue
+            if isinstance(pseudo, BadImage):  # the image was skipped
+                pseudo = np.full(truth.shape, self.ignore)
+            known = Evidence.none(grid) if isinstance(saliency, BadImage) else Evidence.of(maps, number, saliency)
+            evidence: dict[Source, Evidence] = {"maps": known}
+            if self.mapper is not None:
+                evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
+            subjects.append(Subject(truth, None if seeds is None else seeds[number], pseudo, evidence))
+        return subjects
+
+    def measure(self, subject: Subject) -> Counts:
+        """Every recipe's labels of an image against its truth, in every frame."""
+        counts = Counts(num_images=1)
+        for resolution in self.measurement.resolutions:
+            height, width = subject.evidence["maps"].max.shape[1:] if resolution == "map" else subject.truth.shape
+            truth = resize_labels(subject.truth, (height, width))
+            for recipe in self.measurement.recipes:
+                labels = self.labels(recipe, subject, (height, width))
+                matrix = confusion_matrix(truth, labels, self.manifest.num_classes, self.ignore)
+                counts.matrices[recipe.name, resolution] = matrix
+        return counts
+
+    def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
+        """A recipe's labels (*size); labels are resized by their nearest neighbour, maps before they become labels."""
+        stored = {"stored seeds": subject.seeds, "stored pseudo-labels": subject.pseudo_labels}.get(recipe.source)
+        if stored is not None:
+            return resize_labels(stored, size)
+        evidence = subject.evidence[recipe.source]
+        if recipe.densify:
+            return evidence.densified(size, recipe.config, self.ignore)
+        return resize_labels(evidence.seeds(recipe.config, self.ignore), size)
+
+    def _deterministic(self, mapper: DeterministicMapper, entry: ManifestRow, known: Evidence) -> Evidence:
+        """The same classes' deterministic maps: one sample is its own maximum and mean."""
+        if len(known.classes) == 0:
+            return known
+        try:
+            image = read_image(entry.uri, self.run.config.images.max_pixels)
+        except BadImage:  # it was readable when its maps were made
+            return Evidence.none((known.max.shape[1], known.max.shape[2]))
+        maps = mapper(image, known.classes)
+        return Evidence(maps, maps, known.classes, known.saliency)
+
+    def _read_labels(self, uris: Sequence[str], class_values: Sequence[int]) -> list[np.ndarray | BadImage]:
+        images = self.run.config.images
+        return read_many(uris, lambda uri: read_mask(uri, class_values, images.max_pixels), images.read_concurrency)

@@ -1,0 +1,58 @@
+"""Which images a figure is taken over: splits of the manifest, and the tune and report parts of their ids.
+
+Thresholds are chosen on the tune part, a quarter of the training ids, and reported on the rest. The part follows from
+the id alone, so it is the same in every run, whatever the order and the number of images.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.config import Config
+from storage.manifest import Manifest
+
+Part = Literal["tune", "report", "all"]
+
+
+def is_tuning_image(image_id: str) -> bool:
+    """Whether an id is in the tune part, as one of four is."""
+    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8, key=b"tune part")
+    return int.from_bytes(digest.digest(), "little") % 4 == 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images by split and part."""
+
+    splits: tuple[str, ...]
+    part: Part
+
+    def includes(self, image_id: str, split: str) -> bool:
+        return split in self.splits and (self.part == "all" or is_tuning_image(image_id) == (self.part == "tune"))
+
+
+def resolve_selection(manifest: Manifest, config: Config, splits: list[str], part: Part | None) -> Selection:
+    """The selection that a command line asks for.
+
+    Args:
+        splits: names; empty for the training splits.
+        part: None for "report" of training splits, "all" of validation splits.
+
+    Raises:
+        ValueError: a split that the manifest does not have, training and validation splits mixed, or a part of a
+            validation split.
+    """
+    known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})
+    unknown = [split for split in splits if split not in known]
+    if unknown:
+        raise ValueError(f"--split {unknown[0]}: no such split; the manifest has {', '.join(known) or 'none'}.")
+    validation, training = config.classifier.val_splits, config.classifier.train_splits
+    chosen = splits or list(training) or [name for name in known if name not in validation]
+    is_validation = [split in validation for split in chosen]
+    if any(is_validation):
+        if not all(is_validation):
+            raise ValueError(f"--split {', '.join(chosen)}: training and validation splits are measured apart.")
+        if part not in (None, "all"):
+            raise ValueError(f"--part {part}: only training splits have parts; leave it out for {', '.join(chosen)}.")
+        return Selection(tuple(chosen), "all")
+    return Selection(tuple(chosen), part or "report")

@@ -1,0 +1,236 @@
+"""Seed quality against masks: normalisation, background cue, number of samples N and drop rate p, in one table.
+
+    python tests/benchmarks/seed_quality.py --run /data/voc --split train_aug --out results
+
+Needs a prepared run with masks and a trained classifier. Every image runs through the backbone once; all variants
+are made from the same features. Settings are chosen on the tune part (a quarter of the ids, by hash; this reads
+its masks) and everything is reported on the rest. Map resolution; a pixel predicted 255 is a miss.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ficklenet.folding import Normalization
+from ficklenet.localizer import deterministic_maps, localize
+from ficklenet.masks import mask_key
+from ficklenet.metrics import confusion_matrix, label_figures
+from ficklenet.seeds import aggregate, background_cue, resize_labels
+from ficklenet.transforms import normalize, resize_maps, resize_square
+from jobs.parts import is_tuning_image
+from jobs.run import Run, open_run
+from jobs.trained_classifier import load_classifier
+from storage.images import read_image, read_mask, read_saliency
+from storage.manifest import ManifestRow
+
+IGNORE = 255
+THETAS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+EVIDENCE = (0.02, 0.05, 0.1, 0.15, 0.2)  # background where every class's maximum is below
+SALIENCY = 0.06
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How maps are made: N samples at drop rate p, or the expectation (N = 0)."""
+
+    num_samples: int
+    drop_rate: float
+    normalization: Normalization
+
+    @property
+    def name(self) -> str:
+        scale = "max" if self.normalization.kind == "max" else f"p{self.normalization.percentile:g}"
+        return f"{'deterministic' if self.num_samples == 0 else f'N={self.num_samples}'} p={self.drop_rate:g} {scale}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How maps become seeds."""
+
+    theta: float
+    background: str  # "saliency", or "evidence<0.1"
+    priority: str
+
+
+NORMALIZATIONS = (
+    Normalization("max"),
+    *(Normalization("percentile", q) for q in (80.0, 90.0, 95.0)),
+)
+MAKERS = [
+    *(Maker(n, 0.9, scale) for scale in NORMALIZATIONS for n in (0, 200)),
+    *(Maker(n, 0.9, scale) for scale in NORMALIZATIONS[:3:2] for n in (10, 50, 100, 400)),
+    *(Maker(200, p, scale) for scale in NORMALIZATIONS[:3:2] for p in (0.0, 0.3, 0.5, 0.7)),
+    *(Maker(0, p, scale) for scale in NORMALIZATIONS[:3:2] for p in (0.0, 0.5)),
+]
+RULES = [
+    Rule(theta, background, priority)
+    for theta in THETAS
+    for background in ("saliency", *(f"evidence<{value}" for value in EVIDENCE))
+    for priority in ("background", "foreground")
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--images", type=int, help="only the first so many")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", required=True, help="folder for seed_quality.json and seed_quality.png")
+    given = parser.parse_args()
+    run = open_run(given.run)
+    indices = [i for i, row in enumerate(run.manifest().iter_rows()) if row.split == given.split and not row.problem]
+    counts: dict[tuple[str, str, Rule], np.ndarray] = defaultdict(lambda: np.zeros((1, 1), np.int64))
+    with ProcessPoolExecutor(given.workers) as pool:
+        chunks = np.array_split(indices[: given.images], max(1, len(indices[: given.images]) // 4))
+        for share in tqdm(pool.map(measure, [given.run] * len(chunks), chunks), total=len(chunks), unit="4 images"):
+            for key, matrix in share.items():
+                counts[key] = counts[key] + matrix
+    report(counts, Path(given.out), given)
+
+
+_LOADED: dict[str, tuple[Run, torch.nn.Module]] = {}
+
+
+def measure(run_uri: str, indices: np.ndarray) -> dict[tuple[str, str, Rule], np.ndarray]:
+    """Confusion matrices by (part, maker, rule) of some images."""
+    if run_uri not in _LOADED:
+        torch.set_num_threads(1)
+        run = open_run(run_uri)
+        _LOADED[run_uri] = run, load_classifier(run)[0].to(memory_format=torch.channels_last)
+    run, classifier = _LOADED[run_uri]
+    counts: dict[tuple[str, str, Rule], np.ndarray] = {}
+    for index in indices:
+        row = run.manifest().rows(int(index), int(index) + 1)[0]
+        part = "tune" if is_tuning_image(row.image_id) else "report"
+        for key, matrix in measure_image(run, classifier, row).items():
+            counts[part, *key] = counts.get((part, *key), 0) + matrix
+    return counts
+
+
+@torch.inference_mode()
+def measure_image(run: Run, classifier: torch.nn.Module, row: ManifestRow) -> dict[tuple[str, Rule], np.ndarray]:
+    manifest = run.manifest()
+    pixels = resize_square(read_image(row.uri), classifier.spec.input_size)
+    features = classifier.backbone(normalize(torch.from_numpy(pixels)[None]).to(memory_format=torch.channels_last))
+    grid = classifier.spec.grid
+    truth = resize_labels(read_mask(row.mask_uri, manifest.class_values), grid)
+    saliency = (
+        resize_maps(torch.from_numpy(read_saliency(row.saliency_uri)), grid).numpy() if row.saliency_uri else None
+    )
+    classes_1S = torch.tensor([row.labels])
+    counts = {}
+    for maker in MAKERS:
+        if maker.num_samples == 0:
+            max_SHW = mean_SHW = deterministic_maps(
+                features.contiguous(),
+                classifier.head,
+                classes_1S,
+                drop_rate=maker.drop_rate,
+                normalization=maker.normalization,
+            )[0].numpy()
+        else:
+            found = localize(
+                features.contiguous(),
+                classifier.head,
+                classes_1S,
+                [mask_key(run.config.seed, row.image_id)],
+                num_samples=maker.num_samples,
+                drop_rate=maker.drop_rate,
+                normalization=maker.normalization,
+            )
+            max_SHW, mean_SHW = found.max_BSHW[0].numpy(), found.mean_BSHW[0].numpy()
+        for rule in RULES:
+            if rule.background == "saliency" and saliency is None:
+                continue
+            threshold = 0.0 if rule.background == "saliency" else float(rule.background.split("<")[1])
+            background = background_cue(
+                max_SHW,
+                saliency if rule.background == "saliency" else None,
+                saliency_threshold=SALIENCY,
+                evidence_threshold=threshold,
+            )
+            seeds = aggregate(
+                max_SHW,
+                mean_SHW,
+                np.asarray(row.labels),
+                background,
+                theta=rule.theta,
+                priority=rule.priority,  # type: ignore[arg-type]
+                ignore_value=IGNORE,
+            )
+            counts[maker.name, rule] = confusion_matrix(truth, seeds, manifest.num_classes, IGNORE)
+    return counts
+
+
+def report(counts: dict[tuple[str, str, Rule], np.ndarray], out: Path, given: argparse.Namespace) -> None:
+    """Writes all figures, prints the best rule of each maker (chosen on tune) as measured on report."""
+    out.mkdir(parents=True, exist_ok=True)
+    figures = [
+        {"part": part, "maps": maker, **asdict(rule), **asdict(label_figures(matrix))}
+        for (part, maker, rule), matrix in counts.items()
+    ]
+    (out / "seed_quality.json").write_text(json.dumps({"split": given.split, "figures": figures}, indent=0))
+    print("chosen on tune (this reads masks), measured on report; map resolution")
+    print("| maps | background | theta | priority | fg P | fg R | bg P | bg R | coverage | mIoU |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for source in ("saliency", "evidence"):
+        for maker in MAKERS:
+            rows = [f for f in figures if f["maps"] == maker.name and f["background"].startswith(source)]
+            if not rows:
+                continue
+            best = max((f for f in rows if f["part"] == "tune"), key=lambda figure: figure["mean_iou"])
+            print(_row(_same_rule(rows, best)))
+    print("theta = 0.35, background wins, saliency:")
+    for maker in MAKERS:
+        fixed = {"maps": maker.name, "theta": 0.35, "background": "saliency", "priority": "background"}
+        found = [f for f in figures if f["part"] == "report" and fixed.items() <= f.items()]
+        print(*map(_row, found))
+    plot(figures, out / "seed_quality.png")
+
+
+def _same_rule(rows: list[dict], chosen: dict) -> dict:
+    keys = ("theta", "background", "priority")
+    return next(f for f in rows if f["part"] == "report" and all(f[key] == chosen[key] for key in keys))
+
+
+def _row(f: dict) -> str:
+    figures = ("foreground_precision", "foreground_recall", "background_precision", "background_recall")
+    values = " | ".join(f"{f[name]:.3f}" for name in (*figures, "coverage", "mean_iou"))
+    return f"| {f['maps']} | {f['background']} | {f['theta']} | {f['priority']} | {values} |"
+
+
+def plot(figures: list[dict], file: Path) -> None:
+    """mIoU of the best rule (chosen on tune) against N at p = 0.9, and against p at N = 200."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for scale in (NORMALIZATIONS[0], NORMALIZATIONS[2]):
+        for axis, makers, key in (
+            (axes[0], [Maker(n, 0.9, scale) for n in (0, 10, 50, 100, 200, 400)], "num_samples"),
+            (axes[1], [Maker(200, p, scale) for p in (0.0, 0.3, 0.5, 0.7, 0.9)], "drop_rate"),
+        ):
+            heights = []
+            for maker in makers:
+                rows = [f for f in figures if f["maps"] == maker.name]
+                best = max((f for f in rows if f["part"] == "tune"), key=lambda found: found["mean_iou"])
+                heights.append(_same_rule(rows, best)["mean_iou"])
+            axis.plot([str(getattr(maker, key)) for maker in makers], heights, "o-", label=scale.kind)
+    axes[0].set(xlabel="samples N (0: deterministic), p = 0.9", ylabel="seed mIoU, report part, map resolution")
+    axes[1].set(xlabel="drop rate p in inference, N = 200")
+    axes[0].legend(title="normalisation")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

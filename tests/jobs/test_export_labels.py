@@ -1,0 +1,160 @@
+"""Exports read back by independent readers: Pillow, numpy with pickle, pycocotools."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from cluster.connect import connect
+from ficklenet.seeds import resize_labels
+from ficklenet.transforms import resize_maps
+from jobs.aggregate_seeds import aggregate_run
+from jobs.export_labels import export
+from jobs.label_files import encode_label_png
+from jobs.make_pseudo_labels import make_pseudo_labels
+from jobs.pictures import voc_palette
+from jobs.run import Run
+from storage.images import read_mask
+from storage.location import Location
+from storage.map_store import MapStore
+from storage.seed_store import SeedStore
+
+VALUES = (8, 10, 3, 254, 1)  # of the drawn classes in a data set's own masks
+
+
+@pytest.fixture
+def seeded_run(map_images, drawn_images) -> Run:
+    """Four images of a data set whose masks number the classes otherwise; the last cannot be read."""
+    images = [replace(drawn_images[0], image_id="a b:c"), *drawn_images[1:3], replace(drawn_images[3], uri="/gone.png")]
+    run = map_images(images, class_values=VALUES)
+    with connect("in-process") as connection:
+        aggregate_run(run, connection)
+    return run
+
+
+def export_to(run: Run, format: str, out: Path, labels: str = "seeds", **options) -> None:
+    with connect("in-process") as connection:
+        export(run, connection, format, labels, Location(str(out)), **options)
+
+
+def labels_at_image_size(run: Run, index: int) -> np.ndarray:
+    return resize_labels(SeedStore.open(run.location / "seeds" / "seeds.zarr").read(index), (120, 160))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if file.is_file())
+
+
+def test_png_holds_source_values_in_voc_colours_and_255(seeded_run, tmp_path, capsys):
+    export_to(seeded_run, "png", tmp_path / "png")
+    assert files(tmp_path / "png") == ["a%20b%3Ac.png", "scene_0001.png", "scene_0002.png"]
+    assert "3 images done, 1 skipped (1 missing: no such file)" in capsys.readouterr().out
+    found = set()
+    for index, name in enumerate(files(tmp_path / "png")):
+        image = Image.open(tmp_path / "png" / name)
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.array(image.getpalette()).reshape(-1, 3), voc_palette())
+        stored, expected = np.asarray(image), labels_at_image_size(seeded_run, index)
+        assert stored.shape == (120, 160)
+        for label, value in enumerate((0, *VALUES)):
+            np.testing.assert_array_equal(stored == value, expected == label)
+        np.testing.assert_array_equal(stored == 255, expected == 255)
+        found |= set(np.unique(stored).tolist())
+    assert 0 in found and found & set(VALUES)
+
+
+def test_known_voc_colours():
+    palette = voc_palette()
+    assert palette[[0, 1, 8, 15, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [64, 0, 0],
+        [192, 128, 128],
+        [224, 224, 192],
+    ]
+
+
+def test_npy_is_read_as_irns_scripts_read_it(seeded_run, tmp_path):
+    export_to(seeded_run, "npy", tmp_path / "npy")
+    store = MapStore.open(seeded_run.location / "maps" / "maps.zarr")
+    for index, name in enumerate(files(tmp_path / "npy")):
+        cam_dict = np.load(tmp_path / "npy" / name, allow_pickle=True).item()
+        maps = store.read(index)
+        keys = np.pad(cam_dict["keys"] + 1, (1, 0), mode="constant")
+        assert keys.tolist() == [0, *(maps.classes + 1)]  # numbers of the classes, not their source values
+        assert isinstance(cam_dict["cam"], torch.Tensor) and cam_dict["cam"].shape == (len(keys) - 1, 30, 40)
+        cams = np.pad(cam_dict["high_res"], ((1, 0), (0, 0), (0, 0)), mode="constant", constant_values=0.35)
+        expected = resize_maps(torch.from_numpy(maps.max.astype(np.float32)), (120, 160)).numpy()
+        np.testing.assert_array_equal(cams[1:], expected)
+        np.testing.assert_array_equal(cam_dict["cam"].numpy(), expected[:, ::4, ::4])
+        assert set(np.unique(keys[cams.argmax(0)])) <= set(keys)
+
+
+def test_unlabelled_images_have_empty_dictionaries(map_images, drawn_images, tmp_path):
+    run = map_images([replace(drawn_images[0], labels=()), drawn_images[1]])
+    export_to(run, "npy", tmp_path / "npy")
+    cam_dict = np.load(tmp_path / "npy" / "scene_0000.npy", allow_pickle=True).item()
+    assert len(cam_dict["keys"]) == 0 and cam_dict["high_res"].shape == (0, 120, 160)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and numpy 2
+def test_pycocotools_decodes_the_same_masks(seeded_run, tmp_path):
+    export_to(seeded_run, "coco", tmp_path / "coco")
+    coco = COCO(str(tmp_path / "coco" / "annotations.json"))
+    assert [each["id"] for each in coco.loadCats(coco.getCatIds())] == list(VALUES)
+    assert coco.getImgIds() == [1, 2, 3]
+    assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
+    for index in range(3):
+        expected, decoded = labels_at_image_size(seeded_run, index), np.zeros((120, 160), np.uint8)
+        assert coco.imgs[index + 1]["file_name"] == f"scene_{index:04d}.png"
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[index + 1])):
+            mask = coco.annToMask(annotation).astype(bool)
+            assert annotation["area"] == mask.sum()
+            assert annotation["bbox"][2] == np.ptp(np.flatnonzero(mask.any(0))) + 1
+            decoded[mask] = VALUES.index(annotation["category_id"]) + 1
+        np.testing.assert_array_equal(decoded, np.where(expected == 255, 0, expected))
+
+
+def test_pseudo_labels_are_exported_as_they_are(seeded_run, tmp_path):
+    with pytest.raises(ValueError, match=r"pseudo_labels are complete for 0 of 4.*jobs/make_pseudo_labels.py"):
+        export_to(seeded_run, "png", tmp_path / "png", "pseudo_labels")
+    with connect("in-process") as connection:
+        make_pseudo_labels(seeded_run, connection)
+    export_to(seeded_run, "png", tmp_path / "png", "pseudo_labels")
+    exported = read_mask(str(tmp_path / "png" / "scene_0001.png"), VALUES)
+    stored = read_mask(f"{seeded_run.uri}/pseudo_labels/labels/scene_0001.png", range(1, 6))
+    np.testing.assert_array_equal(exported, stored)
+
+
+def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_path, capsys):
+    export_to(finished_maps_run, "npy", tmp_path / "npy")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "npy").glob("*.npy")}
+    (tmp_path / "npy" / "ficklenet_export" / "done" / "000001.json").unlink()
+    capsys.readouterr()
+    export_to(finished_maps_run, "npy", tmp_path / "npy")
+    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "npy").glob("*.npy")}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {f"scene_{number:04d}.npy" for number in range(4, 8)}
+    with connect("in-process") as connection:
+        aggregate_run(finished_maps_run, connection)
+    with pytest.raises(ValueError, match=r"format: npy -> png.*--restart ficklenet_export"):
+        export_to(finished_maps_run, "png", tmp_path / "npy")
+
+
+def test_class_values_beyond_a_palette_are_refused(map_images, drawn_images, tmp_path):
+    run = map_images(drawn_images[:2], class_values=(1, 2, 3, 4, 255))
+    with connect("in-process") as connection:
+        aggregate_run(run, connection)
+    with pytest.raises(ValueError, match="255 means ignore"):
+        export_to(run, "png", tmp_path / "png")
+
+
+def test_labels_of_long_class_lists_survive_a_png(tmp_path):
+    labels = np.array([[0, 300], [65535, 255]], np.uint16)
+    (tmp_path / "long.png").write_bytes(encode_label_png(labels))
+    values = list(range(1, 301))
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "long.png"), values), labels)
