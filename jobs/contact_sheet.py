@@ -3,14 +3,11 @@
 import io
 
 import numpy as np
-import torch
 
-from ficklenet.localizer import Normalization, deterministic_maps
-from ficklenet.transforms import normalize, resize_square
 from jobs.command_line import job_parser, run_main
+from jobs.deterministic import DeterministicMapper
 from jobs.pictures import SheetRow, contact_sheet, heat_tile, image_tile, label_tile
 from jobs.run import Run, open_run
-from jobs.trained_classifier import load_classifier
 from storage.images import read_image, read_mask
 from storage.location import Location
 from storage.manifest import Manifest
@@ -39,7 +36,8 @@ def draw_contact_sheet(run: Run, num_images: int) -> Location:
     if not mapped:
         raise ValueError(f"contact_sheet: no maps yet. Run 'python jobs/generate_maps.py --run {run.uri}' first.")
     chosen = [mapped[int(place)] for place in np.linspace(0, len(mapped) - 1, min(num_images, len(mapped)))]
-    sheet = contact_sheet(COLUMNS, [_row(run, manifest, store, index) for index in chosen])
+    mapper = DeterministicMapper(run)
+    sheet = contact_sheet(COLUMNS, [_row(manifest, store, mapper, index) for index in chosen])
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     place = run.location / "report" / "contact_sheet.png"
@@ -57,32 +55,16 @@ def _mapped_images(run: Run, manifest: Manifest) -> list[int]:
     return found
 
 
-def _row(run: Run, manifest: Manifest, store: MapStore, index: int) -> SheetRow:
+def _row(manifest: Manifest, store: MapStore, mapper: DeterministicMapper, index: int) -> SheetRow:
     """One image with the class it scores highest for."""
     entry, maps = manifest.rows(index, index + 1)[0], store.read(index)
     image = read_image(entry.uri)
     slot = int(maps.score.argmax())
-    plain = _deterministic(run, image, maps.classes)[slot]
+    plain = mapper(image, maps.classes)[slot]
     truth = label_tile(read_mask(entry.mask_uri, manifest.class_values)) if entry.mask_uri else None
     heats = [heat_tile(image, evidence) for evidence in (plain, maps.max[slot], maps.mean[slot])]
     name = manifest.class_names[maps.classes[slot]]
     return SheetRow(f"{entry.image_id}: {name}, score {maps.score[slot]:.1f}", [image_tile(image), *heats, truth])
-
-
-@torch.inference_mode()
-def _deterministic(run: Run, image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The maps (slot, h, w) that need no sampling, by the run's own classifier and normalisation."""
-    classifier, _ = load_classifier(run)
-    inputs = normalize(torch.from_numpy(resize_square(image, classifier.spec.input_size))[None])
-    maps = run.config.maps
-    evidence = deterministic_maps(
-        classifier.backbone(inputs),
-        classifier.head,
-        torch.from_numpy(classes.astype(np.int64))[None],
-        drop_rate=classifier.spec.drop_rate if maps.drop_rate is None else maps.drop_rate,
-        normalization=Normalization(maps.normalization, maps.percentile),
-    )
-    return evidence[0].numpy()
 
 
 if __name__ == "__main__":
