@@ -1,0 +1,72 @@
+"""What a report says of a run's evaluation: figures grouped as they may be compared, with what was set otherwise."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.report_facts import Setting
+from jobs.run import Run
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures over the same images in the same frame; `notes` says for each what was set otherwise than now."""
+
+    splits: tuple[str, ...]
+    part: str
+    resolution: str
+    size: str
+    num_images: int
+    left_out: Mapping[str, int]
+    figures: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether settings were tried here, on the tune part."""
+        return self.part == "tune"
+
+
+def measured_figures(run: Run, settings: Sequence[Setting]) -> list[Measured]:
+    """What `evaluate` has measured, grouped by images and frame; the trials of the tune part last."""
+    place = run.location / "evaluation" / "metrics.json"
+    figures = json.loads(place.read_bytes())["figures"] if place.exists() else []
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for figure in figures:
+        groups[tuple(figure["splits"]), figure["part"], figure["resolution"]].append(figure)
+    now = {setting.key: setting.value for setting in settings}
+    found = [_measured(group, now) for group in groups.values()]
+    return sorted(found, key=lambda measured: measured.is_trial)
+
+
+def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any]) -> Measured:
+    first = group[0]
+    return Measured(
+        splits=tuple(first["splits"]),
+        part=first["part"],
+        resolution=first["resolution"],
+        size=first["size"],
+        num_images=first["num_images"],
+        left_out=first["left_out"],
+        figures=tuple(group),
+        notes=tuple(_set_otherwise(figure["settings"], now) for figure in group),
+    )
+
+
+def _set_otherwise(used: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """'seeds.theta = 0.5' where a figure was measured with another value than the run has now."""
+    flat = {f"{section}.{key}": value for section, keys in used.items() for key, value in keys.items()}
+    return ", ".join(f"{key} = {value}" for key, value in flat.items() if value != now.get(key, value))
+
+
+def headline(measured: Sequence[Measured]) -> tuple[Measured, Mapping[str, Any]] | None:
+    """The one figure to name first: the stored seeds by the present settings, at map resolution where there is one."""
+    candidates = [
+        (each, figure)
+        for each in measured
+        for figure, note in zip(each.figures, each.notes, strict=True)
+        if figure["labels"] == "seeds" and not note and not each.is_trial
+    ]
+    return min(candidates, key=lambda pair: pair[0].resolution != "map", default=None)
