@@ -13,25 +13,29 @@ class Progress:
     """Images finished, with rate and estimate."""
 
     def __init__(self, name: str, total: int, already_done: int = 0) -> None:
-        self._name, self._total, self._initial = name, total, already_done
-        self._done = already_done
-        self._start = self._last_line = time.monotonic()
+        self._name, self._total, self._done = name, total, already_done
+        self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first images came, so that start-up counts for nothing
         self._bar = tqdm(total=total, initial=already_done, desc=name, unit="image") if sys.stderr.isatty() else None
 
     def advance(self, num_images: int) -> None:
         """Books finished images, the skipped ones included."""
         self._done += num_images
         now = time.monotonic()
+        if self._first is None:
+            self._first = now, self._done
         if self._bar is not None:
             self._bar.update(num_images)
         elif now - self._last_line >= LOG_INTERVAL:
             self._last_line = now
-            rate = (self._done - self._initial) / (now - self._start)
-            left = duration((self._total - self._done) / rate)
-            print(
-                f"{self._name}: {self._done:,} of {self._total:,} images, {rate:.2f} images/s, about {left} left",
-                flush=True,
-            )
+            print(f"{self._name}: {self._done:,} of {self._total:,} images{self._pace(now)}", flush=True)
+
+    def _pace(self, now: float) -> str:
+        first_time, first_done = self._first or (now, self._done)
+        if self._done == first_done:
+            return ""
+        rate = (self._done - first_done) / (now - first_time)
+        return f", {rate:.2f} images/s, about {duration((self._total - self._done) / rate)} left"
 
     def close(self) -> None:
         """Ends the bar, keeping it on the screen."""
