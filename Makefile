@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast lint constraints clean
+.PHONY: demo test test-cluster lint constraints clean
 
 demo: $(VENV)/.installed        ## draw a small data set, train, make maps, name a picture
 	$(BIN)/python jobs/generate_maps.py
 
 test: $(VENV)/.installed lint   ## everything that must hold
 	$(BIN)/python -m pytest
+
+test-cluster: $(VENV)/.installed ## the long tests of Ray itself
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

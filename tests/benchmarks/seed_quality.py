@@ -72,6 +72,7 @@ MAKERS = [
     *(Maker(200, p, scale) for scale in NORMALIZATIONS[:3:2] for p in (0.0, 0.3, 0.5, 0.7)),
     *(Maker(0, p, scale) for scale in NORMALIZATIONS[:3:2] for p in (0.0, 0.5)),
 ]
+DENSIFIED = [Maker(n, 0.9, scale) for scale in NORMALIZATIONS[:3:2] for n in (0, 200)]
 RULES = [
     Rule(theta, background, priority)
     for theta in THETAS
@@ -84,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--split", required=True)
-    parser.add_argument("--images", type=int, help="only the first so many")
+    parser.add_argument("--every", type=int, default=1, help="only every so many-th image of the split")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", required=True, help="folder for seed_quality.json and seed_quality.png")
     given = parser.parse_args()
@@ -92,7 +93,8 @@ def main() -> None:
     indices = [i for i, row in enumerate(run.manifest().iter_rows()) if row.split == given.split and not row.problem]
     counts: dict[tuple[str, str, Rule], np.ndarray] = defaultdict(lambda: np.zeros((1, 1), np.int64))
     with ProcessPoolExecutor(given.workers) as pool:
-        chunks = np.array_split(indices[: given.images], max(1, len(indices[: given.images]) // 4))
+        indices = indices[:: given.every]
+        chunks = np.array_split(indices, max(1, len(indices) // 4))
         for share in tqdm(pool.map(measure, [given.run] * len(chunks), chunks), total=len(chunks), unit="4 images"):
             for key, matrix in share.items():
                 counts[key] = counts[key] + matrix
@@ -152,7 +154,7 @@ def measure_image(run: Run, classifier: torch.nn.Module, row: ManifestRow) -> di
                 normalization=maker.normalization,
             )
             max_SHW, mean_SHW = found.max_BSHW[0].numpy(), found.mean_BSHW[0].numpy()
-        if maker.num_samples in (0, 200) and maker.drop_rate == 0.9:
+        if maker in DENSIFIED:
             for rule, labels in densified(max_SHW, mean_SHW, saliency, np.asarray(row.labels), small_image):
                 counts[maker.name, rule] = confusion_matrix(truth, labels, manifest.num_classes, IGNORE)
         for rule in RULES:

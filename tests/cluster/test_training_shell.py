@@ -96,6 +96,7 @@ def test_in_process_training_reports_every_step_and_resumes_from_the_latest(tmp_
     assert resumed["weights"] == expected["weights"]
 
 
+@pytest.mark.cluster
 def test_a_workers_error_comes_back_as_itself_and_the_same_name_resumes(local_ray: Connection, tmp_path: Path) -> None:
     fault = {"fault": "raise", "fault_at": 4, "mark": str(tmp_path / "mark")}
     with pytest.raises(ValueError) as caught:
@@ -107,6 +108,7 @@ def test_a_workers_error_comes_back_as_itself_and_the_same_name_resumes(local_ra
     assert resumed["weights"] == train_here(tmp_path / "here")[0]["weights"]
 
 
+@pytest.mark.cluster
 def test_two_workers_learn_what_one_does_and_go_on_when_one_is_killed(local_ray: Connection, tmp_path: Path) -> None:
     last, steps = train_on_ray(tmp_path / "ray", 2, fault="die", fault_at=4, mark=str(tmp_path / "mark"))
     assert last["workers"] == 2
