@@ -69,18 +69,14 @@ def aggregate(
 
 def dense_scores(
     max_SHW: NDArray[np.floating],
-    mean_SHW: NDArray[np.floating],
     saliency_HW: NDArray[np.floating] | None,
     *,
     background_exponent: float,
 ) -> NDArray[np.float32]:
     """Evidence for the background, then for each slot: float32 (1 + S, H, W) in [0, 1].
 
-    A slot's evidence is its maximum times its share of the highest mean: over large regions several classes reach
-    the same maximum, and as for seeds the mean decides between them.
-
     Args:
-        max_SHW, mean_SHW: maximum and mean over the samples, in [0, 1]; at least one slot.
+        max_SHW: maximum over the samples, in [0, 1]; at least one slot.
         saliency_HW: a saliency map in [0, 1]; its complement is the background's evidence.
         background_exponent: without saliency the background's evidence is (1 - highest maximum) to this power (Ahn
             and Kwak, CVPR 2018, equation 2); below 1 the background grows.
@@ -89,8 +85,7 @@ def dense_scores(
         background_HW = 1 - saliency_HW
     else:
         background_HW = (1 - max_SHW.max(axis=0)) ** background_exponent
-    highest_mean_HW = np.maximum(mean_SHW.max(axis=0), np.finfo(np.float32).tiny)
-    return np.concatenate([background_HW[None], max_SHW * (mean_SHW / highest_mean_HW)]).astype(np.float32)
+    return np.concatenate([background_HW[None], max_SHW]).astype(np.float32)
 
 
 def densify(scores_LHW: NDArray[np.floating], classes_S: NDArray[np.integer]) -> Labels:

@@ -93,7 +93,7 @@ class SeedsConfig(Section):
         "low evidence for all images",
     )
     saliency_threshold: Fraction = Field(0.06, description="background is less salient than this")
-    evidence_threshold: Fraction = Field(0.1, description="background has every class's maximum below this")
+    evidence_threshold: Fraction = Field(0.2, description="background has every class's maximum below this")
     priority: Literal["background", "foreground"] = Field("background", description="which cue holds where both are")
 
 

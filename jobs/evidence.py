@@ -85,8 +85,7 @@ class Evidence:
 
     def _scores(self, size: tuple[int, int], config: Config) -> np.ndarray:
         exponent = config.pseudo_labels.background_exponent
-        max_, mean = resized(self.max, size), resized(self.mean, size)
-        return dense_scores(max_, mean, self._saliency(size, config), background_exponent=exponent)
+        return dense_scores(resized(self.max, size), self._saliency(size, config), background_exponent=exponent)
 
     def _saliency(self, size: tuple[int, ...], config: Config) -> np.ndarray | None:
         if self.saliency is None or config.seeds.background_cue == "evidence":

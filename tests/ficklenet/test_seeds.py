@@ -60,11 +60,10 @@ def test_background_is_unsalient_or_without_saliency_lacks_every_class():
 
 
 def test_densified_seeds_label_every_cell_by_the_strongest_evidence():
-    max_ = maps([0.9, 0.4, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0])
-    mean = maps([0.5, 0.2, 0.3, 0.0], [0.0, 0.0, 0.6, 0.0])
-    scores = dense_scores(max_, mean, None, background_exponent=1.0)
+    max_ = maps([0.9, 0.4, 0.8, 0.0], [0.0, 0.0, 1.0, 0.0])
+    scores = dense_scores(max_, None, background_exponent=1.0)
     np.testing.assert_allclose(
-        scores[:, 0], [[0.1, 0.6, 0.0, 1.0], [0.9, 0.4, 0.5, 0.0], [0.0, 0.0, 1.0, 0.0]], atol=1e-6
+        scores[:, 0], [[0.1, 0.6, 0.0, 1.0], [0.9, 0.4, 0.8, 0.0], [0.0, 0.0, 1.0, 0.0]], atol=1e-6
     )
     assert densify(scores, np.array([1, 3])).tolist() == [[2, 0, 4, 0]]
 
@@ -72,14 +71,14 @@ def test_densified_seeds_label_every_cell_by_the_strongest_evidence():
 def test_saliency_is_the_background_of_densified_seeds():
     evidence = maps([0.9, 0.4, 1.0, 0.0])
     saliency = np.array([[0.0, 1.0, 0.5, 0.0]], np.float32)
-    scores = dense_scores(evidence, evidence, saliency, background_exponent=1.0)
+    scores = dense_scores(evidence, saliency, background_exponent=1.0)
     assert densify(scores, np.array([0])).tolist() == [[0, 1, 1, 0]]
 
 
 def test_a_smaller_exponent_grows_the_background():
     evidence = maps([0.6, 0.6, 0.6, 0.6])
     labels = [
-        densify(dense_scores(evidence, evidence, None, background_exponent=power), np.array([0]))[0, 0]
+        densify(dense_scores(evidence, None, background_exponent=power), np.array([0]))[0, 0]
         for power in (1.0, 0.25)
     ]
     assert labels == [1, 0]

@@ -56,7 +56,7 @@ def test_stored_seeds_are_the_aggregated_maps(finished_maps_run):
     for index in range(14):
         maps = store.read(index)
         max_, mean = maps.max.astype(np.float32), maps.mean.astype(np.float32)
-        cue = background_cue(max_, None, saliency_threshold=0.06, evidence_threshold=0.1)
+        cue = background_cue(max_, None, saliency_threshold=0.06, evidence_threshold=0.2)
         expected = aggregate(max_, mean, maps.classes, cue, theta=0.35, priority="background", ignore_value=255)
         np.testing.assert_array_equal(found[index], expected)
     assert len(np.unique(found)) > 3  # the maps are no constant
