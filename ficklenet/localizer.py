@@ -4,8 +4,8 @@ With the affinity ``A[c, d, v]`` of ``ficklenet.head`` the Grad-CAM of one sampl
 A[c, d, v])``: exactly ``ReLU(sum_k x_k dS^c / dx_k)`` of that sample's logit, without autograd. The backbone
 runs once per image.
 
-The samples are drawn in plain torch on any device, or by ``ficklenet.compiled`` on a CPU where numba is
-installed: the same masks bit for bit, maps equal to rounding.
+The samples are drawn in plain torch on any device, by ``ficklenet.compiled`` on a CPU where numba is installed,
+or by ``ficklenet.triton_sampler`` on a GPU where Triton is: the same masks bit for bit, maps equal to rounding.
 
 Shape legend: B images, S slots (an image's wanted classes, -1 = empty), N samples, K channels, H W feature
 grid, D offsets, V = H * W positions.
@@ -27,8 +27,12 @@ from ficklenet.masks import INFERENCE_STREAM, dropout_masks, expected_mask
 
 MASK_ELEMENTS_PER_CHUNK = 2**24  # bounds the dense path: 64 MiB of float32 masks at a time
 
-
-Sampler = Literal["compiled", "dense"]
+Sampler = Literal["compiled", "triton", "dense"]
+SAMPLER_NEEDS: dict[Sampler, str] = {
+    "compiled": "float32 features on a CPU, and numba",
+    "triton": "float32 features on a GPU, and Triton",
+    "dense": "nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def localize(
         num_samples: N; the samples are 0 .. N - 1 of the inference stream.
         drop_rate: p, the probability of dropping an offset other than the centre.
         normalization: how each sample's map is scaled before the fold.
-        sampler: ``"compiled"`` or ``"dense"``; by default compiled wherever ``uses_compiled_path`` says so.
+        sampler: which one draws; by default the first of ``samplers_for`` these features.
 
     Returns:
         Maps in [0, 1] and expected logits, float32, on the features' device; NaN in empty slots. Cell (row,
@@ -70,16 +74,17 @@ def localize(
 
     Raises:
         ValueError: classes outside the class list, keys or rows of classes that do not match the images, no
-            samples, or the compiled sampler where it cannot run.
+            samples, or a sampler where it cannot run.
     """
     _check_request(features_BKHW, head, classes_BS, keys)
     if num_samples < 1:
         raise ValueError(f"num_samples: {num_samples} given; give at least 1.")
-    if sampler == "compiled" and not uses_compiled_path(features_BKHW):
-        raise ValueError('sampler: "compiled" given; it needs float32 features on a CPU, and numba. Give "dense".')
-    is_compiled = uses_compiled_path(features_BKHW) if sampler is None else sampler == "compiled"
-    localize_batch = _localize_compiled if is_compiled else _localize_dense
-    return localize_batch(features_BKHW, head, classes_BS, keys, range(num_samples), drop_rate, normalization)
+    usable = samplers_for(features_BKHW.device, features_BKHW.dtype)
+    sampler = sampler or usable[0]
+    if sampler not in usable:
+        raise ValueError(f'sampler: "{sampler}" given; it needs {SAMPLER_NEEDS[sampler]}. Give "dense".')
+    paths = {"compiled": _localize_compiled, "triton": _localize_triton, "dense": _localize_dense}
+    return paths[sampler](features_BKHW, head, classes_BS, keys, range(num_samples), drop_rate, normalization)
 
 
 @torch.no_grad()
@@ -102,10 +107,16 @@ def deterministic_maps(
     return _blank_empty_slots(normalization.apply(evidence_BSHW.relu()), classes_BS)
 
 
-def uses_compiled_path(features_BKHW: Tensor) -> bool:
-    """Whether ``localize`` runs compiled for such features: float32 on a CPU, numba installed."""
-    on_cpu = features_BKHW.device.type == "cpu" and features_BKHW.dtype == torch.float32
-    return on_cpu and _compiled() is not None
+def samplers_for(device: torch.device | str, dtype: torch.dtype = torch.float32) -> list[Sampler]:
+    """The samplers that can run for such features, the fastest first."""
+    usable: list[Sampler] = ["dense"]
+    if dtype == torch.float32:
+        triton_sampler = _triton_sampler()
+        if triton_sampler is not None and triton_sampler.runs_on(torch.device(device)):
+            usable.insert(0, "triton")
+        if torch.device(device).type == "cpu" and _compiled() is not None:
+            usable.insert(0, "compiled")
+    return usable
 
 
 def sample_evidence(affinity_BSDV: Tensor, masks_BNDV: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -206,6 +217,32 @@ def _localize_compiled(
     return LocalizationMaps(max_BSHW, mean_BSHW, score_BS)
 
 
+def _localize_triton(
+    features_BKHW: Tensor,
+    head: StochasticHead,
+    classes_BS: Tensor,
+    keys: Sequence[int],
+    samples: range,
+    drop_rate: float,
+    normalization: Normalization,
+) -> LocalizationMaps:
+    triton_sampler, grid = _triton_sampler(), _grid(features_BKHW)
+    assert triton_sampler is not None
+    max_BSHW = features_BKHW.new_full((*classes_BS.shape, *grid), math.nan)
+    mean_BSHW, score_BS = max_BSHW.clone(), max_BSHW[:, :, 0, 0].clone()
+    images_R, slots_R = (classes_BS >= 0).nonzero(as_tuple=True)  # a row per filled slot, image by image
+    if len(images_R):
+        classes_R = classes_BS[images_R, slots_R]
+        affinity_RDV = head.affinity(features_BKHW[images_R], classes_R[:, None])[:, 0]
+        fold = triton_sampler.fold_samples(
+            affinity_RDV, images_R, keys, samples, grid=grid, drop_rate=drop_rate, normalization=normalization
+        )
+        max_BSHW[images_R, slots_R], mean_BSHW[images_R, slots_R] = fold.maximum, fold.mean
+        score_1R = _expected_score(affinity_RDV[None], head, classes_R[None], grid, drop_rate)
+        score_BS[images_R, slots_R] = score_1R[0]
+    return LocalizationMaps(max_BSHW, mean_BSHW, score_BS)
+
+
 def _expected_score(
     affinity_BSDV: Tensor, head: StochasticHead, classes_BS: Tensor, grid: tuple[int, int], drop_rate: float
 ) -> Tensor:
@@ -220,6 +257,16 @@ def _compiled() -> ModuleType | None:
     except ImportError:
         return None
     return compiled
+
+
+@functools.cache
+def _triton_sampler() -> ModuleType | None:
+    """The GPU sampler, or None where Triton is absent."""
+    try:
+        from ficklenet import triton_sampler
+    except ImportError:
+        return None
+    return triton_sampler
 
 
 def _blank_empty_slots(values_BS: Tensor, classes_BS: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ and the last pixel of an image lie on pixel 0 and the last pixel of the input. H
 borders by half a cell.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from torch.nn import functional
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
 MEAN_COLOUR = tuple(round(255 * value) for value in MEAN)  # padding that normalises to (nearly) zero
+
+BAND = 32  # outputs resampled together: few enough to see few inputs, enough for one product
 
 LARGEST_CROP_SCALE = 12 / 7  # of the image's longer side to the crop: 448 to 768 for 448 (Ahn and Kwak, CVPR 2018)
 
@@ -32,8 +36,7 @@ def resize_square(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Bilinear with aligned corners. Along a side that shrinks, the triangle is widened by the ratio, so that
     fine texture averages out instead of aliasing.
     """
-    height, width = image_HWC.shape[:2]
-    return _resample(image_HWC, _resize_weights(height, size), _resize_weights(width, size))
+    return _resample(image_HWC, (size, size), slice(0, size), slice(0, size))
 
 
 def training_crop(image_HWC: NDArray[np.uint8], size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -47,13 +50,10 @@ def training_crop(image_HWC: NDArray[np.uint8], size: int, generator: np.random.
     scale = generator.uniform(1.0, LARGEST_CROP_SCALE) * size / max(height, width)
     canvas = np.empty((3, size, size), np.uint8)
     canvas[:] = np.array(MEAN_COLOUR, np.uint8)[:, None, None]
-    rows_from, rows_to = _random_window(max(1, round(height * scale)), size, generator)
-    cols_from, cols_to = _random_window(max(1, round(width * scale)), size, generator)
-    canvas[:, rows_to, cols_to] = _resample(
-        image_HWC,
-        _resize_weights(height, max(1, round(height * scale)))[rows_from],
-        _resize_weights(width, max(1, round(width * scale)))[cols_from],
-    )
+    scaled = max(1, round(height * scale)), max(1, round(width * scale))
+    rows_from, rows_to = _random_window(scaled[0], size, generator)
+    cols_from, cols_to = _random_window(scaled[1], size, generator)
+    canvas[:, rows_to, cols_to] = _resample(image_HWC, scaled, rows_from, cols_from)
     return canvas[:, :, ::-1].copy() if generator.random() < 0.5 else canvas
 
 
@@ -71,20 +71,36 @@ def _random_window(length: int, size: int, generator: np.random.Generator) -> tu
     return slice(0, length), slice(start, start + length)
 
 
-def _resample(
-    image_HWC: NDArray[np.uint8], row_weights: NDArray[np.float32], col_weights: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    """Separable resampling, uint8 (H, W, 3) -> uint8 (3, h, w): rows first, then each channel's columns."""
+def _resample(image_HWC: NDArray[np.uint8], scaled: tuple[int, int], rows: slice, cols: slice) -> NDArray[np.uint8]:
+    """Some rows and columns of the image resized to ``scaled`` (height, width): uint8 (H, W, 3) -> (3, h, w)."""
     height, width, channels = image_HWC.shape
-    rows = row_weights @ image_HWC.reshape(height, width * channels).astype(np.float32)
-    planes = rows.reshape(-1, width, channels).transpose(2, 0, 1) @ col_weights.T
-    return (planes + 0.5).clip(0, 255).astype(np.uint8)
+    by_row = _resample_first_axis(image_HWC.reshape(height, -1).astype(np.float32), scaled[0], rows)
+    by_col = np.ascontiguousarray(by_row.reshape(-1, width, channels).transpose(1, 2, 0)).reshape(width, -1)
+    values = _resample_first_axis(by_col, scaled[1], cols)  # (w, 3 * h)
+    pixels = (values + 0.5).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.reshape(len(values), channels, -1).transpose(1, 2, 0))
 
 
-def _resize_weights(num_in: int, num_out: int) -> NDArray[np.float32]:
-    """One side's resize as a matrix (num_out, num_in): a triangle around each output's place."""
+def _resample_first_axis(values: NDArray[np.float32], num_out: int, wanted: slice) -> NDArray[np.float32]:
+    """Some of the outputs when the first axis is resized to ``num_out``, a band of neighbours at a time.
+
+    Each output sees few inputs. A whole weight matrix would be nearly all zeros, and the product with it five
+    times as slow.
+    """
+    resampled = np.empty((wanted.stop - wanted.start, values.shape[1]), np.float32)
+    for start in range(wanted.start, wanted.stop, BAND):
+        stop = min(start + BAND, wanted.stop)
+        seen, weights = _resize_weights(len(values), num_out, start, stop)
+        np.matmul(weights, values[seen], out=resampled[start - wanted.start : stop - wanted.start])
+    return resampled
+
+
+def _resize_weights(num_in: int, num_out: int, start: int, stop: int) -> tuple[slice, NDArray[np.float32]]:
+    """The inputs that outputs ``start`` to ``stop`` see, and their weights (outputs, inputs): a triangle around
+    each output's place."""
     step = (num_in - 1) / (num_out - 1) if num_out > 1 else 0.0
-    place = np.arange(num_out)[:, None] * step
-    distance = np.abs(np.arange(num_in) - place)
-    weights = np.clip(1 - distance / max(step, 1.0), 0, None)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    radius = max(step, 1.0)
+    place = np.arange(start, stop)[:, None] * step
+    first, last = max(0, math.ceil(place[0, 0] - radius)), min(num_in - 1, math.floor(place[-1, 0] + radius))
+    weights = np.clip(1 - np.abs(np.arange(first, last + 1) - place) / radius, 0, None)
+    return slice(first, last + 1), (weights / weights.sum(1, keepdims=True)).astype(np.float32)

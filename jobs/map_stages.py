@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cluster.fanout import Payload
 from ficklenet.classifier import predicted_classes
-from ficklenet.localizer import Normalization, localize, uses_compiled_path
+from ficklenet.localizer import Normalization, localize, samplers_for
 from ficklenet.masks import mask_key
 from ficklenet.transforms import normalize, resize_square
 from jobs.compute import resolved_precision
@@ -71,7 +71,7 @@ class MapsJob:
             "device": self.device,
             "precision": str(self.precision).removeprefix("torch."),
             "batch_size": self.batch_size,
-            "sampler": "compiled" if self.device == "cpu" and uses_compiled_path(torch.empty(0)) else "dense",
+            "sampler": samplers_for(self.device)[0],
         }
 
     def read(self, row: Payload) -> Payload:

@@ -18,7 +18,7 @@ from ficklenet.localizer import (
     fold_samples,
     localize,
     sample_evidence,
-    uses_compiled_path,
+    samplers_for,
 )
 from ficklenet.masks import INFERENCE_STREAM, dropout_masks, mask_key
 
@@ -186,8 +186,8 @@ def test_impossible_requests_are_refused(head, features):
 
 def test_compiled_sampler_is_used_on_the_cpu_in_float32_only(head, features):
     pytest.importorskip("numba")
-    assert uses_compiled_path(features)
-    assert not uses_compiled_path(features.double())
+    assert samplers_for("cpu")[0] == "compiled"
+    assert samplers_for("cpu", torch.float64) == ["dense"]
     with pytest.raises(ValueError, match=r'"compiled" given; it needs float32'):
         run(features.double(), head.double(), [[0], [1]], sampler="compiled")
     exact = run(features.double(), head, [[0], [1]])  # in float64, dense by itself
