@@ -67,12 +67,12 @@ def aggregate_run(run: Run, connection: Connection, shard: tuple[int, int] = (1,
     step = Step(run.location / "seeds")
     if restart:
         step.restart()
-    step.open(job.fingerprint(manifest, maps), f"python jobs/aggregate_seeds.py --run {run.uri}")
+    step.open(job.fingerprint(manifest, maps), run.command("aggregate_seeds"))
     names = {"class_names": list(manifest.class_names)}
     SeedStore.create(
         job.store_location, manifest.num_images, manifest.num_classes, maps.grid, run.config.unit_size, names
     )
-    record_run(run)
+    record_run(run, "seeds")
 
     # 3. The missing units
     plan = UnitPlan.of(step, units_of_shard(maps.units, shard))

@@ -68,6 +68,7 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         message, code = str(error), 2 if isinstance(error, ValueError) else 1
         if isinstance(error, FileNotFoundError) and error.filename:
             message, code = f"{error.filename}: no such file.", 2
-        print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
+        name = Path(sys.argv[0]).stem
+        print(message if message.startswith(f"{name}: ") else f"{name}: {message}", file=sys.stderr)
         sys.exit(code)
     sys.exit(0)

@@ -21,6 +21,8 @@ def main(arguments: list[str]) -> None:
     parser = job_parser("contact_sheet", __doc__ or "")
     parser.add_argument("--images", type=int, default=8, metavar="N", help="rows, spread over the mapped images (8)")
     given = parser.parse_args(arguments)
+    if given.images < 1:
+        raise ValueError(f"--images {given.images}: give the number of rows, 1 or more.")
     run = open_run(given.run, given.config, given.set)
     print(f"contact sheet: {draw_contact_sheet(run, given.images)}")
 
@@ -31,12 +33,12 @@ def draw_contact_sheet(run: Run, num_images: int) -> Location:
     Raises:
         ValueError: no image is mapped yet.
     """
-    manifest, store = run.manifest(), MapStore.open(run.location / "maps" / "maps.zarr")
+    manifest = run.manifest()
     mapped = _mapped_images(run, manifest)
     if not mapped:
         raise ValueError(f"contact_sheet: no maps yet. Run 'python jobs/generate_maps.py --run {run.uri}' first.")
     chosen = [mapped[int(place)] for place in np.linspace(0, len(mapped) - 1, min(num_images, len(mapped)))]
-    mapper = DeterministicMapper(run)
+    store, mapper = MapStore.open(run.location / "maps" / "maps.zarr"), DeterministicMapper(run)
     sheet = contact_sheet(COLUMNS, [_row(manifest, store, mapper, index) for index in chosen])
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

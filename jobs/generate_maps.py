@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> None:
         return
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)
+    if given.restart and shard != (1, 1):
+        raise ValueError("--restart deletes every shard's maps: launch it without --shard, then the shards without it.")
     require_classifier(run, run.manifest().class_names)  # before a Ray is started
     with connected(run.config.cluster) as connection:
         generate(run, connection, shard, restart=given.restart == "maps")
@@ -73,7 +75,7 @@ def generate(run: Run, connection: Connection, shard: tuple[int, int] = (1, 1), 
     step = Step(run.location / "maps")
     if restart:
         step.restart()
-    step.open(job.fingerprint(manifest), f"python jobs/generate_maps.py --run {run.uri}")
+    step.open(job.fingerprint(manifest), run.command("generate_maps"))
     MapStore.create(
         job.store_location,
         manifest.num_images,
@@ -82,7 +84,7 @@ def generate(run: Run, connection: Connection, shard: tuple[int, int] = (1, 1), 
         run.config.unit_size,
         attributes={"class_names": list(manifest.class_names)},
     )
-    record_run(run)
+    record_run(run, "maps")
 
     # 3. The missing units stream through the cluster; receipts come back.
     plan = UnitPlan.of(step, units_of_shard(units, shard))

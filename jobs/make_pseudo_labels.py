@@ -65,8 +65,8 @@ def make_pseudo_labels(
     step = Step(run.location / "pseudo_labels")
     if restart:
         step.restart()
-    step.open(job.fingerprint(manifest, maps), f"python jobs/make_pseudo_labels.py --run {run.uri}")
-    record_run(run)
+    step.open(job.fingerprint(manifest, maps), run.command("make_pseudo_labels"))
+    record_run(run, "pseudo_labels")
 
     plan = UnitPlan.of(step, units_of_shard(maps.units, shard))
     stages = Stages(handed_on, partial(PseudoLabelMaker, job), handed_on)

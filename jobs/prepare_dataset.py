@@ -4,9 +4,10 @@ Reads a VOC devkit folder, or a CSV table beside a folder of images; of the imag
 """
 
 import argparse
+import difflib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -63,6 +64,8 @@ def main(arguments: list[str]) -> None:
         table = Location.parse(given.csv)
         folder = Location.parse(given.images) if given.images else Location(table.uri.rsplit("/", 1)[0])
         images = list(read_image_table(table, folder))
+        if class_names:
+            _require_labels(class_names, label_names(images))
         prepare(run, images, class_names or tuple(label_names(images)))
 
 
@@ -112,6 +115,25 @@ def _with_sizes(rows: list[ManifestRow]) -> Iterator[ManifestRow]:
             yield replace(row, height=size[0], width=size[1]) if is_known else row  # type: ignore[index]
         progress.advance(len(batch))
     progress.close()
+
+
+def _require_an_image(manifest: Manifest) -> None:
+    """Refuses a list of which not one image opens: a wrong folder, most likely."""
+    usable = [row for row in manifest.iter_rows() if not row.problem]
+    if usable and all(row.height is None for row in usable):
+        raise ValueError(
+            f"prepare_dataset: none of the {len(usable):,} images can be opened (first: {usable[0].uri}). "
+            "Check the folder, for a table --images."
+        )
+
+
+def _require_labels(class_names: tuple[str, ...], found: Sequence[str]) -> None:
+    """Refuses a class that no image of a table has: misspelt, most likely."""
+    for name in class_names:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The table has {', '.join(found)}."
+            raise ValueError(f"--classes: no image has the label {name!r}. {hint}")
 
 
 def _content(manifest: Manifest) -> str:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ class Run:
 
     location: Location
     config: Config
+    settings: tuple[str, ...] = ()  # the launch's --config and --set arguments
+
+    def command(self, job: str) -> str:
+        """This launch as a command line, for people to run again."""
+        return shlex.join(["python", f"jobs/{job}.py", "--run", self.uri, *self.settings])
 
     @property
     def uri(self) -> str:
@@ -62,18 +68,32 @@ def open_run(
     location = Location.parse(path if not is_relative else os.path.abspath(path))
     header = location / "run.json"
     recorded = json.loads(header.read_bytes())["config"] if header.exists() else dict(defaults or {})
-    return Run(location, resolve_config(recorded, config_file, assignments or []))
+    settings = ["--config", config_file] if config_file else []
+    for assignment in assignments or ():
+        settings += ["--set", assignment]
+    return Run(location, resolve_config(recorded, config_file, assignments or []), tuple(settings))
 
 
-def record_run(run: Run) -> None:
-    """Writes `run.json`; called once a step has accepted the configuration."""
-    header = {
-        "config": run.config.model_dump(mode="json"),
+def record_run(run: Run, step: str = "") -> None:
+    """Writes `run.json`; called once a step has accepted the configuration.
+
+    Args:
+        step: whose launch this is. The section of any other step that was started stays as recorded: this launch did
+            not use it, and that step would refuse it.
+    """
+    header = run.location / "run.json"
+    recorded = json.loads(header.read_bytes())["config"] if header.exists() else {}
+    config = run.config.model_dump(mode="json")
+    for section in recorded.keys() & config.keys() - {step}:
+        if (run.location / section / "step.json").exists():
+            config[section] = recorded[section]
+    content = {
+        "config": config,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "source": source_hash(),
     }
-    (run.location / "run.json").write_bytes(json.dumps(header, indent=1).encode())
+    header.write_bytes(json.dumps(content, indent=1).encode())
 
 
 def source_hash() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.connect import Connection
 from cluster.training import train
 from ficklenet.batches import steps_per_epoch
-from jobs.classifier_worker import train_worker
+from jobs.classifier_worker import new_classifier, train_worker
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, resolved_precision
 from jobs.config import Config
@@ -60,13 +60,16 @@ def train_classifier(run: Run, connection: Connection, *, restart: bool = False)
             f"the manifest has {sorted(_splits(manifest))}. Set classifier.train_splits."
         )
 
+    if config.weights not in ("imagenet", "none"):
+        new_classifier(run.config, manifest.class_names)  # wrong weights are refused before anything is recorded
+
     # 2. The step, made or joined
     step = Step(run.location / "classifier")
     if restart:
         step.restart()
-    command = f"python jobs/train_ficklenet.py --run {run.uri}"
+    command = run.command("train_ficklenet")
     step.open(fingerprint(run.config, manifest, device), command)
-    record_run(run)
+    record_run(run, "classifier")
     complete = step.location / "complete.json"
     if complete.exists():
         trained = require_classifier(run, manifest.class_names)
@@ -136,7 +139,7 @@ def fingerprint(config: Config, manifest: Manifest, device: str) -> dict[str, An
         "algorithm_version": ALGORITHM_VERSION,
         "manifest": manifest.column_hash(MANIFEST_COLUMNS),
         "seed": config.seed,
-        "input_size": config.images.input_size,
+        "images": {"input_size": config.images.input_size},
         "classifier": settings,
         "weights": _weights_hash(config.classifier.weights),
         "device": device,

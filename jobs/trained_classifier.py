@@ -34,6 +34,12 @@ def require_classifier(run: Run, class_names: tuple[str, ...]) -> TrainedClassif
             f"{folder}: the classifier knows {list(classifier.spec.class_names)}, the manifest {list(class_names)}. "
             "Train it for this class list in another run, or with --restart classifier."
         )
+    asked, trained = run.config.images.input_size, classifier.spec.input_size
+    if asked != trained:
+        raise ValueError(
+            f"images.input_size: given {asked}, allowed: {trained}, which this run's classifier was trained with. "
+            "Use another run for another size."
+        )
     record = json.loads((folder / "complete.json").read_bytes())
     return TrainedClassifier(classifier.spec, sha256, record["metrics"])
 

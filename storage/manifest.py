@@ -91,8 +91,7 @@ def write_manifest(
                 _check_labels(row, len(class_names))
             writer.write_table(_to_table(batch, schema))
             count += len(batch)
-    _open.cache_clear()
-    _read_row_group.cache_clear()
+    Manifest.forget()
     return count
 
 
@@ -127,6 +126,12 @@ class Manifest:
             ValueError: the file is not a manifest.
         """
         return _open(location)
+
+    @staticmethod
+    def forget() -> None:
+        """Drop what this process has read of any manifest; after one was replaced."""
+        _open.cache_clear()
+        _read_row_group.cache_clear()
 
     @property
     def num_classes(self) -> int:

@@ -4,6 +4,7 @@ The receipt is the only truth about completion; one that does not parse, or is a
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from storage.location import Location
 from storage.manifest import Manifest
 from storage.units import Unit
 
+MOST_DIFFERENCES = 6  # named in a refusal
 _READERS = 32  # markers are small: their reading is all latency
 
 
@@ -145,7 +147,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name what differs between two fingerprints: ``"maps.num_samples: 200 -> 100, ..."``."""
     flat_old, flat_new = _flatten(old), _flatten(new)
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
-    return ", ".join(f"{key}: {flat_old.get(key, 'absent')} -> {flat_new.get(key, 'absent')}" for key in keys)
+    named = [f"{key}: {_short(flat_old, key)} -> {_short(flat_new, key)}" for key in keys[:MOST_DIFFERENCES]]
+    return ", ".join(named) + (f" and {len(keys) - len(named)} more" if len(keys) > len(named) else "")
+
+
+def _short(flat: Mapping[str, Any], key: str) -> str:
+    """A value for people: hashes by their first characters."""
+    text = str(flat.get(key, "absent"))
+    return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def require_complete(step: Step, units: Sequence[Unit], manifest: Manifest, asked_by: str, command: str) -> None:

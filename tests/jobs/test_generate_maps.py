@@ -252,3 +252,21 @@ def test_killed_and_relaunched_run_stores_the_same_bytes(mapped_run):
     after = finishing_times(mapped_run)
     assert fewer.items() <= after.items()  # what was finished was not computed again
     assert stored_bytes(mapped_run) == expected
+
+
+def test_input_size_of_the_classifier_is_not_changed_by_maps(mapped_run):
+    before = finishing_times(mapped_run)
+    with pytest.raises(ValueError, match=r"images\.input_size: given 129, allowed: 65"):
+        make_maps(mapped_run, "images.input_size=129", restart=True)
+    assert finishing_times(mapped_run) == before  # refused before anything was deleted
+    assert open_run(mapped_run.uri).config.images.input_size == 65
+
+
+def test_settings_of_a_started_step_are_not_recorded_by_another(mapped_run):
+    make_maps(mapped_run, "classifier.epochs=9")
+    assert open_run(mapped_run.uri).config.classifier.epochs == 1
+
+
+def test_refusal_repeats_what_was_asked(mapped_run):
+    with pytest.raises(ValueError, match=r"--set maps\.num_samples=9 --restart maps"):
+        make_maps(mapped_run, "maps.num_samples=9")
