@@ -181,9 +181,9 @@ class MapMaker:
     def features(self, images: np.ndarray) -> Tensor:
         """Backbone features, float32. A short batch is filled up with zeros: one shape, hence the same bits always."""
         job = self.job
-        padded = np.zeros((job.batch_size, *images.shape[1:]), np.uint8)
-        padded[: len(images)] = images
-        inputs = normalize(torch.from_numpy(padded).to(job.device)).contiguous(memory_format=torch.channels_last)
+        missing = job.batch_size - len(images)
+        full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
+        inputs = normalize(torch.from_numpy(full).to(job.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(job.device, job.precision, enabled=job.precision != torch.float32):
             features = self.model.backbone(inputs)
         return features[: len(images)].float().contiguous()

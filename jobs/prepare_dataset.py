@@ -90,13 +90,14 @@ def prepare(
         draft = Location(f"{folder}/manifest.parquet")
         if write_manifest(draft, rows, class_names, class_values) == 0:
             raise ValueError("prepare_dataset: the source lists no image. Give a split or a table that has some.")
+        _require_an_image(Manifest.open(draft))
         place, data = run.location / "manifest.parquet", draft.read_bytes()
-        if place.exists() and _content(run.manifest()) != _content(Manifest.open(draft)):
-            raise ValueError(
-                f"{place}: a run's manifest is frozen, and this one lists other images. Use another --run."
-            )
-    if not place.exists():
+        is_other = not place.exists() or _content(run.manifest()) != _content(Manifest.open(draft))
+    if is_other and any((run.location / step / "step.json").exists() for step in ("classifier", "maps")):
+        raise ValueError(f"{place}: frozen, since steps were started on it, and this one differs. Use another --run.")
+    if is_other:
         place.write_bytes(data)
+        Manifest.forget()
     record_run(run)
     manifest = run.manifest()
     _describe(manifest)
