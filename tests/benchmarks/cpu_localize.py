@@ -8,7 +8,6 @@ features of one image: affinity, masks, sums, normalisation, fold and score. "de
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -16,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numba
 import torch
+from machine import describe
 from torch import Tensor
 
 from ficklenet.backbones import build_backbone, load_backbone_weights
@@ -32,9 +31,7 @@ KERNEL_SIZE = 9
 
 def main() -> None:
     options = parse_options()
-    print(
-        f"{processor_name()}; Python {platform.python_version()}, torch {torch.__version__}, numba {numba.__version__}"
-    )
+    print(describe("torch", "numba"))
     print(f"{options.samples} samples, input {options.size} x {options.size}, median of {options.repeats} runs\n")
     header = ("threads", "classes", "p", "normalisation", "sampler", "backbone ms", "localisation ms", "ratio")
     print(" | ".join(header))
@@ -106,14 +103,6 @@ def side_by_side(calls: list[Callable[[], object]], repeats: int) -> list[float]
             if repeat:
                 taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
-
-
-def processor_name() -> str:
-    """The processor as /proc/cpuinfo names it, else as Python does."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def parse_options() -> argparse.Namespace:

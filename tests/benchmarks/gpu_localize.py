@@ -11,7 +11,6 @@ image, between two synchronisations of the device.
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project need not be installed
 
 import torch
+from machine import describe
 from torch import Tensor, nn
 
 from ficklenet.backbones import build_backbone, load_backbone_weights
@@ -42,10 +42,7 @@ def main() -> None:
     if options.check:
         check(options)
         return
-    print(
-        f"{torch.cuda.get_device_name()}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"CUDA {torch.version.cuda}, Triton {triton_version()}"
-    )
+    print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe('torch', 'triton')}")
     print(
         f"{options.samples} samples, input {options.size} x {options.size}, batches of {options.batch}, "
         f"{options.precision}{', compiled' if options.compile else ''}, median of {options.repeats} runs\n"
@@ -228,14 +225,6 @@ def map_difference(options: argparse.Namespace, normalization: Normalization) ->
     if any(not torch.equal(one.isnan(), other.isnan()) for one, other in pairs):
         return float("inf")
     return max((one - other).nan_to_num().abs().max().item() for one, other in pairs)
-
-
-def triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return "absent"
-    return triton.__version__
 
 
 def parse_options() -> argparse.Namespace:
