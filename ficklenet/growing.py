@@ -1,0 +1,66 @@
+"""Seeded region growing (Huang et al., CVPR 2018, section 3.3): seeds spread into confident neighbours.
+
+On the device of its arguments, for a whole batch: the seeds' labels flow between 8-connected pixels of equal label
+until nothing changes.
+
+Label maps: 0 background, class number + 1; every other value (255 in the stores) is unknown.
+
+Shape legend: B images, L labels (background and classes), H W feature grid, N 9 neighbours, the pixel itself included.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ficklenet.segmentation_losses import is_known
+
+FOREGROUND_CONFIDENCE = 0.85
+BACKGROUND_CONFIDENCE = 0.99
+STEPS_BETWEEN_LOOKS = 8  # looking whether anything changed waits for the device
+
+
+@torch.no_grad()
+def grow_seeds(
+    seeds_BHW: Tensor,
+    probabilities_BLHW: Tensor,
+    present_BL: Tensor,
+    *,
+    foreground_confidence: float = FOREGROUND_CONFIDENCE,
+    background_confidence: float = BACKGROUND_CONFIDENCE,
+) -> Tensor:
+    """Grown seeds (B, H, W): the seeds, and every pixel that is connected with a seed of its own label.
+
+    A pixel's own label is the most probable of the image's labels where that one is confident, else its seed. The
+    seeds themselves stay as they are; what neither is seeded nor reached keeps its unknown value.
+
+    Args:
+        seeds_BHW: integer label maps; every training step starts from the original ones.
+        probabilities_BLHW: refined by the CRF; no gradient flows into them.
+        present_BL: bool, whether the image has the label; True for the background.
+        foreground_confidence, background_confidence: what a probability must exceed.
+    """
+    likely_BHW, label_BHW = probabilities_BLHW.masked_fill(~present_BL[:, :, None, None], -1.0).max(1)
+    needed_BHW = torch.where(label_BHW == 0, background_confidence, foreground_confidence)
+    labels_BHW = torch.where(likely_BHW > needed_BHW, label_BHW.to(seeds_BHW.dtype), seeds_BHW)
+    is_seed_BHW = is_known(seeds_BHW, probabilities_BLHW.shape[1])
+    reached_BHW = _connected(labels_BHW, is_seed_BHW & (labels_BHW == seeds_BHW))
+    return torch.where(reached_BHW & ~is_seed_BHW, labels_BHW, seeds_BHW)
+
+
+def _connected(labels_BHW: Tensor, sources_BHW: Tensor) -> Tensor:
+    """The pixels that a path of equal labels joins with a source, bool (B, H, W)."""
+    neighbours_BNHW = _neighbours(labels_BHW.float() + 1)  # beyond the edge lies 0, which no label is
+    is_open_BNHW = (neighbours_BNHW == labels_BHW.float()[:, None] + 1).float()
+    reached_B1HW = sources_BHW[:, None].float()
+    while True:
+        before_B1HW = reached_B1HW
+        for _ in range(STEPS_BETWEEN_LOOKS):
+            reached_B1HW = (_neighbours(reached_B1HW[:, 0]) * is_open_BNHW).amax(1, keepdim=True)
+        if torch.equal(before_B1HW, reached_B1HW):
+            return reached_B1HW[:, 0] > 0
+
+
+def _neighbours(values_BHW: Tensor) -> Tensor:
+    """Each pixel's 3 x 3 neighbourhood, (B, 9, H, W); 0 beyond the edge."""
+    columns = functional.unfold(values_BHW[:, None], kernel_size=3, padding=1)
+    return columns.view(len(values_BHW), 9, *values_BHW.shape[1:])

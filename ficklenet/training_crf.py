@@ -1,0 +1,49 @@
+"""The CRF of a training step: a batch at map size, two ways behind one function.
+
+``exact`` is ``ficklenet.mean_field`` on the batch's device, ``lattice`` is pydensecrf on the CPU, an image at a time.
+They solve the same problem; the lattice approximates the kernel (docs/method.md says what that does to the losses).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ficklenet.crf import AT_MAP_SIZE, CrfParameters, refine
+from ficklenet.mean_field import refine_exactly
+
+CrfMethod = Literal["auto", "exact", "lattice"]
+Map = Callable[..., Iterable[Any]]
+
+
+@torch.no_grad()
+def refine_batch(
+    probabilities_BLHW: Tensor,
+    images_BCHW: Tensor,
+    parameters: CrfParameters = AT_MAP_SIZE,
+    *,
+    method: CrfMethod = "auto",
+    map_images: Map = map,
+) -> Tensor:
+    """The CRF's marginals for a batch: float32 (B, L, H, W) on its device, without a gradient.
+
+    Args:
+        probabilities_BLHW: of each label, summing to 1.
+        images_BCHW: uint8 RGB (B, 3, H, W) of the same grid.
+        parameters: by default those for map size.
+        method: auto: lattice on the CPU, exact elsewhere.
+        map_images: runs the lattice's images, as ``map`` does; give an executor's ``map`` to run them in processes
+            (threads wait for each other, pydensecrf holds the interpreter).
+
+    Raises:
+        ValueError: lattice without pydensecrf.
+    """
+    if method == "auto":
+        method = "lattice" if probabilities_BLHW.device.type == "cpu" else "exact"
+    if method == "exact":
+        return refine_exactly(probabilities_BLHW.float(), images_BCHW, parameters)
+    images = np.ascontiguousarray(images_BCHW.permute(0, 2, 3, 1).cpu().numpy())
+    marginals = map_images(refine, probabilities_BLHW.float().cpu().numpy(), images, [parameters] * len(images))
+    return torch.from_numpy(np.stack(list(marginals))).to(probabilities_BLHW.device)
