@@ -7,8 +7,10 @@ machine is joined, asked or stopped. Nothing here decides what runs where: that 
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import ray
 import ray.data  # configures Ray Data's logging, which is lowered below
 from ray._private import ray_constants
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
@@ -108,13 +111,33 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         return
     joined = _address_to_join(address)
     try:
-        if joined:
-            _join(joined)
-        else:
-            _start(num_cpus or _usable_cpus())
+        with _sigterm_handler_kept():
+            if joined:
+                _join(joined)
+            else:
+                _start(num_cpus or _usable_cpus())
         yield resources()
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def survey(address: str | None = None, num_cpus: int | None = None) -> Iterator[Connection]:
+    """What `connect` would yield, without starting a Ray: an own one is foretold, a cluster is joined and asked.
+
+    Args:
+        address, num_cpus: as in `connect`.
+
+    Raises:
+        ClusterError: The cluster does not answer.
+    """
+    if address == "in-process" or ray.is_initialized() or _address_to_join(address):
+        with connect(address, num_cpus) as connection:
+            yield connection
+    else:
+        gpus = get_accelerator_manager_for_resource("GPU")
+        num_gpus = gpus.get_current_node_num_accelerators() if gpus else 0
+        yield Connection(num_cpus or _usable_cpus(), num_gpus, num_nodes=1)
 
 
 def plural(count: int, noun: str) -> str:
@@ -136,7 +159,7 @@ def _usable_cpus() -> int:
 
 def _start(num_cpus: int) -> None:
     """Starts an own Ray on 127.0.0.1, whose processes end with this one."""
-    with _loopback_only(), _environment(_import_path() | QUIET_RAY_CORE), _without_stderr():
+    with _loopback_only(), _environment(_import_path() | QUIET_RAY_CORE), _without_stderr(), _node_errors("'local'"):
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -144,6 +167,34 @@ def _start(num_cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+@contextlib.contextmanager
+def _node_errors(address: str) -> Iterator[None]:
+    """Turns what Ray raises for a node that does not come up, a bare Exception, into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, AuthenticationError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ClusterError(
+            f"cluster: the Ray at {address} did not come up ({reason}). The machine may be overloaded, out of memory "
+            f"or its /tmp full; run the same command again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Keeps the process's own answer to SIGTERM, which Ray replaces by one that exits on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -201,7 +252,7 @@ def _join(address: str) -> None:
     runtime_env = None if is_submitted_job else {"env_vars": _import_path()}
     try:
         _require_an_answer(address)
-        with _environment(QUIET_RAY_CORE), _without_stderr():
+        with _environment(QUIET_RAY_CORE), _without_stderr(), _node_errors(f"'{address}'"):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
     except (OSError, AuthenticationError) as error:  # a ConnectionError of Ray's is an OSError
         if "AuthToken" in str(error.__cause__) or isinstance(error, AuthenticationError):

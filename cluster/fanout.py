@@ -21,7 +21,7 @@ import ray.data
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.connect import plural, resources
+from cluster.connect import Connection, plural, resources
 from cluster.errors import ClusterError
 
 Payload = dict[str, Any]
@@ -86,6 +86,19 @@ class Pool:
         if self.reads_per_actor < 2:  # as many reads as actors, and Ray Data would run both stages in the actor
             raise ValueError(f"cluster: reads_per_actor is {self.reads_per_actor}; give 2 or more.")
 
+    def require(self, connection: Connection) -> None:
+        """Refuses a cluster on which the pool's smallest form would wait for ever.
+
+        Raises:
+            ClusterError: It is too small, and does not grow.
+        """
+        if not self.autoscaling:
+            connection.require(
+                cpus=self.min_actors * self.cpus_per_actor + max(self.read_cpus, self.write_cpus, 1),
+                gpus=self.min_actors * self.gpus_per_actor,
+                purpose=f"{plural(self.min_actors, 'compute actor')} with a task beside them",
+            )
+
 
 def fan_out(
     units: Sequence[Payload],
@@ -100,7 +113,8 @@ def fan_out(
         stages: The three functions.
         pool: What to take of the cluster.
         on_poison: Called here, in the driver, with a unit whose process died `MAX_BEGINS` times in one stage; what
-            it returns is that unit's receipt. Without it such a unit stops the fan-out.
+            it returns is that unit's receipt. It is called after all other units, when the pool is free. Without it
+            such a unit stops the fan-out.
 
     Yields:
         The receipts, one per unit, as the units finish, in any order. Closing the iterator ends the fan-out.
@@ -112,14 +126,19 @@ def fan_out(
     """
     if not units:
         return
-    if not pool.autoscaling:
-        _require(pool)
+    pool.require(resources())
     ledger = _start_ledger()
     blocks = _dataset(units, stages, pool, ledger).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
+    poison: list[Payload] = []
     for row in _rows(iter(blocks)):
-        yield _receipt(row, on_poison)
+        if row["state"] == POISON and on_poison is not None:
+            poison.append(pickle.loads(row["unit"]))
+        else:
+            yield _receipt(row)
+    if on_poison is not None:
+        yield from map(on_poison, poison)
 
 
 def fan_out_in_process(
@@ -135,15 +154,6 @@ def fan_out_in_process(
     compute = stages.make_compute()
     for unit in units:
         yield stages.write(compute(stages.read(unit)))
-
-
-def _require(pool: Pool) -> None:
-    """Refuses a pool whose smallest form would wait for ever."""
-    resources().require(
-        cpus=pool.min_actors * pool.cpus_per_actor + max(pool.read_cpus, pool.write_cpus, 1),
-        gpus=pool.min_actors * pool.gpus_per_actor,
-        purpose=f"{plural(pool.min_actors, 'compute actor')} with a task beside them",
-    )
 
 
 # --- the driver's side -----------------------------------------------------------------------------------------
@@ -188,19 +198,16 @@ def _rows(blocks: Iterator[Any]) -> Iterator[dict[str, Any]]:
         blocks.close()  # type: ignore[attr-defined]  # a generator
 
 
-def _receipt(row: dict[str, Any], on_poison: Callable[[Payload], Payload] | None) -> Payload:
+def _receipt(row: dict[str, Any]) -> Payload:
     """What a row that came out of the last stage means to the caller."""
     if row["state"] == FAILED:
         raise pickle.loads(row["payload"])
     if row["state"] == DONE:
         return pickle.loads(row["payload"])
-    unit = pickle.loads(row["unit"])
-    if on_poison is None:
-        raise ClusterError(
-            f"cluster: unit {unit} ended its process {MAX_BEGINS} times in stage '{row['payload'].decode()}'. "
-            f"Look for lack of memory, or leave this unit out."
-        )
-    return on_poison(unit)
+    raise ClusterError(
+        f"cluster: unit {pickle.loads(row['unit'])} ended its process {MAX_BEGINS} times in stage "
+        f"'{row['payload'].decode()}'. Look for lack of memory, or leave this unit out."
+    )
 
 
 def _start_ledger() -> Any:

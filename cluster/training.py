@@ -5,74 +5,42 @@ the latest one when a process or a node is lost. What a step is, which batch it 
 the worker function's business: here a checkpoint is bytes.
 """
 
-import os
-import tempfile
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray.train.v2.api.callback import UserCallback
-from torch import nn
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connect import plural, resources
 from cluster.errors import ClusterError
+from cluster.training_context import LocalContext, Metrics, RayContext, TrainingContext
 
-Metrics = dict[str, Any]
 Worker = Callable[["TrainingContext", dict[str, Any]], None]
 """The user's training function; called once per worker with its context and the configuration given to `train`."""
 
-CHECKPOINT_NAME = "checkpoint.bin"
 POLL_SECONDS = 0.2  # how often the driver fetches reports
+RESIZE_SECONDS = 60.0
 MAX_FAILURES = 3
 """Lost processes or nodes in a row, without a new checkpoint between them, after which training gives up."""
-
-
-class TrainingContext(ABC):
-    """What a worker function knows of the world around it.
-
-    Attributes:
-        rank: This worker's number, 0-based.
-        world_size: The number of workers; it may differ after a resume.
-        device: The device this worker trains on.
-    """
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    @abstractmethod
-    def latest(self) -> bytes | None:
-        """The latest checkpoint of this run, also of an earlier launch; None at the very start."""
-
-    @abstractmethod
-    def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
-        """Hands metrics to the driver and keeps a checkpoint.
-
-        All workers must call it the same number of times; it waits for them. Rank 0's arguments count.
-        """
-
-    @abstractmethod
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Moves the model to this worker's device and, with several workers, averages its gradients over them."""
 
 
 def train(
     worker: Worker,
     config: dict[str, Any],
     *,
-    num_workers: int,
+    num_workers: int | tuple[int, int],
     use_gpu: bool,
     storage_uri: str,
     name: str,
     cpus_per_worker: int = 1,
+    autoscaling: bool = False,
+    resize_seconds: float = RESIZE_SECONDS,
     in_process: bool = False,
     on_report: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
@@ -81,11 +49,15 @@ def train(
     Args:
         worker: The training function; it must pickle.
         config: Handed to it.
-        num_workers: Processes that train together.
+        num_workers: Processes that train together; (least, most) for as many of them as the cluster has room for,
+            followed as nodes come and go.
         use_gpu: Each worker takes one GPU beside its CPUs.
         storage_uri: Folder or `s3://` prefix of the checkpoints, which every node must reach.
         name: The run's name within it. The same name resumes.
         cpus_per_worker: CPUs each worker takes, and the number of threads torch uses there.
+        autoscaling: The cluster grows on demand, so workers that do not fit now are waited for.
+        resize_seconds: How often a range of workers is held against the cluster's size. A change of their number
+            continues from the latest checkpoint.
         in_process: Runs one worker in this process, without Ray; `storage_uri` must then be a local folder.
         on_report: Called in the driver, in order, with the metrics of every report of rank 0.
 
@@ -98,16 +70,19 @@ def train(
     """
     reports = _Reports(on_report)
     if in_process:
-        worker(_LocalContext(storage_uri, name, use_gpu, reports), config)
+        worker(LocalContext(storage_uri, name, use_gpu, reports.add), config)
         return reports.last
-    scaling = ray.train.ScalingConfig(
-        num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_resources_per_worker(cpus_per_worker, use_gpu)
+    scaling = ray.train.ScalingConfig(  # type: ignore[call-arg]  # annotated for Ray Train's first version
+        num_workers=num_workers,  # type: ignore[arg-type]
+        use_gpu=use_gpu,
+        resources_per_worker=_resources_per_worker(cpus_per_worker, use_gpu),
+        elastic_resize_monitor_interval_s=resize_seconds,
     )
-    resources().require(
-        cpus=num_workers * cpus_per_worker,
-        gpus=num_workers if use_gpu else 0,
-        purpose=plural(num_workers, "training worker"),
-    )
+    least = num_workers if isinstance(num_workers, int) else num_workers[0]
+    if not autoscaling:
+        resources().require(
+            cpus=least * cpus_per_worker, gpus=least if use_gpu else 0, purpose=plural(least, "training worker")
+        )
     failures = 0
     while True:
         reports.begin_attempt()
@@ -144,7 +119,10 @@ def _fit(
     reports: "_Reports",
 ) -> None:
     """One attempt of Ray Train, from the latest checkpoint under `name`; passes reports on as they come."""
-    mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+    # With the driver, as Ray Train's controller is: any other node may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(_Mailbox)
+    mailbox = actor.options(scheduling_strategy=here).remote()
     trainer = ray.train.torch.TorchTrainer(
         partial(_run_worker, worker, mailbox),
         train_loop_config=config,
@@ -231,67 +209,8 @@ class _Reports:
 
 def _run_worker(worker: Worker, mailbox: Any, config: dict[str, Any]) -> None:
     try:
-        worker(_RayContext(), config)
+        worker(RayContext(), config)
     except Exception as error:
         error.add_note(f"In a training worker:\n{traceback.format_exc()}")
         ray.get(mailbox.put.remote("error", error))  # itself: Ray Train hands on its text only
         raise
-
-
-class _RayContext(TrainingContext):
-    """The context of one of Ray Train's workers."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world_size = context.get_world_size()
-        self.device = ray.train.torch.get_device()
-
-    def latest(self) -> bytes | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return Path(folder, CHECKPOINT_NAME).read_bytes()
-
-    def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
-        if checkpoint is None or self.rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, CHECKPOINT_NAME).write_bytes(checkpoint)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return ray.train.torch.prepare_model(model)
-
-
-class _LocalContext(TrainingContext):
-    """The context of a worker in this process: one file as the latest checkpoint."""
-
-    rank = 0
-    world_size = 1
-
-    def __init__(self, storage_uri: str, name: str, use_gpu: bool, reports: _Reports) -> None:
-        if "://" in storage_uri:
-            raise ClusterError(
-                f"cluster: training in-process keeps its checkpoints in a local folder, not in '{storage_uri}'. "
-                f"Give a local run, or train with Ray."
-            )
-        self.device = torch.device("cuda" if use_gpu else "cpu")
-        self._path = Path(storage_uri) / name / CHECKPOINT_NAME
-        self._reports = reports
-
-    def latest(self) -> bytes | None:
-        return self._path.read_bytes() if self._path.exists() else None
-
-    def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
-        if checkpoint is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_bytes(checkpoint)
-            os.replace(temporary, self._path)
-        self._reports.add(metrics)
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return model.to(self.device)

@@ -1,29 +1,49 @@
-"""Backbones of output stride 8: VGG-16 as DeepLab-LargeFOV uses it, and a small one for drawn scenes.
+"""Backbones of output stride 8: VGG-16 as DeepLab-LargeFOV uses it, ResNet-101, and a small one for drawn scenes.
 
-Both are cut into stages that can be frozen from the input on. With their pooling (3 x 3, padding 1) an input
+All are cut into stages that can be frozen from the input on. With their pooling (3 x 3, padding 1) an input
 of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i lies exactly at input pixel 8 i: 321 -> 41, 129 ->
-17. Another backbone is a function that returns a module with the attributes and methods of ``Backbone``,
-named in ``build_backbone``.
+17. Another backbone is a module with the attributes and methods of ``Backbone`` and that geometry; it is named
+in ``BACKBONE_NAMES`` and ``build_backbone`` (and, to be trained by the job, in ``jobs/config.py``).
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
+from torchvision.models import ResNet101_Weights, VGG16_Weights
+
+from ficklenet.resnet import ResNet101
 
 OUTPUT_STRIDE = 8
-BACKBONE_NAMES = ("vgg16", "small")
+BACKBONE_NAMES = ("vgg16", "resnet101", "small")
+IMAGENET_WEIGHTS = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
 
 
-class Backbone(nn.Module):
-    """A chain of layers in stages.
+class Backbone(Protocol):
+    """What the rest of the project asks of a backbone, which is an ``nn.Module``.
+
+    Attributes:
+        out_channels: K, the channels of the output.
+        num_stages: how many stages can be frozen.
+    """
+
+    out_channels: int
+    num_stages: int
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> features (B, K, h, w), not negative."""
+
+    def freeze_stages(self, num_frozen: int) -> None:
+        """Stops the training of the first stages' weights, and resumes it for the others."""
+
+
+class LayerChain(nn.Module):
+    """A chain of layers in stages, such as VGG-16.
 
     Attributes:
         features: all layers in one ``nn.Sequential``, so that state dicts have torchvision's names
             (``features.N.weight``).
-        out_channels: K, the channels of the output.
-        num_stages: how many stages can be frozen.
     """
 
     def __init__(self, stages: Sequence[Sequence[nn.Module]], out_channels: int) -> None:
@@ -45,9 +65,9 @@ class Backbone(nn.Module):
             layer.requires_grad_(stage >= num_frozen)
 
 
-def vgg16() -> Backbone:
+def vgg16() -> LayerChain:
     """VGG-16 at stride 8 (DeepLab-LargeFOV): pools 3 x 3, the fourth of stride 1, conv5 dilated."""
-    return Backbone(
+    return LayerChain(
         [
             [*_convolutions(3, 64, 64), _pool(stride=2)],
             [*_convolutions(64, 128, 128), _pool(stride=2)],
@@ -59,9 +79,9 @@ def vgg16() -> Backbone:
     )
 
 
-def small() -> Backbone:
+def small() -> LayerChain:
     """Five convolutions with VGG-16's pooling geometry, for drawn scenes; trained from scratch."""
-    backbone = Backbone(
+    backbone = LayerChain(
         [
             [*_convolutions(3, 16), _pool(stride=2)],
             [*_convolutions(16, 32), _pool(stride=2)],
@@ -76,11 +96,13 @@ def small() -> Backbone:
     return backbone
 
 
-def build_backbone(name: str) -> Backbone:
+def build_backbone(name: str) -> LayerChain | ResNet101:
     """A fresh backbone by name, with random weights."""
     match name:
         case "vgg16":
             return vgg16()
+        case "resnet101":
+            return ResNet101()
         case "small":
             return small()
     raise ValueError(f'backbone: "{name}" given; give one of {", ".join(BACKBONE_NAMES)}.')
@@ -91,14 +113,18 @@ def grid_size(input_size: int) -> int:
     return (input_size - 1) // OUTPUT_STRIDE + 1
 
 
-def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
-    """Copies weights by torchvision's names into the backbone, whatever their precision; ``classifier.*`` is
-    ignored.
+def load_backbone_weights(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Copies weights by torchvision's names into the backbone, whatever their precision; what torchvision's whole
+    network has beside it (``classifier.*``, ``fc.*``, counts of batches) is ignored.
 
     Raises:
         ValueError: a weight is missing, unknown or of another shape; the backbone is unchanged.
     """
-    given = {name: value for name, value in state_dict.items() if not name.startswith("classifier.")}
+    given = {
+        name: value
+        for name, value in state_dict.items()
+        if not name.startswith(("classifier.", "fc.")) and not name.endswith(".num_batches_tracked")
+    }
     wanted = backbone.state_dict()
     for problem, names in (
         ("missing", wanted.keys() - given.keys()),
@@ -118,9 +144,22 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     backbone.load_state_dict(given)
 
 
-def imagenet_vgg16_weights() -> Mapping[str, Tensor]:
-    """ImageNet weights of VGG-16 from torchvision's registry (downloaded once, 528 MB)."""
-    return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+def imagenet_weights(name: str) -> Mapping[str, Tensor]:
+    """ImageNet weights of a backbone from torchvision's registry (downloaded once: VGG-16 528 MB, ResNet-101 171 MB).
+
+    Raises:
+        ValueError: there are none for this backbone.
+    """
+    require_imagenet_weights(name)
+    return IMAGENET_WEIGHTS[name].get_state_dict(progress=False, check_hash=True)
+
+
+def require_imagenet_weights(name: str) -> None:
+    """Raises ValueError for a backbone without ImageNet weights; downloads nothing."""
+    if name not in IMAGENET_WEIGHTS:
+        raise ValueError(
+            f'backbone weights: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.'
+        )
 
 
 def _convolutions(*channels: int, dilation: int = 1) -> list[nn.Module]:

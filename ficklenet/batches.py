@@ -5,6 +5,7 @@ Not a sampler with state: resume and resize need only the step number.
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,8 +39,7 @@ def batch_indices(step: int, num_images: int, batch_size: int, seed: int) -> np.
         int64 (min(batch_size, num_images),) positions in the training list.
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch(num_images, batch_size))
-    order = keyed_generator(seed, "order", epoch).permutation(num_images)
-    return order[step_in_epoch * batch_size :][:batch_size]
+    return _epoch_order(epoch, num_images, seed)[step_in_epoch * batch_size :][:batch_size]
 
 
 def addressed_batches(
@@ -53,3 +53,10 @@ def addressed_batches(
         epoch = step // steps_per_epoch(num_images, batch_size)
         share = batch_indices(step, num_images, batch_size, seed)[rank::world_size]
         yield [(epoch, int(position)) for position in share]
+
+
+@lru_cache(maxsize=2)  # the epoch that is read and, ahead of it, the next: a permutation of millions takes a while
+def _epoch_order(epoch: int, num_images: int, seed: int) -> np.ndarray:
+    order = keyed_generator(seed, "order", epoch).permutation(num_images)
+    order.setflags(write=False)
+    return order

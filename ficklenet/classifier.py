@@ -1,9 +1,8 @@
 """The FickleNet classifier: a backbone and the stochastic head, and its portable file."""
 
-import dataclasses
-import io
-import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ficklenet.backbones import BACKBONE_NAMES, OUTPUT_STRIDE, build_backbone, grid_size
 from ficklenet.head import StochasticHead
 from ficklenet.masks import keep_threshold, kernel_radius
+from ficklenet.model_file import pack_model, unpack_model
 
 FILE_FORMAT = "ficklenet-classifier-1"
 
@@ -90,13 +90,13 @@ def predicted_classes(logits: Tensor, threshold: float, max_classes: int, num_sl
     return torch.where(slots == absent, -1, slots)
 
 
-def pack_classifier(model: FickleNet) -> bytes:
-    """The classifier as a file: a torch archive of plain types and CPU tensors (``weights_only``)."""
-    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    spec = dataclasses.asdict(model.spec) | {"class_names": list(model.spec.class_names)}
-    buffer = io.BytesIO()
-    torch.save({"format": FILE_FORMAT, "spec": spec, "state": state}, buffer)
-    return buffer.getvalue()
+def pack_classifier(model: FickleNet, about: Mapping[str, Any] | None = None) -> bytes:
+    """The classifier as a file: a torch archive of plain types and CPU tensors (``weights_only``).
+
+    Args:
+        about: where it comes from, as plain (nested) data, for ``ficklenet.model_file.model_record``.
+    """
+    return pack_model(FILE_FORMAT, model.spec, model, about)
 
 
 def unpack_classifier(data: bytes) -> FickleNet:
@@ -106,16 +106,9 @@ def unpack_classifier(data: bytes) -> FickleNet:
         ValueError: the bytes are no classifier file, or its weights do not fit its geometry.
     """
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if content["format"] != FILE_FORMAT:
-            raise ValueError(f"format {content['format']!r}")
-        spec = content["spec"] | {"class_names": tuple(content["spec"]["class_names"])}
-        model = FickleNet(ClassifierSpec(**spec))
-        model.load_state_dict(content["state"])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+        return unpack_model(data, FILE_FORMAT, lambda spec: FickleNet(ClassifierSpec(**spec)))
+    except ValueError as error:
         raise ValueError(
-            f"classifier file: {len(data)} bytes given that are no classifier of this project ({reason}). "
+            f"classifier file: {len(data)} bytes given that are no classifier of this project ({error}). "
             "Give the model.pt that train_ficklenet wrote."
         ) from error
-    return model.eval()

@@ -1,6 +1,7 @@
-"""The classifier's training step: a batch in, a loss out. No loop, no workers, no checkpoints."""
+"""The classifier's training step: a batch in, better weights and a loss out. No loop, no workers, no files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,82 @@ def training_loss(
         stream=TRAINING_STREAM,
         device=images_BCHW.device,
     )
-    logits_BC = model(normalize(images_BCHW), masks_B1DV[:, 0])
+    inputs_BCHW = normalize(images_BCHW).contiguous(memory_format=torch.channels_last)
+    logits_BC = model(inputs_BCHW, masks_B1DV[:, 0])
     weights_B = logits_BC.new_ones(len(keys)) if weights_B is None else weights_B
     return multilabel_loss(logits_BC, targets_BC, weights_B, total_weight)
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images_BCHW: Tensor,
+    targets_BC: Tensor,
+    keys: Sequence[int],
+    epoch: int,
+    weights_B: Tensor,
+    *,
+    total_weight: float | None = None,
+    micro_batch_size: int = 0,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """One step of the optimiser on one batch.
+
+    Args:
+        model, images_BCHW, targets_BC, keys, epoch, weights_B: as in ``training_loss``; the tensors on the model's
+            device.
+        total_weight, micro_batch_size: as in ``step_in_portions``.
+        precision: of the network; the loss and the weights stay float32.
+
+    Returns:
+        Scalar loss of the batch, detached.
+    """
+
+    def loss_of(portion: slice, total: float) -> Tensor:
+        with torch.autocast(images_BCHW.device.type, precision, enabled=precision != torch.float32):
+            return training_loss(
+                model, images_BCHW[portion], targets_BC[portion], keys[portion], epoch, weights_B[portion], total
+            )
+
+    return step_in_portions(
+        model, optimizer, loss_of, weights_B, total_weight=total_weight, micro_batch_size=micro_batch_size
+    )
+
+
+def step_in_portions(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[slice, float], Tensor],
+    weights_B: Tensor,
+    *,
+    total_weight: float | None = None,
+    micro_batch_size: int = 0,
+) -> Tensor:
+    """One step of the optimiser on one batch, in portions where the batch does not fit the device at once.
+
+    The portions' gradients add up to the batch's, since every portion's loss is divided by the whole batch's weight.
+
+    Args:
+        loss_of: the loss of some of the batch's images, divided by the weight given with them.
+        weights_B: each image's weight.
+        total_weight: as in ``ficklenet.losses.average_over_images``.
+        micro_batch_size: images in a portion; 0 for all at once.
+
+    Returns:
+        Scalar loss of the batch, detached.
+    """
+    size = micro_batch_size or len(weights_B)
+    total_weight = float(weights_B.sum()) if total_weight is None else total_weight
+    loss = weights_B.new_zeros(())
+    optimizer.zero_grad(set_to_none=True)
+    for start in range(0, len(weights_B), size):
+        # Workers average their gradients once, with the last portion
+        with nullcontext() if start + size >= len(weights_B) else getattr(model, "no_sync", nullcontext)():
+            portion_loss = loss_of(slice(start, start + size), total_weight)
+            portion_loss.backward()
+        loss += portion_loss.detach()
+    optimizer.step()
+    return loss
 
 
 def make_optimizer(

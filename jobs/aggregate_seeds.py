@@ -17,10 +17,11 @@ from cluster.fanout import Payload, Stages
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, run_stages
 from jobs.config import Config
+from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, read_saliencies
 from jobs.finished_maps import FinishedMaps, handed_on, label_settings, maps_location, require_maps
 from jobs.run import Run, open_run, record_run
-from jobs.unit_steps import UnitPlan, book_units, finish_unit, unit_of
+from jobs.unit_steps import Launch, Shard, book_units, finish_unit, unit_of
 from storage.errors import BadImage
 from storage.label_values import ignore_value
 from storage.location import Location
@@ -28,7 +29,7 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.seed_store import SeedStore
 from storage.steps import Skipped, Step
-from storage.units import parse_shard, units_of_shard
+from storage.units import parse_shard
 
 ALGORITHM_VERSION = 1  # of all that happens between maps and stored seeds
 MANIFEST_COLUMNS = ("image_id", "saliency_uri")
@@ -46,17 +47,21 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)
-    with connected(run.config.cluster) as connection:
-        aggregate_run(run, connection, shard, restart=given.restart == "seeds")
+    require_maps(run, run.manifest(), "aggregate_seeds")  # before a Ray is started
+    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+        aggregate_run(run, connection, shard, restart=given.restart == "seeds", dry_run=given.dry_run)
 
 
-def aggregate_run(run: Run, connection: Connection, shard: tuple[int, int] = (1, 1), *, restart: bool = False) -> None:
+def aggregate_run(
+    run: Run, connection: Connection, shard: Shard = (1, 1), *, restart: bool = False, dry_run: bool = False
+) -> None:
     """Makes the missing units of a run's seeds, within this launch's shard.
 
     Args:
         connection: where to work.
         shard: (i, n): every n-th unit from the i-th on.
         restart: delete what the step has and begin anew.
+        dry_run: say what would be done, and do nothing.
     """
     # 1. Maps first
     manifest = run.manifest()
@@ -64,10 +69,20 @@ def aggregate_run(run: Run, connection: Connection, shard: tuple[int, int] = (1,
     job = SeedsJob(run.uri, run.config, manifest.num_classes, maps.grid)
 
     # 2. The step and its array are made, or joined, before any worker writes
-    step = Step(run.location / "seeds")
-    if restart:
-        step.restart()
-    step.open(job.fingerprint(manifest, maps), run.command("aggregate_seeds"))
+    launch = Launch(
+        job.step,
+        job.fingerprint(manifest, maps),
+        run.command("aggregate_seeds"),
+        maps.units,
+        shard,
+        restart,
+    )
+    if dry_run:
+        print_unit_step(
+            "seeds", launch, run.config.cluster, connection, "cpu", Rough(bytes=maps.grid[0] * maps.grid[1])
+        )
+        return
+    plan = launch.begin()
     names = {"class_names": list(manifest.class_names)}
     SeedStore.create(
         job.store_location, manifest.num_images, manifest.num_classes, maps.grid, run.config.unit_size, names
@@ -75,7 +90,6 @@ def aggregate_run(run: Run, connection: Connection, shard: tuple[int, int] = (1,
     record_run(run, "seeds")
 
     # 3. The missing units
-    plan = UnitPlan.of(step, units_of_shard(maps.units, shard))
     stages = Stages(handed_on, partial(SeedMaker, job), handed_on)
     results = run_stages(maps.rows(plan), stages, run.config.cluster, connection, "cpu")
     book_units("seeds", plan, results, run.config.images.max_skipped_fraction)
@@ -93,6 +107,10 @@ class SeedsJob:
     @property
     def run(self) -> Run:
         return Run(Location(self.run_uri), self.config)
+
+    @property
+    def step(self) -> Step:
+        return Step(self.run.location / "seeds")
 
     @property
     def store_location(self) -> Location:
@@ -114,6 +132,7 @@ class SeedMaker:
 
     def __init__(self, job: SeedsJob) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
+        job.step.require_here()
         self.job = job
 
     def __call__(self, row: Payload) -> Payload:
@@ -131,7 +150,7 @@ class SeedMaker:
             elif entries[number].image_id not in known:
                 skipped.append(Skipped(entries[number].image_id, f"saliency map: {saliency.reason}"))
         SeedStore.open(self.job.store_location, "r+").write_unit(unit, labels)
-        return finish_unit(Step(run.location / "seeds"), unit, skipped, time.monotonic() - started)
+        return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """The command line every job shares: the same few flags, one-sentence errors, exit codes.
 
-Exit codes: 0 done; 1 stopped by the world (storage, cluster); 2 wrong input; 130 interrupted.
+Exit codes: 0 done; 1 stopped by the world (storage, cluster); 2 wrong input; 130 interrupted; 143 stopped by SIGTERM.
 """
 
 import argparse
 import difflib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from cluster.errors import ClusterError
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM, by `ray job stop`, a batch system or a preempted machine: ends a job as Ctrl-C does."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +52,9 @@ def job_parser(name: str, description: str, *, run_required: bool = True) -> Par
         metavar="KEY=VALUE",
         help="one configuration key, for example maps.num_samples=100; may be repeated",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, on what and how long; start and write nothing"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
     return parser
 
@@ -57,11 +65,16 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main(given)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues.", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemError) as error:
+        interruption = _interruption(error)
+        if interruption is None:
+            raise
+        word, code = ("stopped", 143) if isinstance(interruption, Stopped) else ("interrupted", 130)
+        print(f"{word}; the same command continues.", file=sys.stderr)
+        sys.exit(code)
     except (ValueError, OSError, ClusterError) as error:
         if debug:
             raise
@@ -72,3 +85,15 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         print(message if message.startswith(f"{name}: ") else f"{name}: {message}", file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
+
+
+def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption that `error` is or came from: compiled code hands one on as the cause of a SystemError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error
+
+
+def _stop(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough: what it ends must be let end in order
+    raise Stopped

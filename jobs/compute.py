@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from cluster.connect import Connection, connect
+from cluster.connect import Connection, connect, survey
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
+from cluster.quarantine import Trial, run_quarantined
 from jobs.config import ClusterConfig
 
 
-def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
-    """The connection that the configuration asks for, for the length of a `with` block."""
-    return connect(config.address, config.cpus)
+def connected(config: ClusterConfig, *, dry_run: bool = False) -> AbstractContextManager[Connection]:
+    """The connection that the configuration asks for, for the length of a `with` block; a dry run starts none."""
+    return (survey if dry_run else connect)(config.address, config.cpus)
 
 
 def resolved_device(asked: str, connection: Connection) -> str:
@@ -49,9 +50,25 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Po
 
 
 def run_stages(
-    units: Sequence[Payload], stages: Stages, config: ClusterConfig, connection: Connection, device: str
+    units: Sequence[Payload],
+    stages: Stages,
+    config: ClusterConfig,
+    connection: Connection,
+    device: str,
+    trial: Trial | None = None,
 ) -> Iterator[Payload]:
-    """The receipts of all units, as they finish."""
+    """The receipts of all units, as they finish.
+
+    Args:
+        trial: what a unit's images are tried with, one by one, where the unit keeps ending its process; None where
+            such a unit stops the launch.
+    """
     if connection.in_process:
         return fan_out_in_process(units, stages)
-    return fan_out(units, stages, actor_pool(config, connection, device))
+    pool = actor_pool(config, connection, device)
+
+    def quarantine(unit: Payload) -> Payload:
+        assert trial is not None
+        return run_quarantined(unit, unit["stop"] - unit["start"], stages, trial, pool)
+
+    return fan_out(units, stages, pool, on_poison=quarantine if trial else None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -18,6 +19,26 @@ Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+
+
+def _parse_numbers(given: Any) -> Any:
+    """'6,12' as ['6', '12'], and one number as a list of it."""
+    return given.split(",") if isinstance(given, str) else [given] if isinstance(given, int | float) else given
+
+
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_parse_numbers), Field(min_length=1)]
+Scale = Annotated[float, Field(ge=0.25, le=4)]
+Scales = Annotated[tuple[Scale, ...], BeforeValidator(_parse_numbers), Field(min_length=1)]
+
+
+def _parse_workers(given: Any) -> Any:
+    least, dots, most = str(given).partition("..")
+    if least.isdigit() and most.isdigit() == bool(dots) and 1 <= int(least) <= int(most or least):
+        return given
+    raise PydanticCustomError("workers", "a number from 1, or a range of them such as 2..8")
+
+
+Workers = Annotated[int | str, BeforeValidator(_parse_workers)]
 
 
 class Section(BaseModel):
@@ -40,7 +61,7 @@ class ImagesConfig(Section):
 class ClassifierConfig(Section):
     """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
 
-    backbone: Literal["vgg16", "small"] = "vgg16"
+    backbone: Literal["vgg16", "resnet101", "small"] = "vgg16"
     weights: str = Field(
         "imagenet",
         description="'imagenet' (torchvision's registry), 'none', or the path of a state dict (.pt)",
@@ -50,8 +71,15 @@ class ClassifierConfig(Section):
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(0, description="backbone stages not trained")
     train_splits: Names = Field((), description="splits trained on; empty: all but val_splits")
     val_splits: Names = Field(("val",), description="splits of the reported average precision")
+    validate_every: Count = Field(1, description="epochs from one validation to the next; the last is always validated")
     epochs: Count = 20
+    keep: Literal["last", "best"] = Field(
+        "last", description="the epoch whose classifier makes the maps: the last, or that of the best validation"
+    )
     batch_size: Count = Field(10, description="images per step, over all workers together")
+    micro_batch_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="images a worker has on its device at once, for small memories; 0: its whole share of the batch"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     backbone_learning_rate_factor: Annotated[float, Field(ge=0)] = Field(
         1.0, description="the backbone learns at learning_rate times this"
@@ -60,7 +88,12 @@ class ClassifierConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     device: Device = Field("auto", description="auto: cuda where the cluster has GPUs at the start")
     precision: Precision = Field("auto", description="of the backbone; auto: float32 on CPU, bfloat16 on GPU")
-    loader_workers: Annotated[int, Field(ge=0)] = Field(0, description="decoding processes per training worker")
+    loader_workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="decoding processes per training worker; unset: 0 on CPU, its share of the CPUs on GPU"
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="from one checkpoint to the next within an epoch: the most work that a lost worker costs"
+    )
 
 
 class MapsConfig(Section):
@@ -97,6 +130,51 @@ class SeedsConfig(Section):
     priority: Literal["background", "foreground"] = Field("background", description="which cue holds where both are")
 
 
+class SegmenterConfig(Section):
+    """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1), trained on the classifier's splits."""
+
+    backbone: Literal["vgg16", "resnet101", "small"] = "vgg16"
+    weights: str = Field(
+        "imagenet",
+        description="'imagenet' (torchvision's registry), 'none', 'classifier' (that of this run), or the path of a "
+        "state dict (.pt)",
+    )
+    dilations: Counts = Field((12,), description="of the head's branches; 12: LargeFOV; 6,12,18,24: ASPP")
+    supervision: Literal["seeds", "masks"] = Field(
+        "seeds", description="masks: all masks and no seeds, the fully supervised upper bound"
+    )
+    strong_splits: Names = Field((), description="splits whose masks are learnt beside the seeds (semi-supervised)")
+    full_loss_weight: Annotated[float, Field(ge=0)] = Field(2.0, description="alpha, of the loss on these masks")
+    epochs: Count = Field(15, description="8,000 steps on VOC's 10,582 images; more for smaller sets")
+    batch_size: Count = Field(20, description="images per step, over all workers together")
+    micro_batch_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="images at once on a device, their gradients summed; 0: a worker's whole share of a batch"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        5e-4,
+        description="of the backbone, 0.33 times less from each eighth of the training to the next; head: times 10",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(10.0, description="most time lost when a worker is lost")
+    device: Device = Field("auto", description="auto: cuda where the cluster has GPUs at the start")
+    precision: Precision = Field("auto", description="of the network; auto: float32 on CPU, bfloat16 on GPU")
+    loader_workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="decoding processes per training worker; unset: its share of the CPUs on GPU, none on CPU"
+    )
+
+
+class PredictionsConfig(Section):
+    """Masks predicted by the segmentation network."""
+
+    splits: Names = Field((), description="splits predicted; empty: classifier.val_splits")
+    scales: Scales = Field((1.0,), description="of the network's input; several are averaged: 0.75,1,1.25")
+    mirror: bool = Field(False, description="average over mirror images too")
+    refine: bool = Field(True, description="by the dense CRF")
+    max_side: Count = Field(1024, description="longer images are labelled at this size and their labels enlarged")
+    device: Device = Field("auto", description="auto: cuda where the cluster has GPUs at the start")
+    precision: Precision = Field("auto", description="of the network; auto: float32 on CPU, bfloat16 on GPU")
+
+
 class PseudoLabelsConfig(Section):
     """Pseudo-labels: densified seeds at image size."""
 
@@ -121,8 +199,18 @@ class ClusterConfig(Section):
         0, description="computing actors at least; 0: max_actors, but 1 where autoscaling"
     )
     max_actors: Annotated[int, Field(ge=0)] = Field(0, description="at most; 0: one per GPU, without GPUs one per CPU")
-    training_workers: Count = Field(1, description="processes that train together, one GPU each where there are GPUs")
+    training_workers: Workers = Field(
+        1,
+        description="processes that train together, one GPU each where there are GPUs; '2..8': as many of these as the "
+        "cluster has room for, followed as nodes come and go",
+    )
     cpus_per_training_worker: Count = Field(1, description="CPUs, and threads, of each of them")
+
+
+def training_worker_range(config: ClusterConfig) -> tuple[int, int]:
+    """The least and the most processes that train together; equal where their number is fixed."""
+    least, _, most = str(config.training_workers).partition("..")
+    return int(least), int(most or least)
 
 
 class Config(Section):
@@ -135,6 +223,8 @@ class Config(Section):
     maps: MapsConfig = MapsConfig()
     seeds: SeedsConfig = SeedsConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    predictions: PredictionsConfig = PredictionsConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from jobs.command_line import job_parser, run_main
 from jobs.deterministic import DeterministicMapper
+from jobs.dry_run import print_other_job
 from jobs.pictures import SheetRow, contact_sheet, heat_tile, image_tile, label_tile
 from jobs.run import Run, open_run
 from storage.images import read_image, read_mask
@@ -14,6 +15,7 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.steps import Step
 
+SHEET = "report/contact_sheet.png"
 COLUMNS = ["image", "deterministic", "max", "mean", "truth"]
 
 
@@ -24,6 +26,11 @@ def main(arguments: list[str]) -> None:
     if given.images < 1:
         raise ValueError(f"--images {given.images}: give the number of rows, 1 or more.")
     run = open_run(given.run, given.config, given.set)
+    if given.dry_run:
+        num_mapped = len(_mapped_images(run, run.manifest()))
+        what = f"{min(given.images, num_mapped)} of {num_mapped:,} mapped images on one picture"
+        print_other_job("contact_sheet", what, run.location / SHEET)
+        return
     print(f"contact sheet: {draw_contact_sheet(run, given.images)}")
 
 
@@ -42,7 +49,7 @@ def draw_contact_sheet(run: Run, num_images: int) -> Location:
     sheet = contact_sheet(COLUMNS, [_row(manifest, store, mapper, index) for index in chosen])
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
-    place = run.location / "report" / "contact_sheet.png"
+    place = run.location / SHEET
     place.write_bytes(buffer.getvalue())
     return place
 

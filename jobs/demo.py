@@ -1,4 +1,4 @@
-"""The built-in demo: draws a small data set, trains on its labels, makes maps and a picture, all in one Ray."""
+"""The built-in demo: draws a small data set for the pipeline, or for its first half, maps and a picture of them."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from jobs.compute import connected
 from jobs.contact_sheet import draw_contact_sheet
 from jobs.pictures import voc_palette
 from jobs.prepare_dataset import prepare
-from jobs.run import open_run
+from jobs.run import Run, open_run
 from jobs.train_ficklenet import train_classifier
 from storage.location import Location
 from storage.sources import SourceImage
@@ -33,21 +33,36 @@ SETTINGS = {
         "halve_every": 6,
     },
     "maps": {"normalization": "max"},
+    "segmenter": {
+        "backbone": "small",
+        "weights": "classifier",
+        "dilations": [4],
+        "epochs": 6,
+        "batch_size": 10,
+        "learning_rate": 1e-3,
+    },
 }
 
 
 def run_demo(config_file: str | None = None, assignments: list[str] | None = None) -> None:
-    """Makes whatever of the demo is missing; prints where everything is."""
+    """Makes whatever of the demo's maps is missing; prints where everything is."""
     from jobs.generate_maps import generate  # that module runs the demo when it is given no run
 
-    folder = Path(DEMO_FOLDER).expanduser()
-    run = open_run(str(folder / "run"), config_file, assignments, defaults=SETTINGS)
-    print(f"demo: everything is in {folder}", flush=True)
-    prepare(run, draw_data_set(Location(str(folder / "data"))), DRAWN_CLASS_NAMES)
+    run = prepare_demo(config_file, assignments)
     with connected(run.config.cluster) as connection:
         train_classifier(run, connection)
         generate(run, connection)
     print(f"demo: look at {draw_contact_sheet(run, num_images=8)}")
+    print(f"demo: go on with 'python jobs/run_pipeline.py --run {run.uri}'.")
+
+
+def prepare_demo(config_file: str | None = None, assignments: list[str] | None = None) -> Run:
+    """Draws what is missing of the demo's data; its run, with the manifest made."""
+    folder = Path(DEMO_FOLDER).expanduser()
+    run = open_run(str(folder / "run"), config_file, assignments, defaults=SETTINGS)
+    print(f"demo: everything is in {folder}", flush=True)
+    prepare(run, draw_data_set(Location(str(folder / "data"))), DRAWN_CLASS_NAMES)
+    return run
 
 
 def draw_data_set(folder: Location) -> list[SourceImage]:

@@ -1,8 +1,8 @@
-"""Measures seeds against masks: IoU per class, mIoU, precision, recall and coverage, printed and kept as JSON.
+"""Measures seeds and predictions against masks: IoU per class, mIoU, precision, recall, coverage; printed and kept.
 
-Reads <run>/maps, <run>/seeds, <run>/pseudo_labels where they are, and masks; writes <run>/evaluation/metrics.json.
-Beside the stored seeds stand the densified ones, which label every pixel, and with --deterministic the seeds of the
-deterministic maps, for which every image runs through the backbone again.
+Reads <run>/maps, <run>/seeds, <run>/pseudo_labels and <run>/predictions where they are, and masks; writes
+<run>/evaluation/metrics.json. Beside the stored seeds stand the densified ones, which label every pixel, and with
+--deterministic the seeds of the deterministic maps, for which every image runs through the backbone again.
 
 At map resolution the truth is taken at each cell's place; at image resolution seeds are enlarged by their nearest
 neighbour, and densified seeds are made of enlarged maps. True label 255 is left out; an unlabelled pixel is a miss.
@@ -18,18 +18,22 @@ from cluster.fanout import Stages
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
 from jobs.config import resolve_config
+from jobs.dry_run import describe_connection, print_other_job
 from jobs.figures import Figure, class_table, store_figures, summary_table
 from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
 from jobs.measure_labels import Counts, Measurement, Recipe, Resolution, UnitMeter
 from jobs.parts import Part, Selection, resolve_selection
+from jobs.predict_masks import units_to_predict
 from jobs.progress import Progress
 from jobs.run import Run, open_run
+from jobs.trained_segmenter import require_segmenter
 from storage.manifest import Manifest
 from storage.steps import Step
 from storage.units import Unit
 
 EXAMPLES = """examples:
   python jobs/evaluate.py --run s3://bucket/voc                             training images, report part
+  python jobs/evaluate.py --run s3://bucket/voc --split val                 densified seeds beside the network's masks
   python jobs/evaluate.py --run s3://bucket/voc --deterministic --resolution map
   python jobs/evaluate.py --run s3://bucket/voc --sweep seeds.theta=0.2,0.35,0.5
 """
@@ -54,12 +58,14 @@ def main(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
-    with connected(run.config.cluster) as connection:
+    options = {"deterministic": given.deterministic, "dry_run": given.dry_run}
+    require_maps(run, run.manifest(), "evaluate")  # before a Ray is started
+    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
         if given.sweep:
-            sweep(run, connection, given.sweep, given.split, given.part, deterministic=given.deterministic)
+            sweep(run, connection, given.sweep, given.split, given.part, **options)
         else:
             resolutions = get_args(Resolution) if given.resolution == "both" else (given.resolution,)
-            evaluate_seeds(run, connection, given.split, given.part, resolutions, deterministic=given.deterministic)
+            evaluate_seeds(run, connection, given.split, given.part, resolutions, **options)
 
 
 def evaluate_seeds(
@@ -70,6 +76,7 @@ def evaluate_seeds(
     resolutions: tuple[Resolution, ...],
     *,
     deterministic: bool,
+    dry_run: bool = False,
 ) -> list[Figure]:
     """Measures what a run has, prints it and keeps it; the figures."""
     manifest, config = run.manifest(), run.config
@@ -89,7 +96,25 @@ def evaluate_seeds(
             Recipe("deterministic densified seeds", "deterministic maps", config, densify=True),
         ]
     selection = resolve_selection(manifest, config, splits, part)
-    return _measure(run, connection, manifest, maps, selection, resolutions, recipes)
+    recipes += _prediction_recipes(run, manifest, selection)
+    return _measure(run, connection, manifest, maps, selection, resolutions, recipes, dry_run)
+
+
+def _prediction_recipes(run: Run, manifest: Manifest, selection: Selection) -> list[Recipe]:
+    """The network's predictions, where the run has them of the selected splits."""
+    step = Step(run.location / "predictions")
+    fingerprint = step.fingerprint()
+    if fingerprint is None or not set(selection.splits) <= set(fingerprint["predictions"]["splits"]):
+        return []
+    is_current = fingerprint["segmenter"] == require_segmenter(run, manifest.class_names, "evaluate").sha256
+    if not is_current or step.missing_units(units_to_predict(run, manifest)):
+        reason = "not complete" if is_current else "an earlier network's"
+        print(f"evaluate: the predictions are {reason}; they are left out.", flush=True)
+        return []
+    recipes = [Recipe("predictions", "stored predictions", run.config)]
+    if fingerprint["predictions"]["refine"]:
+        recipes.append(Recipe("predictions without CRF", "stored unrefined", run.config))
+    return recipes
 
 
 def sweep(
@@ -100,6 +125,7 @@ def sweep(
     part: Part | None,
     *,
     deterministic: bool,
+    dry_run: bool = False,
 ) -> list[Figure]:
     """Measures labels made on the spot by other settings, on the tune part, at map resolution.
 
@@ -122,7 +148,7 @@ def sweep(
         if deterministic:
             recipes.append(Recipe(f"deterministic {kind}, {name}", "deterministic maps", config, densify=is_dense))
     print("sweep: reads the masks of the tune part; report what you choose on the report part.", flush=True)
-    return _measure(run, connection, manifest, maps, selection, ("map",), recipes)
+    return _measure(run, connection, manifest, maps, selection, ("map",), recipes, dry_run)
 
 
 def _measure(
@@ -133,12 +159,18 @@ def _measure(
     selection: Selection,
     resolutions: tuple[Resolution, ...],
     recipes: list[Recipe],
+    dry_run: bool,
 ) -> list[Figure]:
     # 1. Map: every unit with a selected image gives a few small matrices
     needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
     device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
     measurement = Measurement(run.uri, run.config, selection, resolutions, tuple(recipes), device)
     units = _selected_units(manifest, maps.units, selection)
+    if dry_run:
+        what = f"{len(recipes)} kinds of labels measured on {_named(selection)}, {len(units):,} units"
+        where = describe_connection(run.config.cluster, connection)
+        print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
+        return []
     rows = [{"unit": unit.index, "start": unit.start, "stop": unit.stop} for unit in units]
     stages = Stages(handed_on, partial(UnitMeter, measurement), handed_on)
     total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
@@ -166,6 +198,9 @@ def _figure(
     settings = {"maps": maps.fingerprint["maps"]} | recipe.config.model_dump(
         mode="json", include={"seeds", "pseudo_labels"}
     )
+    if recipe.source in ("stored predictions", "stored unrefined"):
+        made_by = Step(run.location / "predictions").fingerprint() or {"predictions": {}}
+        settings["predictions"] = {name: value for name, value in made_by["predictions"].items() if name != "splits"}
     return Figure(
         labels=recipe.name,
         splits=selection.splits,
@@ -173,6 +208,7 @@ def _figure(
         resolution=resolution,
         size=f"{maps.grid[0]} x {maps.grid[1]}" if resolution == "map" else "of each image",
         settings=settings,
+        classifier=maps.fingerprint["classifier"],
         num_images=total.num_images,
         left_out=dict(+total.left_out),
         matrix=total.matrices[recipe.name, resolution],

@@ -26,12 +26,13 @@ from ficklenet.seeds import resize_labels
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, run_stages
 from jobs.config import Config
+from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, resized
 from jobs.finished_maps import FinishedMaps, handed_on, maps_location, require_labels, require_maps
 from jobs.label_files import coco_annotations, coco_image, encode_cam_npy, encode_label_png
 from jobs.make_pseudo_labels import pseudo_label_location
 from jobs.run import Run, open_run
-from jobs.unit_steps import UnitPlan, book_units, finish_unit, unit_of
+from jobs.unit_steps import Launch, book_units, finish_unit, unit_of
 from storage.errors import BadImage
 from storage.images import image_size, read_mask
 from storage.label_values import ignore_value
@@ -60,23 +61,34 @@ def main(arguments: list[str]) -> None:
     parser = job_parser("export_labels", f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("--format", choices=get_args(Format), required=True)
     parser.add_argument("--labels", choices=["seeds", "pseudo_labels"], default="seeds", help="default: seeds")
-    parser.add_argument("--out", metavar="FOLDER", help="local folder or s3:// prefix; default: <run>/exports/<format>")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="local folder or s3:// prefix; default: <run>/exports/<format>-<labels>"
+    )
     parser.add_argument("--restart", choices=[PROGRESS], help="export everything anew")
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
-    with connected(run.config.cluster) as connection:
+    require_maps(run, run.manifest(), "export_labels")  # before a Ray is started
+    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
         export(
             run,
             connection,
             given.format,
             given.labels,
-            _folder(run, given.format, given.out),
+            export_folder(run, given.format, given.labels, given.out),
             restart=bool(given.restart),
+            dry_run=given.dry_run,
         )
 
 
 def export(
-    run: Run, connection: Connection, format: Format, labels: str, out: Location, *, restart: bool = False
+    run: Run,
+    connection: Connection,
+    format: Format,
+    labels: str,
+    out: Location,
+    *,
+    restart: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Writes the missing files of an export.
 
@@ -84,6 +96,7 @@ def export(
         labels: "seeds" or "pseudo_labels"; of no meaning to npy, which holds maps.
         out: the folder for the files; `PROGRESS` in it holds the export's own records.
         restart: begin anew.
+        dry_run: say what would be done, and do nothing.
     """
     # 1. What is exported must be finished
     manifest = run.manifest()
@@ -98,12 +111,12 @@ def export(
 
     # 2. The missing units' files
     job = ExportJob(run.uri, run.config, format, labels, out.uri)
-    step = Step(out / PROGRESS)
-    if restart:
-        step.restart()
     command = f"python jobs/export_labels.py --run {run.uri} --format {format} --labels {labels} --out {out}"
-    step.open(job.fingerprint(run, maps), command)
-    plan = UnitPlan.of(step, maps.units)
+    launch = Launch(job.step, job.fingerprint(run, maps), command, maps.units, restart=restart)
+    if dry_run:
+        print_unit_step("export", launch, run.config.cluster, connection, "cpu", Rough())
+        return
+    plan = launch.begin()
     stages = Stages(handed_on, partial(Exporter, job), handed_on)
     results = run_stages(maps.rows(plan), stages, run.config.cluster, connection, "cpu")
     book_units("export", plan, results, run.config.images.max_skipped_fraction)
@@ -132,6 +145,10 @@ class ExportJob:
     def out(self) -> Location:
         return Location(self.out_uri)
 
+    @property
+    def step(self) -> Step:
+        return Step(self.out / PROGRESS)
+
     def part_location(self, unit: Unit) -> Location:
         """A unit's COCO records."""
         return self.out / PROGRESS / "parts" / f"{unit.name}.json"
@@ -153,6 +170,7 @@ class Exporter:
 
     def __init__(self, job: ExportJob) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
+        job.step.require_here()
         self.job, self.run, self.manifest = job, job.run, job.run.manifest()
         self.num_classes = self.manifest.num_classes
 
@@ -175,7 +193,7 @@ class Exporter:
             records = [result for result in results if isinstance(result, dict)]
             self.job.part_location(unit).write_bytes(json.dumps(records).encode())
         skipped += [result for result in results if isinstance(result, Skipped)]
-        return finish_unit(Step(self.job.out / PROGRESS), unit, skipped, time.monotonic() - started)
+        return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | None:
         """The unit's maps or seeds; None for pseudo-labels, which are a file each."""
@@ -249,9 +267,10 @@ def _size(entry: ManifestRow) -> tuple[int, int]:
     return entry.height, entry.width
 
 
-def _folder(run: Run, format: str, out: str | None) -> Location:
+def export_folder(run: Run, format: str, labels: str, out: str | None) -> Location:
+    """Where an export goes: what was asked for, else a folder of its own for each format and source."""
     if out is None:
-        return run.location / "exports" / format
+        return run.location / "exports" / f"{format}-{'maps' if format == 'npy' else labels}"
     if not os.path.isabs(out) and "://" not in out and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise ValueError(f"--out {out}: a submitted job runs in a throwaway folder; give an absolute path or s3://...")
     return Location.parse(out)

@@ -31,6 +31,7 @@ class Figure:
         resolution: "map" or "image": the frame in which labels met the truth.
         size: that of the frame, "17 x 17"; "of each image" at image resolution.
         settings: by which the labels were made.
+        classifier: sha256 of the classifier whose maps they were made of.
         num_images: measured.
         left_out: images of the selection that could not be measured, by reason.
     """
@@ -41,6 +42,7 @@ class Figure:
     resolution: str
     size: str
     settings: Mapping[str, Any]
+    classifier: str
     num_images: int
     left_out: Mapping[str, int]
     matrix: ConfusionMatrix

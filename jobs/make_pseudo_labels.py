@@ -14,15 +14,17 @@ import torch
 
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
+from cluster.quarantine import LEFT_OUT
 from ficklenet.crf import require_pydensecrf
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, run_stages
 from jobs.config import Config
+from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, read_saliencies
 from jobs.finished_maps import FinishedMaps, handed_on, label_settings, maps_location, require_maps
 from jobs.label_files import encode_label_png
 from jobs.run import Run, open_run, record_run
-from jobs.unit_steps import UnitPlan, book_units, finish_unit, unit_of
+from jobs.unit_steps import Launch, Shard, book_units, finish_unit, unit_of
 from storage.errors import BadImage
 from storage.images import read_image, read_many
 from storage.label_values import ignore_value
@@ -31,7 +33,7 @@ from storage.manifest import Manifest, ManifestRow
 from storage.map_store import MapStore, UnitMaps
 from storage.names import safe_name
 from storage.steps import Skipped, Step
-from storage.units import parse_shard, units_of_shard
+from storage.units import parse_shard
 
 ALGORITHM_VERSION = 1  # of all that happens between maps, images and stored pseudo-labels
 MANIFEST_COLUMNS = ("image_id", "uri", "saliency_uri", "problem")
@@ -49,12 +51,13 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)
-    with connected(run.config.cluster) as connection:
-        make_pseudo_labels(run, connection, shard, restart=given.restart == "pseudo_labels")
+    require_maps(run, run.manifest(), "make_pseudo_labels")  # before a Ray is started
+    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+        make_pseudo_labels(run, connection, shard, restart=given.restart == "pseudo_labels", dry_run=given.dry_run)
 
 
 def make_pseudo_labels(
-    run: Run, connection: Connection, shard: tuple[int, int] = (1, 1), *, restart: bool = False
+    run: Run, connection: Connection, shard: Shard = (1, 1), *, restart: bool = False, dry_run: bool = False
 ) -> None:
     """Makes the missing units of a run's pseudo-labels; arguments as in `aggregate_seeds.aggregate_run`."""
     if run.config.pseudo_labels.refine:
@@ -62,15 +65,22 @@ def make_pseudo_labels(
     manifest = run.manifest()
     maps = require_maps(run, manifest, "make_pseudo_labels")
     job = PseudoLabelsJob(run.uri, run.config, manifest.num_classes)
-    step = Step(run.location / "pseudo_labels")
-    if restart:
-        step.restart()
-    step.open(job.fingerprint(manifest, maps), run.command("make_pseudo_labels"))
+    launch = Launch(
+        job.step,
+        job.fingerprint(manifest, maps),
+        run.command("make_pseudo_labels"),
+        maps.units,
+        shard,
+        restart,
+    )
+    if dry_run:
+        print_unit_step("pseudo-labels", launch, run.config.cluster, connection, "cpu", Rough())
+        return
+    plan = launch.begin()
     record_run(run, "pseudo_labels")
 
-    plan = UnitPlan.of(step, units_of_shard(maps.units, shard))
     stages = Stages(handed_on, partial(PseudoLabelMaker, job), handed_on)
-    results = run_stages(maps.rows(plan), stages, run.config.cluster, connection, "cpu")
+    results = run_stages(maps.rows(plan), stages, run.config.cluster, connection, "cpu", try_labels)
     book_units("pseudo-labels", plan, results, run.config.images.max_skipped_fraction)
 
 
@@ -91,6 +101,10 @@ class PseudoLabelsJob:
     def run(self) -> Run:
         return Run(Location(self.run_uri), self.config)
 
+    @property
+    def step(self) -> Step:
+        return Step(self.run.location / "pseudo_labels")
+
     def fingerprint(self, manifest: Manifest, maps: FinishedMaps) -> dict[str, Any]:
         """Everything that changes the pseudo-labels."""
         return {
@@ -102,28 +116,40 @@ class PseudoLabelsJob:
         }
 
 
+def try_labels(maker: "PseudoLabelMaker", row: Payload) -> None:
+    """All of a unit but the storing, for the quarantine."""
+    maker.label_unit(row, keep=False)
+
+
 class PseudoLabelMaker:
     """All of a unit, in an actor: the CRF takes most of the time, and a unit's images never lie in memory together."""
 
     def __init__(self, job: PseudoLabelsJob) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
+        job.step.require_here()
         self.job = job
 
     def __call__(self, row: Payload) -> Payload:
         started = time.monotonic()
+        skipped = self.label_unit(row, keep=True)
+        return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
+
+    def label_unit(self, row: Payload, *, keep: bool) -> list[Skipped]:
+        """Makes a unit's pseudo-labels, and stores them unless it is a trial; the images that have none."""
         run, unit = self.job.run, unit_of(row)
         maps = MapStore.open(maps_location(run)).read_unit(unit)
         entries = run.manifest().rows(unit.start, unit.stop)
         skipped = [Skipped(**skip) for skip in row["skipped"]]
+        skipped += [Skipped(entries[number].image_id, reason) for number, reason in row.get(LEFT_OUT, {}).items()]
         known = {skip.image_id for skip in skipped}
         usable = [number for number, entry in enumerate(entries) if entry.image_id not in known]
         at_once = self.job.config.images.read_concurrency
         for start in range(0, len(usable), at_once):
-            skipped += self.label(entries, maps, usable[start : start + at_once])
-        return finish_unit(Step(run.location / "pseudo_labels"), unit, skipped, time.monotonic() - started)
+            skipped += self.label(entries, maps, usable[start : start + at_once], keep=keep)
+        return skipped
 
-    def label(self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int]) -> list[Skipped]:
-        """Stores some images' pseudo-labels; returns those that could not be read."""
+    def label(self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int], *, keep: bool) -> list[Skipped]:
+        """Makes some images' pseudo-labels; returns those that could not be read."""
         config, ignore = self.job.config, ignore_value(self.job.num_classes)
         chosen = [entries[number] for number in numbers]
         saliencies = read_saliencies(chosen, config)
@@ -140,7 +166,9 @@ class PseudoLabelMaker:
                 skipped.append(Skipped(entry.image_id, f"saliency map: {saliency.reason}"))
             else:
                 labels: np.ndarray = Evidence.of(maps, number, saliency).pseudo_labels(image, config, ignore)
-                pseudo_label_location(self.job.run, entry.image_id).write_bytes(encode_label_png(labels))
+                png = encode_label_png(labels)
+                if keep:
+                    pseudo_label_location(self.job.run, entry.image_id).write_bytes(png)
         return skipped
 
 

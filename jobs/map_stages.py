@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.fanout import Payload
+from cluster.quarantine import Compute
 from ficklenet.classifier import predicted_classes
 from ficklenet.localizer import Normalization, localize, samplers_for
 from ficklenet.masks import mask_key
@@ -17,7 +18,7 @@ from jobs.compute import resolved_precision
 from jobs.config import Config
 from jobs.run import Run
 from jobs.trained_classifier import load_classifier
-from jobs.unit_steps import finish_unit, unit_of
+from jobs.unit_steps import UNIT_KEYS, finish_unit, known_problems, unit_of
 from storage.errors import BadImage
 from storage.images import read_image, read_many
 from storage.location import Location
@@ -44,6 +45,10 @@ class MapsJob:
     @property
     def run(self) -> Run:
         return Run(Location(self.run_uri), self.config)
+
+    @property
+    def step(self) -> Step:
+        return Step(self.run.location / "maps")
 
     @property
     def store_location(self) -> Location:
@@ -77,6 +82,7 @@ class MapsJob:
     def read(self, row: Payload) -> Payload:
         """Stage 1: a unit's images, fetched concurrently, as one tensor; unusable ones stay zero, with a reason."""
         started = time.monotonic()
+        self.step.require_here()
         unit = unit_of(row)
         entries = self.run.manifest().rows(unit.start, unit.stop)
         size = self.config.images.input_size
@@ -87,8 +93,9 @@ class MapsJob:
 
         images = np.zeros((len(entries), 3, size, size), np.uint8)
         is_present = np.zeros(len(entries), bool)
-        skipped = [Skipped(entry.image_id, entry.problem) for entry in entries if entry.problem]
-        usable = [number for number, entry in enumerate(entries) if not entry.problem]
+        problems = known_problems(row, entries)
+        skipped = [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
+        usable = [number for number in range(len(entries)) if number not in problems]
         uris = [entries[number].uri for number in usable]
         for number, found in zip(usable, read_many(uris, read_input, self.config.images.read_concurrency), strict=True):
             if isinstance(found, BadImage):
@@ -111,6 +118,10 @@ class MapsJob:
             "seconds": time.monotonic() - started,
         }
 
+    def trial(self, compute: Compute, row: Payload) -> None:
+        """All of a unit but the writing, for the quarantine."""
+        compute(self.read(row))
+
     def write(self, maps: Payload) -> Payload:
         """Stage 3: the unit's shard, then its receipt."""
         started = time.monotonic()
@@ -119,13 +130,14 @@ class MapsJob:
         store.write_unit(unit, maps["max"], maps["mean"], maps["score"], maps["classes"])
         skipped = [Skipped(**skip) for skip in maps["skipped"]]
         seconds = maps["seconds"] + time.monotonic() - started
-        return finish_unit(Step(self.run.location / "maps"), unit, skipped, seconds)
+        return finish_unit(self.step, maps, skipped, seconds)
 
 
 class MapMaker:
     """Stage 2, an actor: backbone once per image, N samples, fold."""
 
     def __init__(self, job: MapsJob) -> None:
+        job.step.require_here()
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
@@ -146,7 +158,7 @@ class MapMaker:
                 )
                 classes[batch], max_maps[batch], mean_maps[batch], score[batch] = found
         return {
-            **{name: unit[name] for name in ("unit", "start", "stop", "skipped")},
+            **{name: unit[name] for name in (*UNIT_KEYS, "skipped")},
             "classes": classes,
             "max": max_maps,
             "mean": mean_maps,

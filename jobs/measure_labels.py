@@ -1,8 +1,9 @@
 """The workers' half of an evaluation: a unit's label maps against its masks, as confusion matrices."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from jobs.evidence import Evidence, read_saliencies
 from jobs.finished_maps import maps_location
 from jobs.make_pseudo_labels import pseudo_label_location
 from jobs.parts import Selection
+from jobs.prediction_stages import prediction_location
 from jobs.run import Run
 from jobs.unit_steps import unit_of
 from storage.errors import BadImage
@@ -27,7 +29,9 @@ from storage.manifest import ManifestRow
 from storage.map_store import MapStore, UnitMaps
 from storage.seed_store import SeedStore
 
-Source = Literal["stored seeds", "stored pseudo-labels", "maps", "deterministic maps"]
+Source = Literal[
+    "stored seeds", "stored pseudo-labels", "stored predictions", "stored unrefined", "maps", "deterministic maps"
+]
 Resolution = Literal["map", "image"]
 
 
@@ -93,8 +97,7 @@ class Subject:
     """One image with its truth (H, W) and what its label maps are, or are made of."""
 
     truth: np.ndarray
-    seeds: np.ndarray | None
-    pseudo_labels: np.ndarray | None
+    stored: Mapping[Source, np.ndarray]
     evidence: Mapping[Source, Evidence]
 
 
@@ -136,24 +139,22 @@ class UnitMeter:
         truths = self._read_labels([str(entry.mask_uri) for entry in entries], self.manifest.class_values)
         only_maps = self.measurement.resolutions == ("map",)
         saliencies = read_saliencies(entries, self.measurement.reading_config, grid if only_maps else None)
-        pseudo_labels: Sequence[np.ndarray | BadImage | None] = [None] * len(entries)
-        if self.measurement.needs("stored pseudo-labels"):
-            uris = [pseudo_label_location(self.run, entry.image_id).uri for entry in entries]
-            pseudo_labels = self._read_labels(uris, range(1, self.manifest.num_classes + 1))
+        stored = self._read_stored(entries)
         subjects: list[Subject | str] = []
-        for number, entry, truth, saliency, pseudo in zip(
-            numbers, entries, truths, saliencies, pseudo_labels, strict=True
+        for index, (number, entry, truth, saliency) in enumerate(
+            zip(numbers, entries, truths, saliencies, strict=True)
         ):
             if isinstance(truth, BadImage):
                 subjects.append(f"mask: {truth.reason}")
                 continue
-            if isinstance(pseudo, BadImage):  # the image was skipped
-                pseudo = np.full(truth.shape, self.ignore)
+            labels = {source: self._or_ignored(found[index], truth) for source, found in stored.items()}
+            if seeds is not None:
+                labels["stored seeds"] = seeds[number]
             known = Evidence.none(grid) if isinstance(saliency, BadImage) else Evidence.of(maps, number, saliency)
             evidence: dict[Source, Evidence] = {"maps": known}
             if self.mapper is not None:
                 evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
-            subjects.append(Subject(truth, None if seeds is None else seeds[number], pseudo, evidence))
+            subjects.append(Subject(truth, labels, evidence))
         return subjects
 
     def measure(self, subject: Subject) -> Counts:
@@ -170,9 +171,8 @@ class UnitMeter:
 
     def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
         """A recipe's labels (*size); labels are resized by their nearest neighbour, maps before they become labels."""
-        stored = {"stored seeds": subject.seeds, "stored pseudo-labels": subject.pseudo_labels}.get(recipe.source)
-        if stored is not None:
-            return resize_labels(stored, size)
+        if recipe.source in subject.stored:
+            return resize_labels(subject.stored[recipe.source], size)
         evidence = subject.evidence[recipe.source]
         if recipe.densify:
             return evidence.densified(size, recipe.config, self.ignore)
@@ -188,6 +188,24 @@ class UnitMeter:
             return Evidence.none((known.max.shape[1], known.max.shape[2]))
         maps = mapper(image, known.classes)
         return Evidence(maps, maps, known.classes, known.saliency)
+
+    def _read_stored(self, entries: Sequence[ManifestRow]) -> dict[Source, list[np.ndarray | BadImage]]:
+        """The label maps of image size that the recipes measure."""
+        places: dict[Source, Callable[[str], Location]] = {
+            "stored pseudo-labels": partial(pseudo_label_location, self.run),
+            "stored predictions": partial(prediction_location, self.run),
+            "stored unrefined": partial(prediction_location, self.run, place="unrefined"),
+        }
+        labels = range(1, self.manifest.num_classes + 1)
+        return {
+            source: self._read_labels([place(entry.image_id).uri for entry in entries], labels)
+            for source, place in places.items()
+            if self.measurement.needs(source)
+        }
+
+    def _or_ignored(self, labels: np.ndarray | BadImage, truth: np.ndarray) -> np.ndarray:
+        """The labels; of an image that was skipped when they were made, all ignored."""
+        return np.full(truth.shape, self.ignore) if isinstance(labels, BadImage) else labels
 
     def _read_labels(self, uris: Sequence[str], class_values: Sequence[int]) -> list[np.ndarray | BadImage]:
         images = self.run.config.images

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from itertools import islice
 
 from jobs.command_line import job_parser, run_main
+from jobs.dry_run import NOTHING, size
 from jobs.progress import Progress
 from jobs.run import Run, open_run, record_run
 from storage.errors import BadImage
@@ -23,6 +24,7 @@ from storage.sources import SourceImage, label_names, manifest_rows
 from storage.voc import VOC_CLASSES, read_voc, voc_class_values
 
 HEADERS_AT_ONCE = 1024
+UNREADABLE_SHOWN = 3
 
 EXAMPLES = """examples:
   python jobs/prepare_dataset.py --run /data/run1 --voc /data/VOC2012 --split train_aug --split val \\
@@ -51,7 +53,7 @@ def main(arguments: list[str]) -> None:
     _refuse_misplaced(given)
 
     run = open_run(given.run, given.config, given.set)
-    class_names = tuple(name.strip() for name in given.classes.split(",")) if given.classes else None
+    class_names = _class_names(given.classes) if given.classes else None
     if given.voc:
         devkit = Location.parse(given.voc)
         folders = {name: _folder(devkit, getattr(given, name)) for name in ("labels", "masks", "saliency")}
@@ -59,14 +61,14 @@ def main(arguments: list[str]) -> None:
         voc = read_voc(devkit, given.split or ["train_aug"], class_names, **folders)
         if voc.num_left_out:
             print(f"prepare: {voc.num_left_out:,} images have none of the chosen classes and are left out.")
-        prepare(run, voc.images, class_names, tuple(voc_class_values(class_names)))
+        prepare(run, voc.images, class_names, tuple(voc_class_values(class_names)), dry_run=given.dry_run)
     else:
         table = Location.parse(given.csv)
         folder = Location.parse(given.images) if given.images else Location(table.uri.rsplit("/", 1)[0])
         images = list(read_image_table(table, folder))
         if class_names:
             _require_labels(class_names, label_names(images))
-        prepare(run, images, class_names or tuple(label_names(images)))
+        prepare(run, images, class_names or tuple(label_names(images)), dry_run=given.dry_run)
 
 
 def prepare(
@@ -74,11 +76,14 @@ def prepare(
     images: Iterable[SourceImage],
     class_names: tuple[str, ...],
     class_values: tuple[int, ...] | None = None,
-) -> Manifest:
+    *,
+    dry_run: bool = False,
+) -> None:
     """Writes the manifest of a run, once, and says what is in it.
 
     Args:
         class_values: each class's value in source masks; 1..C where None.
+        dry_run: say what would be in it.
 
     Raises:
         ValueError: there are no images or classes, or the run has another manifest already.
@@ -90,18 +95,31 @@ def prepare(
         draft = Location(f"{folder}/manifest.parquet")
         if write_manifest(draft, rows, class_names, class_values) == 0:
             raise ValueError("prepare_dataset: the source lists no image. Give a split or a table that has some.")
-        _require_an_image(Manifest.open(draft))
-        place, data = run.location / "manifest.parquet", draft.read_bytes()
-        is_other = not place.exists() or _content(run.manifest()) != _content(Manifest.open(draft))
-    if is_other and any((run.location / step / "step.json").exists() for step in ("classifier", "maps")):
-        raise ValueError(f"{place}: frozen, since steps were started on it, and this one differs. Use another --run.")
+        manifest, place = Manifest.open(draft), run.location / "manifest.parquet"
+        _require_an_image(manifest)
+        is_other = not place.exists() or _content(run.manifest()) != _content(manifest)
+        if is_other and any((run.location / step / "step.json").exists() for step in ("classifier", "maps")):
+            raise ValueError(
+                f"{place}: frozen, since steps were started on it, and this one differs. Use another --run."
+            )
+        data = draft.read_bytes()
+        _describe(manifest, place)
+    if dry_run:
+        print(f"  dry run: {size(len(data)) if is_other else 'nothing'} to write; {NOTHING}")
+        return
     if is_other:
         place.write_bytes(data)
         Manifest.forget()
     record_run(run)
-    manifest = run.manifest()
-    _describe(manifest)
-    return manifest
+
+
+def _class_names(given: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in given.split(","))
+    for number, name in enumerate(names):
+        if not name or name in names[:number]:
+            fault = f"{name!r} is named twice" if name else "a name is empty"
+            raise ValueError(f"--classes {given}: {fault}. Give each class once: --classes cat,cow,dog.")
+    return names
 
 
 def _with_sizes(rows: list[ManifestRow]) -> Iterator[ManifestRow]:
@@ -141,26 +159,26 @@ def _content(manifest: Manifest) -> str:
     return manifest.column_hash([field.name for field in fields(ManifestRow)])
 
 
-def _describe(manifest: Manifest) -> None:
+def _describe(manifest: Manifest, place: Location) -> None:
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     problems: Counter[str] = Counter()
-    unreadable = 0
-    for batch in manifest.iter_columns(["split", "labels", "problem", "height"]):
+    unreadable: list[str] = []
+    for batch in manifest.iter_columns(["uri", "split", "labels", "problem", "height"]):
         splits.update(batch["split"])
         labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
         problems.update(problem for problem in batch["problem"] if problem)
-        unreadable += sum(
-            height is None and not problem for height, problem in zip(batch["height"], batch["problem"], strict=True)
-        )
-    print(f"prepare: {manifest.num_images:,} images in {manifest.location}")
+        columns = (batch[name] for name in ("uri", "height", "problem"))
+        unreadable += [uri for uri, height, problem in zip(*columns, strict=True) if height is None and not problem]
+    print(f"prepare: {manifest.num_images:,} images in {place}")
     print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     for problem, count in problems.most_common():
         print(f"  skipped by every step: {count:,} because {problem}")
     if unreadable:
         print(
-            f"  {unreadable:,} images cannot be opened now; steps will skip those that still cannot, with the reason."
+            f"  cannot be opened now: {len(unreadable):,} images (first: {', '.join(unreadable[:UNREADABLE_SHOWN])}); "
+            "steps will skip those that still cannot, with the reason."
         )
 
 

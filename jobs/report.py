@@ -13,12 +13,12 @@ import jinja2
 from markupsafe import Markup
 
 from jobs.command_line import job_parser, run_main
+from jobs.dry_run import print_other_job
 from jobs.figures import SUMMARY
 from jobs.progress import duration
 from jobs.report_curves import read_metrics, training_curves
 from jobs.report_facts import (
     MATTERS,
-    UNIT_STEPS,
     Setting,
     StepState,
     count_data,
@@ -26,7 +26,7 @@ from jobs.report_facts import (
     settings_of,
     skipped_images,
     training_state,
-    unit_step_state,
+    unit_step_states,
 )
 from jobs.report_figures import headline, measured_figures
 from jobs.report_gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
@@ -37,6 +37,7 @@ from storage.manifest import Manifest
 
 NUM_IMAGES = 200  # a page of a few MB
 NO_FIGURE = "\N{EN DASH}"
+PAGE = "report/index.html"
 PARTS = Path(__file__).parent  # of the page: report.html.j2, report.css, report.js
 
 EXAMPLES = """examples:
@@ -56,6 +57,10 @@ def main(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
+    if given.dry_run:
+        count = run.manifest().num_images
+        print_other_job("report", f"a page of {count:,} images, {given.images} shown", run.location / PAGE)
+        return
     place, num_bytes = write_report(run, given.images)
     print(f"report: {place} ({num_bytes / 1e6:.1f} MB)")
 
@@ -72,7 +77,7 @@ def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]
     if num_images < 0:
         raise ValueError(f"--images {num_images}: give the number of images in the gallery, 0 or more.")
     page = render(run, num_images).encode()
-    place = run.location / "report" / "index.html"
+    place = run.location / PAGE
     place.write_bytes(page)
     return place, len(page)
 
@@ -82,12 +87,12 @@ def render(run: Run, num_images: int) -> str:
     # 1. How far the run is
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
-    steps = {name: unit_step_state(run, manifest, name) for name in UNIT_STEPS}
     lines = read_metrics(run.location / "classifier" / "metrics.jsonl")
     training = training_state(run, lines, now["classifier.epochs"].value)
+    steps = unit_step_states(run, manifest, training.sha256)
 
     # 2. What came out, in figures and in pictures
-    measured = measured_figures(run, settings)
+    measured = measured_figures(run, settings, training.sha256)
     gallery = _gallery(run, manifest, steps, num_images, now)
     entries = error_first(gallery.pictures) if gallery else []
 
@@ -132,7 +137,8 @@ def _gallery(
     mapped = mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
     if len(mapped) == 0:
         return None
-    is_seeded = finished_rows(steps["seeds"].receipts, manifest.num_images)
+    seeds = steps["seeds"]  # those of other maps would be shown beside maps they do not belong to
+    is_seeded = finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
     return make_gallery(run, manifest, mapped, is_seeded, number, theta=now["seeds.theta"].value)
 
 

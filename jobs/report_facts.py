@@ -38,7 +38,7 @@ class StepState:
     """How far a step is.
 
     Attributes:
-        state: "done", "partly done" or "not started".
+        state: "done", "partly done", "not started", or "outdated": what it was made of has been made anew since.
         done, skipped, left: images.
         seconds: of work, over all workers.
         finished: when its last unit was, "" where none was.
@@ -59,9 +59,11 @@ class StepState:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far the classifier's training is; `metrics` are those of its last epoch."""
+    """How far the classifier's training is; `metrics` are those of its last epoch, or of the one that was kept, whose
+    model's hash is `sha256`."""
 
     state: str
+    sha256: str | None
     epochs: int
     num_epochs: int
     metrics: Mapping[str, float]
@@ -107,8 +109,23 @@ class Setting:
     meaning: str
 
 
-def unit_step_state(run: Run, manifest: Manifest, name: str) -> StepState:
-    """The state of a step that is made of units."""
+def unit_step_states(run: Run, manifest: Manifest, classifier: str | None) -> dict[str, StepState]:
+    """The states of the steps that are made of units, by name, in order.
+
+    Args:
+        classifier: sha256 of the run's classifier now, None where there is none.
+    """
+    maps = Step(run.location / "maps").fingerprint()
+    are_maps_outdated = maps is not None and maps["classifier"] != classifier
+    states = {"maps": _unit_step_state(run, manifest, "maps", is_outdated=are_maps_outdated)}
+    for name in ("seeds", "pseudo_labels"):
+        made_of = (Step(run.location / name).fingerprint() or {}).get("maps")
+        is_outdated = made_of is not None and (are_maps_outdated or made_of != maps)
+        states[name] = _unit_step_state(run, manifest, name, is_outdated=is_outdated)
+    return states
+
+
+def _unit_step_state(run: Run, manifest: Manifest, name: str, *, is_outdated: bool) -> StepState:
     step = Step(run.location / name)
     fingerprint = step.fingerprint()
     units = plan_units(manifest.num_images, (fingerprint or {}).get("unit_size", run.config.unit_size))
@@ -116,16 +133,16 @@ def unit_step_state(run: Run, manifest: Manifest, name: str) -> StepState:
     missing = {unit.index for unit in step.missing_units(units, found)}
     receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
     left = sum(unit.num_images for unit in units if unit.index in missing)
-    started = "partly done" if fingerprint is not None else "not started"
+    state = "not started" if fingerprint is None else "outdated" if is_outdated else "partly done" if left else "done"
     return StepState(
         name=name.replace("_", "-"),
-        state=started if left else "done",
+        state=state,
         done=sum(receipt.num_done for receipt in receipts),
         skipped=sum(len(receipt.skipped) for receipt in receipts),
         left=left,
         seconds=sum(receipt.seconds for receipt in receipts),
         finished=_when(max((receipt.finished for receipt in receipts), default=None)),
-        command=f"python jobs/{UNIT_STEPS[name]}.py --run {run.uri}",
+        command=f"python jobs/{UNIT_STEPS[name]}.py --run {run.uri}" + (f" --restart {name}" if is_outdated else ""),
         receipts=receipts,
     )
 
@@ -134,10 +151,12 @@ def training_state(run: Run, lines: Sequence[Mapping[str, float]], num_epochs: i
     """The state of the training, by its marker and by its epochs' metrics as far as they were kept."""
     folder = run.location / "classifier"
     record, marker = folder / "step.json", folder / "complete.json"
-    metrics = json.loads(marker.read_bytes())["metrics"] if marker.exists() else (lines[-1] if lines else {})
-    state = "done" if marker.exists() else "partly done" if record.exists() else "not started"
+    complete = json.loads(marker.read_bytes()) if marker.exists() else {}
+    metrics = complete.get("metrics") or (lines[-1] if lines else {})
+    state = "done" if complete else "partly done" if record.exists() else "not started"
     command = f"python jobs/train_ficklenet.py --run {run.uri}"
-    return TrainingState(state, int(metrics.get("epoch", 0)), num_epochs, metrics, command)
+    epochs = max(int(line.get("epoch", 0)) for line in (metrics, *lines[-1:]))  # the best one may be earlier
+    return TrainingState(state, complete.get("sha256"), epochs, num_epochs, metrics, command)
 
 
 def skipped_images(steps: Sequence[StepState]) -> list[SkippedImages]:

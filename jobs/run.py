@@ -90,10 +90,15 @@ def record_run(run: Run, step: str = "") -> None:
     content = {
         "config": config,
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "source": source_hash(),
     }
     header.write_bytes(json.dumps(content, indent=1).encode())
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages that results depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def source_hash() -> str:

@@ -1,10 +1,10 @@
 """The classifier that a finished training left in a run."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 
 from ficklenet.classifier import ClassifierSpec, FickleNet, unpack_classifier
+from jobs.kept_model import kept_bytes
 from jobs.run import Run
 
 
@@ -50,12 +50,5 @@ def load_classifier(run: Run) -> tuple[FickleNet, str]:
     Raises:
         ValueError: the file is not the one the training finished with.
     """
-    folder = run.location / "classifier"
-    data = (folder / "model.pt").read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    recorded = json.loads((folder / "complete.json").read_bytes())["sha256"]
-    if sha256 != recorded:
-        raise ValueError(
-            f"{folder / 'model.pt'}: not the file that the training finished with. Train with --restart classifier."
-        )
+    data, sha256 = kept_bytes(run.location / "classifier")
     return unpack_classifier(data), sha256

@@ -1,22 +1,45 @@
 """Training and validation images, addressed by position: decoded where they are needed, never streamed."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ficklenet.batches import keyed_generator
 from ficklenet.masks import mask_key
 from ficklenet.transforms import resize_square, training_crop
 from jobs.config import Config
-from storage.errors import BadImage
+from storage.errors import BadImage, StorageError
 from storage.images import read_image
 from storage.manifest import Manifest
 
-Example = tuple[np.ndarray, np.ndarray, int, float]  # image uint8 (3, S, S), multi-hot (C,), mask key, weight
+MOST_LOADERS = 16  # processes that decode for one GPU, at most
+PREFETCH = 4  # batches that each of them keeps ready
+
+
+class Example(NamedTuple):
+    """One image: uint8 (3, S, S), its multi-hot target (C,), its mask key, and why it could not be read, if so."""
+
+    pixels: np.ndarray
+    target: np.ndarray
+    key: int
+    image_id: str
+    problem: str = ""
+
+
+class ImageBatch(NamedTuple):
+    """Images uint8 (B, 3, S, S), targets (B, C), 64-bit mask keys, weights (B,): 0 for those that are `skipped`."""
+
+    images: Tensor
+    targets: Tensor
+    keys: list[int]
+    weights: Tensor
+    skipped: dict[str, str]  # why, by image id
 
 
 @dataclass(frozen=True)
@@ -61,10 +84,10 @@ class ListedImages(Dataset):
         key = mask_key(self.config.seed, entry.image_id)
         try:
             image = read_image(entry.uri, self.config.images.max_pixels)
-        except BadImage:
-            return np.zeros((3, size, size), np.uint8), target, key, 0.0
+        except BadImage as error:
+            return Example(np.zeros((3, size, size), np.uint8), target, key, entry.image_id, error.reason)
         pixels = resize_square(image, size) if generator is None else training_crop(image, size, generator)
-        return pixels, target, key, 1.0
+        return Example(pixels, target, key, entry.image_id)
 
 
 class TrainingImages(ListedImages):
@@ -83,12 +106,54 @@ class ValidationImages(ListedImages):
         return self.example(position, None)
 
 
-def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int], Tensor]:
-    """Images uint8 (B, 3, S, S), targets (B, C), 64-bit mask keys, weights (B,)."""
-    images, targets, keys, weights = zip(*examples, strict=True)
-    return (
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(targets)),
-        list(keys),
-        torch.tensor(weights),
+def collate(examples: Sequence[Example]) -> ImageBatch:
+    """A batch of examples."""
+    return ImageBatch(
+        images=torch.from_numpy(np.stack([example.pixels for example in examples])),
+        targets=torch.from_numpy(np.stack([example.target for example in examples])),
+        keys=[example.key for example in examples],
+        weights=torch.tensor([0.0 if example.problem else 1.0 for example in examples]),
+        skipped={example.image_id: example.problem for example in examples if example.problem},
     )
+
+
+def load_batches(
+    dataset: Dataset,
+    addresses: Iterable[list[Any]],
+    collate: Callable[[list[Any]], Any],
+    *,
+    num_processes: int,
+    device: torch.device,
+) -> Iterator[Any]:
+    """The dataset's batches at these addresses, in order, decoded ahead by processes of their own where asked.
+
+    Args:
+        num_processes: 0 to decode in this process, when a batch is wanted.
+        device: where the batches will go; those for a GPU lie in page-locked memory.
+
+    Raises:
+        StorageError: the store failed; as itself, also out of another process.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=addresses,  # type: ignore[arg-type]  # any iterable will do
+        num_workers=num_processes,
+        prefetch_factor=PREFETCH if num_processes else None,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        yield from loader
+    except StorageError as error:
+        raise StorageError(str(error).rpartition("StorageError: ")[2].strip()) from error  # torch adds a traceback
+
+
+def loader_processes(asked: int | None, device: torch.device, workers_on_node: int) -> int:
+    """Decoding processes of one training worker: as asked, else its share of the node's CPUs where it has a GPU.
+
+    Without a GPU training is so much slower than decoding that a process of its own would gain nothing.
+    """
+    if asked is not None:
+        return asked
+    num_cpus = os.cpu_count() or 1
+    return min(MOST_LOADERS, max(1, num_cpus // workers_on_node)) if device.type == "cuda" else 0

@@ -4,11 +4,18 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.fanout import Payload
+from cluster.quarantine import LEFT_OUT
 from jobs.progress import Progress, summary_line
+from storage.heartbeat import beating
+from storage.manifest import ManifestRow
 from storage.steps import Receipt, Skipped, Step
-from storage.units import Unit
+from storage.units import Unit, units_of_shard
+
+Shard = tuple[int, int]
+"""(i, n): every n-th unit, from the i-th on."""
 
 
 @dataclass(frozen=True)
@@ -16,24 +23,78 @@ class UnitPlan:
     """The units of one launch.
 
     Attributes:
-        units: those of this launch's shard.
+        step: what they belong to.
+        opening: the id of the step's start; "" where it is not started.
+        shard: this launch's share of all units.
+        units: those of the shard.
         receipts: of all finished units, by index.
         missing: the units to run.
     """
 
+    step: Step
+    opening: str
+    shard: Shard
     units: Sequence[Unit]
     receipts: Mapping[int, Receipt]
     missing: Sequence[Unit]
 
     @classmethod
-    def of(cls, step: Step, units: Sequence[Unit]) -> "UnitPlan":
-        receipts = step.receipts()
-        return cls(units, receipts, step.missing_units(units, receipts))
+    def of(cls, step: Step, units: Sequence[Unit], shard: Shard = (1, 1), *, anew: bool = False) -> "UnitPlan":
+        """What is left of a step; everything where it is foretold that the step begins anew."""
+        receipts, chosen = {} if anew else step.receipts(), units_of_shard(units, shard)
+        return cls(step, step.opening(), shard, chosen, receipts, step.missing_units(chosen, receipts))
+
+    @property
+    def launch(self) -> str:
+        """The name of this launch's sign of life."""
+        return f"{self.shard[0]}-of-{self.shard[1]}"
 
     @property
     def rows(self) -> list[Payload]:
-        """The missing units as the fan-out takes them."""
-        return [{"unit": unit.index, "start": unit.start, "stop": unit.stop} for unit in self.missing]
+        """The missing units as the fan-out takes them; stages hand these keys on to `finish_unit`."""
+        return [
+            {"unit": unit.index, "start": unit.start, "stop": unit.stop, "opening": self.opening}
+            for unit in self.missing
+        ]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a step that is made of units.
+
+    Attributes:
+        fingerprint: everything that changes the step's results.
+        command: of this launch, for the record and for refusals.
+        units: all units of the step.
+        shard: this launch's share of them.
+        restart: delete what the step has and begin anew.
+    """
+
+    step: Step
+    fingerprint: Mapping[str, Any]
+    command: str
+    units: Sequence[Unit]
+    shard: Shard = (1, 1)
+    restart: bool = False
+
+    def begin(self) -> UnitPlan:
+        """Starts the step, or joins it.
+
+        Raises:
+            ValueError: it was started with other settings, or is to be deleted under a driver at work.
+        """
+        if self.restart:
+            self.step.restart()
+        self.step.open(self.fingerprint, self.command)
+        return UnitPlan.of(self.step, self.units, self.shard)
+
+    def foresee(self) -> UnitPlan:
+        """What `begin` would return, or raise; writes nothing."""
+        self.step.check_start(self.fingerprint, self.command, restart=self.restart)
+        return UnitPlan.of(self.step, self.units, self.shard, anew=self.restart)
+
+
+UNIT_KEYS = ("unit", "start", "stop", "opening")  # of a row; every stage hands them on
 
 
 def unit_of(row: Payload) -> Unit:
@@ -41,9 +102,20 @@ def unit_of(row: Payload) -> Unit:
     return Unit(int(row["unit"]), int(row["start"]), int(row["stop"]))
 
 
-def finish_unit(step: Step, unit: Unit, skipped: Sequence[Skipped], seconds: float) -> Payload:
+def known_problems(row: Payload, entries: Sequence[ManifestRow]) -> dict[int, str]:
+    """Why images of a unit are not even tried, by their number in it: by the manifest, or by the quarantine.
+
+    Args:
+        entries: the unit's rows of the manifest.
+    """
+    problems = {number: entry.problem for number, entry in enumerate(entries) if entry.problem}
+    return problems | row.get(LEFT_OUT, {})
+
+
+def finish_unit(step: Step, row: Payload, skipped: Sequence[Skipped], seconds: float) -> Payload:
     """Writes a unit's receipt, after all of its data, and returns it for the driver."""
-    receipt = Receipt(unit.index, unit.start, unit.stop, seconds, time.time(), tuple(skipped))
+    unit = unit_of(row)
+    receipt = Receipt(unit.index, unit.start, unit.stop, seconds, time.time(), tuple(skipped), row["opening"])
     step.write_receipt(receipt)
     return {"receipt": receipt.to_json()}
 
@@ -62,11 +134,12 @@ def book_units(name: str, plan: UnitPlan, results: Iterable[Payload], max_skippe
     print(f"{name}: {len(to_do):,} of {len(plan.units):,} units to do ({tally.left:,} images).", flush=True)
     progress, start = Progress(name, tally.total, tally.total - tally.left), time.monotonic()
     try:
-        for result in results:
-            receipt = Receipt.from_json(result["receipt"])
-            tally.add(receipt)
-            progress.advance(receipt.stop - receipt.start)
-            tally.check(name, max_skipped_fraction)
+        with beating(plan.step.location, plan.launch):
+            for result in results:
+                receipt = Receipt.from_json(result["receipt"])
+                tally.add(receipt)
+                progress.advance(receipt.stop - receipt.start)
+                tally.check(name, max_skipped_fraction)
     finally:
         progress.close()
         print(summary_line(name, tally.done, tally.skipped, tally.left, time.monotonic() - start), flush=True)

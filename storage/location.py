@@ -182,6 +182,17 @@ class Location:
         below = self.uri.removeprefix("s3://") + "/"  # a prefix that is also an object lists itself
         return sorted({entry.removeprefix(below).strip("/") for entry in entries if entry.startswith(below)} - {""})
 
+    def usage(self) -> tuple[int, int]:
+        """How many objects lie below this folder or prefix, and their bytes together."""
+        with storage_errors(self.uri):
+            if self.is_local:
+                sizes = list(_local_sizes(self.uri))
+            else:
+                prefix = self.uri.removeprefix("s3://") + "/"
+                found = file_system().find(self.uri, detail=True)
+                sizes = [int(entry["size"]) for key, entry in found.items() if key.startswith(prefix)]
+        return len(sizes), sum(sizes)
+
     def delete_tree(self) -> None:
         """Delete everything below this folder or prefix; nothing happens where there is none."""
         with storage_errors(self.uri):
@@ -216,6 +227,19 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             yield temporary, file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _local_sizes(folder: str) -> Iterator[int]:
+    """The sizes of all files below a folder; what disappears meanwhile is left out."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _local_sizes(entry.path)
+                elif entry.is_file():
+                    yield entry.stat().st_size
+    except FileNotFoundError:
+        return
 
 
 def _sync(file: IO[bytes]) -> None:

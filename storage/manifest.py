@@ -171,6 +171,10 @@ class Manifest:
         lengths = (len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
         return max(lengths, default=0)
 
+    def num_labels(self) -> int:
+        """The labels of all images together."""
+        return sum(len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
+
     def index_of(self, image_id: str) -> int:
         """The first row of an image id.
 

@@ -3,6 +3,7 @@
 Everything is configured by the usual ``AWS_*`` variables, ``AWS_ENDPOINT_URL`` included.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ def _sentence(error: Exception) -> str:
         return f"access denied; {_CREDENTIALS}" if code else "permission denied; check the folder's owner and mode"
     if code is not None:  # the code only: a server's message may quote the request
         return f"the server answered {code} after all retries; run the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk or quota is full; free some space, then run the same command again"
     if isinstance(error, OSError):
         return error.strerror or str(error).rstrip(".") or type(error).__name__
     return f"{str(error).rstrip('.')}; check AWS_ENDPOINT_URL and the AWS_* credentials"

@@ -1,15 +1,21 @@
 """A step of a run: how it was started (``step.json``), a receipt per finished unit (``done/<unit>.json``).
 
-The receipt is the only truth about completion; one that does not parse, or is another unit's, is absent.
+The receipt is the only truth about completion; one that does not parse, is another unit's, or was left by a driver
+that did not notice the step's restart, is absent.
 """
 
 import json
 import re
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from uuid import uuid4
 
+from storage.errors import StorageError
+from storage.heartbeat import STALE_AFTER, heartbeats
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.units import Unit
@@ -35,6 +41,7 @@ class Receipt:
         skipped: the images left out; all others are done.
         seconds: time spent on the unit.
         finished: when, in seconds since 1970 (UTC).
+        opening: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
     """
 
     unit: int
@@ -43,6 +50,7 @@ class Receipt:
     seconds: float
     finished: float
     skipped: tuple[Skipped, ...] = field(default=())
+    opening: str = ""
 
     @property
     def num_done(self) -> int:
@@ -62,8 +70,9 @@ class Receipt:
             found = json.loads(data)
             skipped = tuple(Skipped(str(each["image_id"]), str(each["reason"])) for each in found["skipped"])
             unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
-            return cls(unit, start, stop, float(found["seconds"]), float(found["finished"]), skipped)
-        except (KeyError, TypeError, ValueError) as error:
+            times = float(found["seconds"]), float(found["finished"])
+            return cls(unit, start, stop, *times, skipped, str(found.get("opening", "")))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a receipt: {error!r}") from error
 
 
@@ -73,37 +82,72 @@ class Step:
 
     location: Location
 
-    def open(self, fingerprint: Mapping[str, Any], command: str) -> None:
+    def open(self, fingerprint: Mapping[str, Any], command: str) -> str:
         """Start the step, or verify that it was started with the same fingerprint.
 
         Args:
             fingerprint: everything that changes the step's results, as plain (nested) data.
             command: the command of this launch, recorded and named in the refusal.
 
+        Returns:
+            The id of the step's start, for its receipts.
+
         Raises:
             ValueError: started with another fingerprint; the sentence names each difference and the remedy.
         """
-        wanted = json.loads(json.dumps(fingerprint))  # as it will be read back: tuples become lists
-        if self.fingerprint() is None:
-            record = json.dumps({"fingerprint": wanted, "command": command}, indent=1, sort_keys=True)
-            self._record.create_bytes(record.encode())  # where another launch was first, it is verified below
+        if not self.is_started_with(fingerprint, command):
+            content = {"fingerprint": fingerprint, "command": command, "opening": uuid4().hex}
+            self._record.create_bytes(json.dumps(content, indent=1, sort_keys=True).encode())
+            self.is_started_with(fingerprint, command)  # where another launch was first, it is verified
+        return self.opening()
+
+    def is_started_with(self, fingerprint: Mapping[str, Any], command: str) -> bool:
+        """Whether the step was started, with this fingerprint; False when it never was. Writes nothing.
+
+        Raises:
+            ValueError: as `open`.
+        """
+        wanted = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
         found = self.fingerprint()
-        if found != wanted:
+        if found is not None and found != wanted:
             raise ValueError(
-                f"{self.location}: was started with other settings ({differences(found or {}, wanted)}). "
+                f"{self.location}: was started with other settings ({differences(found, wanted)}). "
                 f"Use another run, or start over with '{command} --restart {self.location.name}'."
+            )
+        return found is not None
+
+    def require_here(self) -> None:
+        """Refuse to work on a node that does not see the step's folder.
+
+        Raises:
+            StorageError: there is no ``step.json``, though every driver makes one first.
+        """
+        if self.location.is_local and not self._record.exists():
+            raise StorageError(
+                f"{self.location}: not on node {socket.gethostname()}, though the job's driver has made it: the path "
+                "is on the driver's own disk. Use an s3:// run, or a folder that all nodes mount."
             )
 
     def write_receipt(self, receipt: Receipt) -> None:
-        """Record a finished unit; only after all of its data is stored."""
+        """Record a finished unit; only after all of its data is stored.
+
+        Raises:
+            ValueError: the step was started anew since the unit was begun.
+        """
+        if receipt.opening and receipt.opening != self.opening():
+            raise ValueError(
+                f"{self.location}: was started anew by another launch while this one was at work. "
+                f"Nothing of this one counts; run its command again if the new settings are yours."
+            )
         (self._done / f"{receipt.unit:06d}.json").write_bytes(receipt.to_json())
 
     def receipts(self) -> dict[int, Receipt]:
         """All receipts by unit index: one listing, bodies read concurrently."""
         names = [name for name in self._done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
+        counted = {"", self.opening()}
         with ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(self._read_receipt, names)
-            return {receipt.unit: receipt for receipt in found if receipt is not None}
+            return {receipt.unit: receipt for receipt in found if receipt is not None and receipt.opening in counted}
 
     def missing_units(self, units: Sequence[Unit], receipts: Mapping[int, Receipt] | None = None) -> list[Unit]:
         """Those of ``units`` that have no receipt; give ``receipts`` where they are already read."""
@@ -111,21 +155,51 @@ class Step:
         return [unit for unit in units if not _is_done(unit, known)]
 
     def fingerprint(self) -> dict[str, Any] | None:
-        """What the step was started with; None when it never was."""
-        try:
-            return json.loads(self._record.read_bytes())["fingerprint"]
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self._record}: not a step's record ({type(error).__name__}). "
-                f"Use another run, or --restart {self.location.name}."
-            ) from error
+        """What the step was started with; None when it never was.
+
+        Raises:
+            ValueError: ``step.json`` is not a step's record.
+        """
+        return None if (record := self._read_record()) is None else record["fingerprint"]
+
+    def opening(self) -> str:
+        """The id of the step's start; "" when it never was, or by an earlier version."""
+        return "" if (record := self._read_record()) is None else str(record.get("opening", ""))
 
     def restart(self) -> None:
-        """Delete the step: receipts first, so that an interrupted restart leaves none without its data."""
+        """Delete the step: receipts first, so that an interrupted restart leaves none without its data.
+
+        Raises:
+            ValueError: another driver is at work on it.
+        """
+        self.require_idle()
         self._done.delete_tree()
         self.location.delete_tree()
+
+    def check_start(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool) -> None:
+        """All checks of `restart` and `open`; writes nothing.
+
+        Raises:
+            ValueError: as theirs.
+        """
+        if restart:
+            self.require_idle()
+        else:
+            self.is_started_with(fingerprint, command)
+
+    def require_idle(self) -> None:
+        """Refuse to delete what a living driver still writes to.
+
+        Raises:
+            ValueError: whose sign of life there is, and how long to wait if it was killed.
+        """
+        now = time.time()
+        for beat in heartbeats(self.location):
+            if not beat.is_stale(now):
+                raise ValueError(
+                    f"{self.location}: a driver on {beat.host} (process {beat.pid}) is at work here, last seen "
+                    f"{beat.age(now):.0f} s ago. Stop it first; if it was killed, wait {STALE_AFTER:.0f} s."
+                )
 
     @property
     def _done(self) -> Location:
@@ -134,6 +208,20 @@ class Step:
     @property
     def _record(self) -> Location:
         return self.location / "step.json"
+
+    def _read_record(self) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self._record.read_bytes())
+            if not isinstance(record["fingerprint"], dict):
+                raise TypeError("no fingerprint")
+            return record
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{self._record}: not a step's record ({type(error).__name__}). "
+                f"Use another run, or --restart {self.location.name}."
+            ) from error
 
     def _read_receipt(self, name: str) -> Receipt | None:
         try:

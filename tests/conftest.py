@@ -68,6 +68,38 @@ def s3_environment(s3_server: S3Server) -> Iterator[S3Server]:
         yield s3_server
 
 
+@dataclass(frozen=True)
+class FaultyServer:
+    """The S3 server behind `fault_proxy.py`; the environment already names the proxy."""
+
+    endpoint: str
+
+    def set(self, **faults: float | str) -> None:
+        """Makes these faults happen from now on, and no others; see `fault_proxy.py`."""
+        with urlopen(f"{self.endpoint}/-/faults", data=json.dumps(faults).encode(), timeout=30):
+            pass
+
+    def counts(self) -> dict[str, int]:
+        """How often each fault has happened since."""
+        with urlopen(f"{self.endpoint}/-/faults", timeout=30) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture
+def faulty_s3(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A proxy of the test's own before the S3 server, faultless until it is told otherwise."""
+    command = [sys.executable, str(Path(__file__).with_name("fault_proxy.py")), s3_environment.endpoint]
+    proxy = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert proxy.stdout is not None
+        server = FaultyServer(proxy.stdout.readline().strip())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        yield server
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
 @pytest.fixture(params=["local", "s3"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """An empty folder on disk, then an empty prefix on a real S3 server."""

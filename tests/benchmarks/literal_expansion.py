@@ -30,7 +30,7 @@ import torch
 from machine import describe
 from torch import Tensor, nn
 
-from ficklenet.backbones import Backbone, build_backbone
+from ficklenet.backbones import LayerChain, build_backbone
 from ficklenet.expansion import literal_logits, literal_maps
 from ficklenet.folding import Normalization
 from ficklenet.head import StochasticHead
@@ -129,7 +129,9 @@ def literal_samples(features: Tensor, head: StochasticHead, samples: range) -> N
         maximum = torch.maximum(maximum, Normalization("max").apply(maps))
 
 
-def package_samples(backbone: Backbone, head: StochasticHead, image: Tensor, num_samples: int) -> Callable[[], object]:
+def package_samples(
+    backbone: LayerChain, head: StochasticHead, image: Tensor, num_samples: int
+) -> Callable[[], object]:
     """The package's way, ready to be timed."""
     from pytorch_grad_cam import HiResCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -147,7 +149,7 @@ def package_samples(backbone: Backbone, head: StochasticHead, image: Tensor, num
 class LiteralClassifier(nn.Module):
     """Backbone and literal head as one model, with the masks of sample number ``sample``."""
 
-    def __init__(self, backbone: Backbone, head: StochasticHead) -> None:
+    def __init__(self, backbone: LayerChain, head: StochasticHead) -> None:
         super().__init__()
         self.backbone, self.head, self.sample = backbone, head, 0
 

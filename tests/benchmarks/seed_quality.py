@@ -1,6 +1,9 @@
 """Seed quality against masks: normalisation, background cue, number of samples N and drop rate p, in one table.
 
     python tests/benchmarks/seed_quality.py --run /data/voc --split train_aug --out results
+    python tests/benchmarks/seed_quality.py --run /data/voc --split train_aug --out results --part tune --quick
+
+The second measures only what decides between two classifiers (of more or fewer epochs, say), on the tune part alone.
 
 Needs a prepared run with masks and a trained classifier. Every image runs through the backbone once; all variants
 are made from the same features. Settings are chosen on the tune part (a quarter of the ids, by hash; this reads
@@ -10,9 +13,10 @@ its masks) and everything is reported on the rest. Map resolution; a pixel predi
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -34,8 +38,8 @@ from storage.images import read_image, read_mask, read_saliency
 from storage.manifest import ManifestRow
 
 IGNORE = 255
-THETAS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
-EVIDENCE = (0.02, 0.05, 0.1, 0.15, 0.2)  # background where every class's maximum is below
+THETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+EVIDENCE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)  # background where every class's maximum is below
 SALIENCY = 0.06
 
 
@@ -46,11 +50,13 @@ class Maker:
     num_samples: int
     drop_rate: float
     normalization: Normalization
+    mask_seed: int = 0
 
     @property
     def name(self) -> str:
         scale = "max" if self.normalization.kind == "max" else f"p{self.normalization.percentile:g}"
-        return f"{'deterministic' if self.num_samples == 0 else f'N={self.num_samples}'} p={self.drop_rate:g} {scale}"
+        samples = "deterministic" if self.num_samples == 0 else f"N={self.num_samples}"
+        return f"{samples} p={self.drop_rate:g} {scale}" + (f" masks {self.mask_seed}" if self.mask_seed else "")
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,17 @@ class Rule:
     priority: str
 
 
-NORMALIZATIONS = (
-    Normalization("max"),
-    *(Normalization("percentile", q) for q in (80.0, 90.0, 95.0)),
-)
+BY_MAXIMUM, BY_PERCENTILE = Normalization("max"), Normalization("percentile", 90.0)
+NORMALIZATIONS = (BY_MAXIMUM, *(Normalization("percentile", q) for q in (60.0, 70.0, 80.0, 90.0, 95.0)))
+COMPARED = [Maker(n, 0.9, scale) for scale in (BY_MAXIMUM, BY_PERCENTILE) for n in (0, 200)]
+TUNED = [Maker(n, 0.9, scale) for n in (0, 200) for scale in NORMALIZATIONS]
 MAKERS = [
-    *(Maker(n, 0.9, scale) for scale in NORMALIZATIONS for n in (0, 200)),
-    *(Maker(n, 0.9, scale) for scale in NORMALIZATIONS[:3:2] for n in (10, 50, 100, 400)),
-    *(Maker(200, p, scale) for scale in NORMALIZATIONS[:3:2] for p in (0.0, 0.3, 0.5, 0.7)),
-    *(Maker(0, p, scale) for scale in NORMALIZATIONS[:3:2] for p in (0.0, 0.5)),
+    *TUNED,
+    *(Maker(n, 0.9, scale) for scale in (BY_MAXIMUM, BY_PERCENTILE) for n in (10, 50, 100, 400)),
+    *(Maker(200, p, scale) for scale in (BY_MAXIMUM, BY_PERCENTILE) for p in (0.0, 0.3, 0.5, 0.7)),
+    *(Maker(0, p, scale) for scale in (BY_MAXIMUM, BY_PERCENTILE) for p in (0.0, 0.5)),
+    *(Maker(200, 0.9, BY_PERCENTILE, mask_seed) for mask_seed in (1, 2)),
 ]
-DENSIFIED = [Maker(n, 0.9, scale) for scale in NORMALIZATIONS[:3:2] for n in (0, 200)]
 RULES = [
     Rule(theta, background, priority)
     for theta in THETAS
@@ -86,16 +92,26 @@ def main() -> None:
     parser.add_argument("--run", required=True)
     parser.add_argument("--split", required=True)
     parser.add_argument("--every", type=int, default=1, help="only every so many-th image of the split")
+    parser.add_argument("--part", choices=["tune", "report", "all"], default="all")
+    parser.add_argument(
+        "--quick", action="store_true", help="only N = 200 and the deterministic map, nothing densified"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", required=True, help="folder for seed_quality.json and seed_quality.png")
     given = parser.parse_args()
     run = open_run(given.run)
-    indices = [i for i, row in enumerate(run.manifest().iter_rows()) if row.split == given.split and not row.problem]
+    parts = ("tune", "report") if given.part == "all" else (given.part,)
+    indices = [
+        i
+        for i, row in enumerate(run.manifest().iter_rows())
+        if row.split == given.split and not row.problem and part_of(row.image_id) in parts
+    ]
     counts: dict[tuple[str, str, Rule], np.ndarray] = defaultdict(lambda: np.zeros((1, 1), np.int64))
     with ProcessPoolExecutor(given.workers) as pool:
         indices = indices[:: given.every]
         chunks = np.array_split(indices, max(1, len(indices) // 4))
-        for share in tqdm(pool.map(measure, [given.run] * len(chunks), chunks), total=len(chunks), unit="4 images"):
+        work = partial(measure, given.run, COMPARED if given.quick else MAKERS, () if given.quick else COMPARED)
+        for share in tqdm(pool.map(work, chunks), total=len(chunks), unit="4 images"):
             for key, matrix in share.items():
                 counts[key] = counts[key] + matrix
     report(counts, Path(given.out), given)
@@ -104,7 +120,13 @@ def main() -> None:
 _LOADED: dict[str, tuple[Run, torch.nn.Module]] = {}
 
 
-def measure(run_uri: str, indices: np.ndarray) -> dict[tuple[str, str, Rule], np.ndarray]:
+def part_of(image_id: str) -> str:
+    return "tune" if is_tuning_image(image_id) else "report"
+
+
+def measure(
+    run_uri: str, makers: Sequence[Maker], densified_makers: Sequence[Maker], indices: np.ndarray
+) -> dict[tuple[str, str, Rule], np.ndarray]:
     """Confusion matrices by (part, maker, rule) of some images."""
     if run_uri not in _LOADED:
         torch.set_num_threads(1)
@@ -114,14 +136,20 @@ def measure(run_uri: str, indices: np.ndarray) -> dict[tuple[str, str, Rule], np
     counts: dict[tuple[str, str, Rule], np.ndarray] = {}
     for index in indices:
         row = run.manifest().rows(int(index), int(index) + 1)[0]
-        part = "tune" if is_tuning_image(row.image_id) else "report"
-        for key, matrix in measure_image(run, classifier, row).items():
+        part = part_of(row.image_id)
+        for key, matrix in measure_image(run, classifier, row, makers, densified_makers).items():
             counts[part, *key] = counts.get((part, *key), 0) + matrix
     return counts
 
 
 @torch.inference_mode()
-def measure_image(run: Run, classifier: torch.nn.Module, row: ManifestRow) -> dict[tuple[str, Rule], np.ndarray]:
+def measure_image(
+    run: Run,
+    classifier: torch.nn.Module,
+    row: ManifestRow,
+    makers: Sequence[Maker],
+    densified_makers: Sequence[Maker],
+) -> dict[tuple[str, Rule], np.ndarray]:
     manifest = run.manifest()
     image = read_image(row.uri)
     pixels = resize_square(image, classifier.spec.input_size)
@@ -134,7 +162,7 @@ def measure_image(run: Run, classifier: torch.nn.Module, row: ManifestRow) -> di
     )
     classes_1S = torch.tensor([row.labels])
     counts = {}
-    for maker in MAKERS:
+    for maker in makers:
         if maker.num_samples == 0:
             max_SHW = mean_SHW = deterministic_maps(
                 features.contiguous(),
@@ -148,13 +176,13 @@ def measure_image(run: Run, classifier: torch.nn.Module, row: ManifestRow) -> di
                 features.contiguous(),
                 classifier.head,
                 classes_1S,
-                [mask_key(run.config.seed, row.image_id)],
+                [mask_key(run.config.seed + maker.mask_seed, row.image_id)],
                 num_samples=maker.num_samples,
                 drop_rate=maker.drop_rate,
                 normalization=maker.normalization,
             )
             max_SHW, mean_SHW = found.max_BSHW[0].numpy(), found.mean_BSHW[0].numpy()
-        if maker in DENSIFIED:
+        if maker in densified_makers:
             for rule, labels in densified(max_SHW, mean_SHW, saliency, np.asarray(row.labels), small_image):
                 counts[maker.name, rule] = confusion_matrix(truth, labels, manifest.num_classes, IGNORE)
         for rule in RULES:
@@ -206,16 +234,29 @@ def report(counts: dict[tuple[str, str, Rule], np.ndarray], out: Path, given: ar
         for (part, maker, rule), matrix in counts.items()
     ]
     (out / "seed_quality.json").write_text(json.dumps({"split": given.split, "figures": figures}, indent=0))
+    if given.part != "all":
+        print(f"best on the {given.part} part (this reads masks); map resolution")
+        for source in ("saliency", "evidence"):
+            for maker in COMPARED:
+                rows = [f for f in seeds_of(figures, maker) if f["background"].startswith(source)]
+                print(_row(max(rows, key=lambda figure: figure["mean_iou"])))
+        return
     print("chosen on tune (this reads masks), measured on report; map resolution")
     print("| maps | background | theta | priority | fg P | fg R | bg P | bg R | coverage | mIoU |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for source in ("saliency", "evidence"):
         for maker in MAKERS:
             rows = [f for f in seeds_of(figures, maker) if f["background"].startswith(source)]
-            if not rows:
-                continue
-            best = max((f for f in rows if f["part"] == "tune"), key=lambda figure: figure["mean_iou"])
-            print(_row(_same_rule(rows, best)))
+            if rows:
+                print(_row(_same_rule(rows, best_on_tune(rows))))
+    print("\nequally tuned: normalisation, theta, background and priority chosen on tune for each; report")
+    for source in ("saliency", "evidence"):
+        for num_samples in (0, 200):
+            makers = [maker for maker in TUNED if maker.num_samples == num_samples]
+            rows = [f for m in makers for f in seeds_of(figures, m) if f["background"].startswith(source)]
+            if rows:
+                best = best_on_tune(rows)
+                print(_row(_same_rule([f for f in rows if f["maps"] == best["maps"]], best)))
     print("\ntheta 0.35, background by saliency, background wins; report")
     fixed = {"theta": 0.35, "background": "saliency", "priority": "background", "part": "report"}
     print_rows([f for f in figures if fixed.items() <= f.items()])
@@ -227,6 +268,10 @@ def report(counts: dict[tuple[str, str, Rule], np.ndarray], out: Path, given: ar
 
 def seeds_of(figures: list[dict], maker: Maker) -> list[dict]:
     return [f for f in figures if f["maps"] == maker.name and f["theta"] > 0]
+
+
+def best_on_tune(figures: list[dict]) -> dict:
+    return max((f for f in figures if f["part"] == "tune"), key=lambda figure: figure["mean_iou"])
 
 
 def print_rows(figures: list[dict]) -> None:
@@ -251,7 +296,7 @@ def plot(figures: list[dict], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for scale in (NORMALIZATIONS[0], NORMALIZATIONS[2]):
+    for scale in (BY_MAXIMUM, BY_PERCENTILE):
         for axis, makers, key in (
             (axes[0], [Maker(n, 0.9, scale) for n in (0, 10, 50, 100, 200, 400)], "num_samples"),
             (axes[1], [Maker(200, p, scale) for p in (0.0, 0.3, 0.5, 0.7, 0.9)], "drop_rate"),
@@ -259,8 +304,7 @@ def plot(figures: list[dict], file: Path) -> None:
             heights = []
             for maker in makers:
                 rows = seeds_of(figures, maker)
-                best = max((f for f in rows if f["part"] == "tune"), key=lambda found: found["mean_iou"])
-                heights.append(_same_rule(rows, best)["mean_iou"])
+                heights.append(_same_rule(rows, best_on_tune(rows))["mean_iou"])
             axis.plot([str(getattr(maker, key)) for maker in makers], heights, "o-", label=scale.kind)
     axes[0].set(xlabel="samples N (0: deterministic), p = 0.9", ylabel="seed mIoU, report part, map resolution")
     axes[1].set(xlabel="drop rate p in inference, N = 200")

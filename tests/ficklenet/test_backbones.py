@@ -6,15 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet101
 from torchvision.models.vgg import cfgs, make_layers
 
-from ficklenet.backbones import BACKBONE_NAMES, build_backbone, grid_size, load_backbone_weights
+from ficklenet.backbones import (
+    BACKBONE_NAMES,
+    build_backbone,
+    grid_size,
+    imagenet_weights,
+    load_backbone_weights,
+)
 
 DATA = os.environ.get("FICKLENET_DATA")
 
 
-@pytest.mark.parametrize("name", BACKBONE_NAMES)
-@pytest.mark.parametrize("size", [33, 41, 50])
+SIZES = [("vgg16", 33), ("vgg16", 41), ("small", 33), ("small", 41), ("small", 50), ("resnet101", 33)]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_output_grid_is_as_stated(name, size):
     backbone = build_backbone(name)
     features = backbone(torch.zeros(1, 3, size, size + 8))
@@ -30,7 +39,7 @@ def test_cells_lie_on_every_eighth_pixel_corners_aligned(name):
     """With mirror-symmetric kernels, mirroring an image of 8 g + 1 pixels mirrors its features exactly."""
     torch.manual_seed(0)
     backbone = build_backbone(name).double()
-    for layer in backbone.features:
+    for layer in backbone.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data += layer.weight.data.flip(3)
     image = torch.randn(1, 3, 33, 41, dtype=torch.float64)
@@ -50,6 +59,46 @@ def test_vgg16_equals_torchvisions_before_the_first_pool():
     load_backbone_weights(mine, {f"features.{name}": value for name, value in theirs.state_dict().items()})
     image = torch.randn(1, 3, 17, 17)
     assert torch.allclose(mine.features[:4](image), theirs[:4](image))
+
+
+def test_resnet101_takes_torchvisions_weights_and_equals_it_where_they_are_alike():
+    """Up to the second stage theirs is this one; beyond it theirs has strides where this one has dilation."""
+    torch.manual_seed(0)
+    theirs, mine = resnet101(weights=None).eval(), build_backbone("resnet101")
+    load_backbone_weights(mine, theirs.state_dict())  # fc and counts of batches included
+    image = torch.randn(1, 3, 17, 17)
+
+    def early(network):
+        x = network.maxpool(network.relu(network.bn1(network.conv1(image))))
+        return network.layer2(network.layer1(x))
+
+    with torch.no_grad():
+        assert torch.allclose(early(mine), early(theirs), rtol=1e-4, atol=1e-5)
+    convolutions = [layer for layer in mine.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.dilation for layer in convolutions if layer.dilation != (1, 1)] == [(2, 2)] * 23 + [(4, 4)] * 2
+
+
+def test_resnet101_trains_all_but_its_batch_norm_and_frozen_stages():
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet101")
+    backbone.freeze_stages(1)
+    backbone.train()
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    features = backbone(torch.randn(1, 3, 17, 17))
+    assert features.isfinite().all() and 0.01 < features.std() < 100
+    features.sum().backward()
+    gradients = {name: weight.grad for name, weight in backbone.named_parameters()}
+    assert gradients.pop("conv1.weight") is None
+    assert all(value is not None and value.abs().sum() > 0 for value in gradients.values())
+    assert not any("bn" in name for name in gradients)
+    assert all(torch.equal(before[name], value) for name, value in backbone.named_buffers())
+    with pytest.raises(ValueError, match="frozen stages: 6 given; this backbone has 0 to 5"):
+        backbone.freeze_stages(6)
+
+
+def test_backbone_without_imagenet_weights_says_so():
+    with pytest.raises(ValueError, match='"small" has no ImageNet weights; give "none"'):
+        imagenet_weights("small")
 
 
 def test_weights_load_from_half_precision_and_without_the_classifier():
@@ -89,7 +138,7 @@ def test_freezing_stops_the_first_stages_only_and_can_be_undone():
 
 
 def test_unknown_backbone_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match='"resnet" given; give one of vgg16, small'):
+    with pytest.raises(ValueError, match='"resnet" given; give one of vgg16, resnet101, small'):
         build_backbone("resnet")
 
 

@@ -7,8 +7,15 @@ import pickle
 import pytest
 import torch
 
-from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier, predicted_classes, unpack_classifier
+from ficklenet.classifier import (
+    ClassifierSpec,
+    FickleNet,
+    pack_classifier,
+    predicted_classes,
+    unpack_classifier,
+)
 from ficklenet.masks import expected_mask
+from ficklenet.model_file import model_record
 
 SPEC = ClassifierSpec("small", ("cat", "dog"), kernel_size=3, drop_rate=0.5, input_size=33)
 
@@ -24,6 +31,13 @@ def test_classifier_survives_packing(model):
     images = torch.randn(2, 3, 33, 33)
     assert copy.spec == SPEC and not copy.training
     assert torch.equal(copy.expected_logits(images), model.expected_logits(images))
+
+
+def test_file_says_where_it_comes_from(model):
+    record = model_record(pack_classifier(model, {"metrics": {"loss": 0.5}}))
+    assert record["about"] == {"metrics": {"loss": 0.5}}
+    assert record["spec"]["class_names"] == ["cat", "dog"]
+    assert model_record(corrupt(model, lambda c: {n: c[n] for n in ("format", "spec", "state")}))["about"] == {}
 
 
 def test_packing_the_same_classifier_gives_the_same_bytes(model):
@@ -91,7 +105,7 @@ def test_truncated_file_is_refused(model, keep):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "alexnet"}, "give one of vgg16, small"),
+        ({"backbone": "alexnet"}, "give one of vgg16, resnet101, small"),
         ({"class_names": ()}, "give at least one"),
         ({"class_names": ("cat", "cat")}, "each once"),
         ({"input_size": 320}, "Give 8 g \\+ 1"),

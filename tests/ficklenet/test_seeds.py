@@ -78,8 +78,7 @@ def test_saliency_is_the_background_of_densified_seeds():
 def test_a_smaller_exponent_grows_the_background():
     evidence = maps([0.6, 0.6, 0.6, 0.6])
     labels = [
-        densify(dense_scores(evidence, None, background_exponent=power), np.array([0]))[0, 0]
-        for power in (1.0, 0.25)
+        densify(dense_scores(evidence, None, background_exponent=power), np.array([0]))[0, 0] for power in (1.0, 0.25)
     ]
     assert labels == [1, 0]
 

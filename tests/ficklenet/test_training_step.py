@@ -14,8 +14,10 @@ from ficklenet.training import (
     make_optimizer,
     set_learning_rate,
     training_loss,
+    training_step,
     unwrapped,
 )
+from ficklenet.training_state import is_finite, pack_training, unpack_training
 from ficklenet.transforms import normalize, resize_square
 
 SPEC = ClassifierSpec("small", ("a", "b"), kernel_size=3, drop_rate=0.9, input_size=33)
@@ -108,6 +110,45 @@ def test_a_few_steps_learn_two_drawn_classes():
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_portions_of_a_batch_make_the_same_step_as_the_whole(images, size):
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    losses, trained = [], []
+    for micro_batch_size in (0, size):
+        torch.manual_seed(0)
+        model = FickleNet(SPEC)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        loss = training_step(
+            model, optimizer, images, TARGETS, KEYS, 0, weights, micro_batch_size=micro_batch_size
+        )  # fmt: skip
+        losses.append(loss)
+        trained.append(model.state_dict())
+    assert torch.allclose(*losses)
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_training_continues_from_its_packed_state_as_if_never_stopped(images):
+    def fresh():
+        torch.manual_seed(0)
+        model = FickleNet(SPEC)
+        return model, make_optimizer(model, learning_rate=1e-2)
+
+    def step(model, optimizer, epoch):
+        training_step(model, optimizer, images, TARGETS, KEYS, epoch, torch.ones(4))
+
+    whole, stopped, resumed = fresh(), fresh(), fresh()
+    for epoch in range(2):
+        step(*whole, epoch)
+    step(*stopped, 0)
+    assert unpack_training(pack_training(*stopped, {"next_step": 1}), *resumed) == {"next_step": 1}
+    step(*resumed, 1)
+    assert all(torch.equal(value, whole[0].state_dict()[name]) for name, value in resumed[0].state_dict().items())
+    assert is_finite(resumed[0])
+    resumed[0].head.bias.data[0] = torch.inf
+    assert not is_finite(resumed[0])
 
 
 def test_learning_rate_halves_every_ten_epochs():

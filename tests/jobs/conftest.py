@@ -9,6 +9,7 @@ import pytest
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import demo
+from jobs.aggregate_seeds import aggregate_run
 from jobs.generate_maps import generate
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
@@ -22,6 +23,7 @@ SETTINGS = {
     "images": {"input_size": 65},
     "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1, "train_splits": ["train"]},
     "maps": {"num_samples": 8},
+    "segmenter": {"backbone": "small", "weights": "none", "dilations": [2], "epochs": 2, "batch_size": 4},
     "cluster": {"address": "in-process"},
 }
 
@@ -74,6 +76,22 @@ def finished_maps_run(mapped_run_folder, tmp_path) -> Run:
     """A copy of a run with finished maps, in a folder of the test's own."""
     shutil.copytree(mapped_run_folder, tmp_path / "mapped")
     return open_run(str(tmp_path / "mapped"))
+
+
+@pytest.fixture(scope="session")
+def seeded_run_folder(mapped_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("seeded") / "run"
+    shutil.copytree(mapped_run_folder, folder)
+    with connect("in-process") as connection:
+        aggregate_run(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def seeded_run(seeded_run_folder, tmp_path) -> Run:
+    """A copy of a run with seeds, in a folder of the test's own: 12 training images on a grid of 9 x 9."""
+    shutil.copytree(seeded_run_folder, tmp_path / "seeded")
+    return open_run(str(tmp_path / "seeded"))
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """Every job from outside: wrong input is one sentence on stderr and exit code 2."""
 
+import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from jobs.command_line import Stopped, run_main
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted(file for file in (REPOSITORY / "jobs").glob("*.py") if "run_main(" in file.read_text())
@@ -20,7 +24,7 @@ def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_job_explains_itself(job):
     answer = run_job(job, "--help")
     assert answer.returncode == 0
-    assert "--set KEY=VALUE" in answer.stdout
+    assert ("--json" if job == "status" else "--set KEY=VALUE") in answer.stdout
 
 
 @pytest.mark.parametrize(
@@ -44,3 +48,44 @@ def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence):
     assert answer.stderr.startswith(f"{job}: ")
     assert answer.stderr.count("\n") == 1
     assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        ("train_ficklenet", []),
+        ("generate_maps", []),
+        ("aggregate_seeds", []),
+        ("make_pseudo_labels", []),
+        ("train_segmentation", []),
+        ("predict_masks", []),
+        ("evaluate", []),
+        ("export_labels", ["--format", "png"]),
+        ("run_pipeline", []),
+    ],
+)
+def test_run_without_a_manifest_is_refused_before_a_ray_is_started(job, arguments, tmp_path, monkeypatch):
+    module = importlib.import_module(f"jobs.{job}")
+    monkeypatch.setattr(module, "connected", lambda *_, **__: pytest.fail("a Ray was started"))
+    with pytest.raises(ValueError, match="holds no manifest"):
+        module.main(["--run", str(tmp_path), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("interruption", "word", "code"), [(Stopped, "stopped", 143), (KeyboardInterrupt, "interrupted", 130)]
+)
+def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, word, code, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+
+    def main(_: list[str]) -> None:
+        try:
+            try:
+                raise interruption
+            except BaseException as stop:
+                raise SystemError("_numba_unpickle returned a result with an exception set") from stop
+        except SystemError as wrapped:
+            raise SystemError("fold returned a result with an exception set") from wrapped
+
+    with pytest.raises(SystemExit) as end:
+        run_main(main, [])
+    assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")

@@ -1,6 +1,6 @@
 import pytest
 
-from jobs.config import Config, config_keys, resolve_config
+from jobs.config import Config, config_keys, resolve_config, training_worker_range
 
 
 def test_defaults_are_the_papers():
@@ -25,6 +25,10 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
         ("maps.num_samples=0", "maps.num_samples: given 0, allowed: greater than or equal to 1."),
         ("maps.normalization=mean", "maps.normalization: given 'mean', allowed: 'max' or 'percentile'."),
         ("classifier.kernel_size=4", "classifier.kernel_size: given 4, allowed: odd numbers."),
+        (
+            "cluster.training_workers=8..2",
+            "cluster.training_workers: given '8..2', allowed: a number from 1, or a range of them such as 2..8.",
+        ),
         ("images.input_size=320", "images.input_size: given 320, allowed: 8 g + 1, such as 321."),
         (
             "maps.num_samples",
@@ -45,6 +49,11 @@ def test_false_means_false():
 
 def test_names_may_be_given_separated_by_commas():
     assert resolve_config({}, None, ["classifier.val_splits=val,test"]).classifier.val_splits == ("val", "test")
+
+
+@pytest.mark.parametrize(("given", "workers"), [("3", (3, 3)), ("2..8", (2, 8))])
+def test_training_workers_are_a_number_or_a_range(given, workers):
+    assert training_worker_range(resolve_config({}, None, [f"cluster.training_workers={given}"]).cluster) == workers
 
 
 def test_missing_or_broken_file_is_refused_by_name(tmp_path):

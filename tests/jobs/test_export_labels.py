@@ -13,7 +13,7 @@ from cluster.connect import connect
 from ficklenet.seeds import resize_labels
 from ficklenet.transforms import resize_maps
 from jobs.aggregate_seeds import aggregate_run
-from jobs.export_labels import export
+from jobs.export_labels import export, export_folder
 from jobs.label_files import encode_label_png
 from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.pictures import voc_palette
@@ -128,6 +128,12 @@ def test_pseudo_labels_are_exported_as_they_are(seeded_run, tmp_path):
     exported = read_mask(str(tmp_path / "png" / "scene_0001.png"), VALUES)
     stored = read_mask(f"{seeded_run.uri}/pseudo_labels/labels/scene_0001.png", range(1, 6))
     np.testing.assert_array_equal(exported, stored)
+
+
+def test_each_kind_of_export_has_a_folder_of_its_own(seeded_run):
+    kinds = [("png", "seeds"), ("png", "pseudo_labels"), ("coco", "seeds"), ("npy", "seeds")]
+    folders = [export_folder(seeded_run, *kind, None).name for kind in kinds]
+    assert folders == ["png-seeds", "png-pseudo_labels", "coco-seeds", "npy-maps"]
 
 
 def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The report's page: what it says, and how it behaves in a real browser, from a file and without a network."""
 
 import io
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,8 +93,8 @@ def handmade_run(
     if with_maps:
         num_slots = max(len(row.labels) for row in rows)
         maps, seeds = Step(location / "maps"), Step(location / "seeds")
-        maps.open({"unit_size": unit_size}, "")
-        seeds.open({}, "")
+        maps.open(made := {"unit_size": unit_size, "classifier": None}, "")
+        seeds.open({"maps": made}, "")
         map_store = MapStore.create(maps.location / "maps.zarr", len(rows), num_slots, grid, unit_size)
         seed_store = SeedStore.create(seeds.location / "seeds.zarr", len(rows), len(class_names), grid, unit_size)
         falling = np.outer(np.linspace(1, 0, grid[0]), np.linspace(1, 0, grid[1])).astype(np.float16)
@@ -182,6 +183,28 @@ def test_run_without_maps_says_which_commands_come_next(location):
     for job in ("train_ficklenet", "generate_maps", "aggregate_seeds", "make_pseudo_labels", "evaluate"):
         assert f"python jobs/{job}.py --run {run.uri}" in page
     assert 'id="gallery"' not in page
+
+
+def test_seeds_of_maps_made_anew_since_are_outdated(finished_run, tmp_path):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    changed = open_run(str(tmp_path / "run"), None, ["maps.num_samples=3"])
+    with connect("in-process") as connection:
+        generate(changed, connection, restart=True)
+    write_report(changed)
+    page = _page(changed)
+    assert '<span class="state outdated">outdated</span>' in page
+    assert f"python jobs/aggregate_seeds.py --run {changed.uri} --restart seeds" in page
+    assert "by maps.num_samples = " in page  # how the figures were measured
+
+
+def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_them(finished_run, tmp_path):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    complete = tmp_path / "run" / "classifier" / "complete.json"
+    complete.write_text(json.dumps(json.loads(complete.read_text()) | {"sha256": "of another"}))
+    run = open_run(str(tmp_path / "run"))
+    write_report(run)
+    assert _page(run).count('<span class="state outdated">') == 2
+    assert "by an earlier classifier" in _page(run)
 
 
 def test_report_of_a_run_without_a_manifest_is_refused(tmp_path):

@@ -1,20 +1,34 @@
 """Training on a tiny run: what it leaves, resume, refusals."""
 
+import hashlib
 import json
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from cluster.connect import connect
+from ficklenet.classifier import unpack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from ficklenet.model_file import model_record
 from jobs import classifier_worker
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.train_ficklenet import train_classifier
 from jobs.trained_classifier import load_classifier, require_classifier
+from storage.images import read_image
+from storage.steps import Step
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def train(run: Run, *assignments: str, restart: bool = False) -> Run:
@@ -38,6 +52,15 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_classifier(run)[0].state_dict()
 
 
+def metrics(run: Run) -> list[dict]:
+    lines = (Path(run.uri) / "classifier" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def record(run: Run) -> dict:
+    return json.loads((Path(run.uri) / "classifier" / "complete.json").read_text())
+
+
 def test_finished_training_leaves_a_classifier_that_knows_its_classes(fresh_run):
     train(fresh_run)
     trained = require_classifier(fresh_run, DRAWN_CLASS_NAMES)
@@ -45,6 +68,11 @@ def test_finished_training_leaves_a_classifier_that_knows_its_classes(fresh_run)
     assert trained.spec.input_size == 65
     assert 0 <= trained.metrics["val_map"] <= 1
     assert np.isfinite(trained.metrics["loss"])
+
+
+def test_validation_may_be_left_to_the_last_epoch(fresh_run):
+    train(fresh_run, "classifier.validate_every=100")
+    assert ["val_map" in line for line in metrics(fresh_run)] == [False, False, True]
 
 
 def test_finished_training_says_so_and_does_nothing(fresh_run, capsys):
@@ -55,31 +83,36 @@ def test_finished_training_says_so_and_does_nothing(fresh_run, capsys):
     assert (Path(fresh_run.uri) / "classifier" / "model.pt").stat().st_mtime_ns == before
 
 
-def test_interrupted_training_continues_to_the_same_weights(fresh_run, monkeypatch):
-    train(fresh_run)
-    expected = weights(fresh_run)
+class Killed(BaseException):
+    pass
 
-    class Killed(BaseException):
-        pass
 
-    epochs = []
-    whole_epoch = classifier_worker._train_epoch
+def test_training_interrupted_in_mid_epoch_continues_to_the_same_weights_and_metrics(fresh_run, monkeypatch):
+    every_ten_steps = ("classifier.batch_size=1", "classifier.checkpoint_minutes=0")  # of 12 in an epoch
+    train(fresh_run, *every_ten_steps)
+    expected, lines = weights(fresh_run), metrics(fresh_run)
 
-    def interrupted(*arguments):
-        epoch = arguments[4]
-        epochs.append(epoch)
-        if epoch == 2 and len(epochs) == 3:
+    steps = []
+    whole_step = classifier_worker.training_step
+
+    def interrupted(*arguments, **options):
+        steps.append(arguments[5])  # the epoch
+        if len(steps) == 12 + 11:
             raise Killed
-        return whole_epoch(*arguments)
+        return whole_step(*arguments, **options)
 
-    monkeypatch.setattr(classifier_worker, "_train_epoch", interrupted)
+    monkeypatch.setattr(classifier_worker, "training_step", interrupted)
     with pytest.raises(Killed):
-        train(fresh_run, restart=True)
+        train(fresh_run, *every_ten_steps, restart=True)
     assert not (Path(fresh_run.uri) / "classifier" / "complete.json").exists()
-    train(fresh_run)
-    assert epochs == [0, 1, 2, 2]  # the finished epochs are not trained again
+    before = len(steps)
+    train(fresh_run, *every_ten_steps)
+    assert steps[before:] == [1] * 2 + [2] * 12  # from step 10 of the second epoch on
     for name, value in weights(fresh_run).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    for line, wanted in zip(metrics(fresh_run), lines, strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+        assert line["val_map"] == wanted["val_map"]
 
 
 def test_changed_setting_is_refused_before_training(fresh_run):
@@ -89,18 +122,31 @@ def test_changed_setting_is_refused_before_training(fresh_run):
 
 
 def test_diverging_training_stops_with_a_sentence_and_no_classifier(fresh_run):
-    with pytest.raises(ValueError, match=r"loss became .* Lower classifier\.learning_rate"):
-        train(fresh_run, "classifier.learning_rate=1e30")
+    settings = ("classifier.learning_rate=1e30", "classifier.batch_size=1", "classifier.checkpoint_minutes=0")
+    with pytest.raises(ValueError, match=r"loss became .* by step 10 .* Lower classifier\.learning_rate"):
+        train(fresh_run, *settings)
+    assert not (Path(fresh_run.uri) / "classifier" / "checkpoints").exists()  # none of weights that are no numbers
     with pytest.raises(ValueError, match="no trained classifier"):
         require_classifier(fresh_run, DRAWN_CLASS_NAMES)
 
 
-def test_unreadable_image_is_absent_from_training(fresh_run, drawn_images, trained_run, tmp_path):
+def test_unreadable_image_is_absent_from_training_and_counted(fresh_run, drawn_images, tmp_path, capsys):
     images = [replace(drawn_images[0], uri="/nowhere.png"), *drawn_images[1:]]
     run = open_run(str(tmp_path / "gap"), defaults=fresh_run.config.model_dump())
     prepare(run, images, DRAWN_CLASS_NAMES)
     train(run)
-    assert np.isfinite(require_classifier(run, DRAWN_CLASS_NAMES).metrics["loss"])
+    assert np.isfinite(record(run)["metrics"]["loss"])
+    assert record(run)["metrics"]["skipped"] == 1
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == "classifier: 12 images, 1 skipped (scene_0000: missing: no such file)."
+
+
+def test_training_stops_where_too_many_images_cannot_be_read(fresh_run, drawn_images, tmp_path):
+    images = [replace(image, uri="/nowhere.png") if image.split == "train" else image for image in drawn_images]
+    run = open_run(str(tmp_path / "gap"), defaults=fresh_run.config.model_dump())
+    prepare(run, images, DRAWN_CLASS_NAMES)
+    with pytest.raises(ValueError, match=r"10 of 12 images could not be read \(first: scene_0000: missing"):
+        train(run)
 
 
 def test_weights_that_are_no_weights_are_refused(fresh_run, tmp_path):
@@ -129,17 +175,115 @@ def test_masks_are_never_read(fresh_run, drawn_images, tmp_path):
     run = open_run(str(tmp_path / "maskless"), defaults=fresh_run.config.model_dump())
     prepare(run, images, DRAWN_CLASS_NAMES)
     train(run)
-    record = json.loads((Path(run.uri) / "classifier" / "complete.json").read_text())
     train(fresh_run)
-    other = json.loads((Path(fresh_run.uri) / "classifier" / "complete.json").read_text())
-    assert record["metrics"]["loss"] == other["metrics"]["loss"]
+    assert record(run)["metrics"]["loss"] == record(fresh_run)["metrics"]["loss"]
+
+
+def test_best_epochs_classifier_is_kept_beside_the_last(fresh_run, monkeypatch):
+    scores = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(classifier_worker, "average_precision", lambda *_: next(scores))
+    train(fresh_run, "classifier.keep=best")
+    folder = Path(fresh_run.uri) / "classifier"
+    assert (folder / "model.pt").read_bytes() == (folder / "best.pt").read_bytes()
+    found = record(fresh_run)
+    assert (found["kept"], found["metrics"]["epoch"], found["metrics"]["val_map"]) == ("best", 2, 0.75)
+
+    train(fresh_run, "classifier.keep=last")  # needs no training
+    assert (folder / "model.pt").read_bytes() == (folder / "last.pt").read_bytes()
+    assert require_classifier(fresh_run, DRAWN_CLASS_NAMES).metrics["epoch"] == 3
+
+
+def test_best_without_validation_images_is_refused(fresh_run):
+    with pytest.raises(ValueError, match=r"given 'best', but there is no labelled image .* \['tset'\]"):
+        train(fresh_run, "classifier.keep=best", "classifier.val_splits=tset")
+
+
+def test_files_say_where_they_come_from(fresh_run):
+    train(fresh_run)
+    found = record(fresh_run)
+    assert found["class_names"] == list(DRAWN_CLASS_NAMES)
+    assert found["geometry"]["input_size"] == 65
+    assert found["config"]["classifier"]["epochs"] == 3
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["fingerprint"]["seed"] == 0
+    about = model_record((Path(fresh_run.uri) / "classifier" / "model.pt").read_bytes())["about"]
+    assert about["fingerprint"] == found["fingerprint"] and about["metrics"] == found["metrics"]
+
+
+def test_classifier_of_an_earlier_version_still_serves(fresh_run):
+    """Its file says nothing about itself, its record holds hash and metrics only."""
+    train(fresh_run)
+    folder = Path(fresh_run.uri) / "classifier"
+    content = torch.load(folder / "model.pt", weights_only=True)
+    torch.save({name: content[name] for name in ("format", "spec", "state")}, folder / "model.pt")
+    sha256 = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
+    (folder / "complete.json").write_text(json.dumps({"sha256": sha256, "metrics": {"loss": 0.5}}))
+    assert require_classifier(train(fresh_run), DRAWN_CLASS_NAMES).metrics == {"loss": 0.5}
+
+
+def test_bare_machine_trains_the_same_classifier_from_decoded_images(fresh_run, drawn_images, tmp_path, monkeypatch):
+    train(fresh_run, "classifier.batch_size=5")
+    targets = torch.tensor([[name in image.labels for name in DRAWN_CLASS_NAMES] for image in drawn_images])
+    data = {
+        "images": [torch.from_numpy(read_image(image.uri, 10**6)) for image in drawn_images],
+        "targets": targets.float(),
+        "image_ids": [image.image_id for image in drawn_images],
+        "class_names": list(DRAWN_CLASS_NAMES),
+        "validation": [image.split == "val" for image in drawn_images],
+    }
+    torch.save(data, tmp_path / "decoded.pt")
+    given = f"--data {tmp_path}/decoded.pt --out {tmp_path}/model.pt --backbone small --size 65 --kernel-size 5"
+    given += " --epochs 3 --batch 5 --precision float32 --loaders 0"
+    monkeypatch.setattr(sys, "argv", ["gpu_train.py", *given.split()])
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    runpy.run_path(str(BENCHMARKS / "gpu_train.py"), run_name="__main__")
+    found = unpack_classifier((tmp_path / "model.pt").read_bytes())
+    assert found.spec == load_classifier(fresh_run)[0].spec
+    for name, value in weights(fresh_run).items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_more_workers_than_images_in_a_batch_are_refused(fresh_run):
+    with pytest.raises(ValueError, match=r"cluster\.training_workers: given 11, allowed: 1 to 10"):
+        train(fresh_run, "cluster.training_workers=2..11")
 
 
 @pytest.mark.timeout(400)
 def test_two_workers_train_what_one_trains(fresh_run, local_ray):
-    train(fresh_run, "classifier.epochs=2", restart=True)
+    settings = ["classifier.epochs=2", "classifier.batch_size=5"]  # odd shares: 3 and 2 images
+    train(fresh_run, *settings, restart=True)
     expected = weights(fresh_run)
-    two = open_run(fresh_run.uri, None, ["classifier.epochs=2", "cluster.training_workers=2"])
+    settings += ["cluster.training_workers=2", "classifier.micro_batch_size=2", "classifier.loader_workers=1"]
+    two = open_run(fresh_run.uri, None, settings)
     train_classifier(two, local_ray, restart=True)
     for name, value in weights(two).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_worker_killed_in_mid_epoch_changes_nothing(fresh_run, local_ray):
+    settings = ["classifier.batch_size=1", "classifier.checkpoint_minutes=0", "classifier.epochs=6"]
+    train(fresh_run, *settings)
+    expected, lines = weights(fresh_run), metrics(fresh_run)
+
+    folder, killed = Path(fresh_run.uri) / "classifier", []
+
+    def kill_a_worker():
+        while not list(folder.glob("checkpoints/checkpoint_*/checkpoint.bin")):
+            time.sleep(0.02)
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_worker, daemon=True)
+    alone = open_run(fresh_run.uri, None, settings)
+    Step(alone.location / "classifier").restart()
+    killer.start()
+    train_classifier(alone, local_ray)
+    assert len(killed) == 1
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    for line, wanted in zip(metrics(alone), lines, strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-4)

@@ -8,6 +8,7 @@ import pytest
 
 from storage.errors import StorageError
 from storage.location import Location
+from storage.s3 import storage_errors
 
 
 def test_bytes_come_back_as_written(location: Location) -> None:
@@ -182,3 +183,19 @@ def test_a_run_below_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     with pytest.raises(StorageError, match="is a file, not a folder"):
         Location.parse(f"{tmp_path}/file/run/x").write_bytes(b"1")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+def test_a_full_disk_is_one_sentence_with_the_remedy() -> None:
+    with pytest.raises(StorageError) as caught, storage_errors("/data/run"), open("/dev/full", "wb", 0) as full:
+        full.write(b"1")
+    assert str(caught.value) == (
+        "/data/run: the disk or quota is full; free some space, then run the same command again."
+    )
+
+
+def test_usage_counts_objects_and_bytes_below_a_prefix(location: Location) -> None:
+    assert (location / "maps").usage() == (0, 0)
+    for name in ("maps/x", "maps/deep/y", "maps2/z"):
+        (location / name).write_bytes(b"12345")
+    assert (location / "maps").usage() == (2, 10)

@@ -1,7 +1,11 @@
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from storage.errors import StorageError
+from storage.heartbeat import beating, heartbeats
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.map_store import MapStore
@@ -99,6 +103,48 @@ def test_restart_forgets_the_step_and_spares_its_neighbours(location: Location) 
         MapStore.open(location / "maps/maps.zarr")
     assert (location / "maps-of-another/x").exists()
     step.open({"a": 2}, COMMAND)
+
+
+def test_a_driver_that_did_not_notice_a_restart_leaves_no_receipt_that_counts(location: Location) -> None:
+    step = Step(location / "maps")
+    late = replace(receipt_of(UNITS[0]), opening=step.open({"a": 1}, COMMAND))
+    step.write_receipt(late)
+    assert step.missing_units(UNITS) == UNITS[1:]
+    step.restart()
+    opening = step.open({"a": 1}, COMMAND)  # the same settings: the fingerprint alone would not tell
+    with pytest.raises(ValueError, match="was started anew by another launch while this one was at work"):
+        step.write_receipt(late)
+    (location / "maps/done/000000.json").write_bytes(late.to_json())  # written before the restart was seen
+    assert step.missing_units(UNITS) == UNITS
+    step.write_receipt(replace(late, opening=opening))
+    assert step.missing_units(UNITS) == UNITS[1:]
+
+
+def test_all_launches_of_a_step_share_its_opening(location: Location) -> None:
+    assert Step(location / "maps").opening() == ""
+    first = Step(location / "maps").open({"a": 1}, COMMAND)
+    assert first == Step(location / "maps").open({"a": 1}, COMMAND) == Step(location / "maps").opening() != ""
+
+
+def test_restart_beside_a_living_driver_is_refused(tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path)) / "maps")
+    step.open({"a": 1}, COMMAND)
+    with beating(step.location, "1-of-1"):
+        while not heartbeats(step.location):
+            time.sleep(0.02)
+        with pytest.raises(ValueError, match=r"a driver on .* is at work here, last seen \d s ago\. Stop it first"):
+            step.restart()
+        assert step.fingerprint() == {"a": 1}
+    step.restart()
+    assert step.fingerprint() is None
+
+
+def test_a_node_without_the_drivers_folder_says_so(tmp_path: Path) -> None:
+    here, elsewhere = Step(Location(str(tmp_path / "here"))), Step(Location(str(tmp_path / "elsewhere")))
+    here.open({"a": 1}, COMMAND)
+    here.require_here()
+    with pytest.raises(StorageError, match=r"not on node .*: the path is on the driver's own disk\. Use an s3:// run"):
+        elsewhere.require_here()
 
 
 def test_an_unfinished_step_is_refused_with_counts_and_command(tmp_path: Path) -> None:

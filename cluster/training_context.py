@@ -1,0 +1,122 @@
+"""What a training worker knows of the world around it: its rank, its device, its peers and the checkpoints.
+
+Two worlds: one of Ray Train's workers, or this process alone. A checkpoint is bytes here.
+"""
+
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import nn
+
+from cluster.errors import ClusterError
+
+Metrics = dict[str, Any]
+
+CHECKPOINT_NAME = "checkpoint.bin"
+
+
+class TrainingContext(ABC):
+    """What a worker function knows of the world around it.
+
+    Attributes:
+        rank: This worker's number, 0-based.
+        world_size: The number of workers; it may differ after a resume.
+        local_world_size: The number of them on this node.
+        device: The device this worker trains on.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @abstractmethod
+    def latest(self) -> bytes | None:
+        """The latest checkpoint of this run, also of an earlier launch; None at the very start."""
+
+    @abstractmethod
+    def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
+        """Hands metrics to the driver and keeps a checkpoint.
+
+        All workers must call it the same number of times; it waits for them. Rank 0's arguments count.
+        """
+
+    @abstractmethod
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Moves the model to this worker's device and, with several workers, averages its gradients over them."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every worker, by rank, on every worker. All workers must call it; it waits for them."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+class RayContext(TrainingContext):
+    """The context of one of Ray Train's workers."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.local_world_size = context.get_local_world_size()
+        self.device = ray.train.torch.get_device()
+
+    def latest(self) -> bytes | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return Path(folder, CHECKPOINT_NAME).read_bytes()
+
+    def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
+        if checkpoint is None or self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, CHECKPOINT_NAME).write_bytes(checkpoint)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return ray.train.torch.prepare_model(model)
+
+
+class LocalContext(TrainingContext):
+    """The context of a worker in this process: one file as the latest checkpoint."""
+
+    rank = 0
+    world_size = 1
+    local_world_size = 1
+
+    def __init__(self, storage_uri: str, name: str, use_gpu: bool, on_report: Callable[[Metrics], None]) -> None:
+        if "://" in storage_uri:
+            raise ClusterError(
+                f"cluster: training in-process keeps its checkpoints in a local folder, not in '{storage_uri}'. "
+                f"Give a local run, or train with Ray."
+            )
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self._path = Path(storage_uri) / name / CHECKPOINT_NAME
+        self._on_report = on_report
+
+    def latest(self) -> bytes | None:
+        return self._path.read_bytes() if self._path.exists() else None
+
+    def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
+        if checkpoint is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_bytes(checkpoint)
+            os.replace(temporary, self._path)
+        self._on_report(metrics)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device)

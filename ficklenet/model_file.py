@@ -1,0 +1,66 @@
+"""Networks as portable files: a torch archive of plain types and CPU tensors, read without running its code."""
+
+import dataclasses
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def pack_model(file_format: str, spec: Any, model: nn.Module, about: Mapping[str, Any] | None = None) -> bytes:
+    """The file of a network.
+
+    Args:
+        file_format: name and version of what is kept.
+        spec: a dataclass of numbers, texts and tuples of them: all of the network that is not a weight.
+        about: where it comes from, as plain (nested) data, for ``model_record``.
+    """
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in _fields(spec).items()}
+    buffer = io.BytesIO()
+    torch.save({"format": file_format, "spec": plain, "state": state, "about": dict(about or {})}, buffer)
+    return buffer.getvalue()
+
+
+def model_record(data: bytes) -> dict[str, Any]:
+    """What such a file says about itself beside its weights: ``spec``, and ``about`` as it was given ({} if not)."""
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return {"spec": content["spec"], "about": content.get("about", {})}
+
+
+def unpack_model(data: bytes, file_format: str, build: Callable[[Mapping[str, Any]], Model]) -> Model:
+    """The network of such a file, on the CPU, in evaluation mode.
+
+    Args:
+        build: makes the untrained network from the specification's fields.
+
+    Raises:
+        ValueError: the bytes are no such file, or its weights do not fit its specification; the sentence is the reason.
+    """
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if content["format"] != file_format:
+            raise ValueError(f"format {content['format']!r}")
+        spec = content["spec"]
+        model = build({name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()})
+        model.load_state_dict(content["state"])
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    return model.eval()
+
+
+def _fields(spec: Any) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}

@@ -1,0 +1,55 @@
+"""ResNet-101 at output stride 8: the last two stages dilated instead of strided, batch norm frozen.
+
+Its layers are torchvision's, under torchvision's names. All kernels are odd and padded by half of their reach, so an
+input of 8 g + 1 pixels gives g + 1 cells and cell i lies at input pixel 8 i, as in ``ficklenet.backbones``.
+"""
+
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d
+
+BLOCKS = (3, 4, 23, 3)
+RESIDUAL_SCALE = 0.2
+"""Of a block's residual in a network with random weights: without batch statistics, and at scale 1, the variance
+would double in each of the 33 blocks."""
+
+
+class ResNet101(nn.Module):
+    """Five stages: the stem, and four of bottleneck blocks.
+
+    The batch of 10 is too small for statistics of its own, so batch norm keeps those it was loaded with, in training
+    too; it has no weights that train.
+
+    Attributes:
+        out_channels: K, the channels of the output.
+        num_stages: how many stages can be frozen.
+    """
+
+    out_channels = 512 * Bottleneck.expansion
+    num_stages = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = ResNet(
+            Bottleneck,
+            list(BLOCKS),
+            replace_stride_with_dilation=[False, True, True],
+            norm_layer=FrozenBatchNorm2d,
+        )
+        self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = whole.layer1, whole.layer2, whole.layer3, whole.layer4
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                block.bn3.weight.fill_(RESIDUAL_SCALE)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> features (B, 2048, h, w)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def freeze_stages(self, num_frozen: int) -> None:
+        """Stops the training of the first stages' weights, and resumes it for the others."""
+        if not 0 <= num_frozen <= self.num_stages:
+            raise ValueError(f"frozen stages: {num_frozen} given; this backbone has 0 to {self.num_stages}.")
+        for number, stage in enumerate((self.conv1, self.layer1, self.layer2, self.layer3, self.layer4)):
+            stage.requires_grad_(number >= num_frozen)

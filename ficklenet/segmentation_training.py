@@ -1,0 +1,173 @@
+"""The segmentation network's training step: a batch in, losses out; its optimiser and its schedule.
+
+DSRG (Huang et al., CVPR 2018) as FickleNet trains it (Lee et al., CVPR 2019, sections 3.4 and 4.1): the CRF refines the
+prediction, the refined prediction grows the seeds, grown seeds and boundaries are learnt; an image with a mask learns
+the mask too. No loop, no workers, no checkpoints.
+
+Shape legend: B images, L labels (background and classes), H W pixels of the network input, h w its stride-8 grid.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ficklenet.backbones import OUTPUT_STRIDE
+from ficklenet.growing import grow_seeds
+from ficklenet.losses import average_over_images
+from ficklenet.segmentation_losses import boundary_loss, full_loss, label_probabilities, seed_loss
+from ficklenet.segmenter import Segmenter
+from ficklenet.training import set_learning_rate, step_in_portions
+from ficklenet.training_crf import CrfMethod, Map, refine_batch
+from ficklenet.transforms import normalize
+
+HEAD_FACTOR = 10.0  # of the learning rate: the head begins at random weights
+BIAS_FACTOR = 2.0
+MOMENTUM = 0.9
+DECAY = 0.33  # of the learning rate, from one stage of the schedule to the next
+NUM_STAGES = 8  # every 1,000 of 8,000 iterations in DSRG
+
+
+class SegmentationBatch(NamedTuple):
+    """Whole images resized to the network's input and what is known of them.
+
+    Attributes:
+        images: uint8 RGB (B, 3, H, W).
+        seeds: integer (B, h, w): 0 background, class number + 1, any other value unknown.
+        present: bool (B, L): labels that may grow, the image's classes and the background.
+        truth: integer (B, h, w) like the seeds; all unknown for images without a mask, or images whose mask may not be
+            read.
+        weights: float (B,); 0 leaves an unreadable image out.
+    """
+
+    images: Tensor
+    seeds: Tensor
+    present: Tensor
+    truth: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> "SegmentationBatch":
+        """The same batch on a device."""
+        return SegmentationBatch(*(values.to(device, non_blocking=True) for values in self))
+
+    def portion(self, chosen: slice) -> "SegmentationBatch":
+        """Some of its images."""
+        return SegmentationBatch(*(values[chosen] for values in self))
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts. With seed and boundary 0 neither CRF nor growing runs: full supervision.
+
+    Attributes:
+        full: alpha, on images with masks, which also take the other two.
+    """
+
+    seed: float = 1.0
+    boundary: float = 1.0
+    full: float = 2.0
+
+    @property
+    def uses_crf(self) -> bool:
+        return self.seed > 0 or self.boundary > 0
+
+
+def segmentation_loss(
+    model: nn.Module,
+    batch: SegmentationBatch,
+    loss_weights: LossWeights,
+    total_weight: float | None = None,
+    *,
+    precision: torch.dtype = torch.float32,
+    crf_method: CrfMethod = "auto",
+    map_images: Map = map,
+) -> dict[str, Tensor]:
+    """The losses of one batch; dropout draws from torch's global generator.
+
+    Args:
+        model: a ``Segmenter``, or one wrapped for distributed training.
+        batch: on the model's device.
+        loss_weights: what each loss counts.
+        total_weight: as in ``ficklenet.losses.average_over_images``.
+        precision: of the network; everything after its logits is float32.
+        crf_method, map_images: as in ``ficklenet.training_crf.refine_batch``.
+
+    Returns:
+        Scalars: "loss" with its graph, and its parts "seed", "boundary" and "full", unweighted, without.
+    """
+    # 1. Predict
+    inputs_BCHW = normalize(batch.images).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs_BCHW.device.type, precision, enabled=precision != torch.float32):
+        logits_BLhw = model(inputs_BCHW)
+    probabilities_BLhw = label_probabilities(logits_BLhw)
+    nothing_B = probabilities_BLhw.new_zeros(len(batch.images))
+    parts = {"seed": nothing_B, "boundary": nothing_B, "full": full_loss(probabilities_BLhw, batch.truth)}
+
+    # 2. Refine by the image and grow the original seeds; both are data to the losses
+    if loss_weights.uses_crf:
+        cells_BChw = batch.images[:, :, ::OUTPUT_STRIDE, ::OUTPUT_STRIDE]  # cell i lies at pixel 8 i
+        refined_BLhw = refine_batch(probabilities_BLhw.detach(), cells_BChw, method=crf_method, map_images=map_images)
+        grown_Bhw = grow_seeds(batch.seeds, refined_BLhw, batch.present)
+
+        # 3. Learn
+        parts["seed"] = seed_loss(probabilities_BLhw, grown_Bhw)
+        parts["boundary"] = boundary_loss(probabilities_BLhw, refined_BLhw)
+    averages = {name: average_over_images(loss_B, batch.weights, total_weight) for name, loss_B in parts.items()}
+    loss = sum(getattr(loss_weights, name) * average for name, average in averages.items())
+    return {"loss": torch.as_tensor(loss)} | {name: average.detach() for name, average in averages.items()}
+
+
+def segmentation_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: SegmentationBatch,
+    loss_weights: LossWeights,
+    *,
+    total_weight: float | None = None,
+    micro_batch_size: int = 0,
+    precision: torch.dtype = torch.float32,
+    map_images: Map = map,
+) -> Tensor:
+    """One step of the optimiser on one batch; its scalar loss, detached.
+
+    Args:
+        model, batch, loss_weights, precision, map_images: as in ``segmentation_loss``.
+        total_weight, micro_batch_size: as in ``ficklenet.training.step_in_portions``.
+    """
+
+    def loss_of(portion: slice, total: float) -> Tensor:
+        part = batch.portion(portion)
+        return segmentation_loss(model, part, loss_weights, total, precision=precision, map_images=map_images)["loss"]
+
+    return step_in_portions(
+        model, optimizer, loss_of, batch.weights, total_weight=total_weight, micro_batch_size=micro_batch_size
+    )
+
+
+def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4) -> torch.optim.SGD:
+    """SGD over the weights that train: the head at 10 times the rate, biases at twice theirs and without decay."""
+    groups = [
+        {
+            "params": list(_trained(part, is_bias)),
+            "factor": part_factor * (BIAS_FACTOR if is_bias else 1.0),
+            "weight_decay": 0.0 if is_bias else weight_decay,
+        }
+        for part, part_factor in ((model.backbone, 1.0), (model.head, HEAD_FACTOR))
+        for is_bias in (False, True)
+    ]
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM)
+    set_learning_rate(optimizer, learning_rate)
+    return optimizer
+
+
+def learning_rate_at(step: int, num_steps: int, base: float) -> float:
+    """The schedule: 0.33 times less in each eighth of the training than in the one before."""
+    return base * DECAY ** (NUM_STAGES * step // num_steps)
+
+
+def _trained(part: nn.Module, is_bias: bool) -> Iterator[nn.Parameter]:
+    for name, weight in part.named_parameters():
+        if weight.requires_grad and name.endswith("bias") == is_bias:
+            yield weight

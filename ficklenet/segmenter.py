@@ -1,0 +1,138 @@
+"""The segmentation network: DeepLab-LargeFOV or DeepLab with ASPP on a backbone of stride 8, and its portable file.
+
+LargeFOV (Chen et al., ICLR 2015): pool5 and pool5a, then fc6, a 3 x 3 convolution of dilation 12, fc7 and fc8, both
+1 x 1. ASPP (Chen et al., TPAMI 2018) sums four such branches of dilations 6, 12, 18 and 24; on ResNet-101 a branch is
+one 3 x 3 convolution.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ficklenet.backbones import BACKBONE_NAMES, OUTPUT_STRIDE, build_backbone, grid_size
+from ficklenet.model_file import pack_model, unpack_model
+
+FILE_FORMAT = "ficklenet-segmenter-1"
+LARGEFOV = (12,)
+ASPP = (6, 12, 18, 24)
+PLAIN_HEADS = ("resnet101",)  # backbones whose features one layer classifies
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """Everything about a segmentation network that is not a weight.
+
+    Attributes:
+        backbone: a name of ``ficklenet.backbones.build_backbone``.
+        class_names: the classes in order; label = index + 1, background 0.
+        dilations: of fc6, one per branch of the head; (12,) is LargeFOV, (6, 12, 18, 24) ASPP. Smaller inputs want
+            smaller ones.
+        input_size: side of the square input in pixels, 8 g + 1.
+    """
+
+    backbone: str
+    class_names: tuple[str, ...]
+    dilations: tuple[int, ...] = LARGEFOV
+    input_size: int = 321
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONE_NAMES:
+            raise ValueError(f'backbone: "{self.backbone}" given; give one of {", ".join(BACKBONE_NAMES)}.')
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations: {list(self.dilations)} given; give one or more from 1, such as 12.")
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, each once.")
+        if self.input_size <= OUTPUT_STRIDE or self.input_size % OUTPUT_STRIDE != 1:
+            raise ValueError(
+                f"input_size: {self.input_size} given; cells lie on every 8th pixel, first to last. "
+                "Give 8 g + 1, such as 321."
+            )
+
+    @property
+    def num_labels(self) -> int:
+        """Background and classes."""
+        return len(self.class_names) + 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of the logits of the square input."""
+        return grid_size(self.input_size), grid_size(self.input_size)
+
+
+class Segmenter(nn.Module):
+    """Label logits on the stride-8 grid."""
+
+    def __init__(self, spec: SegmenterSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = build_backbone(spec.backbone)
+        make_branch = _plain_branch if spec.backbone in PLAIN_HEADS else _branch
+        self.head = SegmentationHead(
+            make_branch(self.backbone.out_channels, spec.num_labels, dilation) for dilation in spec.dilations
+        )
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, L, h, w) of background and classes."""
+        return self.head(self.backbone(images_BCHW))
+
+
+class SegmentationHead(nn.Module):
+    """The sum of its branches."""
+
+    def __init__(self, branches: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, features_BKHW: Tensor) -> Tensor:
+        logits_BLHW: Tensor = sum(branch(features_BKHW) for branch in self.branches)  # type: ignore[assignment]
+        return logits_BLHW
+
+
+def _branch(in_channels: int, num_labels: int, dilation: int) -> nn.Sequential:
+    """pool5, pool5a, fc6, fc7 and fc8; fc6 and fc7 have twice the backbone's channels, which is VGG-16's 1,024."""
+    width = 2 * in_channels
+    fc6 = nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation)
+    fc7 = nn.Conv2d(width, width, 1)
+    fc8 = nn.Conv2d(width, num_labels, 1)
+    for layer in (fc6, fc7):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.normal_(fc8.weight, std=0.01)
+    for layer in (fc6, fc7, fc8):
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    pools = nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(3, stride=1, padding=1)
+    return nn.Sequential(
+        *pools, fc6, nn.ReLU(inplace=True), nn.Dropout(0.5), fc7, nn.ReLU(inplace=True), nn.Dropout(0.5), fc8
+    )
+
+
+def _plain_branch(in_channels: int, num_labels: int, dilation: int) -> nn.Conv2d:
+    fc8 = nn.Conv2d(in_channels, num_labels, 3, padding=dilation, dilation=dilation)
+    nn.init.normal_(fc8.weight, std=0.01)
+    nn.init.zeros_(fc8.bias)  # type: ignore[arg-type]
+    return fc8
+
+
+def pack_segmenter(model: Segmenter, about: Mapping[str, Any] | None = None) -> bytes:
+    """The segmentation network as a file: a torch archive of plain types and CPU tensors (``weights_only``).
+
+    Args:
+        about: where it comes from, as plain (nested) data, for ``ficklenet.model_file.model_record``.
+    """
+    return pack_model(FILE_FORMAT, model.spec, model, about)
+
+
+def unpack_segmenter(data: bytes) -> Segmenter:
+    """The network of such a file, on the CPU, in evaluation mode; runs no code from the file.
+
+    Raises:
+        ValueError: the bytes are no segmenter file, or its weights do not fit its geometry.
+    """
+    try:
+        return unpack_model(data, FILE_FORMAT, lambda spec: Segmenter(SegmenterSpec(**spec)))
+    except ValueError as error:
+        raise ValueError(
+            f"segmenter file: {len(data)} bytes given that are no segmentation network of this project ({error}). "
+            "Give the model.pt that train_segmentation wrote."
+        ) from error

@@ -1,0 +1,31 @@
+"""What a training continues from, as bytes: weights, optimiser, and how far it is. No place and no schedule."""
+
+import io
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def pack_training(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> bytes:
+    """The state of a training.
+
+    Args:
+        progress: plain values, such as the next step.
+    """
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}, buffer)
+    return buffer.getvalue()
+
+
+def unpack_training(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts the state back into model and optimiser, on whatever device they are; returns the progress."""
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["progress"]
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether every weight is a number: a step from an infinite gradient leaves some that are not."""
+    return bool(torch.stack([weight.isfinite().all() for weight in model.parameters()]).all())

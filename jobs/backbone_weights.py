@@ -1,0 +1,64 @@
+"""The weights that a backbone begins with: 'imagenet', 'none', the run's 'classifier', or a file's path."""
+
+import hashlib
+import io
+import pickle
+
+import torch
+from torch import nn
+
+from ficklenet.backbones import imagenet_weights, load_backbone_weights
+from jobs.run import Run
+from jobs.trained_classifier import load_classifier
+from storage.location import Location
+
+
+def load_weights(backbone: nn.Module, name: str, weights: str, key: str, run: Run | None = None) -> None:
+    """Puts the weights into the backbone.
+
+    Args:
+        name: the backbone's.
+        weights: as configured.
+        key: of the configuration, for errors.
+        run: whose classifier is meant by 'classifier', where that may be.
+
+    Raises:
+        ValueError: no such file, no state dict, or not this backbone's.
+    """
+    match weights:
+        case "none":
+            return
+        case "imagenet":
+            state = imagenet_weights(name)
+        case "classifier" if run is not None:
+            state = load_classifier(run)[0].backbone.state_dict()
+        case _:
+            state = _read_weights(weights, key)
+    load_backbone_weights(backbone, state)
+
+
+def weights_hash(weights: str, key: str, run: Run | None = None) -> str:
+    """What of the weights belongs in a fingerprint: the file's sha256, or the name."""
+    match weights:
+        case "none" | "imagenet":
+            return weights
+        case "classifier" if run is not None:
+            return load_classifier(run)[1]
+    return hashlib.sha256(_read(weights, key)).hexdigest()
+
+
+def _read_weights(place: str, key: str) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(io.BytesIO(_read(place, key)), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError(type(state).__name__)
+        return state
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{key}: {place} is not a PyTorch state dict ({type(error).__name__}).") from None
+
+
+def _read(place: str, key: str) -> bytes:
+    try:
+        return Location.parse(place).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{key}: no file {place}; give a .pt state dict, 'imagenet' or 'none'.") from None

@@ -1,0 +1,134 @@
+"""`--dry-run`: what a launch would do, on what, for how long and for how many bytes, without starting or writing.
+
+A dry run passes the same checks as a launch and is refused with the same sentences.
+"""
+
+from dataclasses import dataclass
+
+from cluster.connect import Connection, plural
+from jobs.compute import actor_pool
+from jobs.config import ClusterConfig, training_worker_range
+from jobs.progress import duration
+from jobs.report_curves import read_metrics
+from jobs.run import Run
+from jobs.training_loop import Plan
+from jobs.unit_steps import Launch, UnitPlan
+from storage.location import Location
+
+NOTHING = "nothing was started, nothing was written."
+
+
+@dataclass(frozen=True)
+class Rough:
+    """What an image costs, for steps of which nothing is finished yet; None where only a trial can tell.
+
+    Attributes:
+        seconds: of one worker's time.
+        bytes: stored, at most.
+    """
+
+    seconds: float | None = None
+    bytes: float | None = None
+
+
+def print_unit_step(
+    name: str, launch: Launch, config: ClusterConfig, connection: Connection, device: str, rough: Rough
+) -> None:
+    """Says what a launch of a step made of units would do.
+
+    Args:
+        rough: used as long as no unit is finished.
+
+    Raises:
+        ValueError: the step would refuse this launch.
+        ClusterError: the cluster is too small for the workers asked for.
+    """
+    plan = launch.foresee()
+    left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
+    print(f"{name}, dry run: {len(plan.missing):,} of {len(plan.units):,} units to do ({left:,} of {total:,} images).")
+    if launch.restart:
+        objects, num_bytes = launch.step.location.usage()
+        print(f"  first:   deletes {objects:,} objects, {size(num_bytes)}, in {launch.step.location}")
+    if plan.missing:
+        num_workers = min(_num_workers(config, connection, device), len(plan.missing))
+        print(f"  on:      {plural(num_workers, 'worker')} ({device}), {describe_connection(config, connection)}")
+        print(f"  time:    {_time(plan, rough, left, num_workers)}")
+        print(f"  storage: {_storage(plan, rough, left)}")
+    print(f"  {NOTHING}")
+
+
+def print_training(run: Run, connection: Connection, device: str, plan: Plan) -> None:
+    """Says what a training would do.
+
+    Raises:
+        ClusterError: the cluster is too small for the workers asked for.
+    """
+    cluster, place = run.config.cluster, run.location / plan.name
+    lines = read_metrics(place / "metrics.jsonl")
+    epochs_left = 0 if (place / "complete.json").exists() else plan.epochs - len(lines)
+    least, most = training_worker_range(cluster)
+    workers = plural(least, "training worker") if least == most else f"{least} to {most} training workers"
+    if not (connection.in_process or cluster.autoscaling):
+        num_gpus, cpus = least if device == "cuda" else 0, least * cluster.cpus_per_training_worker
+        connection.require(cpus=cpus, gpus=num_gpus, purpose=plural(least, "training worker"))
+    pace = lines[-1].get("images_per_second") if lines else None
+    seconds = (
+        f"about {duration(epochs_left * plan.num_images / pace)}" if pace else "unknown until an epoch is finished"
+    )
+    print(f"{plan.name}, dry run: {epochs_left} of {plan.epochs} epochs to do, {plan.num_images:,} images each.")
+    print(f"  on:      {workers} ({device}), {describe_connection(cluster, connection)}")
+    print(f"  time:    {seconds}\n  storage: the model, and a checkpoint of some three times its size, in {place}")
+    print(f"  {NOTHING}")
+
+
+def print_other_job(name: str, what: str, place: Location, where: str = "in this process") -> None:
+    """Says what a job would do that leaves one file.
+
+    Args:
+        what: in words.
+        place: of the file.
+        where: the work would run.
+    """
+    print(f"{name}, dry run: {what}.\n  on:      {where}\n  result:  {place}\n  {NOTHING}")
+
+
+def describe_connection(config: ClusterConfig, connection: Connection) -> str:
+    """Where the work would run: 'on a Ray of 1 node, 2 CPUs, 0 GPUs'."""
+    if connection.in_process:
+        return "in this process"
+    grows = ", growing on demand" if config.autoscaling else ""
+    nodes = plural(connection.num_nodes, "node")
+    return f"on a Ray of {nodes}, {connection.num_cpus:g} CPUs, {connection.num_gpus:g} GPUs{grows}"
+
+
+def size(num_bytes: float) -> str:
+    """'3.1 MB', '2.4 GB'."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:
+    if connection.in_process:
+        return 1
+    pool = actor_pool(config, connection, device)
+    pool.require(connection)
+    return pool.max_actors
+
+
+def _time(plan: UnitPlan, rough: Rough, left: int, num_workers: int) -> str:
+    finished = plan.receipts.values()
+    images = sum(receipt.stop - receipt.start for receipt in finished)
+    seconds = sum(receipt.seconds for receipt in finished) / images if images else rough.seconds
+    if seconds is None:
+        return "unknown until a unit is finished"
+    source = "as in the finished units" if images else "a rough figure; the first finished units tell"
+    return f"about {duration(left * seconds / num_workers)} ({seconds:.2g} s an image and worker, {source})"
+
+
+def _storage(plan: UnitPlan, rough: Rough, left: int) -> str:
+    place = plan.step.location
+    images = sum(receipt.stop - receipt.start for receipt in plan.receipts.values())
+    if images:
+        return f"about {size(left * place.usage()[1] / images)} more in {place}"
+    if rough.bytes is None:
+        return f"unknown until a unit is finished, in {place}"
+    return f"at most {size(left * rough.bytes)} in {place}"

@@ -1,0 +1,88 @@
+"""Predicts masks with the trained segmentation network: a label for every pixel of some splits' images.
+
+Reads the images and <run>/segmenter, writes <run>/predictions/labels/<id>.png (0 background, class number + 1, in VOC
+colours) and, where the CRF refines them, what they were before in <run>/predictions/unrefined. Reads no mask. The same
+command continues an interrupted run and computes exactly the missing units.
+"""
+
+from functools import partial
+
+from cluster.connect import Connection
+from cluster.fanout import Stages
+from ficklenet.crf import require_pydensecrf
+from jobs.command_line import job_parser, run_main
+from jobs.compute import connected, resolved_device, run_stages
+from jobs.dry_run import Rough, print_unit_step
+from jobs.prediction_stages import PredictionsJob, Predictor, predicted_splits
+from jobs.run import Run, open_run, record_run
+from jobs.trained_segmenter import require_segmenter
+from jobs.unit_steps import Launch, Shard, book_units
+from storage.manifest import Manifest
+from storage.units import Unit, parse_shard, plan_units
+
+EXAMPLES = """examples:
+  python jobs/predict_masks.py --run s3://bucket/voc                                    the validation splits
+  python jobs/predict_masks.py --run s3://bucket/voc --set predictions.scales=0.75,1,1.25 --set predictions.mirror=true
+"""
+
+
+def main(arguments: list[str]) -> None:
+    parser = job_parser("predict_masks", f"{__doc__}\n{EXAMPLES}")
+    parser.add_argument("--shard", metavar="I/N", default="1/1", help="only every N-th unit, from the I-th on")
+    parser.add_argument("--restart", choices=["predictions"], help="delete this step's results and start it anew")
+    given = parser.parse_args(arguments)
+    run = open_run(given.run, given.config, given.set)
+    shard = parse_shard(given.shard)
+    require_segmenter(run, run.manifest().class_names, "predict_masks")  # before a Ray is started
+    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+        predict_masks(run, connection, shard, restart=given.restart == "predictions", dry_run=given.dry_run)
+
+
+def predict_masks(
+    run: Run, connection: Connection, shard: Shard = (1, 1), *, restart: bool = False, dry_run: bool = False
+) -> None:
+    """Predicts the missing units of a run, within this launch's shard; arguments as in `generate_maps.generate`."""
+    # 1. What to do
+    config, manifest = run.config.predictions, run.manifest()
+    if config.refine:
+        require_pydensecrf()
+    segmenter = require_segmenter(run, manifest.class_names, "predict_masks")
+    device = resolved_device(config.device, connection)
+    job = PredictionsJob(run.uri, run.config, segmenter.sha256, segmenter.spec.input_size, manifest.num_classes, device)
+    units = units_to_predict(run, manifest)
+
+    # 2. The step, made or joined
+    launch = Launch(job.step, job.fingerprint(manifest), run.command("predict_masks"), units, shard, restart)
+    if dry_run:
+        print_unit_step("predictions", launch, run.config.cluster, connection, device, Rough())
+        return
+    plan = launch.begin()
+    record_run(run, "predictions")
+
+    # 3. The missing units
+    stages = Stages(job.read, partial(Predictor, job), job.write)
+    results = run_stages(plan.rows, stages, run.config.cluster, connection, device, job.trial)
+    book_units("predictions", plan, results, run.config.images.max_skipped_fraction)
+
+
+def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
+    """The units that hold an image of the predicted splits.
+
+    Raises:
+        ValueError: there is none.
+    """
+    splits, wanted, index = predicted_splits(run.config), set(), 0
+    for batch in manifest.iter_columns(["split"]):
+        for split in batch["split"]:
+            if split in splits:
+                wanted.add(index // run.config.unit_size)
+            index += 1
+    if not wanted:
+        raise ValueError(f"predict_masks: no image in the splits {', '.join(splits)}. Set predictions.splits.")
+    return [unit for unit in plan_units(manifest.num_images, run.config.unit_size) if unit.index in wanted]
+
+
+if __name__ == "__main__":
+    from jobs.predict_masks import main as imported_main  # so that workers find these classes by import
+
+    run_main(imported_main)

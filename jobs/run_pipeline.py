@@ -1,0 +1,81 @@
+"""Runs every step of a prepared run in order, with one configuration, in one Ray: from labels to masks and figures.
+
+A step that is complete says so and costs nothing; the first one that cannot be completed stops the pipeline with its
+reason, and the same command continues there. With --demo it draws a small data set first.
+"""
+
+from collections.abc import Callable
+
+from cluster.connect import Connection
+from jobs.aggregate_seeds import aggregate_run
+from jobs.command_line import job_parser, run_main
+from jobs.compute import connected
+from jobs.contact_sheet import draw_contact_sheet
+from jobs.demo import prepare_demo
+from jobs.evaluate import evaluate_seeds
+from jobs.generate_maps import generate
+from jobs.make_pseudo_labels import make_pseudo_labels
+from jobs.predict_masks import predict_masks
+from jobs.report import write_report
+from jobs.run import Run, open_run
+from jobs.train_ficklenet import train_classifier
+from jobs.train_segmentation import train_segmenter
+
+STEPS: tuple[tuple[str, Callable[[Run, Connection], object]], ...] = (
+    ("classifier", train_classifier),
+    ("maps", generate),
+    ("seeds", aggregate_run),
+    ("pseudo-labels", make_pseudo_labels),
+    ("segmenter", train_segmenter),
+    ("predictions", predict_masks),
+)
+
+EXAMPLES = """examples:
+  python jobs/run_pipeline.py --demo
+  python jobs/run_pipeline.py --run s3://bucket/voc --set classifier.weights=s3://bucket/vgg16.pt
+"""
+
+
+def main(arguments: list[str]) -> None:
+    parser = job_parser("run_pipeline", f"{__doc__}\n{EXAMPLES}", run_required=False)
+    parser.add_argument("--demo", action="store_true", help="on drawn scenes, in ~/ficklenet-demo")
+    given = parser.parse_args(arguments)
+    if given.demo == (given.run is not None):
+        raise ValueError("run_pipeline: give --run PATH of a prepared run, or --demo.")
+    if given.dry_run:
+        raise ValueError("run_pipeline: --dry-run is for single jobs; status.py says what a run lacks.")
+    run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
+    run.manifest()  # refused before a Ray is started
+    with connected(run.config.cluster) as connection:
+        run_pipeline(run, connection)
+
+
+def run_pipeline(run: Run, connection: Connection) -> None:
+    """Every step, its figures where the manifest names masks, and the report."""
+    for number, (name, step) in enumerate(STEPS, start=1):
+        print(f"pipeline: step {number} of {len(STEPS)}, {name}", flush=True)
+        step(run, connection)
+    for splits in _measured_splits(run):
+        evaluate_seeds(run, connection, splits, None, ("image",), deterministic=False)
+    print(f"pipeline: maps are in {draw_contact_sheet(run, num_images=8)}")
+    print(f"pipeline: look at {write_report(run)[0]}")
+
+
+def _measured_splits(run: Run) -> list[list[str]]:
+    """The training splits and the validation splits, each where some of its images have masks."""
+    val = run.config.classifier.val_splits
+    masked = {
+        split
+        for batch in run.manifest().iter_columns(["split", "mask_uri"])
+        for split, mask_uri in zip(batch["split"], batch["mask_uri"], strict=True)
+        if mask_uri
+    }
+    chosen = run.config.classifier.train_splits
+    train = {split for split in masked if (split in chosen if chosen else split not in val)}
+    return [sorted(splits) for splits in (train, masked & set(val)) if splits]
+
+
+if __name__ == "__main__":
+    from jobs.run_pipeline import main as imported_main  # so that workers find these classes by import
+
+    run_main(imported_main)

@@ -1,0 +1,137 @@
+"""One million images in units of 256: planning, resume and status over made-up markers, and the hand-over to Ray.
+
+    python tests/benchmarks/million.py                          a temporary folder
+    python tests/benchmarks/million.py --run s3://bucket/prefix what lies there already is used again
+    python tests/benchmarks/million.py --ray                    also a fan-out of 15,625 units that do nothing
+
+Nothing is computed: the manifest names images that do not exist, and the markers of nine units in ten are written
+by hand. Goal: 10 s and 500 MB for planning, for resume and for status.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from machine import describe
+
+from cluster.connect import connect
+from cluster.fanout import Payload, Pool, Stages, fan_out
+from jobs.generate_maps import num_slots
+from jobs.map_stages import MANIFEST_COLUMNS
+from jobs.run import Run, open_run, record_run
+from jobs.status import run_status
+from jobs.unit_steps import UnitPlan
+from storage.manifest import ManifestRow, write_manifest
+from storage.steps import Receipt, Skipped, Step
+from storage.units import Unit, plan_units
+
+NUM_IMAGES, UNIT_SIZE, NUM_CLASSES = 1_000_000, 256, 20
+NUM_UNITS_OF_64 = 15_625
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", metavar="PATH", help="where to make the run; default: a temporary folder")
+    parser.add_argument("--ray", action="store_true", help="also hand the units to an own Ray")
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)  # one figure, in a process of its own
+    given = parser.parse_args()
+    if given.measure:
+        measure(given.measure, given.run)
+        return
+    print(describe("ray", "pyarrow", "s3fs"))
+    with tempfile.TemporaryDirectory() as folder:
+        uri = given.run or f"{folder}/run"
+        make_run(open_run(uri, None, [f"unit_size={UNIT_SIZE}"]))
+        for name in MEASURED[: None if given.ray else -1]:
+            subprocess.run([sys.executable, __file__, "--measure", name, "--run", uri], check=True)
+
+
+def rows() -> Iterator[ManifestRow]:
+    for number in range(NUM_IMAGES):
+        labels = tuple(sorted({number % NUM_CLASSES, number // 7 % NUM_CLASSES}))
+        yield ManifestRow(f"photo_{number:09d}", f"s3://photos/{number // 1000:06d}/photo_{number:09d}.jpg", labels)
+
+
+def make_run(run: Run) -> None:
+    """A run of which nine units in ten are finished."""
+    manifest = run.location / "manifest.parquet"
+    if manifest.exists():
+        return
+    started, step = time.monotonic(), Step(run.location / "maps")
+    write_manifest(manifest, rows(), [f"class {number}" for number in range(NUM_CLASSES)])
+    record_run(run)
+    opening = step.open({"unit_size": UNIT_SIZE, "classifier": None}, "python jobs/generate_maps.py")
+    finished = [unit for unit in plan_units(NUM_IMAGES, UNIT_SIZE) if unit.index % 10]
+
+    def write(unit: Unit) -> None:
+        skipped = (Skipped(f"photo_{unit.start:09d}", "empty file"),)
+        body = Receipt(unit.index, unit.start, unit.stop, 12.5, 1.7e9 + unit.index, skipped, opening).to_json()
+        (step.location / "done" / f"{unit.name}.json").write_bytes(body)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, finished))
+    print(f"made {len(finished):,} markers and the manifest in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def plan(run: Run) -> str:
+    """What a launch reads of the manifest before it begins."""
+    manifest = run.manifest()
+    fingerprint = manifest.column_hash(MANIFEST_COLUMNS)
+    slots, units = num_slots(manifest, run.config), plan_units(manifest.num_images, UNIT_SIZE)
+    return f"{len(units):,} units, {slots} slots, fingerprint {fingerprint[:8]}"
+
+
+def resume(run: Run) -> str:
+    """What a relaunch reads of the markers."""
+    rows = UnitPlan.of(Step(run.location / "maps"), plan_units(NUM_IMAGES, UNIT_SIZE)).rows
+    return f"{len(rows):,} units missing"
+
+
+def status(run: Run) -> str:
+    """`jobs/status.py`."""
+    step = run_status(run).steps[1]
+    return f"{step.done:,} done, {sum(step.skipped.values()):,} skipped, {step.left:,} left"
+
+
+def hand_over(run: Run) -> str:
+    """All units through a fan-out that does nothing, as far as the first hundred receipts."""
+    units, started = [{"unit": index} for index in range(NUM_UNITS_OF_64)], time.monotonic()
+    with connect("local", num_cpus=4):
+        began = time.monotonic()
+        receipts = fan_out(units, Stages(same, lambda: same, same), Pool())
+        first = next(receipts)
+        told = f"Ray up after {began - started:.1f} s, first receipt {time.monotonic() - began:.1f} s later"
+        hundred = [first, *(next(receipts) for _ in range(99))]
+        receipts.close()
+    return f"{told}, {len(hundred)} receipts after {time.monotonic() - began:.1f} s"
+
+
+def same(payload: Payload) -> Payload:
+    return payload
+
+
+MEASURED = ("plan", "resume", "status", "hand_over")
+
+
+def measure(name: str, uri: str) -> None:
+    """One figure, in this fresh process, whose memory begins with that of the imported libraries."""
+    run, before, started = open_run(uri), peak_mb(), time.monotonic()
+    found = globals()[name](run)
+    figures = {"what": name, "seconds": round(time.monotonic() - started, 2), "mb": peak_mb(), "mb_before": before}
+    print(json.dumps(figures | {"found": found}), flush=True)
+
+
+def peak_mb() -> int:
+    """The most memory this process had; not getrusage's, which begins with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+if __name__ == "__main__":
+    main()

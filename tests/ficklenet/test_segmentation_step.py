@@ -1,0 +1,173 @@
+"""The segmentation network's training step: which losses count where, and that it learns drawn scenes."""
+
+import numpy as np
+import pytest
+import torch
+
+from ficklenet.drawing import draw_scene
+from ficklenet.growing import grow_seeds
+from ficklenet.seeds import resize_labels
+from ficklenet.segmentation_losses import boundary_loss, full_loss, label_probabilities, seed_loss
+from ficklenet.segmentation_training import (
+    LossWeights,
+    SegmentationBatch,
+    learning_rate_at,
+    make_optimizer,
+    segmentation_loss,
+)
+from ficklenet.segmenter import Segmenter, SegmenterSpec
+from ficklenet.training_crf import refine_batch
+from ficklenet.transforms import normalize, resize_square
+
+SIZE, GRID, UNKNOWN = 65, 9, 255
+
+
+def drawn_batch(num_images: int = 4, num_classes: int = 3) -> SegmentationBatch:
+    """Drawn scenes with their truth, of which every third cell is a seed."""
+    scenes = [draw_scene(index, num_classes=num_classes) for index in range(num_images)]
+    images = torch.from_numpy(np.stack([resize_square(scene.image, SIZE) for scene in scenes]))
+    truth = torch.from_numpy(np.stack([resize_labels(scene.mask, (GRID, GRID)) for scene in scenes])).long()
+    present = torch.tensor([[True, *(label in scene.labels for label in range(num_classes))] for scene in scenes])
+    is_seed = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)) < 0.34
+    return SegmentationBatch(images, truth.where(is_seed, UNKNOWN), present, truth, torch.ones(num_images))
+
+
+def without_masks(batch: SegmentationBatch) -> SegmentationBatch:
+    return batch._replace(truth=torch.full_like(batch.truth, UNKNOWN))
+
+
+def segmenter(num_classes: int = 3) -> Segmenter:
+    """Without dropout, so that losses can be compared."""
+    torch.manual_seed(0)
+    return Segmenter(SegmenterSpec("small", tuple(map(str, range(num_classes))), input_size=SIZE)).eval()
+
+
+def test_loss_is_the_sum_of_its_parts_written_out():
+    model, batch = segmenter(), drawn_batch()
+    probabilities = label_probabilities(model(normalize(batch.images)))
+    refined = refine_batch(probabilities, batch.images[:, :, ::8, ::8])
+    parts = {
+        "seed": seed_loss(probabilities, grow_seeds(batch.seeds, refined, batch.present)).mean(),
+        "boundary": boundary_loss(probabilities, refined).mean(),
+        "full": full_loss(probabilities, batch.truth).mean(),
+    }
+    losses = segmentation_loss(model, batch, LossWeights())
+    for name, value in parts.items():
+        torch.testing.assert_close(losses[name], value)
+    torch.testing.assert_close(losses["loss"], parts["seed"] + parts["boundary"] + 2 * parts["full"])
+
+
+def test_gradient_is_that_of_the_losses_with_refinement_and_growing_as_data():
+    model, batch = segmenter(), drawn_batch()
+    segmentation_loss(model, batch, LossWeights())["loss"].backward()
+    found = model.head.branches[0][-1].weight.grad.clone()
+    with torch.no_grad():
+        probabilities = label_probabilities(model(normalize(batch.images)))
+        refined = refine_batch(probabilities, batch.images[:, :, ::8, ::8])
+        grown = grow_seeds(batch.seeds, refined, batch.present)
+    model.zero_grad()
+    probabilities = label_probabilities(model(normalize(batch.images)))
+    parts = (seed_loss(probabilities, grown), boundary_loss(probabilities, refined))
+    (sum(loss.mean() for loss in parts) + 2 * full_loss(probabilities, batch.truth).mean()).backward()
+    torch.testing.assert_close(found, model.head.branches[0][-1].weight.grad)
+
+
+def test_only_images_with_masks_take_the_full_loss():
+    model, batch = segmenter(), drawn_batch()
+    weak = segmentation_loss(model, without_masks(batch), LossWeights())
+    assert weak["full"] == 0 and weak["loss"] == weak["seed"] + weak["boundary"]
+    half = batch._replace(truth=torch.cat([batch.truth[:2], torch.full_like(batch.truth[2:], UNKNOWN)]))
+    semi = segmentation_loss(model, half, LossWeights())
+    masked = segmentation_loss(model, batch.portion(slice(0, 2)), LossWeights())
+    torch.testing.assert_close(semi["full"], masked["full"] / 2)
+    torch.testing.assert_close(semi["seed"], weak["seed"])
+
+
+def test_full_supervision_needs_neither_seeds_nor_crf():
+    def no_crf(*_):
+        raise AssertionError
+
+    model, batch = segmenter(), drawn_batch()
+    losses = segmentation_loss(model, batch, LossWeights(0, 0, 1), map_images=no_crf)
+    assert losses["loss"].item() == losses["full"].item() > 0 == losses["seed"].item()
+
+
+def test_an_image_of_weight_zero_counts_for_nothing():
+    model, batch = segmenter(), drawn_batch()
+    without_last = segmentation_loss(model, batch.portion(slice(0, 3)), LossWeights())
+    blank = batch._replace(images=batch.images.clone(), weights=torch.tensor([1.0, 1, 1, 0]))
+    blank.images[3] = 0
+    torch.testing.assert_close(segmentation_loss(model, blank, LossWeights()), without_last)
+    nothing = segmentation_loss(model, batch._replace(weights=torch.zeros(4)), LossWeights())
+    assert nothing["loss"] == 0
+
+
+def test_two_workers_average_to_the_loss_of_one():
+    model, batch = segmenter(), drawn_batch(5)
+    whole = segmentation_loss(model, batch, LossWeights())["loss"]
+    shares = [
+        segmentation_loss(model, batch.portion(slice(rank, None, 2)), LossWeights(), total_weight=2.5)["loss"]
+        for rank in range(2)
+    ]
+    torch.testing.assert_close(sum(shares) / 2, whole)
+
+
+def test_images_without_seeds_still_learn_boundaries():
+    batch = without_masks(drawn_batch())
+    losses = segmentation_loss(segmenter(), batch._replace(seeds=torch.full_like(batch.seeds, UNKNOWN)), LossWeights())
+    assert losses["seed"] == 0 < losses["boundary"]
+    assert torch.isfinite(losses["loss"])
+
+
+@pytest.mark.parametrize("num_classes", [1, 80])
+def test_one_class_and_eighty_are_trained(num_classes):
+    model, drawn = segmenter(num_classes), drawn_batch(2, 1)
+    present = torch.zeros(2, num_classes + 1, dtype=torch.bool)
+    present[:, :2] = True
+    losses = segmentation_loss(model, drawn._replace(present=present), LossWeights())
+    losses["loss"].backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
+def test_mirrored_images_and_seeds_have_the_mirrored_losses():
+    model, batch = segmenter(), drawn_batch()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # a network that cannot tell left from right
+            layer.weight.data = (layer.weight.data + layer.weight.data.flip(-1)) / 2
+    mirrored = batch._replace(images=batch.images.flip(-1), seeds=batch.seeds.flip(-1), truth=batch.truth.flip(-1))
+    losses, expected = (segmentation_loss(model, each, LossWeights(), crf_method="exact") for each in (mirrored, batch))
+    torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("supervision", ["weak", "semi"])
+def test_a_few_steps_learn_drawn_scenes(supervision):
+    torch.manual_seed(0)
+    batch = drawn_batch(6)
+    given = without_masks(batch) if supervision == "weak" else batch
+    model = Segmenter(SegmenterSpec("small", ("a", "b", "c"), dilations=(2,), input_size=SIZE))
+    optimizer = make_optimizer(model, learning_rate=1e-3)
+    for _ in range(50):
+        optimizer.zero_grad()
+        segmentation_loss(model, given, LossWeights())["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        predicted = model.eval()(normalize(batch.images)).argmax(1)
+    is_object = batch.truth > 0
+    assert (predicted == batch.truth)[is_object].float().mean() > 0.4
+    assert (predicted == batch.truth).float().mean() > (~is_object).float().mean() + 0.03
+
+
+def test_head_trains_at_ten_times_and_biases_at_twice_the_rate():
+    model = segmenter()
+    optimizer = make_optimizer(model, learning_rate=1e-3)
+    found = [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+    assert found == [(1e-3, 5e-4, 5), (2e-3, 0, 5), (1e-2, 5e-4, 3), (2e-2, 0, 3)]
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    model.backbone.freeze_stages(model.backbone.num_stages)
+    groups = make_optimizer(model, learning_rate=1e-3).param_groups
+    assert [len(group["params"]) for group in groups] == [0, 0, 3, 3]
+
+
+def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():
+    assert [learning_rate_at(step, 8000, 1.0) for step in (0, 999, 1000, 7999)] == pytest.approx([1, 1, 0.33, 0.33**7])
+    assert learning_rate_at(2, 3, 1.0) == pytest.approx(0.33**5)

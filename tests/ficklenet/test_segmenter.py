@@ -1,0 +1,105 @@
+"""The segmentation network, its specification and its file."""
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
+from ficklenet.model_file import model_record
+from ficklenet.segmenter import ASPP, LARGEFOV, Segmenter, SegmenterSpec, pack_segmenter, unpack_segmenter
+
+SPEC = SegmenterSpec("small", ("cat", "dog"), input_size=65)
+
+
+def segmenter(**changes) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(dataclasses.replace(SPEC, **changes)).eval()
+
+
+def test_logits_lie_on_the_grid_of_the_seeds():
+    assert SPEC.grid == (9, 9)
+    assert segmenter()(torch.randn(2, 3, 65, 65)).shape == (2, 3, 9, 9)
+
+
+def test_largefov_on_vgg16_has_the_layers_of_the_paper():
+    with torch.device("meta"):
+        model = Segmenter(SegmenterSpec("vgg16", tuple(map(str, range(20)))))
+        convolutions = [layer for layer in model.head.modules() if isinstance(layer, torch.nn.Conv2d)]
+        assert model(torch.empty(1, 3, 321, 321)).shape == (1, 21, 41, 41)
+    assert [tuple(layer.weight.shape) for layer in convolutions] == [
+        (1024, 512, 3, 3),
+        (1024, 1024, 1, 1),
+        (21, 1024, 1, 1),
+    ]
+    assert convolutions[0].dilation == (12, 12)
+
+
+def test_fc6_sees_12_cells_away_and_no_nearer_than_its_pooling():
+    head = segmenter(input_size=257).head
+    features = torch.rand(1, 64, 33, 33, requires_grad=True)
+    head(features)[0, :, 16, 16].abs().sum().backward()
+    seen = features.grad[0].abs().sum(0).nonzero()
+    offsets = set((seen - 16).flatten().tolist())
+    assert offsets <= {center + d for center in (-12, 0, 12) for d in (-2, -1, 0, 1, 2)} and {-12, 12} & offsets
+
+
+def test_aspp_sums_four_heads():
+    model = segmenter(dilations=ASPP)
+    features = torch.randn(1, 64, 9, 9)
+    expected = sum(branch(features) for branch in model.head.branches)
+    assert [branch[2].dilation[0] for branch in model.head.branches] == [6, 12, 18, 24]
+    torch.testing.assert_close(model.head(features), expected)
+
+
+def test_resnet_features_are_classified_by_one_layer():
+    with torch.device("meta"):
+        model = Segmenter(SegmenterSpec("resnet101", ("cat", "dog"), ASPP))
+    assert [tuple(branch.weight.shape) for branch in model.head.branches] == [(3, 2048, 3, 3)] * 4
+
+
+def test_last_layer_begins_small_and_unbiased():
+    last = Segmenter(dataclasses.replace(SPEC, class_names=tuple(map(str, range(80))))).head.branches[0][-1]
+    assert last.weight.std().item() == pytest.approx(0.01, rel=0.1) and not last.bias.any()
+
+
+@pytest.mark.parametrize("dilations", [LARGEFOV, ASPP])
+def test_segmenter_survives_packing(dilations):
+    model = segmenter(dilations=dilations)
+    data = pack_segmenter(model, {"metrics": {"val_miou": 0.5}})
+    copy = unpack_segmenter(data)
+    images = torch.randn(2, 3, 65, 65)
+    assert copy.spec == model.spec and not copy.training
+    assert torch.equal(copy(images), model(images))
+    assert model_record(data)["about"] == {"metrics": {"val_miou": 0.5}}
+
+
+def test_files_from_elsewhere_are_refused_in_one_sentence(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    classifier = pack_classifier(FickleNet(ClassifierSpec("small", ("cat", "dog"), input_size=65)))
+    whole = pack_segmenter(segmenter())
+    for data in (b"", b"no archive", whole[: len(whole) // 2], classifier, pickle.dumps(Malicious(), protocol=2)):
+        with pytest.raises(ValueError, match=r"segmenter file.*Give the model.pt that train_segmentation") as caught:
+            unpack_segmenter(data)
+        assert "\n" not in str(caught.value)
+    assert not tmp_path.joinpath("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "alexnet"}, "give one of vgg16"),
+        ({"dilations": ()}, "one or more from 1"),
+        ({"dilations": (6, 0)}, "one or more from 1"),
+        ({"class_names": ()}, "give at least one"),
+        ({"class_names": ("cat", "cat")}, "each once"),
+        ({"input_size": 320}, "Give 8 g \\+ 1"),
+    ],
+)
+def test_impossible_specification_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SPEC, **change)

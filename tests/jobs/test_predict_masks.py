@@ -1,0 +1,140 @@
+"""Predictions of a tiny trained run: what is stored, resume, refusals, and the figures beside those of the seeds."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.connect import connect
+from jobs.evaluate import evaluate_seeds
+from jobs.predict_masks import predict_masks
+from jobs.prediction_stages import PredictionsJob, Predictor
+from jobs.run import Run, open_run
+from jobs.train_segmentation import train_segmenter
+
+VAL = ("scene_0012", "scene_0013")
+
+
+@pytest.fixture(scope="module")
+def segmented_run_folder(seeded_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("segmented") / "run"
+    shutil.copytree(seeded_run_folder, folder)
+    with connect("in-process") as connection:
+        train_segmenter(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def segmented_run(segmented_run_folder, tmp_path) -> Run:
+    """A copy of a run with a trained segmentation network."""
+    shutil.copytree(segmented_run_folder, tmp_path / "segmented")
+    return open_run(str(tmp_path / "segmented"))
+
+
+def predict(run: Run, *assignments: str, restart: bool = False) -> Run:
+    changed = open_run(run.uri, None, assignments)
+    with connect("in-process") as connection:
+        predict_masks(changed, connection, restart=restart)
+    return changed
+
+
+def files(run: Run, place: str = "labels") -> dict[str, bytes]:
+    return {file.stem: file.read_bytes() for file in Path(run.uri, "predictions", place).iterdir()}
+
+
+def labels(run: Run, place: str, name: str) -> np.ndarray:
+    return np.array(Image.open(Path(run.uri, "predictions", place, f"{name}.png")))
+
+
+def test_validation_images_are_labelled_at_their_own_size_with_and_without_crf(segmented_run):
+    predict(segmented_run)
+    assert set(files(segmented_run)) == set(files(segmented_run, "unrefined")) == set(VAL)
+    for place in ("labels", "unrefined"):
+        found = labels(segmented_run, place, VAL[0])
+        assert found.shape == (120, 160) and found.max() <= 5
+    predict(segmented_run, "predictions.refine=false", restart=True)
+    assert list(Path(segmented_run.uri, "predictions").glob("unrefined")) == []
+    assert set(files(segmented_run)) == set(VAL)
+
+
+def probabilities(run: Run, *assignments: str) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """Of the last unit: the shapes of the network's inputs, and what the actor makes of them."""
+    predict(run, *assignments, restart=True)
+    run = open_run(run.uri, None, assignments)
+    job = PredictionsJob(run.uri, run.config, "", 65, 5, "cpu")
+    read = job.read({"unit": 3, "start": 12, "stop": 14})
+    return [inputs.shape for inputs in read["inputs"]], Predictor(job)(read)["probabilities"]
+
+
+def test_scales_and_mirror_images_are_averaged(segmented_run):
+    shapes, plain = probabilities(segmented_run)
+    assert shapes == [(2, 3, 65, 65)] and plain.shape == (2, 6, 9, 9)
+    shapes, scaled = probabilities(segmented_run, "predictions.scales=0.75,1,1.25")
+    assert shapes == [(2, 3, 49, 49), (2, 3, 65, 65), (2, 3, 81, 81)]
+    _, mirrored = probabilities(segmented_run, "predictions.mirror=true")
+    for other in (scaled, mirrored):
+        assert other.shape == plain.shape and not np.allclose(other, plain)
+
+
+def test_other_splits_are_predicted_when_asked(segmented_run):
+    predict(segmented_run, "predictions.splits=train,val")
+    assert len(files(segmented_run)) == 14
+
+
+def test_a_relaunch_predicts_only_what_is_missing_and_stores_the_same_bytes(segmented_run, capsys):
+    everything = "predictions.splits=train,val"
+    predict(segmented_run, everything)
+    before = files(segmented_run)
+    (segmented_run.location / "predictions" / "done" / "000002.json").delete()
+    capsys.readouterr()
+    predict(segmented_run, everything)
+    assert "1 of 4 units to do (4 images)" in capsys.readouterr().out
+    assert files(segmented_run) == before
+
+
+def test_another_network_or_setting_is_refused(segmented_run):
+    predict(segmented_run)
+    with pytest.raises(ValueError, match=r"predictions\.mirror: False -> True.*--restart predictions"):
+        predict(segmented_run, "predictions.mirror=true")
+    with connect("in-process") as connection:
+        train_segmenter(open_run(segmented_run.uri, None, ["segmenter.epochs=1"]), connection, restart=True)
+    with pytest.raises(ValueError, match=r"segmenter: \w{8} -> \w{8}.*--restart predictions"):
+        predict(segmented_run)
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_counted(segmented_run, drawn_images, monkeypatch, capsys):
+    from jobs import prediction_stages
+
+    original = prediction_stages.read_image
+
+    def read(uri, *more):
+        if VAL[0] in uri:
+            raise prediction_stages.BadImage("cut off")
+        return original(uri, *more)
+
+    monkeypatch.setattr(prediction_stages, "read_image", read)
+    predict(segmented_run)
+    assert set(files(segmented_run)) == {VAL[1]}
+    assert "1 skipped" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_named(seeded_run, segmented_run):
+    with pytest.raises(ValueError, match=r"predict_masks: .* no trained segmentation network.*train_segmentation"):
+        predict(seeded_run)
+    with pytest.raises(ValueError, match=r"no image in the splits gold\. Set predictions\.splits"):
+        predict(segmented_run, "predictions.splits=gold")
+
+
+def test_figures_stand_beside_those_of_densified_seeds_on_the_same_images(segmented_run):
+    predict(segmented_run)
+    with connect("in-process") as connection:
+        figures = evaluate_seeds(segmented_run, connection, ["val"], None, ("image",), deterministic=False)
+        by_name = {figure.labels: figure for figure in figures}
+        assert {"densified seeds", "predictions", "predictions without CRF"} <= by_name.keys()
+        assert {figure.num_images for figure in figures} == {2}
+        assert by_name["predictions"].matrix.sum() == by_name["densified seeds"].matrix.sum()
+        assert "predictions" in by_name["predictions"].settings and "predictions" not in by_name["seeds"].settings
+        of_train = evaluate_seeds(segmented_run, connection, ["train"], "all", ("image",), deterministic=False)
+    assert all("predictions" not in figure.labels for figure in of_train)

@@ -1,0 +1,47 @@
+"""The whole pipeline on a tiny run: everything once, nothing twice, and where it stops."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import connect
+from jobs.run import Run, open_run
+from jobs.run_pipeline import main, run_pipeline
+
+
+def launch(run: Run, *assignments: str) -> None:
+    with connect("in-process") as connection:
+        run_pipeline(open_run(run.uri, None, assignments), connection)
+
+
+def test_pipeline_makes_everything_and_a_second_launch_makes_nothing(trained_run, capsys):
+    launch(trained_run)
+    printed = capsys.readouterr().out
+    assert "predictions without CRF" in printed and "densified seeds" in printed
+    assert Path(trained_run.uri, "report", "index.html").exists()
+    made = {path: path.stat().st_mtime_ns for path in Path(trained_run.uri).rglob("*/labels/*.png")}
+    assert len(made) == 14 + 2  # pseudo-labels and predictions
+    launch(trained_run)
+    printed = capsys.readouterr().out
+    assert printed.count("already trained") == 2 and printed.count("0 of 4 units to do") == 3
+    assert all(path.stat().st_mtime_ns == before for path, before in made.items())
+
+
+def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, capsys):
+    with pytest.raises(ValueError, match=r"segmenter\.weights: no file /nowhere\.pt"):
+        launch(trained_run, "segmenter.weights=/nowhere.pt")
+    assert "step 5 of 6, segmenter" in capsys.readouterr().out
+    assert not Path(trained_run.uri, "predictions").exists()
+    launch(trained_run, "segmenter.weights=none")
+    assert "classifier: already trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--demo", "--run", "somewhere"]])
+def test_either_a_run_or_the_demo_is_asked_for(arguments):
+    with pytest.raises(ValueError, match=r"give --run PATH of a prepared run, or --demo"):
+        main(arguments)
+
+
+def test_a_dry_run_is_left_to_the_single_jobs(trained_run):
+    with pytest.raises(ValueError, match=r"--dry-run is for single jobs; status\.py says"):
+        main(["--run", trained_run.uri, "--dry-run"])

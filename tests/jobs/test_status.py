@@ -1,0 +1,106 @@
+"""The status of a run: before, during and after a step, for people and for programs."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import status
+from jobs.status import run_status
+from storage.location import Location
+from storage.steps import Skipped, Step
+
+
+def write_beat(step: Location, **changes: object) -> None:
+    now = time.time()
+    beat = {"launch": "1-of-1", "host": "elsewhere", "pid": 1, "started": now - 100, "beat": now}
+    (step / "drivers/1-of-1.json").write_bytes(json.dumps(beat | changes).encode())
+
+
+def maps_status(run):
+    return next(step for step in run_status(run).steps if step.name == "maps")
+
+
+def test_steps_of_a_run_are_told_in_order(finished_maps_run):
+    found = run_status(finished_maps_run)
+    assert (found.images, found.classes) == (14, 5)
+    assert [(step.name, step.state, step.done, step.left) for step in found.steps] == [
+        ("classifier", "done", 1, 0),
+        ("maps", "done", 14, 0),
+        ("seeds", "not started", 0, 14),
+        ("pseudo-labels", "not started", 0, 14),
+    ]
+    maps = found.steps[1]
+    files = [path for path in Path(finished_maps_run.uri, "maps").rglob("*") if path.is_file()]
+    assert (maps.objects, maps.bytes) == (len(files), sum(path.stat().st_size for path in files))
+    assert maps.drivers == []
+
+
+def test_a_step_runs_as_long_as_its_driver_gives_signs(finished_maps_run):
+    step = Step(finished_maps_run.location / "maps")
+    (step.location / "done/000002.json").delete()
+    assert maps_status(finished_maps_run).state == "partly done"
+    write_beat(step.location)
+    running = maps_status(finished_maps_run)
+    assert (running.state, running.done, running.left) == ("running", 10, 4)
+    assert running.drivers[0].host == "elsewhere"
+    write_beat(step.location, beat=time.time() - 1000)
+    stale = maps_status(finished_maps_run)
+    assert (stale.state, stale.drivers[0].is_stale) == ("partly done", True)
+
+
+def test_the_pace_is_that_of_the_drivers_at_work(finished_maps_run):
+    step, now = Step(finished_maps_run.location / "maps"), time.time()
+    receipts = step.receipts()
+    for number, finished in ((0, now - 5000), (1, now - 20), (3, now - 10)):  # unit 0: of an earlier launch
+        step.write_receipt(replace(receipts[number], finished=finished))
+    (step.location / "done/000002.json").delete()
+    write_beat(step.location)
+    running = maps_status(finished_maps_run)
+    assert running.pace == pytest.approx(2 / 10)  # unit 3 has two images
+    assert running.seconds_left == pytest.approx(4 / 0.2)
+
+
+def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_run, capsys):
+    step = Step(finished_maps_run.location / "maps")
+    step.write_receipt(replace(step.receipts()[1], skipped=(Skipped("scene_0004", "empty file"),)))
+    (step.location / "done/000002.json").delete()
+    write_beat(step.location, beat=time.time() - 1000)
+    status.main(["--run", finished_maps_run.uri])
+    text = capsys.readouterr().out
+    assert "maps: partly done; 9 images done, 1 skipped, 4 left; " in text
+    assert "  skipped 1: empty file\n" in text
+    assert "driver 1-of-1 on elsewhere (process 1), silent, so probably killed: last seen 16 min 40 s ago" in text
+    assert f"continue: python jobs/generate_maps.py --run {finished_maps_run.uri}" in text
+    assert f"seeds: not started; python jobs/aggregate_seeds.py --run {finished_maps_run.uri}" in text
+
+
+def test_programs_read_one_json_object(finished_maps_run, capsys):
+    status.main(["--run", finished_maps_run.uri, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [step["name"] for step in found["steps"]] == ["classifier", "maps", "seeds", "pseudo-labels"]
+    assert found["steps"][1]["state"] == "done"
+
+
+def test_status_changes_nothing(finished_maps_run):
+    def files() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in Path(finished_maps_run.uri).rglob("*")}
+
+    before = files()
+    run_status(finished_maps_run)
+    assert files() == before
+
+
+def test_a_driver_at_work_here_is_seen(finished_maps_run):
+    write_beat(finished_maps_run.location / "maps", host=socket.gethostname(), pid=os.getpid())
+    [driver] = maps_status(finished_maps_run).drivers
+    assert not driver.is_stale
+
+
+def test_a_run_without_manifest_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="holds no manifest"):
+        status.main(["--run", str(tmp_path)])

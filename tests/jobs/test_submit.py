@@ -1,0 +1,113 @@
+"""`ray job submit` of a run on S3, `ray job stop` in mid-run, and the same command again."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs.prepare_dataset import prepare
+from jobs.run import Run, open_run
+from storage.heartbeat import heartbeats
+from storage.location import Location
+from storage.steps import Step
+
+REPOSITORY = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.fixture
+def dashboard(s3_environment) -> Iterator[dict[str, str]]:
+    """A Ray with its dashboard and a token: the environment in which `ray job` reaches it."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short path: Ray puts sockets there
+    token = Path(folder, "token")
+    token.write_text(uuid.uuid4().hex)
+    ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    numbers = [each.getsockname()[1] for each in ports]
+    for each in ports:
+        each.close()
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": folder,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    environment.pop("PYTHONPATH", None)  # the submitted copy must do
+    command = [RAY, "start", "--head", "--block", f"--port={numbers[0]}", f"--dashboard-port={numbers[1]}"]
+    command += [f"--dashboard-agent-listen-port={numbers[2]}", "--dashboard-host=127.0.0.1", "--num-cpus=4"]
+    command += ["--node-ip-address=127.0.0.1"]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{numbers[1]}"
+        deadline = time.monotonic() + 180
+        while subprocess.run(
+            [RAY, "job", "list", "--address", address], env=environment, capture_output=True
+        ).returncode:
+            assert head.poll() is None and time.monotonic() < deadline, "no dashboard"
+            time.sleep(1)
+        yield environment | {"RAY_API_SERVER_ADDRESS": address}
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def run_on_s3(s3_environment, mapped_run_folder, drawn_images) -> Run:
+    place = Location(f"s3://test-bucket/submitted-{uuid.uuid4().hex[:8]}")
+    images = []
+    for image in drawn_images:
+        copy = place / "images" / image.uri.rsplit("/", 1)[1]
+        copy.write_bytes(Path(image.uri).read_bytes())
+        images.append(replace(image, uri=copy.uri))
+    local = open_run(str(mapped_run_folder))
+    run = open_run(f"{place}/run", defaults=local.config.model_dump(mode="json", exclude={"cluster"}))
+    prepare(run, images, DRAWN_CLASS_NAMES)
+    for name in ("model.pt", "complete.json"):
+        (run.location / "classifier" / name).write_bytes((local.location / "classifier" / name).read_bytes())
+    return run
+
+
+def submit(run: Run, environment: dict[str, str], name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [RAY, "job", "submit", "--submission-id", name, "--working-dir", str(REPOSITORY), *options, "--"]
+    command += ["python", "jobs/generate_maps.py", "--run", run.uri, "--set", "cluster.max_actors=1"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1200)
+def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, run_on_s3, mapped_run_folder):
+    step = Step(run_on_s3.location / "maps")
+    first = submit(run_on_s3, dashboard, "first", "--no-wait")
+    assert first.returncode == 0, first.stderr
+    deadline = time.monotonic() + 600
+    while not step.receipts() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped = subprocess.run([RAY, "job", "stop", "first"], env=dashboard, capture_output=True, text=True, check=False)
+    assert "was stopped" in stopped.stdout + stopped.stderr
+    done = step.receipts()
+    assert 0 < len(done) < 4, "stopped too late to matter"
+    logs = subprocess.run([RAY, "job", "logs", "first"], env=dashboard, capture_output=True, text=True, check=False)
+    assert "the same command continues." in logs.stdout + logs.stderr
+    assert heartbeats(step.location) == []
+
+    second = submit(run_on_s3, dashboard, "second")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"{4 - len(done)} of 4 units to do" in second.stdout + second.stderr
+    assert done.items() <= step.receipts().items()
+    expected = Location(str(mapped_run_folder))
+    for unit in range(4):
+        key = f"maps/maps.zarr/max/c/{unit}/0/0/0"
+        assert (run_on_s3.location / key).read_bytes() == (expected / key).read_bytes()

@@ -1,0 +1,220 @@
+"""Training the segmentation network on a tiny run: what it leaves, what it may read, resume, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.connect import connect
+from ficklenet.drawing import DRAWN_CLASS_NAMES
+from ficklenet.segmenter import unpack_segmenter
+from jobs import segmentation_data, segmentation_worker
+from jobs.aggregate_seeds import aggregate_run
+from jobs.kept_model import kept_bytes
+from jobs.run import Run, open_run
+from jobs.segmentation_data import SegmentationImages, seeds_location, training_images
+from jobs.train_segmentation import train_segmenter
+from jobs.trained_classifier import load_classifier
+from storage.location import Location
+from storage.seed_store import SeedStore
+from storage.units import plan_units
+
+
+def train(run: Run, *assignments: str, restart: bool = False) -> dict:
+    with connect("in-process") as connection:
+        return train_segmenter(open_run(run.uri, None, assignments), connection, restart=restart)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return unpack_segmenter(kept_bytes(run.location / "segmenter")[0]).state_dict()
+
+
+def test_finished_training_leaves_a_network_that_knows_its_classes(seeded_run, capsys):
+    metrics = train(seeded_run)
+    model = unpack_segmenter(kept_bytes(seeded_run.location / "segmenter")[0])
+    assert model.spec.class_names == DRAWN_CLASS_NAMES and model.spec.grid == (9, 9)
+    assert np.isfinite(metrics["loss"]) and metrics["epoch"] == 2
+    record = json.loads((seeded_run.location / "segmenter" / "complete.json").read_bytes())
+    assert record["fingerprint"]["segmenter"]["supervision"] == "seeds"
+    train(seeded_run)
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_weak_training_reads_no_mask(seeded_run, monkeypatch):
+    def no_mask(*_):
+        raise AssertionError("a mask was read")
+
+    monkeypatch.setattr(segmentation_data, "read_mask", no_mask)
+    train(seeded_run)
+    assert all(image.mask_uri is None for image in training_images(seeded_run.manifest(), seeded_run.config))
+
+
+def test_masks_of_strong_splits_alone_are_read(seeded_run, drawn_images, tmp_path):
+    run = open_run(seeded_run.uri, None, ["segmenter.strong_splits=train"])
+    images = training_images(run.manifest(), run.config)
+    assert len(images) == 12 and all(image.mask_uri for image in images)
+    dataset = SegmentationImages(run, images, run.manifest())
+    example = dataset.example(images[0])
+    assert (example.truth <= len(DRAWN_CLASS_NAMES)).all() and (example.truth > 0).any()
+    weak = seeded_run
+    images = training_images(weak.manifest(), weak.config)
+    assert (SegmentationImages(weak, images, weak.manifest()).example(images[0]).truth == 255).all()
+
+
+def test_strong_splits_change_what_is_learnt(seeded_run):
+    train(seeded_run)
+    weak = weights(seeded_run)
+    train(seeded_run, "segmenter.strong_splits=train", restart=True)
+    assert any(not torch.equal(value, weak[name]) for name, value in weights(seeded_run).items())
+
+
+def test_full_supervision_needs_no_seeds(seeded_run):
+    (seeded_run.location / "seeds").delete_tree()
+    assert np.isfinite(train(seeded_run, "segmenter.supervision=masks")["loss"])
+
+
+def test_images_and_seeds_are_mirrored_together_and_by_address(seeded_run):
+    run = seeded_run
+    images = training_images(run.manifest(), run.config)
+    dataset = SegmentationImages(run, images, run.manifest())
+    plain = dataset.example(images[0])
+    is_mirrored = []
+    for epoch in range(8):
+        found = dataset[epoch, 0]
+        np.testing.assert_array_equal(found.pixels, dataset[epoch, 0].pixels)
+        is_mirrored.append(not np.array_equal(found.pixels, plain.pixels))
+        step = -1 if is_mirrored[-1] else 1
+        np.testing.assert_array_equal(found.pixels, plain.pixels[..., ::step])
+        np.testing.assert_array_equal(found.seeds, plain.seeds[..., ::step])
+    assert 0 < sum(is_mirrored) < 8
+
+
+BUCKET = "test-bucket"  # of the S3 server of tests/conftest.py
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_interrupted_training_continues_to_the_same_weights(seeded_run, monkeypatch):
+    train(seeded_run)
+    expected = weights(seeded_run)
+    steps = []
+    whole_step = segmentation_worker.segmentation_step
+
+    def interrupted(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 5:  # in the second epoch, of 3 steps each
+            raise Killed
+        return whole_step(*arguments, **options)
+
+    monkeypatch.setattr(segmentation_worker, "segmentation_step", interrupted)
+    with pytest.raises(Killed):
+        train(seeded_run, restart=True)
+    train(seeded_run)
+    assert len(steps) == 5 + 3
+    for name, value in weights(seeded_run).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+def test_portions_of_a_batch_add_up_but_for_dropout(seeded_run):
+    assert np.isfinite(train(seeded_run, "segmenter.micro_batch_size=1")["loss"])
+
+
+def test_one_unreadable_image_is_skipped_and_reported(seeded_run, drawn_images, capsys):
+    images = training_images(seeded_run.manifest(), seeded_run.config)
+    original = segmentation_data.read_image
+    broken = images[3].uri
+
+    def read(uri, *more):
+        if uri == broken:
+            raise segmentation_data.BadImage("cut off")
+        return original(uri, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation_data, "read_image", read)
+        metrics = train(seeded_run)
+    assert metrics["skipped"] == 1 and "cut off" in metrics["first_skipped"]
+
+
+def test_the_runs_classifier_can_be_the_start(seeded_run):
+    wanted = load_classifier(seeded_run)[0].backbone.state_dict()
+    run = open_run(seeded_run.uri, None, ["segmenter.weights=classifier"])
+    model = segmentation_worker.new_segmenter(run, DRAWN_CLASS_NAMES)
+    assert all(torch.equal(value, wanted[name]) for name, value in model.backbone.state_dict().items())
+    assert np.isfinite(train(seeded_run, "segmenter.weights=classifier")["loss"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold"),
+        ("classifier.train_splits=gold", "no labelled image in the training splits"),
+        ("images.input_size=129", "the seeds are 9 x 9, images.input_size = 129 needs 17 x 17"),
+        ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere.pt"),
+        ("segmenter.weights=imagenet", 'the backbone "small" has no ImageNet weights'),
+        ("cluster.training_workers=5", r"allowed: 1 to 4.*segmenter\.batch_size"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_recorded(seeded_run, assignment, message):
+    with pytest.raises(ValueError, match=message):
+        train(seeded_run, assignment)
+    assert not (seeded_run.location / "segmenter" / "step.json").exists()
+
+
+def test_unfinished_or_empty_seeds_are_refused(seeded_run):
+    (seeded_run.location / "seeds" / "done" / "000001.json").delete()
+    with pytest.raises(ValueError, match=r"seeds are complete for 10 of 14 images.*aggregate_seeds"):
+        train(seeded_run)
+
+
+def test_seeds_that_are_all_unknown_are_refused_and_some_are_trained(seeded_run):
+    store = SeedStore.open(seeds_location(seeded_run.location), "r+")
+    units = plan_units(14, 4)
+    for unit in units:
+        store.write_unit(unit, np.full((unit.num_images, 9, 9), 255))
+    with pytest.raises(ValueError, match="no training image has a seed"):
+        train(seeded_run)
+    labels = np.full((4, 9, 9), 255)
+    labels[0, 0, 0] = 0
+    store.write_unit(units[0], labels)
+    assert np.isfinite(train(seeded_run)["loss"])
+
+
+def test_other_seeds_are_another_training(seeded_run):
+    train(seeded_run)
+    with connect("in-process") as connection:
+        aggregate_run(open_run(seeded_run.uri, None, ["seeds.theta=0.5"]), connection, restart=True)
+    with pytest.raises(ValueError, match=r"seeds\.seeds\.theta: 0.35 -> 0.5.*--restart segmenter"):
+        train(seeded_run)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_crfs_of_a_batch_run_in_as_many_processes_as_the_worker_has_cpus(count):
+    with segmentation_worker.image_map(torch.device("cpu"), count) as map_images:
+        assert list(map_images(abs, [-1, 2])) == [1, 2]
+        assert (map_images is map) == (count == 1)
+
+
+@pytest.mark.cluster
+def test_a_run_on_s3_trains_the_same_network_as_a_local_one(seeded_run, s3_environment):
+    train(seeded_run)
+    remote = Location.parse(f"s3://{BUCKET}/segmentation/run")
+    for file in Path(seeded_run.uri).rglob("*"):
+        if file.is_file() and "segmenter" not in file.parts:
+            (remote / file.relative_to(seeded_run.uri).as_posix()).write_bytes(file.read_bytes())
+    run = open_run(remote.uri, None, ["cluster.address=local"])
+    with connect("local", num_cpus=2) as connection:
+        train_segmenter(run, connection)
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, weights(seeded_run)[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cluster
+def test_two_workers_that_decode_and_refine_in_processes_of_their_own_finish(seeded_run, local_ray):
+    settings = ["cluster.address=", "cluster.training_workers=2", "segmenter.loader_workers=1"]
+    settings += ["cluster.cpus_per_training_worker=2", "segmenter.micro_batch_size=1"]
+    metrics = train_segmenter(open_run(seeded_run.uri, None, settings), local_ray)
+    assert metrics["epoch"] == 2 and np.isfinite(metrics["loss"])
