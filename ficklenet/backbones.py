@@ -8,16 +8,16 @@ in ``BACKBONE_NAMES`` and ``build_backbone`` (and, to be trained by the job, in 
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
-from torchvision.models import ResNet101_Weights, VGG16_Weights
 
-from ficklenet.resnet import ResNet101
+if TYPE_CHECKING:  # torchvision takes 2 s to import, and only weights and the ResNet need it
+    from ficklenet.resnet import ResNet101
 
 OUTPUT_STRIDE = 8
 BACKBONE_NAMES = ("vgg16", "resnet101", "small")
-IMAGENET_WEIGHTS = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
+IMAGENET_WEIGHTS = {"vgg16": "VGG16_Weights.IMAGENET1K_V1", "resnet101": "ResNet101_Weights.IMAGENET1K_V1"}
 
 
 class Backbone(Protocol):
@@ -96,12 +96,14 @@ def small() -> LayerChain:
     return backbone
 
 
-def build_backbone(name: str) -> LayerChain | ResNet101:
+def build_backbone(name: str) -> "LayerChain | ResNet101":
     """A fresh backbone by name, with random weights."""
     match name:
         case "vgg16":
             return vgg16()
         case "resnet101":
+            from ficklenet.resnet import ResNet101
+
             return ResNet101()
         case "small":
             return small()
@@ -151,7 +153,9 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
         ValueError: there are none for this backbone.
     """
     require_imagenet_weights(name)
-    return IMAGENET_WEIGHTS[name].get_state_dict(progress=False, check_hash=True)
+    from torchvision.models import get_weight
+
+    return get_weight(IMAGENET_WEIGHTS[name]).get_state_dict(progress=False, check_hash=True)
 
 
 def require_imagenet_weights(name: str) -> None:

@@ -1,9 +1,12 @@
 """Every job from outside: wrong input is one sentence on stderr and exit code 2."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,16 +18,41 @@ JOBS = sorted(file for file in (REPOSITORY / "jobs").glob("*.py") if "run_main("
 JOBS = [file for file in JOBS if file.name != "command_line.py"]
 
 
-def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, f"jobs/{name}.py", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_job(capsys, monkeypatch) -> Callable[..., Answer]:
+    """A job's command line in this process, as `run_main` ends it."""
+
+    def run(name: str, *arguments: str) -> Answer:
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+        monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_main(importlib.import_module(f"jobs.{name}").main)
+        captured = capsys.readouterr()
+        return Answer(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.mark.parametrize("job", [file.stem for file in JOBS])
-def test_every_job_explains_itself(job):
+def test_every_job_explains_itself(job, run_job):
     answer = run_job(job, "--help")
-    assert answer.returncode == 0
+    assert answer.code == 0
     assert ("--json" if job == "status" else "--set KEY=VALUE") in answer.stdout
+
+
+def test_a_script_is_run_from_a_clone_that_is_not_installed(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(REPOSITORY / "jobs/status.py"), "--run", str(tmp_path / "nothing")]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith("status: ") and answer.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -41,9 +69,9 @@ def test_every_job_explains_itself(job):
         ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "holds no manifest"),
     ],
 )
-def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence):
+def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence, run_job):
     answer = run_job(job, *arguments)
-    assert answer.returncode == 2
+    assert answer.code == 2
     assert sentence in answer.stderr
     assert answer.stderr.startswith(f"{job}: ")
     assert answer.stderr.count("\n") == 1

@@ -256,8 +256,9 @@ def test_two_workers_train_what_one_trains(fresh_run, local_ray):
     settings += ["cluster.training_workers=2", "classifier.micro_batch_size=2", "classifier.loader_workers=1"]
     two = open_run(fresh_run.uri, None, settings)
     train_classifier(two, local_ray, restart=True)
-    for name, value in weights(two).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+    # Adam makes a full step of 1e-3 of a gradient that is all rounding, so a few weights may differ; their mean may not
+    differences = torch.cat([(value - expected[name]).abs().flatten() for name, value in weights(two).items()])
+    assert differences.mean() < 3e-5  # 3e-4 where each worker averages over its own share
 
 
 @pytest.mark.cluster
