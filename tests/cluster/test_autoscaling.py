@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,14 @@ def fake_config(port: int) -> dict[str, Any]:
         "max_workers": CONFIG["max_workers"],
         "upscaling_speed": CONFIG["upscaling_speed"],
         "idle_timeout_minutes": 0.1,
-        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "disable_node_updaters": True},
+        "provider": {
+            "type": "external",  # "fake_multinode" by its class: the wheel lacks that type's example file
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": f"127.0.0.1:{port}",
+            "disable_node_updaters": True,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
         "available_node_types": workers | {"ray.head.default": head},
         "head_node_type": "ray.head.default",
         "auth": {"ssh_user": "ray"},
@@ -137,6 +145,9 @@ def test_nodes_come_for_a_fan_out_and_go_after_it(tmp_path: Path) -> None:
     token.write_text(uuid.uuid4().hex)
     environment = os.environ | {
         "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
