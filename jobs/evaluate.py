@@ -198,9 +198,11 @@ def _figure(
     settings = {"maps": maps.fingerprint["maps"]} | recipe.config.model_dump(
         mode="json", include={"seeds", "pseudo_labels"}
     )
+    segmenter = None
     if recipe.source in ("stored predictions", "stored unrefined"):
-        made_by = Step(run.location / "predictions").fingerprint() or {"predictions": {}}
+        made_by = Step(run.location / "predictions").fingerprint() or {"predictions": {}, "segmenter": None}
         settings["predictions"] = {name: value for name, value in made_by["predictions"].items() if name != "splits"}
+        segmenter = made_by["segmenter"]
     return Figure(
         labels=recipe.name,
         splits=selection.splits,
@@ -209,6 +211,7 @@ def _figure(
         size=f"{maps.grid[0]} x {maps.grid[1]}" if resolution == "map" else "of each image",
         settings=settings,
         classifier=maps.fingerprint["classifier"],
+        segmenter=segmenter,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
         matrix=total.matrices[recipe.name, resolution],

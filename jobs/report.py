@@ -6,6 +6,7 @@ gallery holds a sample of the images, spread evenly over those that have maps.
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,19 @@ from jobs.command_line import job_parser, run_main
 from jobs.dry_run import print_other_job
 from jobs.figures import SUMMARY
 from jobs.progress import duration
-from jobs.report_curves import read_metrics, training_curves
+from jobs.report_curves import training_curves
 from jobs.report_facts import (
     MATTERS,
     Setting,
-    StepState,
     count_data,
     run_record,
     settings_of,
     skipped_images,
-    training_state,
-    unit_step_states,
 )
 from jobs.report_figures import headline, measured_figures
 from jobs.report_gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
 from jobs.run import Run, open_run
+from jobs.step_states import RunState, StepState, run_state
 from jobs.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
 from storage.location import Location
 from storage.manifest import Manifest
@@ -87,12 +86,11 @@ def render(run: Run, num_images: int) -> str:
     # 1. How far the run is
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
-    lines = read_metrics(run.location / "classifier" / "metrics.jsonl")
-    training = training_state(run, lines, now["classifier.epochs"].value)
-    steps = unit_step_states(run, manifest, training.sha256)
+    state = run_state(run, manifest)
+    steps = state.steps
 
     # 2. What came out, in figures and in pictures
-    measured = measured_figures(run, settings, training.sha256)
+    measured = measured_figures(run, settings, state)
     gallery = _gallery(run, manifest, steps, num_images, now)
     entries = error_first(gallery.pictures) if gallery else []
 
@@ -107,9 +105,9 @@ def render(run: Run, num_images: int) -> str:
             record=run_record(run),
             manifest=manifest,
             counts=count_data(manifest),
-            training=training,
-            curves=training_curves(lines),
-            steps=list(steps.values()),
+            steps=steps,
+            classifier=state.classifier,
+            trainings=_trainings(state),
             settings=settings,
             headline_settings=[now[key] for key in MATTERS],
             measured=measured,
@@ -119,7 +117,7 @@ def render(run: Run, num_images: int) -> str:
             entries=entries,
             classes_shown=sorted({entry.class_number for _, entry in entries}),
             splits_shown=sorted({picture.split for picture, _ in entries}),
-            skipped=skipped_images(list(steps.values())),
+            skipped=skipped_images(steps.values()),
             outcome_colours={"right": RIGHT, "false": FALSE, "missed": MISSED},
             colour_scale=colour_scale(),
             style=Markup((PARTS / "report.css").read_text(encoding="utf-8")),
@@ -130,7 +128,7 @@ def render(run: Run, num_images: int) -> str:
 
 
 def _gallery(
-    run: Run, manifest: Manifest, steps: dict[str, StepState], number: int, now: dict[str, Setting]
+    run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int, now: dict[str, Setting]
 ) -> Gallery | None:
     """None as long as there are no maps."""
     without_labels = now["maps.classes"].value == "predicted"
@@ -140,6 +138,16 @@ def _gallery(
     seeds = steps["seeds"]  # those of other maps would be shown beside maps they do not belong to
     is_seeded = finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
     return make_gallery(run, manifest, mapped, is_seeded, number, theta=now["seeds.theta"].value)
+
+
+def _trainings(state: RunState) -> list[dict[str, Any]]:
+    """The trainings that have been started, with their curves."""
+    named = {"classifier": ("the classifier", state.classifier), "segmenter": ("the network", state.segmenter)}
+    return [
+        {"title": f"Training of {what}", "metrics": training.metrics, "curves": training_curves(training.lines)}
+        for name, (what, training) in named.items()
+        if state.steps[name].state != "not started"
+    ]
 
 
 def _environment() -> jinja2.Environment:

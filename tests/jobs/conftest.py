@@ -11,9 +11,11 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import demo
 from jobs.aggregate_seeds import aggregate_run
 from jobs.generate_maps import generate
+from jobs.predict_masks import predict_masks
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.train_ficklenet import train_classifier
+from jobs.train_segmentation import train_segmenter
 from storage.location import Location
 from storage.sources import SourceImage
 
@@ -92,6 +94,38 @@ def seeded_run(seeded_run_folder, tmp_path) -> Run:
     """A copy of a run with seeds, in a folder of the test's own: 12 training images on a grid of 9 x 9."""
     shutil.copytree(seeded_run_folder, tmp_path / "seeded")
     return open_run(str(tmp_path / "seeded"))
+
+
+@pytest.fixture(scope="session")
+def segmented_run_folder(seeded_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("segmented") / "run"
+    shutil.copytree(seeded_run_folder, folder)
+    with connect("in-process") as connection:
+        train_segmenter(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def segmented_run(segmented_run_folder, tmp_path) -> Run:
+    """A copy of a run with a trained segmentation network, in a folder of the test's own."""
+    shutil.copytree(segmented_run_folder, tmp_path / "segmented")
+    return open_run(str(tmp_path / "segmented"))
+
+
+@pytest.fixture(scope="session")
+def predicted_run_folder(segmented_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("predicted") / "run"
+    shutil.copytree(segmented_run_folder, folder)
+    with connect("in-process") as connection:
+        predict_masks(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def predicted_run(predicted_run_folder, tmp_path) -> Run:
+    """A copy of a run with predictions of its two validation images, in a folder of the test's own."""
+    shutil.copytree(predicted_run_folder, tmp_path / "predicted")
+    return open_run(str(tmp_path / "predicted"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Predictions of a tiny trained run: what is stored, resume, refusals, and the figures beside those of the seeds."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +14,6 @@ from jobs.run import Run, open_run
 from jobs.train_segmentation import train_segmenter
 
 VAL = ("scene_0012", "scene_0013")
-
-
-@pytest.fixture(scope="module")
-def segmented_run_folder(seeded_run_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("segmented") / "run"
-    shutil.copytree(seeded_run_folder, folder)
-    with connect("in-process") as connection:
-        train_segmenter(open_run(str(folder)), connection)
-    return folder
-
-
-@pytest.fixture
-def segmented_run(segmented_run_folder, tmp_path) -> Run:
-    """A copy of a run with a trained segmentation network."""
-    shutil.copytree(segmented_run_folder, tmp_path / "segmented")
-    return open_run(str(tmp_path / "segmented"))
 
 
 def predict(run: Run, *assignments: str, restart: bool = False) -> Run:
