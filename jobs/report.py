@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from jobs.command_line import job_parser, run_main
@@ -28,11 +29,13 @@ from jobs.report_facts import (
 )
 from jobs.report_figures import headline, measured_figures
 from jobs.report_gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
+from jobs.report_segmentation import Worst, comparisons, worst_predictions
 from jobs.run import Run, open_run
 from jobs.step_states import RunState, StepState, run_state
 from jobs.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.steps import Step
 
 NUM_IMAGES = 200  # a page of a few MB
 NO_FIGURE = "\N{EN DASH}"
@@ -93,6 +96,11 @@ def render(run: Run, num_images: int) -> str:
     measured = measured_figures(run, settings, state)
     gallery = _gallery(run, manifest, steps, num_images, now)
     entries = error_first(gallery.pictures) if gallery else []
+    worst = _worst(run, manifest, steps, num_images)
+    pictures = [
+        *(gallery.pictures if gallery else ()),
+        *(example.picture for example in (worst.examples if worst else ())),
+    ]
 
     # 3. The page
     script = (PARTS / "report.js").read_text(encoding="utf-8")
@@ -113,6 +121,9 @@ def render(run: Run, num_images: int) -> str:
             measured=measured,
             headline=headline(measured),
             summary=SUMMARY,
+            comparisons=comparisons(measured),
+            worst=worst,
+            pictures={picture.row: picture for picture in pictures}.values(),
             gallery=gallery,
             entries=entries,
             classes_shown=sorted({entry.class_number for _, entry in entries}),
@@ -135,9 +146,30 @@ def _gallery(
     mapped = mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
     if len(mapped) == 0:
         return None
-    seeds = steps["seeds"]  # those of other maps would be shown beside maps they do not belong to
-    is_seeded = finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
+    is_seeded = _is_seeded(manifest, steps)
     return make_gallery(run, manifest, mapped, is_seeded, number, theta=now["seeds.theta"].value)
+
+
+def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int) -> Worst | None:
+    """None as long as there are no predictions of the network that the run has now."""
+    predictions = steps["predictions"]
+    if predictions.state == "outdated" or not predictions.receipts:
+        return None
+    splits = (Step(run.location / "predictions").fingerprint() or {})["predictions"]["splits"]
+    skipped = {skip.image_id for receipt in predictions.receipts for skip in receipt.skipped}
+    is_wanted = [
+        split in splits and image_id not in skipped
+        for batch in manifest.iter_columns(["image_id", "split"])
+        for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
+    ]
+    predicted = np.flatnonzero(finished_rows(predictions.receipts, manifest.num_images) & np.array(is_wanted, bool))
+    return worst_predictions(run, manifest, predicted, _is_seeded(manifest, steps), number)
+
+
+def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:
+    """Bool (num_images,); seeds of other maps would be shown beside maps they do not belong to."""
+    seeds = steps["seeds"]
+    return finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
 
 
 def _trainings(state: RunState) -> list[dict[str, Any]]:
