@@ -141,7 +141,7 @@ def _check_images(config: Config, manifest: Manifest) -> int:
 
 
 def _require_seeds(run: Run, manifest: Manifest) -> None:
-    """Refuses seeds that are not finished, of another size, or all unknown."""
+    """Refuses seeds that are not finished, of another size, or without any class."""
     config, units = run.config, plan_units(manifest.num_images, run.config.unit_size)
     command = f"python jobs/aggregate_seeds.py --run {run.uri}"
     require_complete(Step(run.location / "seeds"), units, manifest, "train_segmentation", command)
@@ -154,11 +154,12 @@ def _require_seeds(run: Run, manifest: Manifest) -> None:
     rows = {image.row for image in training_images(manifest, config)}
     for unit in units:
         mine = [row - unit.start for row in range(unit.start, unit.stop) if row in rows]
-        if (store.read_unit(unit)[mine] <= manifest.num_classes).any():
+        seeds = store.read_unit(unit)[mine]
+        if ((seeds > 0) & (seeds <= manifest.num_classes)).any():
             return
     raise ValueError(
-        f"train_segmentation: no training image has a seed. Lower seeds.theta: '{command} --restart seeds --set "
-        "seeds.theta=...'."
+        "train_segmentation: no training image has a seed of a class. Lower seeds.theta: "
+        f"'{command} --restart seeds --set seeds.theta=...'."
     )
 
 

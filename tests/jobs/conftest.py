@@ -1,9 +1,14 @@
 """A tiny prepared and trained run on drawn scenes, made once and copied for each test."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.connect import connect
@@ -141,3 +146,25 @@ def map_images(trained_run_folder, tmp_path):
         return run
 
     return make
+
+
+@pytest.fixture
+def kill_at_checkpoint():
+    """A function that sends SIGKILL to the training workers of this process's Ray as soon as a step's folder holds a
+    checkpoint; it returns at once, with a list that will hold their process ids."""
+
+    def start(folder: Path) -> list[int]:
+        killed: list[int] = []
+
+        def kill() -> None:
+            while not list(folder.glob("checkpoints/checkpoint_*/checkpoint.bin")):
+                time.sleep(0.02)
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+
+        threading.Thread(target=kill, daemon=True).start()
+        return killed
+
+    return start
