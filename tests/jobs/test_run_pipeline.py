@@ -1,11 +1,14 @@
 """The whole pipeline on a tiny run: everything once, nothing twice, and where it stops."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.connect import connect
+from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.make_pseudo_labels import make_pseudo_labels
+from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.run_pipeline import main, run_pipeline
 
@@ -74,3 +77,16 @@ def test_a_dry_run_is_refused_where_the_launch_would_stop(finished_maps_run):
         main([*arguments, "--set", "maps.num_samples=9"])
     with pytest.raises(ValueError, match=r"--dry-run goes with --run"):
         main(["--demo", "--dry-run"])
+
+
+@pytest.mark.parametrize("num_classes", [1, 80])
+def test_class_lists_of_any_length_go_through(trained_run, drawn_images, tmp_path, num_classes):
+    names = [*DRAWN_CLASS_NAMES, *(f"class {number}" for number in range(75))][:num_classes]
+    known = [replace(image, labels=tuple(set(image.labels) & set(names))) for image in drawn_images]
+    chosen = [image for image in known if image.labels][:6]
+    images = [replace(image, split="val" if number > 3 else "train") for number, image in enumerate(chosen)]
+    run = open_run(str(tmp_path / "other"), defaults=trained_run.config.model_dump())
+    prepare(run, images, names)
+    launch(run)
+    assert len(list(Path(run.uri, "predictions/labels").iterdir())) == 2
+    assert "Segmentation network" in Path(run.uri, "report/index.html").read_text()
