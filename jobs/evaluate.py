@@ -106,7 +106,10 @@ def _prediction_recipes(run: Run, manifest: Manifest, selection: Selection) -> l
     fingerprint = step.fingerprint()
     if fingerprint is None or not set(selection.splits) <= set(fingerprint["predictions"]["splits"]):
         return []
-    is_current = fingerprint["segmenter"] == require_segmenter(run, manifest.class_names, "evaluate").sha256
+    network = require_segmenter(
+        run, manifest.class_names, "evaluate", fingerprint["predictions"].get("network", "segmenter")
+    )
+    is_current = fingerprint["segmenter"] == network.sha256
     if not is_current or step.missing_units(units_to_predict(run, manifest)):
         reason = "not complete" if is_current else "an earlier network's"
         print(f"evaluate: the predictions are {reason}; they are left out.", flush=True)

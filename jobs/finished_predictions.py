@@ -37,7 +37,7 @@ def require_predictions(run: Run, manifest: Manifest, asked_by: str) -> Finished
     Raises:
         ValueError: they are incomplete, or not of this run's network with this launch's settings.
     """
-    segmenter = require_segmenter(run, manifest.class_names, asked_by)
+    segmenter = require_segmenter(run, manifest.class_names, asked_by, run.config.predictions.network)
     step, units = Step(run.location / "predictions"), units_to_predict(run, manifest)
     command = f"python jobs/predict_masks.py --run {run.uri}"
     fingerprint = step.fingerprint() or {}

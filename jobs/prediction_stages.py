@@ -147,7 +147,7 @@ class Predictor:
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
-        model, _ = load_segmenter(job.run)
+        model, _ = load_segmenter(job.run, job.config.predictions.network)
         self.model = model.to(job.device).to(memory_format=torch.channels_last)
 
     def __call__(self, unit: Payload) -> Payload:

@@ -114,7 +114,7 @@ def render(run: Run, num_images: int) -> str:
             manifest=manifest,
             counts=count_data(manifest),
             steps=steps,
-            classifier=state.classifier,
+            classifier=state.trainings["classifier"],
             trainings=_trainings(state),
             settings=settings,
             headline_settings=[now[key] for key in MATTERS],
@@ -174,11 +174,12 @@ def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray
 
 def _trainings(state: RunState) -> list[dict[str, Any]]:
     """The trainings that have been started, with their curves."""
-    named = {"classifier": ("the classifier", state.classifier), "segmenter": ("the network", state.segmenter)}
+    titles = {name: f"Training of the {name}" for name in ("classifier", "segmenter")}
+    titles["retrained"] = "Retraining of the segmenter"
     return [
-        {"title": f"Training of {what}", "metrics": training.metrics, "curves": training_curves(training.lines)}
-        for name, (what, training) in named.items()
-        if state.steps[name].state != "not started"
+        {"title": titles[name], "metrics": training.metrics, "curves": training_curves(training.lines)}
+        for name, training in state.trainings.items()
+        if name in state.steps and state.steps[name].state != "not started"
     ]
 
 

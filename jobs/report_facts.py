@@ -103,7 +103,7 @@ def count_data(manifest: Manifest) -> DataCounts:
 def settings_of(run: Run) -> list[Setting]:
     """Every setting that changes results, as the steps recorded it where they have been started."""
     used = run.config.model_dump(mode="json", exclude={"cluster"})
-    for name in JOBS:
+    for name in used.keys() & JOBS.keys():
         used[name] |= (Step(run.location / name).fingerprint() or {}).get(name, {})
     settings = []
     for name, about in Config.model_fields.items():

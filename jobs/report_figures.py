@@ -60,9 +60,9 @@ def _made_otherwise(figure: Mapping[str, Any], now: Mapping[str, Any], state: Ru
     """'seeds.theta = 0.5' where a figure was measured with another value than the run has now."""
     used = {f"{section}.{key}": value for section, keys in figure["settings"].items() for key, value in keys.items()}
     others = [f"{key} = {value}" for key, value in used.items() if value != now.get(key, value)]
-    if figure["classifier"] != state.classifier.sha256:
+    if figure["classifier"] != state.trainings["classifier"].sha256:
         others.insert(0, "an earlier classifier")
-    if figure.get("segmenter") not in (None, state.segmenter.sha256):
+    if figure.get("segmenter") not in (None, *(state.trainings[name].sha256 for name in ("segmenter", "retrained"))):
         others.insert(0, "an earlier network")
     return ", ".join(others)
 

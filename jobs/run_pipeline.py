@@ -10,6 +10,7 @@ from cluster.connect import Connection
 from jobs.aggregate_seeds import aggregate_run
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected
+from jobs.config import Config
 from jobs.contact_sheet import draw_contact_sheet
 from jobs.demo import prepare_demo
 from jobs.evaluate import evaluate_seeds
@@ -17,6 +18,7 @@ from jobs.generate_maps import generate
 from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.predict_masks import predict_masks
 from jobs.report import write_report
+from jobs.retrain_segmentation import retrain_segmenter
 from jobs.run import Run, open_run
 from jobs.step_states import run_state
 from jobs.train_ficklenet import train_classifier
@@ -38,6 +40,14 @@ EXAMPLES = """examples:
 """
 
 
+def steps_of(config: Config) -> list[tuple[str, Callable[..., object]]]:
+    """The pipeline's steps; retraining is one of them where its network is to predict."""
+    steps = list(STEPS)
+    if config.predictions.network == "retrained":
+        steps.insert(-1, ("retrained", retrain_segmenter))
+    return steps
+
+
 def main(arguments: list[str]) -> None:
     parser = job_parser("run_pipeline", f"{__doc__}\n{EXAMPLES}", run_required=False)
     parser.add_argument("--demo", action="store_true", help="on drawn scenes, in ~/ficklenet-demo")
@@ -54,8 +64,9 @@ def main(arguments: list[str]) -> None:
 
 def run_pipeline(run: Run, connection: Connection) -> None:
     """Every step, its figures where the manifest names masks, and the report."""
-    for number, (name, step) in enumerate(STEPS, start=1):
-        print(f"pipeline: step {number} of {len(STEPS)}, {name}", flush=True)
+    steps = steps_of(run.config)
+    for number, (name, step) in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         step(run, connection)
     for splits in _measured_splits(run):
         evaluate_seeds(run, connection, splits, None, ("image",), deterministic=False)
@@ -69,17 +80,17 @@ def foretell(run: Run, connection: Connection) -> None:
     Raises:
         ValueError: the pipeline would stop at once.
     """
-    are_done = True
+    are_done, steps = True, steps_of(run.config)
     states = {state.name: state.state for state in run_state(run, run.manifest()).steps.values()}
-    for number, (name, step) in enumerate(STEPS, start=1):
-        print(f"pipeline: step {number} of {len(STEPS)}, {name}", flush=True)
+    for number, (name, step) in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         try:
             step(run, connection, dry_run=True)
         except ValueError as refusal:
             if are_done:
                 raise
             print(f"{name}, dry run: not foreseeable before the steps above are done ({refusal})")
-        are_done = are_done and states[name] == "done"
+        are_done = are_done and states.get(name) == "done"
     figures = "".join(f"figures of {', '.join(splits)}, " for splits in _measured_splits(run))
     print(f"pipeline: then {figures}the contact sheet and the report.")
 

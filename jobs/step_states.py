@@ -20,8 +20,11 @@ JOBS = {  # what makes which step, in order
     "seeds": "aggregate_seeds",
     "pseudo_labels": "make_pseudo_labels",
     "segmenter": "train_segmentation",
+    "retrained": "retrain_segmentation",  # optional: left out as long as it is not started
     "predictions": "predict_masks",
 }
+
+TRAININGS = {"classifier": "classifier", "segmenter": "segmenter", "retrained": "segmenter"}  # and their settings
 
 
 @dataclass(frozen=True)
@@ -74,30 +77,30 @@ class Training:
 
 @dataclass(frozen=True)
 class RunState:
-    """The states of a run's steps by the names of their folders, in order, and what its two trainings have left."""
+    """The states of a run's steps by the names of their folders, in order, and what its trainings have left."""
 
     steps: Mapping[str, StepState]
-    classifier: Training
-    segmenter: Training
+    trainings: Mapping[str, Training]
 
 
 def run_state(run: Run, manifest: Manifest) -> RunState:
     """How far every step of a run is."""
     made_by = {name: Step(run.location / name).fingerprint() for name in JOBS}
-    classifier, segmenter = (read_training(run, name) for name in ("classifier", "segmenter"))
-    is_outdated = _outdated(made_by, classifier.sha256, segmenter.sha256)
+    trainings = {name: read_training(run, name) for name in TRAININGS}
+    is_outdated = _outdated(made_by, {name: training.sha256 for name, training in trainings.items()})
     steps = {}
     for name, fingerprint in made_by.items():
-        if name in ("classifier", "segmenter"):
-            training = classifier if name == "classifier" else segmenter
-            steps[name] = _training_state(run, name, fingerprint, training, is_outdated=is_outdated[name])
+        if name == "retrained" and fingerprint is None:
+            continue
+        if name in TRAININGS:
+            steps[name] = _training_state(run, name, fingerprint, trainings[name], is_outdated=is_outdated[name])
         else:
             steps[name] = _unit_step_state(run, manifest, name, fingerprint, is_outdated=is_outdated[name])
-    return RunState(steps, classifier, segmenter)
+    return RunState(steps, trainings)
 
 
 def read_training(run: Run, name: str) -> Training:
-    """What "classifier" or "segmenter" has left, by its marker and by its epochs' metrics."""
+    """What one of the trainings has left, by its marker and by its epochs' metrics."""
     folder = run.location / name
     marker = folder / "complete.json"
     complete = json.loads(marker.read_bytes()) if marker.exists() else {}
@@ -106,26 +109,33 @@ def read_training(run: Run, name: str) -> Training:
     return Training(complete.get("sha256"), metrics, tuple(lines))
 
 
-def _outdated(
-    made_by: Mapping[str, Mapping[str, Any] | None], classifier: str | None, segmenter: str | None
-) -> dict[str, bool]:
-    """Which steps were made of something that is another by now, or is outdated itself."""
+def _outdated(made_by: Mapping[str, Mapping[str, Any] | None], networks: Mapping[str, str | None]) -> dict[str, bool]:
+    """Which steps were made of something that is another by now, or is outdated itself.
+
+    Args:
+        made_by: the steps' fingerprints.
+        networks: sha256 of the finished networks.
+    """
     maps, seeds = made_by["maps"], made_by["seeds"]
-    found = {"classifier": False, "maps": maps is not None and maps["classifier"] != classifier}
+    found = {"classifier": False, "maps": maps is not None and maps["classifier"] != networks["classifier"]}
     for name in ("seeds", "pseudo_labels"):
         made_of = (made_by[name] or {}).get("maps")
         found[name] = made_of is not None and (found["maps"] or made_of != maps)
     learnt = (made_by["segmenter"] or {}).get("seeds")  # None: it learns masks only
     found["segmenter"] = learnt is not None and (found["seeds"] or learnt != seeds)
-    network = (made_by["predictions"] or {}).get("segmenter")
-    found["predictions"] = network is not None and (found["segmenter"] or network != segmenter)
+    teacher = (made_by["retrained"] or {}).get("teacher")
+    found["retrained"] = teacher is not None and (found["segmenter"] or teacher != networks["segmenter"])
+    predictions = made_by["predictions"]
+    used = predictions["predictions"].get("network", "segmenter") if predictions else "segmenter"
+    found["predictions"] = predictions is not None and (found[used] or predictions["segmenter"] != networks[used])
     return found
 
 
 def _training_state(
     run: Run, name: str, fingerprint: Mapping[str, Any] | None, training: Training, *, is_outdated: bool
 ) -> StepState:
-    num_epochs = (fingerprint or {}).get(name, {}).get("epochs", getattr(run.config, name).epochs)
+    section = TRAININGS[name]
+    num_epochs = (fingerprint or {}).get(section, {}).get("epochs", getattr(run.config, section).epochs)
     left = 0 if training.sha256 else max(0, num_epochs - training.epochs)
     state = "done" if training.sha256 else "not started" if fingerprint is None else "partly done"
     return StepState(

@@ -65,17 +65,12 @@ def train_segmenter(
     # What to do, and whether it can be done: wrong input is refused before anything is recorded
     config, manifest = run.config.segmenter, run.manifest()
     device = resolved_device(config.device, connection)
-    num_images = _check_images(run.config, manifest)
+    num_images = check_images(run.config, manifest)
     if config.supervision == "seeds":
         _require_seeds(run, manifest)
         if device == "cpu":
             require_pydensecrf()
-    if config.weights == "classifier":
-        require_classifier(run, manifest.class_names)
-    if config.weights == "imagenet":
-        require_imagenet_weights(config.backbone)  # which the workers download
-    else:
-        new_segmenter(run, manifest.class_names)
+    require_start_weights(run, manifest)
     job = TrainingJob(
         script="train_segmentation",
         plan=segmentation_plan(run.config, num_images),
@@ -118,7 +113,18 @@ def _named_supervision(config: Config) -> str:
     return f"semi-supervised by the masks of {strong}" if strong else "weakly supervised"
 
 
-def _check_images(config: Config, manifest: Manifest) -> int:
+def require_start_weights(run: Run, manifest: Manifest) -> None:
+    """Refuses weights that a network cannot begin with."""
+    config = run.config.segmenter
+    if config.weights == "classifier":
+        require_classifier(run, manifest.class_names)
+    if config.weights == "imagenet":
+        require_imagenet_weights(config.backbone)  # which the workers download
+    else:
+        new_segmenter(run, manifest.class_names)
+
+
+def check_images(config: Config, manifest: Manifest) -> int:
     """The number of training images.
 
     Raises:
