@@ -1,8 +1,9 @@
 """Trains a second segmentation network on what the first one predicts of the training images (DSRG's retraining).
 
 Reads <run>/segmenter and the images, writes <run>/retrained, with the first training's settings. What is learnt is the
-first network's prediction, refined by the CRF, among the image's labels; masks of the strong splits stay what they
-are. `--set predictions.network=retrained` lets predict_masks.py use it. Optional, and the last training of a run.
+first network's prediction, refined by the CRF at map size, among the image's labels; masks of the strong splits stay
+what they are. On small sets this plain cross-entropy wants more epochs than the balanced loss on seeds: give
+segmenter.epochs. predict_masks.py uses it where predictions.network=retrained says so. Optional.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from jobs.training_job import TrainingJob, run_training_job
 
 EXAMPLES = """examples:
   python jobs/retrain_segmentation.py --run /data/voc
+  python jobs/retrain_segmentation.py --run /data/small --set segmenter.epochs=40
   python jobs/predict_masks.py --run /data/voc --set predictions.network=retrained --restart predictions
 """
 

@@ -8,8 +8,7 @@ from ficklenet.segmenter import Segmenter, SegmenterSpec, unpack_segmenter
 from jobs.kept_model import kept_bytes
 from jobs.run import Run
 
-JOBS = {"segmenter": "train_segmentation", "retrained": "retrain_segmentation"}  # what makes which
-WORDS = {"segmenter": "trained", "retrained": "retrained"}
+MADE_BY = {"segmenter": "train_segmentation", "retrained": "retrain_segmentation"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ def require_segmenter(
     folder = run.location / name
     if not (folder / "complete.json").exists():
         raise ValueError(
-            f"{asked_by}: {run.uri} has no {WORDS[name]} segmentation network. "
-            f"Run 'python jobs/{JOBS[name]}.py --run {run.uri}' first."
+            f"{asked_by}: {folder} holds no trained segmentation network. "
+            f"Run 'python jobs/{MADE_BY[name]}.py --run {run.uri}' first."
         )
     model, sha256 = load_segmenter(run, name)
     if model.spec.class_names != class_names:
