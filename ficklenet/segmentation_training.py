@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ficklenet.backbones import OUTPUT_STRIDE
 from ficklenet.growing import grow_seeds
 from ficklenet.losses import average_over_images
-from ficklenet.segmentation_losses import boundary_loss, full_loss, label_probabilities, seed_loss
+from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
 from ficklenet.segmenter import Segmenter
 from ficklenet.training import set_learning_rate, step_in_portions
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
@@ -98,16 +98,13 @@ def segmentation_loss(
         Scalars: "loss" with its graph, and its parts "seed", "boundary" and "full", unweighted, without.
     """
     # 1. Predict
-    inputs_BCHW = normalize(batch.images).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs_BCHW.device.type, precision, enabled=precision != torch.float32):
-        logits_BLhw = model(inputs_BCHW)
-    probabilities_BLhw = label_probabilities(logits_BLhw)
+    probabilities_BLhw = _predict(model, batch.images, precision)
     nothing_B = probabilities_BLhw.new_zeros(len(batch.images))
     parts = {"seed": nothing_B, "boundary": nothing_B, "full": full_loss(probabilities_BLhw, batch.truth)}
 
     # 2. Refine by the image and grow the original seeds; both are data to the losses
     if loss_weights.uses_crf:
-        cells_BChw = batch.images[:, :, ::OUTPUT_STRIDE, ::OUTPUT_STRIDE]  # cell i lies at pixel 8 i
+        cells_BChw = _cells(batch.images)
         refined_BLhw = refine_batch(probabilities_BLhw.detach(), cells_BChw, method=crf_method, map_images=map_images)
         grown_Bhw = grow_seeds(batch.seeds, refined_BLhw, batch.present)
 
@@ -144,6 +141,48 @@ def segmentation_step(
     return step_in_portions(
         model, optimizer, loss_of, batch.weights, total_weight=total_weight, micro_batch_size=micro_batch_size
     )
+
+
+@torch.no_grad()
+def taught_batch(
+    teacher: nn.Module,
+    batch: SegmentationBatch,
+    *,
+    portion_size: int = 0,
+    precision: torch.dtype = torch.float32,
+    map_images: Map = map,
+) -> SegmentationBatch:
+    """The batch with another network's labels as truth where there is no mask: DSRG's retraining (Huang et al., CVPR
+    2018, section 4.1).
+
+    Args:
+        teacher: in evaluation mode, on the batch's device. Its probabilities are refined by the CRF; the most probable
+            of an image's labels is the truth.
+        portion_size: images in one pass of the teacher; 0: all.
+        precision, map_images: as in ``segmentation_loss``.
+    """
+    truths = []
+    for start in range(0, len(batch.images), portion_size or len(batch.images)):
+        part = batch.portion(slice(start, start + (portion_size or len(batch.images))))
+        probabilities_BLhw = _predict(teacher, part.images, precision)
+        refined_BLhw = refine_batch(probabilities_BLhw, _cells(part.images), map_images=map_images)
+        label_Bhw = refined_BLhw.masked_fill(~part.present[:, :, None, None], -1.0).argmax(1)
+        has_mask_B11 = is_known(part.truth, refined_BLhw.shape[1]).flatten(1).any(1)[:, None, None]
+        truths.append(torch.where(has_mask_B11, part.truth, label_Bhw))
+    return batch._replace(truth=torch.cat(truths))
+
+
+def _predict(model: nn.Module, images_BCHW: Tensor, precision: torch.dtype) -> Tensor:
+    """Label probabilities, float32 (B, L, h, w), of uint8 images."""
+    inputs_BCHW = normalize(images_BCHW).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs_BCHW.device.type, precision, enabled=precision != torch.float32):
+        logits_BLhw = model(inputs_BCHW)
+    return label_probabilities(logits_BLhw)
+
+
+def _cells(images_BCHW: Tensor) -> Tensor:
+    """The pixels that the grid's cells lie at: cell i at pixel 8 i."""
+    return images_BCHW[:, :, ::OUTPUT_STRIDE, ::OUTPUT_STRIDE]
 
 
 def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4) -> torch.optim.SGD:

@@ -19,7 +19,7 @@ from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, read_saliencies
-from jobs.finished_maps import FinishedMaps, handed_on, label_settings, maps_location, require_maps
+from jobs.finished_maps import FinishedMaps, handed_on, label_settings, maps_location, require_maps, rows_of
 from jobs.run import Run, open_run, record_run
 from jobs.unit_steps import Launch, Shard, book_units, finish_unit, unit_of
 from storage.errors import BadImage
@@ -91,7 +91,7 @@ def aggregate_run(
 
     # 3. The missing units
     stages = Stages(handed_on, partial(SeedMaker, job), handed_on)
-    results = run_stages(maps.rows(plan), stages, run.config.cluster, connection, "cpu")
+    results = run_stages(rows_of(plan, maps.receipts), stages, run.config.cluster, connection, "cpu")
     book_units("seeds", plan, results, run.config.images.max_skipped_fraction)
 
 

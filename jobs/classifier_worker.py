@@ -93,6 +93,7 @@ def training_plan(config: Config, num_images: int) -> Plan:
     settings = config.classifier
     return Plan(
         name="classifier",
+        section="classifier",
         num_images=num_images,
         batch_size=settings.batch_size,
         epochs=settings.epochs,

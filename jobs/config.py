@@ -167,6 +167,9 @@ class PredictionsConfig(Section):
     """Masks predicted by the segmentation network."""
 
     splits: Names = Field((), description="splits predicted; empty: classifier.val_splits")
+    network: Literal["segmenter", "retrained"] = Field(
+        "segmenter", description="which network predicts: the first, or the one retrained on its predictions"
+    )
     scales: Scales = Field((1.0,), description="of the network's input; several are averaged: 0.75,1,1.25")
     mirror: bool = Field(False, description="average over mirror images too")
     refine: bool = Field(True, description="by the dense CRF")

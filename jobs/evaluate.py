@@ -106,7 +106,10 @@ def _prediction_recipes(run: Run, manifest: Manifest, selection: Selection) -> l
     fingerprint = step.fingerprint()
     if fingerprint is None or not set(selection.splits) <= set(fingerprint["predictions"]["splits"]):
         return []
-    is_current = fingerprint["segmenter"] == require_segmenter(run, manifest.class_names, "evaluate").sha256
+    network = require_segmenter(
+        run, manifest.class_names, "evaluate", fingerprint["predictions"].get("network", "segmenter")
+    )
+    is_current = fingerprint["segmenter"] == network.sha256
     if not is_current or step.missing_units(units_to_predict(run, manifest)):
         reason = "not complete" if is_current else "an earlier network's"
         print(f"evaluate: the predictions are {reason}; they are left out.", flush=True)
@@ -198,9 +201,11 @@ def _figure(
     settings = {"maps": maps.fingerprint["maps"]} | recipe.config.model_dump(
         mode="json", include={"seeds", "pseudo_labels"}
     )
+    segmenter = None
     if recipe.source in ("stored predictions", "stored unrefined"):
-        made_by = Step(run.location / "predictions").fingerprint() or {"predictions": {}}
+        made_by = Step(run.location / "predictions").fingerprint() or {"predictions": {}, "segmenter": None}
         settings["predictions"] = {name: value for name, value in made_by["predictions"].items() if name != "splits"}
+        segmenter = made_by["segmenter"]
     return Figure(
         labels=recipe.name,
         splits=selection.splits,
@@ -209,6 +214,7 @@ def _figure(
         size=f"{maps.grid[0]} x {maps.grid[1]}" if resolution == "map" else "of each image",
         settings=settings,
         classifier=maps.fingerprint["classifier"],
+        segmenter=segmenter,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
         matrix=total.matrices[recipe.name, resolution],

@@ -4,8 +4,8 @@
   npy    IRN's <id>.npy: a dictionary of keys (0-based classes), cam (stride 4) and high_res, of the maximum maps
   coco   one annotations.json with run-length masks; category ids are the data set's own class values
 
-Reads <run>/seeds or, with --labels pseudo_labels, <run>/pseudo_labels; for npy <run>/maps. File names are image ids
-with special characters %-encoded. The same command continues an interrupted export.
+Reads <run>/seeds or, with --labels, <run>/pseudo_labels or <run>/predictions; for npy <run>/maps. File names are image
+ids with special characters %-encoded. The same command continues an interrupted export.
 """
 
 import json
@@ -28,9 +28,11 @@ from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, resized
-from jobs.finished_maps import FinishedMaps, handed_on, maps_location, require_labels, require_maps
+from jobs.finished_maps import FinishedMaps, handed_on, maps_location, require_labels, require_maps, rows_of
+from jobs.finished_predictions import FinishedPredictions, require_predictions
 from jobs.label_files import coco_annotations, coco_image, encode_cam_npy, encode_label_png
 from jobs.make_pseudo_labels import pseudo_label_location
+from jobs.prediction_stages import predicted_splits, prediction_location
 from jobs.run import Run, open_run
 from jobs.unit_steps import Launch, book_units, finish_unit, unit_of
 from storage.errors import BadImage
@@ -49,25 +51,27 @@ IGNORED_IN_PNG = 255
 PROGRESS = "ficklenet_export"  # folder of the export's own records; a name that no user's folder has
 
 Format = Literal["png", "npy", "coco"]
+Labels = Literal["seeds", "pseudo_labels", "predictions"]
 Record = dict[str, Any]
 
 EXAMPLES = """examples:
   python jobs/export_labels.py --run s3://bucket/voc --format png --out /data/seeds
   python jobs/export_labels.py --run s3://bucket/voc --format coco --labels pseudo_labels
+  python jobs/export_labels.py --run s3://bucket/voc --format png --labels predictions
 """
 
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("export_labels", f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("--format", choices=get_args(Format), required=True)
-    parser.add_argument("--labels", choices=["seeds", "pseudo_labels"], default="seeds", help="default: seeds")
+    parser.add_argument("--labels", choices=get_args(Labels), default="seeds", help="default: seeds")
     parser.add_argument(
         "--out", metavar="FOLDER", help="local folder or s3:// prefix; default: <run>/exports/<format>-<labels>"
     )
     parser.add_argument("--restart", choices=[PROGRESS], help="export everything anew")
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
-    require_maps(run, run.manifest(), "export_labels")  # before a Ray is started
+    require_source(run, run.manifest(), given.format, given.labels)  # before a Ray is started
     with connected(run.config.cluster, dry_run=given.dry_run) as connection:
         export(
             run,
@@ -84,7 +88,7 @@ def export(
     run: Run,
     connection: Connection,
     format: Format,
-    labels: str,
+    labels: Labels,
     out: Location,
     *,
     restart: bool = False,
@@ -93,16 +97,14 @@ def export(
     """Writes the missing files of an export.
 
     Args:
-        labels: "seeds" or "pseudo_labels"; of no meaning to npy, which holds maps.
+        labels: of no meaning to npy, which holds maps.
         out: the folder for the files; `PROGRESS` in it holds the export's own records.
         restart: begin anew.
         dry_run: say what would be done, and do nothing.
     """
     # 1. What is exported must be finished
     manifest = run.manifest()
-    maps = require_maps(run, manifest, "export_labels")
-    if format != "npy":
-        require_labels(run, manifest, maps, labels, "export_labels")
+    source = require_source(run, manifest, format, labels)
     if format == "png" and max(manifest.class_values) >= IGNORED_IN_PNG:
         raise ValueError(
             f"--format png: class values go up to {max(manifest.class_values)}, but 255 means ignore and a palette "
@@ -112,19 +114,33 @@ def export(
     # 2. The missing units' files
     job = ExportJob(run.uri, run.config, format, labels, out.uri)
     command = f"python jobs/export_labels.py --run {run.uri} --format {format} --labels {labels} --out {out}"
-    launch = Launch(job.step, job.fingerprint(run, maps), command, maps.units, restart=restart)
+    launch = Launch(job.step, job.fingerprint(run, source), command, source.units, restart=restart)
     if dry_run:
         print_unit_step("export", launch, run.config.cluster, connection, "cpu", Rough())
         return
     plan = launch.begin()
     stages = Stages(handed_on, partial(Exporter, job), handed_on)
-    results = run_stages(maps.rows(plan), stages, run.config.cluster, connection, "cpu")
+    results = run_stages(rows_of(plan, source.receipts), stages, run.config.cluster, connection, "cpu")
     book_units("export", plan, results, run.config.images.max_skipped_fraction)
 
     # 3. COCO's one file is put together of the units' parts
     if format == "coco":
-        merge_coco(job, manifest, maps.units)
+        merge_coco(job, manifest, source.units)
     print(f"export: {format} files are in {out}")
+
+
+def require_source(run: Run, manifest: Manifest, format: Format, labels: Labels) -> FinishedMaps | FinishedPredictions:
+    """What is exported, or what the exported seeds or pseudo-labels are made of.
+
+    Raises:
+        ValueError: that or they are incomplete, or not made with this launch's settings.
+    """
+    if format != "npy" and labels == "predictions":
+        return require_predictions(run, manifest, "export_labels")
+    maps = require_maps(run, manifest, "export_labels")
+    if format != "npy":
+        require_labels(run, manifest, maps, labels, "export_labels")
+    return maps
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,7 @@ class ExportJob:
     run_uri: str
     config: Config
     format: Format
-    labels: str
+    labels: Labels
     out_uri: str
 
     @property
@@ -153,15 +169,20 @@ class ExportJob:
         """A unit's COCO records."""
         return self.out / PROGRESS / "parts" / f"{unit.name}.json"
 
-    def fingerprint(self, run: Run, maps: FinishedMaps) -> dict[str, Any]:
+    def includes(self, entry: ManifestRow) -> bool:
+        """Whether there is anything of this image."""
+        of_all = self.format == "npy" or self.labels != "predictions"
+        return of_all or entry.split in predicted_splits(self.config)
+
+    def fingerprint(self, run: Run, source: FinishedMaps | FinishedPredictions) -> dict[str, Any]:
         is_labels = self.format != "npy"
-        source = Step(run.location / self.labels).fingerprint() if is_labels else maps.fingerprint
+        made_by = Step(run.location / self.labels).fingerprint() if is_labels else source.fingerprint
         return {
             "algorithm_version": ALGORITHM_VERSION,
             "run": run.uri,
             "format": self.format,
             "labels": self.labels if is_labels else "maps",
-            "source": source,
+            "source": made_by,
         }
 
 
@@ -179,7 +200,7 @@ class Exporter:
         skipped = [Skipped(**skip) for skip in row["skipped"]]
         known = {skip.image_id for skip in skipped}
         stored, entries = self.read_unit(unit), self.manifest.rows(unit.start, unit.stop)
-        usable = [number for number, entry in enumerate(entries) if entry.image_id not in known]
+        usable = [n for n, entry in enumerate(entries) if entry.image_id not in known and self.job.includes(entry)]
 
         def attempt(number: int) -> Record | Skipped | None:
             try:
@@ -196,7 +217,7 @@ class Exporter:
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | None:
-        """The unit's maps or seeds; None for pseudo-labels, which are a file each."""
+        """The unit's maps or seeds; None for labels of image size, which are a file each."""
         if self.job.format == "npy":
             return MapStore.open(maps_location(self.run)).read_unit(unit)
         if self.job.labels == "seeds":
@@ -219,7 +240,8 @@ class Exporter:
             (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, evidence.classes))
             return None
         if stored is None:
-            uri = pseudo_label_location(self.run, entry.image_id).uri
+            place = prediction_location if self.job.labels == "predictions" else pseudo_label_location
+            uri = place(self.run, entry.image_id).uri
             labels = read_mask(uri, range(1, self.num_classes + 1), self.job.config.images.max_pixels)
         else:
             labels = resize_labels(stored[number], _size(entry))

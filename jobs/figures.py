@@ -32,6 +32,7 @@ class Figure:
         size: that of the frame, "17 x 17"; "of each image" at image resolution.
         settings: by which the labels were made.
         classifier: sha256 of the classifier whose maps they were made of.
+        segmenter: sha256 of the segmentation network that predicted them, None of other labels.
         num_images: measured.
         left_out: images of the selection that could not be measured, by reason.
     """
@@ -43,6 +44,7 @@ class Figure:
     size: str
     settings: Mapping[str, Any]
     classifier: str
+    segmenter: str | None
     num_images: int
     left_out: Mapping[str, int]
     matrix: ConfusionMatrix

@@ -33,10 +33,6 @@ class FinishedMaps:
     receipts: Mapping[int, Receipt]
     grid: tuple[int, int]
 
-    def rows(self, plan: UnitPlan) -> list[Payload]:
-        """The missing units as the fan-out takes them, each with the images that have no maps."""
-        return [{**row, "skipped": [asdict(skip) for skip in self.receipts[row["unit"]].skipped]} for row in plan.rows]
-
 
 def maps_location(run: Run) -> Location:
     return run.location / "maps" / "maps.zarr"
@@ -93,6 +89,15 @@ def require_labels(run: Run, manifest: Manifest, maps: FinishedMaps, step_name: 
             f"Give the same, use another run, or make it anew with '{command} --restart {step_name}'."
         )
     require_complete(step, maps.units, manifest, asked_by, command)
+
+
+def rows_of(plan: UnitPlan, made: Mapping[int, Receipt]) -> list[Payload]:
+    """The missing units as the fan-out takes them, each with the images that an earlier step skipped.
+
+    Args:
+        made: the receipts of that step's units, by index.
+    """
+    return [{**row, "skipped": [asdict(skip) for skip in made[row["unit"]].skipped]} for row in plan.rows]
 
 
 def handed_on(row: Payload) -> Payload:

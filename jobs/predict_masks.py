@@ -1,8 +1,9 @@
 """Predicts masks with the trained segmentation network: a label for every pixel of some splits' images.
 
-Reads the images and <run>/segmenter, writes <run>/predictions/labels/<id>.png (0 background, class number + 1, in VOC
-colours) and, where the CRF refines them, what they were before in <run>/predictions/unrefined. Reads no mask. The same
-command continues an interrupted run and computes exactly the missing units.
+Reads the images and <run>/segmenter, or <run>/retrained where predictions.network says so. Writes
+<run>/predictions/labels/<id>.png (0 background, class number + 1, in VOC colours) and, where the CRF refines them, what
+they were before in <run>/predictions/unrefined. Reads no mask. The same command continues an interrupted run and
+computes exactly the missing units.
 """
 
 from functools import partial
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)
-    require_segmenter(run, run.manifest().class_names, "predict_masks")  # before a Ray is started
+    network = run.config.predictions.network
+    require_segmenter(run, run.manifest().class_names, "predict_masks", network)  # before a Ray is started
     with connected(run.config.cluster, dry_run=given.dry_run) as connection:
         predict_masks(run, connection, shard, restart=given.restart == "predictions", dry_run=given.dry_run)
 
@@ -46,7 +48,7 @@ def predict_masks(
     config, manifest = run.config.predictions, run.manifest()
     if config.refine:
         require_pydensecrf()
-    segmenter = require_segmenter(run, manifest.class_names, "predict_masks")
+    segmenter = require_segmenter(run, manifest.class_names, "predict_masks", config.network)
     device = resolved_device(config.device, connection)
     job = PredictionsJob(run.uri, run.config, segmenter.sha256, segmenter.spec.input_size, manifest.num_classes, device)
     units = units_to_predict(run, manifest)

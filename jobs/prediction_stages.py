@@ -59,14 +59,13 @@ class PredictionsJob:
 
     def fingerprint(self, manifest: Manifest) -> dict[str, Any]:
         """Everything that changes the predictions; not what merely runs them."""
-        settings = self.config.predictions.model_dump(mode="json", exclude={"device", "precision", "splits"})
         return {
             "algorithm_version": ALGORITHM_VERSION,
             "manifest": manifest.column_hash(MANIFEST_COLUMNS),
             "segmenter": self.segmenter_hash,
             "unit_size": self.config.unit_size,
             "images": {"max_pixels": self.config.images.max_pixels},
-            "predictions": settings | {"splits": predicted_splits(self.config)},
+            "predictions": prediction_settings(self.config),
             "device": self.device,
             "precision": str(self.precision).removeprefix("torch."),
             "batch_size": self.batch_size,
@@ -148,7 +147,7 @@ class Predictor:
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
-        model, _ = load_segmenter(job.run)
+        model, _ = load_segmenter(job.run, job.config.predictions.network)
         self.model = model.to(job.device).to(memory_format=torch.channels_last)
 
     def __call__(self, unit: Payload) -> Payload:
@@ -183,6 +182,12 @@ class Predictor:
 def predicted_splits(config: Config) -> tuple[str, ...]:
     """The splits to predict: as configured, else the validation splits."""
     return config.predictions.splits or config.classifier.val_splits
+
+
+def prediction_settings(config: Config) -> dict[str, Any]:
+    """The settings that change predictions, for fingerprints."""
+    settings = config.predictions.model_dump(mode="json", exclude={"device", "precision"})
+    return settings | {"splits": list(predicted_splits(config))}
 
 
 def prediction_location(run: Run, image_id: str, place: str = "labels") -> Location:

@@ -6,34 +6,36 @@ gallery holds a sample of the images, spread evenly over those that have maps.
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from jobs.command_line import job_parser, run_main
 from jobs.dry_run import print_other_job
 from jobs.figures import SUMMARY
 from jobs.progress import duration
-from jobs.report_curves import read_metrics, training_curves
+from jobs.report_curves import training_curves
 from jobs.report_facts import (
     MATTERS,
     Setting,
-    StepState,
     count_data,
     run_record,
     settings_of,
     skipped_images,
-    training_state,
-    unit_step_states,
 )
 from jobs.report_figures import headline, measured_figures
 from jobs.report_gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
+from jobs.report_segmentation import Worst, comparisons, worst_predictions
 from jobs.run import Run, open_run
+from jobs.step_states import RunState, StepState, run_state
 from jobs.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.steps import Step
 
 NUM_IMAGES = 200  # a page of a few MB
 NO_FIGURE = "\N{EN DASH}"
@@ -87,14 +89,18 @@ def render(run: Run, num_images: int) -> str:
     # 1. How far the run is
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
-    lines = read_metrics(run.location / "classifier" / "metrics.jsonl")
-    training = training_state(run, lines, now["classifier.epochs"].value)
-    steps = unit_step_states(run, manifest, training.sha256)
+    state = run_state(run, manifest)
+    steps = state.steps
 
     # 2. What came out, in figures and in pictures
-    measured = measured_figures(run, settings, training.sha256)
+    measured = measured_figures(run, settings, state)
     gallery = _gallery(run, manifest, steps, num_images, now)
     entries = error_first(gallery.pictures) if gallery else []
+    worst = _worst(run, manifest, steps, num_images)
+    pictures = [
+        *(gallery.pictures if gallery else ()),
+        *(example.picture for example in (worst.examples if worst else ())),
+    ]
 
     # 3. The page
     script = (PARTS / "report.js").read_text(encoding="utf-8")
@@ -107,19 +113,22 @@ def render(run: Run, num_images: int) -> str:
             record=run_record(run),
             manifest=manifest,
             counts=count_data(manifest),
-            training=training,
-            curves=training_curves(lines),
-            steps=list(steps.values()),
+            steps=steps,
+            classifier=state.trainings["classifier"],
+            trainings=_trainings(state),
             settings=settings,
             headline_settings=[now[key] for key in MATTERS],
             measured=measured,
             headline=headline(measured),
             summary=SUMMARY,
+            comparisons=comparisons(measured),
+            worst=worst,
+            pictures={picture.row: picture for picture in pictures}.values(),
             gallery=gallery,
             entries=entries,
             classes_shown=sorted({entry.class_number for _, entry in entries}),
             splits_shown=sorted({picture.split for picture, _ in entries}),
-            skipped=skipped_images(list(steps.values())),
+            skipped=skipped_images(steps.values()),
             outcome_colours={"right": RIGHT, "false": FALSE, "missed": MISSED},
             colour_scale=colour_scale(),
             style=Markup((PARTS / "report.css").read_text(encoding="utf-8")),
@@ -130,16 +139,48 @@ def render(run: Run, num_images: int) -> str:
 
 
 def _gallery(
-    run: Run, manifest: Manifest, steps: dict[str, StepState], number: int, now: dict[str, Setting]
+    run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int, now: dict[str, Setting]
 ) -> Gallery | None:
     """None as long as there are no maps."""
     without_labels = now["maps.classes"].value == "predicted"
     mapped = mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
     if len(mapped) == 0:
         return None
-    seeds = steps["seeds"]  # those of other maps would be shown beside maps they do not belong to
-    is_seeded = finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
+    is_seeded = _is_seeded(manifest, steps)
     return make_gallery(run, manifest, mapped, is_seeded, number, theta=now["seeds.theta"].value)
+
+
+def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int) -> Worst | None:
+    """None as long as there are no predictions of the network that the run has now."""
+    predictions = steps["predictions"]
+    if predictions.state == "outdated" or not predictions.receipts:
+        return None
+    splits = (Step(run.location / "predictions").fingerprint() or {})["predictions"]["splits"]
+    skipped = {skip.image_id for receipt in predictions.receipts for skip in receipt.skipped}
+    is_wanted = [
+        split in splits and image_id not in skipped
+        for batch in manifest.iter_columns(["image_id", "split"])
+        for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
+    ]
+    predicted = np.flatnonzero(finished_rows(predictions.receipts, manifest.num_images) & np.array(is_wanted, bool))
+    return worst_predictions(run, manifest, predicted, _is_seeded(manifest, steps), number)
+
+
+def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:
+    """Bool (num_images,); seeds of other maps would be shown beside maps they do not belong to."""
+    seeds = steps["seeds"]
+    return finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
+
+
+def _trainings(state: RunState) -> list[dict[str, Any]]:
+    """The trainings that have been started, with their curves."""
+    titles = {name: f"Training of the {name}" for name in ("classifier", "segmenter")}
+    titles["retrained"] = "Retraining of the segmenter"
+    return [
+        {"title": titles[name], "metrics": training.metrics, "curves": training_curves(training.lines)}
+        for name, training in state.trainings.items()
+        if name in state.steps and state.steps[name].state != "not started"
+    ]
 
 
 def _environment() -> jinja2.Environment:

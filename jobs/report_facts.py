@@ -1,19 +1,17 @@
-"""What a report says of a run in words and numbers: its steps, settings, data and skipped images."""
+"""What a report says of a run in words and numbers: its settings, data and skipped images."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from jobs.config import Config, Section
 from jobs.run import Run
+from jobs.step_states import JOBS, StepState
 from storage.manifest import Manifest
-from storage.steps import Receipt, Step
-from storage.units import plan_units
+from storage.steps import Step
 
-UNIT_STEPS = {"maps": "generate_maps", "seeds": "aggregate_seeds", "pseudo_labels": "make_pseudo_labels"}
 IDS_SHOWN = 100  # of the images skipped for one reason
 
 # The settings named at a glance; all others are in the page's last section.
@@ -29,45 +27,10 @@ MATTERS = (
     "seeds.theta",
     "seeds.background_cue",
     "seeds.priority",
+    "segmenter.backbone",
+    "segmenter.epochs",
     "seed",
 )
-
-
-@dataclass(frozen=True)
-class StepState:
-    """How far a step is.
-
-    Attributes:
-        state: "done", "partly done", "not started", or "outdated": what it was made of has been made anew since.
-        done, skipped, left: images.
-        seconds: of work, over all workers.
-        finished: when its last unit was, "" where none was.
-        command: what starts it, or goes on with it.
-        receipts: of its finished units.
-    """
-
-    name: str
-    state: str
-    done: int
-    skipped: int
-    left: int
-    seconds: float
-    finished: str
-    command: str
-    receipts: tuple[Receipt, ...]
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """How far the classifier's training is; `metrics` are those of its last epoch, or of the one that was kept, whose
-    model's hash is `sha256`."""
-
-    state: str
-    sha256: str | None
-    epochs: int
-    num_epochs: int
-    metrics: Mapping[str, float]
-    command: str
 
 
 @dataclass
@@ -109,57 +72,7 @@ class Setting:
     meaning: str
 
 
-def unit_step_states(run: Run, manifest: Manifest, classifier: str | None) -> dict[str, StepState]:
-    """The states of the steps that are made of units, by name, in order.
-
-    Args:
-        classifier: sha256 of the run's classifier now, None where there is none.
-    """
-    maps = Step(run.location / "maps").fingerprint()
-    are_maps_outdated = maps is not None and maps["classifier"] != classifier
-    states = {"maps": _unit_step_state(run, manifest, "maps", is_outdated=are_maps_outdated)}
-    for name in ("seeds", "pseudo_labels"):
-        made_of = (Step(run.location / name).fingerprint() or {}).get("maps")
-        is_outdated = made_of is not None and (are_maps_outdated or made_of != maps)
-        states[name] = _unit_step_state(run, manifest, name, is_outdated=is_outdated)
-    return states
-
-
-def _unit_step_state(run: Run, manifest: Manifest, name: str, *, is_outdated: bool) -> StepState:
-    step = Step(run.location / name)
-    fingerprint = step.fingerprint()
-    units = plan_units(manifest.num_images, (fingerprint or {}).get("unit_size", run.config.unit_size))
-    found = step.receipts() if fingerprint is not None else {}
-    missing = {unit.index for unit in step.missing_units(units, found)}
-    receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
-    left = sum(unit.num_images for unit in units if unit.index in missing)
-    state = "not started" if fingerprint is None else "outdated" if is_outdated else "partly done" if left else "done"
-    return StepState(
-        name=name.replace("_", "-"),
-        state=state,
-        done=sum(receipt.num_done for receipt in receipts),
-        skipped=sum(len(receipt.skipped) for receipt in receipts),
-        left=left,
-        seconds=sum(receipt.seconds for receipt in receipts),
-        finished=_when(max((receipt.finished for receipt in receipts), default=None)),
-        command=f"python jobs/{UNIT_STEPS[name]}.py --run {run.uri}" + (f" --restart {name}" if is_outdated else ""),
-        receipts=receipts,
-    )
-
-
-def training_state(run: Run, lines: Sequence[Mapping[str, float]], num_epochs: int) -> TrainingState:
-    """The state of the training, by its marker and by its epochs' metrics as far as they were kept."""
-    folder = run.location / "classifier"
-    record, marker = folder / "step.json", folder / "complete.json"
-    complete = json.loads(marker.read_bytes()) if marker.exists() else {}
-    metrics = complete.get("metrics") or (lines[-1] if lines else {})
-    state = "done" if complete else "partly done" if record.exists() else "not started"
-    command = f"python jobs/train_ficklenet.py --run {run.uri}"
-    epochs = max(int(line.get("epoch", 0)) for line in (metrics, *lines[-1:]))  # the best one may be earlier
-    return TrainingState(state, complete.get("sha256"), epochs, num_epochs, metrics, command)
-
-
-def skipped_images(steps: Sequence[StepState]) -> list[SkippedImages]:
+def skipped_images(steps: Collection[StepState]) -> list[SkippedImages]:
     """Skipped images by reason, the most frequent first; one that several steps skip is counted once."""
     by_reason: dict[str, SkippedImages] = {}
     seen: set[tuple[str, str]] = set()
@@ -190,7 +103,7 @@ def count_data(manifest: Manifest) -> DataCounts:
 def settings_of(run: Run) -> list[Setting]:
     """Every setting that changes results, as the steps recorded it where they have been started."""
     used = run.config.model_dump(mode="json", exclude={"cluster"})
-    for name in ("classifier", *UNIT_STEPS):
+    for name in used.keys() & JOBS.keys():
         used[name] |= (Step(run.location / name).fingerprint() or {}).get(name, {})
     settings = []
     for name, about in Config.model_fields.items():
@@ -203,10 +116,6 @@ def settings_of(run: Run) -> list[Setting]:
         else:
             settings.append(Setting(name, used[name], about.description or ""))
     return settings
-
-
-def _when(seconds: float | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def run_record(run: Run) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.report_facts import Setting
 from jobs.run import Run
+from jobs.step_states import RunState
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,19 @@ class Measured:
         return self.part == "tune"
 
 
-def measured_figures(run: Run, settings: Sequence[Setting], classifier: str | None) -> list[Measured]:
-    """What `evaluate` has measured, grouped by images and frame; the trials of the tune part last.
-
-    Args:
-        classifier: sha256 of the run's classifier now, None where there is none.
-    """
+def measured_figures(run: Run, settings: Sequence[Setting], state: RunState) -> list[Measured]:
+    """What `evaluate` has measured, grouped by images and frame; the trials of the tune part last."""
     place = run.location / "evaluation" / "metrics.json"
     figures = json.loads(place.read_bytes())["figures"] if place.exists() else []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for figure in figures:
         groups[tuple(figure["splits"]), figure["part"], figure["resolution"]].append(figure)
     now = {setting.key: setting.value for setting in settings}
-    found = [_measured(group, now, classifier) for group in groups.values()]
+    found = [_measured(group, now, state) for group in groups.values()]
     return sorted(found, key=lambda measured: measured.is_trial)
 
 
-def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], classifier: str | None) -> Measured:
+def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: RunState) -> Measured:
     first = group[0]
     return Measured(
         splits=tuple(first["splits"]),
@@ -55,15 +52,19 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], classifie
         num_images=first["num_images"],
         left_out=first["left_out"],
         figures=tuple(group),
-        notes=tuple(_made_otherwise(figure, now, classifier) for figure in group),
+        notes=tuple(_made_otherwise(figure, now, state) for figure in group),
     )
 
 
-def _made_otherwise(figure: Mapping[str, Any], now: Mapping[str, Any], classifier: str | None) -> str:
+def _made_otherwise(figure: Mapping[str, Any], now: Mapping[str, Any], state: RunState) -> str:
     """'seeds.theta = 0.5' where a figure was measured with another value than the run has now."""
     used = {f"{section}.{key}": value for section, keys in figure["settings"].items() for key, value in keys.items()}
     others = [f"{key} = {value}" for key, value in used.items() if value != now.get(key, value)]
-    return ", ".join(["an earlier classifier"] * (figure["classifier"] != classifier) + others)
+    if figure["classifier"] != state.trainings["classifier"].sha256:
+        others.insert(0, "an earlier classifier")
+    if figure.get("segmenter") not in (None, *(state.trainings[name].sha256 for name in ("segmenter", "retrained"))):
+        others.insert(0, "an earlier network")
+    return ", ".join(others)
 
 
 def headline(measured: Sequence[Measured]) -> tuple[Measured, Mapping[str, Any]] | None:

@@ -10,7 +10,7 @@ How far a map is to be doubted, per image and class:
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Tile:
     """A picture of an entry: what it is, and what is laid over the photograph ("" for nothing).
 
     Attributes:
-        kind: "image", "max", "mean", "seeds", "truth" or "outcome"; the style sheet goes by it.
+        kind: "image", "max", "mean", "seeds", "prediction", "truth" or "outcome"; the style sheet goes by it.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Picture:
     photograph: str
     size: tuple[int, int]
     problems: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,25 +149,17 @@ class Artist:
     def draw(self, index: int) -> Picture:
         """An image and its entries."""
         row = self.manifest.rows(index, index + 1)[0]
-        image, truth = self._image(row), self._truth(row)
-        problems = []
-        if isinstance(image, BadImage):
-            problems.append(f"The image cannot be read any more: {image.reason}.")
-        if isinstance(truth, BadImage):
-            problems.append(f"The mask cannot be read: {truth.reason}.")
-            truth = None
-        size = (row.height or 1, row.width or 1) if isinstance(image, BadImage) else image.shape[:2]
-        photograph = "" if isinstance(image, BadImage) else picture_uri(image)
+        truth = read_truth(self.run, self.manifest, row)
         entries = self._entries(self.maps.read(index), self._seeds(index), truth)
-        return Picture(index, row.image_id, row.split, photograph, (size[0], size[1]), tuple(problems), tuple(entries))
+        return replace(picture_of(self.run, index, row, truth), entries=tuple(entries))
 
-    def _entries(self, maps: ImageMaps, seeds: np.ndarray | None, truth: np.ndarray | None) -> list[Entry]:
+    def _entries(self, maps: ImageMaps, seeds: np.ndarray | None, truth: np.ndarray | BadImage | None) -> list[Entry]:
         ignore = ignore_value(self.manifest.num_classes)
         shared: list[Tile] = []
         if seeds is not None:
             shared.append(Tile("seeds", "Seeds", labels_uri(seeds, ignore)))
-        if truth is not None:
-            shared.append(Tile("truth", "Truth", labels_uri(_shrunk(truth), ignore)))
+        if isinstance(truth, np.ndarray):
+            shared.append(Tile("truth", "Truth", labels_uri(shrunk(truth), ignore)))
         entries = []
         for slot, number in enumerate(maps.classes):
             tiles = [
@@ -177,7 +169,7 @@ class Artist:
                 *shared,
             ]
             error = None
-            if seeds is not None and truth is not None:
+            if seeds is not None and isinstance(truth, np.ndarray):
                 cells = resize_labels(truth, self.maps.grid)
                 is_seed, is_true = (seeds == number + 1) & (cells != ignore), cells == number + 1
                 error = seed_error(is_seed, is_true)
@@ -186,22 +178,41 @@ class Artist:
             entries.append(Entry(int(number), float(maps.score[slot]), doubt, error, tuple(tiles)))
         return entries
 
-    def _image(self, row: ManifestRow) -> np.ndarray | BadImage:
-        try:
-            return read_image(row.uri, self.run.config.images.max_pixels)
-        except BadImage as bad:
-            return bad
-
-    def _truth(self, row: ManifestRow) -> np.ndarray | BadImage | None:
-        if row.mask_uri is None:
-            return None
-        try:
-            return read_mask(row.mask_uri, self.manifest.class_values, self.run.config.images.max_pixels)
-        except BadImage as bad:
-            return bad
-
     def _seeds(self, index: int) -> np.ndarray | None:
         return self.seeds.read(index) if self.seeds is not None and self.is_seeded[index] else None
+
+
+def picture_of(run: Run, index: int, row: ManifestRow, truth: np.ndarray | BadImage | None) -> Picture:
+    """An image, without entries.
+
+    Args:
+        truth: of `read_truth`; where it is a problem, the picture says so.
+    """
+    problems, photograph, size = [], "", (row.height or 1, row.width or 1)
+    try:
+        image = read_image(row.uri, run.config.images.max_pixels)
+        photograph, size = picture_uri(image), (image.shape[0], image.shape[1])
+    except BadImage as bad:
+        problems.append(f"The image cannot be read any more: {bad.reason}.")
+    if isinstance(truth, BadImage):
+        problems.append(f"The mask cannot be read: {truth.reason}.")
+    return Picture(index, row.image_id, row.split, photograph, size, tuple(problems))
+
+
+def read_truth(run: Run, manifest: Manifest, row: ManifestRow) -> np.ndarray | BadImage | None:
+    """True labels (H, W) of an image; None where it has no mask, the reason where that cannot be read."""
+    if row.mask_uri is None:
+        return None
+    try:
+        return read_mask(row.mask_uri, manifest.class_values, run.config.images.max_pixels)
+    except BadImage as bad:
+        return bad
+
+
+def shrunk(labels: np.ndarray) -> np.ndarray:
+    """Labels (H, W) as they are drawn, `TRUTH_SIDE` long at most."""
+    shrink = min(1.0, TRUTH_SIDE / max(labels.shape))
+    return resize_labels(labels, (max(2, round(labels.shape[0] * shrink)), max(2, round(labels.shape[1] * shrink))))
 
 
 def disagreement(max_map: np.ndarray, mean_map: np.ndarray, theta: float) -> float | None:
@@ -214,11 +225,6 @@ def seed_error(is_seed: np.ndarray, is_true: np.ndarray) -> float | None:
     """1 - IoU of two bool maps, in [0, 1]; None where both are empty."""
     union = int((is_seed | is_true).sum())
     return 1 - int((is_seed & is_true).sum()) / union if union else None
-
-
-def _shrunk(labels: np.ndarray) -> np.ndarray:
-    shrink = min(1.0, TRUTH_SIDE / max(labels.shape))
-    return resize_labels(labels, (max(2, round(labels.shape[0] * shrink)), max(2, round(labels.shape[1] * shrink))))
 
 
 def error_first(pictures: Sequence[Picture]) -> list[tuple[Picture, Entry]]:

@@ -10,6 +10,7 @@ from cluster.connect import Connection
 from jobs.aggregate_seeds import aggregate_run
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected
+from jobs.config import Config
 from jobs.contact_sheet import draw_contact_sheet
 from jobs.demo import prepare_demo
 from jobs.evaluate import evaluate_seeds
@@ -17,11 +18,13 @@ from jobs.generate_maps import generate
 from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.predict_masks import predict_masks
 from jobs.report import write_report
+from jobs.retrain_segmentation import retrain_segmenter
 from jobs.run import Run, open_run
+from jobs.step_states import run_state
 from jobs.train_ficklenet import train_classifier
 from jobs.train_segmentation import train_segmenter
 
-STEPS: tuple[tuple[str, Callable[[Run, Connection], object]], ...] = (
+STEPS: tuple[tuple[str, Callable[..., object]], ...] = (  # each takes a run, a connection and dry_run
     ("classifier", train_classifier),
     ("maps", generate),
     ("seeds", aggregate_run),
@@ -32,8 +35,17 @@ STEPS: tuple[tuple[str, Callable[[Run, Connection], object]], ...] = (
 
 EXAMPLES = """examples:
   python jobs/run_pipeline.py --demo
+  python jobs/run_pipeline.py --run /data/voc --dry-run
   python jobs/run_pipeline.py --run s3://bucket/voc --set classifier.weights=s3://bucket/vgg16.pt
 """
+
+
+def steps_of(config: Config) -> list[tuple[str, Callable[..., object]]]:
+    """The pipeline's steps; retraining is one of them where its network is to predict."""
+    steps = list(STEPS)
+    if config.predictions.network == "retrained":
+        steps.insert(-1, ("retrained", retrain_segmenter))
+    return steps
 
 
 def main(arguments: list[str]) -> None:
@@ -42,23 +54,45 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if given.demo == (given.run is not None):
         raise ValueError("run_pipeline: give --run PATH of a prepared run, or --demo.")
-    if given.dry_run:
-        raise ValueError("run_pipeline: --dry-run is for single jobs; status.py says what a run lacks.")
+    if given.demo and given.dry_run:
+        raise ValueError("run_pipeline: --dry-run goes with --run; the demo's run is ~/ficklenet-demo/run.")
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
     run.manifest()  # refused before a Ray is started
-    with connected(run.config.cluster) as connection:
-        run_pipeline(run, connection)
+    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+        (foretell if given.dry_run else run_pipeline)(run, connection)
 
 
 def run_pipeline(run: Run, connection: Connection) -> None:
     """Every step, its figures where the manifest names masks, and the report."""
-    for number, (name, step) in enumerate(STEPS, start=1):
-        print(f"pipeline: step {number} of {len(STEPS)}, {name}", flush=True)
+    steps = steps_of(run.config)
+    for number, (name, step) in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         step(run, connection)
     for splits in _measured_splits(run):
         evaluate_seeds(run, connection, splits, None, ("image",), deterministic=False)
     print(f"pipeline: maps are in {draw_contact_sheet(run, num_images=8)}")
     print(f"pipeline: look at {write_report(run)[0]}")
+
+
+def foretell(run: Run, connection: Connection) -> None:
+    """Says what each step would do; of one that needs what is not there yet, what that is.
+
+    Raises:
+        ValueError: the pipeline would stop at once.
+    """
+    are_done, steps = True, steps_of(run.config)
+    states = {state.name: state.state for state in run_state(run, run.manifest()).steps.values()}
+    for number, (name, step) in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
+        try:
+            step(run, connection, dry_run=True)
+        except ValueError as refusal:
+            if are_done:
+                raise
+            print(f"{name}, dry run: not foreseeable before the steps above are done ({refusal})")
+        are_done = are_done and states.get(name) == "done"
+    figures = "".join(f"figures of {', '.join(splits)}, " for splits in _measured_splits(run))
+    print(f"pipeline: then {figures}the contact sheet and the report.")
 
 
 def _measured_splits(run: Run) -> list[list[str]]:

@@ -78,11 +78,18 @@ def training_images(manifest: Manifest, config: Config) -> list[TrainingImage]:
 
 
 class SegmentationImages(Dataset):
-    """Examples by (epoch, position): mirrored the same in every worker and after every resume."""
+    """Examples by (epoch, position): mirrored the same in every worker and after every resume.
 
-    def __init__(self, run: Run, images: Sequence[TrainingImage], manifest: Manifest) -> None:
+    Args:
+        uses_seeds: False where another network teaches; under full supervision there are none anyway.
+    """
+
+    def __init__(
+        self, run: Run, images: Sequence[TrainingImage], manifest: Manifest, *, uses_seeds: bool = True
+    ) -> None:
         self.run_uri, self.config, self.images = run.uri, run.config, images
         self.num_classes, self.class_values = manifest.num_classes, manifest.class_values
+        self.uses_seeds = uses_seeds and run.config.segmenter.supervision == "seeds"
         self._seeds: SeedStore | None = None  # opened in the process that reads
 
     def __len__(self) -> int:
@@ -114,7 +121,7 @@ class SegmentationImages(Dataset):
         except BadImage as error:
             blank = np.zeros((3, size, size), np.uint8)
             return SegmentationExample(blank, unknown, present, unknown, entry.image_id, error.reason)
-        if self.config.segmenter.supervision == "seeds":
+        if self.uses_seeds:
             seeds = self._read_seeds(entry.row)
         return SegmentationExample(pixels, seeds, present, truth, entry.image_id)
 

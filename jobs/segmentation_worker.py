@@ -1,4 +1,4 @@
-"""One worker of the segmentation network's training: what a step is, and its share of each."""
+"""One worker of a segmentation network's training or retraining: what a step is, and its share of each."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -11,7 +11,13 @@ from torch import Tensor
 
 from cluster.training_context import TrainingContext
 from ficklenet.batches import addressed_batches, keyed_generator
-from ficklenet.segmentation_training import LossWeights, learning_rate_at, make_optimizer, segmentation_step
+from ficklenet.segmentation_training import (
+    LossWeights,
+    learning_rate_at,
+    make_optimizer,
+    segmentation_step,
+    taught_batch,
+)
 from ficklenet.segmenter import Segmenter, SegmenterSpec, pack_segmenter
 from ficklenet.training_crf import Map
 from jobs.backbone_weights import load_weights
@@ -19,6 +25,7 @@ from jobs.compute import resolved_precision
 from jobs.config import Config
 from jobs.run import Run
 from jobs.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
+from jobs.trained_segmenter import load_segmenter
 from jobs.training_data import load_batches, loader_processes
 from jobs.training_loop import Learner, Plan, run_training
 from storage.location import Location
@@ -29,7 +36,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     run = Run(Location(job["run_uri"]), Config.model_validate(job["config"]))
     config, manifest = run.config.segmenter, run.manifest()
     images = training_images(manifest, run.config)
-    plan = segmentation_plan(run.config, len(images))
+    plan = segmentation_plan(run.config, len(images), job["step"])
     precision = getattr(torch, resolved_precision(config.precision, context.device.type))
 
     # 1. The same model on every worker
@@ -38,16 +45,26 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     segmenter.to(context.device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(segmenter, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     model = context.wrap(segmenter)
+    teacher = load_segmenter(run)[0].to(context.device) if plan.name == "retrained" else None
 
     with image_map(context.device, run.config.cluster.cpus_per_training_worker) as map_images:
         # 2. A step, with this worker's share of the batch
         def step(loaded: LoadedBatch, number: int) -> Tensor:
+            batch = loaded.batch.to(context.device)
+            if teacher is not None:
+                batch = taught_batch(
+                    teacher,
+                    batch,
+                    portion_size=config.micro_batch_size,
+                    precision=precision,
+                    map_images=map_images,
+                )
             torch.manual_seed(_dropout_seed(run.config.seed, number, context.rank))  # so that a resume draws the same
             return segmentation_step(
                 model,
                 optimizer,
-                loaded.batch.to(context.device),
-                loss_weights(run.config),
+                batch,
+                loss_weights(run.config, is_taught=teacher is not None),
                 total_weight=min(plan.batch_size, plan.num_images) / context.world_size,
                 micro_batch_size=config.micro_batch_size,
                 precision=precision,
@@ -59,7 +76,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
                 steps, plan.num_images, plan.batch_size, run.config.seed, context.rank, context.world_size
             )
             num_processes = loader_processes(config.loader_workers, context.device, context.local_world_size)
-            dataset = SegmentationImages(run, images, manifest)
+            dataset = SegmentationImages(run, images, manifest, uses_seeds=teacher is None)
             return load_batches(dataset, addresses, collate, num_processes=num_processes, device=context.device)
 
         # 3. The loop; validation would read masks, and is evaluate's
@@ -70,18 +87,23 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             step=step,
             validate=dict,
             score="",
-            write=lambda name, metrics: (run.location / "segmenter" / name).write_bytes(
+            write=lambda name, metrics: (run.location / plan.name / name).write_bytes(
                 pack_segmenter(segmenter, job["about"] | {"metrics": metrics})
             ),
         )
         run_training(context, plan, learner, batches_of)
 
 
-def segmentation_plan(config: Config, num_images: int) -> Plan:
-    """How long the segmentation network's training is."""
+def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") -> Plan:
+    """How long a segmentation network's training is.
+
+    Args:
+        name: of the step, "segmenter" or "retrained".
+    """
     settings = config.segmenter
     return Plan(
-        name="segmenter",
+        name=name,
+        section="segmenter",
         num_images=num_images,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
@@ -101,9 +123,9 @@ def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
     return segmenter
 
 
-def loss_weights(config: Config) -> LossWeights:
-    """What each loss counts under the configured supervision."""
-    if config.segmenter.supervision == "masks":
+def loss_weights(config: Config, *, is_taught: bool = False) -> LossWeights:
+    """What each loss counts under the configured supervision, or under another network's."""
+    if is_taught or config.segmenter.supervision == "masks":
         return LossWeights(seed=0.0, boundary=0.0, full=1.0)
     return LossWeights(full=config.segmenter.full_loss_weight)
 

@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass
 from jobs.command_line import Parser, run_main
 from jobs.dry_run import size
 from jobs.progress import duration
-from jobs.report_curves import read_metrics
-from jobs.report_facts import StepState, training_state, unit_step_states
 from jobs.run import Run, open_run
+from jobs.step_states import JOBS, StepState, run_state
 from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
-from storage.steps import Receipt
 
 EXAMPLES = """examples:
   python jobs/status.py --run s3://bucket/voc
@@ -49,7 +47,7 @@ class StepStatus:
         state: "not started", "partly done", "running", "done" or "outdated".
         unit: what the counts count: "images" or "epochs".
         skipped: images by reason.
-        pace: images (or epochs) a second of the drivers at work, None where too little is finished to say.
+        pace: images a second of the drivers at work, None where too little is finished to say.
         seconds_left: at that pace.
         objects, bytes: stored in the step's folder.
         command: what starts or continues it.
@@ -96,41 +94,23 @@ def run_status(run: Run) -> RunStatus:
         ValueError: it holds no manifest yet.
     """
     manifest, now = run.manifest(), time.time()
-    folder = run.location / "classifier"
-    training = training_state(run, read_metrics(folder / "metrics.jsonl"), run.config.classifier.epochs)
-    names = ("classifier", "maps", "seeds", "pseudo_labels")
-    with ThreadPoolExecutor(2 * len(names)) as pool:  # while receipts are read below
-        stored = {name: pool.submit(Location.usage, run.location / name) for name in names}
-        beats = {name: pool.submit(heartbeats, run.location / name) for name in names}
-        states = unit_step_states(run, manifest, training.sha256)
+    with ThreadPoolExecutor(2 * len(JOBS)) as pool:  # while receipts are read below
+        stored = {name: pool.submit(Location.usage, run.location / name) for name in JOBS}
+        beats = {name: pool.submit(heartbeats, run.location / name) for name in JOBS}
         steps = [
-            StepStatus(
-                name="classifier",
-                state=_state(training.state, beats["classifier"].result(), now),
-                unit="epochs",
-                done=training.epochs,
-                left=max(0, training.num_epochs - training.epochs),
-                skipped={},
-                pace=None,
-                seconds_left=None,
-                objects=stored["classifier"].result()[0],
-                bytes=stored["classifier"].result()[1],
-                drivers=_drivers(beats["classifier"].result(), now),
-                command=training.command,
-            )
+            _step_status(state, beats[name].result(), stored[name].result(), now)
+            for name, state in run_state(run, manifest).steps.items()
         ]
-        for name, state in states.items():
-            steps.append(_unit_step(state, beats[name].result(), stored[name].result(), now))
     return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps)
 
 
-def _unit_step(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int], now: float) -> StepStatus:
+def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int], now: float) -> StepStatus:
     at_work = [beat for beat in beats if not beat.is_stale(now)]
-    pace = _pace(state.receipts, min(beat.started for beat in at_work)) if at_work else None
+    pace = _pace(state, min(beat.started for beat in at_work)) if at_work else None
     return StepStatus(
         name=state.name,
-        state=_state(state.state, beats, now),
-        unit="images",
+        state="running" if at_work else state.state,
+        unit=state.unit,
         done=state.done,
         left=state.left,
         skipped=dict(Counter(skip.reason for receipt in state.receipts for skip in receipt.skipped).most_common()),
@@ -138,26 +118,20 @@ def _unit_step(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, 
         seconds_left=state.left / pace if pace else None,
         objects=stored[0],
         bytes=stored[1],
-        drivers=_drivers(beats, now),
+        drivers=[Driver(beat.launch, beat.host, beat.pid, beat.age(now), beat.is_stale(now)) for beat in beats],
         command=state.command,
     )
 
 
-def _state(state: str, beats: Sequence[Heartbeat], now: float) -> str:
-    return "running" if any(not beat.is_stale(now) for beat in beats) else state
-
-
-def _drivers(beats: Sequence[Heartbeat], now: float) -> list[Driver]:
-    return [Driver(beat.launch, beat.host, beat.pid, beat.age(now), beat.is_stale(now)) for beat in beats]
-
-
-def _pace(receipts: Sequence[Receipt], since: float) -> float | None:
+def _pace(state: StepState, since: float) -> float | None:
     """Images a second over the last units that finished since then; the first of them only starts the clock."""
-    latest = sorted((receipt for receipt in receipts if receipt.finished >= since), key=lambda each: each.finished)
+    latest = sorted(
+        (receipt for receipt in state.receipts if receipt.finished >= since), key=lambda each: each.finished
+    )
     latest = latest[-RECENT_UNITS:]
     if len(latest) < 2 or latest[-1].finished == latest[0].finished:
         return None
-    images = sum(receipt.stop - receipt.start for receipt in latest[1:])
+    images = sum(state.images[receipt.unit] for receipt in latest[1:])
     return images / (latest[-1].finished - latest[0].finished)
 
 

@@ -65,17 +65,12 @@ def train_segmenter(
     # What to do, and whether it can be done: wrong input is refused before anything is recorded
     config, manifest = run.config.segmenter, run.manifest()
     device = resolved_device(config.device, connection)
-    num_images = _check_images(run.config, manifest)
+    num_images = check_images(run.config, manifest)
     if config.supervision == "seeds":
         _require_seeds(run, manifest)
         if device == "cpu":
             require_pydensecrf()
-    if config.weights == "classifier":
-        require_classifier(run, manifest.class_names)
-    if config.weights == "imagenet":
-        require_imagenet_weights(config.backbone)  # which the workers download
-    else:
-        new_segmenter(run, manifest.class_names)
+    require_start_weights(run, manifest)
     job = TrainingJob(
         script="train_segmentation",
         plan=segmentation_plan(run.config, num_images),
@@ -118,7 +113,18 @@ def _named_supervision(config: Config) -> str:
     return f"semi-supervised by the masks of {strong}" if strong else "weakly supervised"
 
 
-def _check_images(config: Config, manifest: Manifest) -> int:
+def require_start_weights(run: Run, manifest: Manifest) -> None:
+    """Refuses weights that a network cannot begin with."""
+    config = run.config.segmenter
+    if config.weights == "classifier":
+        require_classifier(run, manifest.class_names)
+    if config.weights == "imagenet":
+        require_imagenet_weights(config.backbone)  # which the workers download
+    else:
+        new_segmenter(run, manifest.class_names)
+
+
+def check_images(config: Config, manifest: Manifest) -> int:
     """The number of training images.
 
     Raises:
@@ -141,7 +147,7 @@ def _check_images(config: Config, manifest: Manifest) -> int:
 
 
 def _require_seeds(run: Run, manifest: Manifest) -> None:
-    """Refuses seeds that are not finished, of another size, or all unknown."""
+    """Refuses seeds that are not finished, of another size, or without any class."""
     config, units = run.config, plan_units(manifest.num_images, run.config.unit_size)
     command = f"python jobs/aggregate_seeds.py --run {run.uri}"
     require_complete(Step(run.location / "seeds"), units, manifest, "train_segmentation", command)
@@ -154,11 +160,12 @@ def _require_seeds(run: Run, manifest: Manifest) -> None:
     rows = {image.row for image in training_images(manifest, config)}
     for unit in units:
         mine = [row - unit.start for row in range(unit.start, unit.stop) if row in rows]
-        if (store.read_unit(unit)[mine] <= manifest.num_classes).any():
+        seeds = store.read_unit(unit)[mine]
+        if ((seeds > 0) & (seeds <= manifest.num_classes)).any():
             return
     raise ValueError(
-        f"train_segmentation: no training image has a seed. Lower seeds.theta: '{command} --restart seeds --set "
-        "seeds.theta=...'."
+        "train_segmentation: no training image has a seed of a class. Lower seeds.theta: "
+        f"'{command} --restart seeds --set seeds.theta=...'."
     )
 
 

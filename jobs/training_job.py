@@ -1,4 +1,4 @@
-"""What the two trainings do alike: open the step, train on Ray or here, keep a network, say how it went."""
+"""What all trainings do alike: open the step, train on Ray or here, keep a network, say how it went."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class TrainingJob:
 
     Attributes:
         script: the job's name, as in jobs/<script>.py.
-        plan: its name is that of the step's folder and of the section of the configuration.
+        plan: its name is that of the step's folder.
         worker: the worker function, which must pickle.
         device: "cpu" or "cuda".
         fingerprint: everything that changes the trained weights beyond the spread of training.
@@ -78,7 +78,7 @@ def run_training_job(
     with TrainingLog(step.location, name, plan.epochs) as log, beating(step.location, "1-of-1"):
         train(
             job.worker,
-            {"run_uri": run.uri, "config": config, "about": about},
+            {"run_uri": run.uri, "step": name, "config": config, "about": about},
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             cpus_per_worker=cluster.cpus_per_training_worker,
             use_gpu=job.device == "cuda",
@@ -102,5 +102,5 @@ def _check_workers(most: int, plan: Plan) -> None:
     if most > allowed:
         raise ValueError(
             f"cluster.training_workers: given {most}, allowed: 1 to {allowed}, as each needs an image of every batch. "
-            f"Lower it, or raise {plan.name}.batch_size."
+            f"Lower it, or raise {plan.section}.batch_size."
         )

@@ -38,11 +38,13 @@ class Plan:
     """How long a training is, and how often what happens.
 
     Attributes:
-        name: the section of the configuration, named in errors.
+        name: of the step.
+        section: of the configuration, named in errors.
         max_skipped_fraction: of the images; more unreadable ones stop the training at an epoch's end.
     """
 
     name: str
+    section: str
     num_images: int
     batch_size: int
     epochs: int
@@ -208,7 +210,7 @@ def _require_finite(plan: Plan, step: int, loss: float, model: torch.nn.Module) 
         return
     raise ValueError(
         f"{plan.name}: the loss became {loss if not math.isfinite(loss) else math.inf} by step {step + 1:,} (epoch "
-        f"{step // plan.epoch_steps + 1}); no checkpoint of it was kept. Lower {plan.name}.learning_rate and start "
+        f"{step // plan.epoch_steps + 1}); no checkpoint of it was kept. Lower {plan.section}.learning_rate and start "
         f"over with --restart {plan.name}."
     )
 

@@ -14,6 +14,7 @@ from ficklenet.segmentation_training import (
     learning_rate_at,
     make_optimizer,
     segmentation_loss,
+    taught_batch,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.training_crf import refine_batch
@@ -171,3 +172,19 @@ def test_head_trains_at_ten_times_and_biases_at_twice_the_rate():
 def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():
     assert [learning_rate_at(step, 8000, 1.0) for step in (0, 999, 1000, 7999)] == pytest.approx([1, 1, 0.33, 0.33**7])
     assert learning_rate_at(2, 3, 1.0) == pytest.approx(0.33**5)
+
+
+@pytest.mark.parametrize("portion_size", [0, 1, 3])
+def test_a_teacher_labels_what_has_no_mask_among_the_images_labels(portion_size):
+    teacher, batch = segmenter(), drawn_batch()
+    torch.nn.init.normal_(teacher.head.branches[0][-1].weight)  # so that it has opinions
+    half = batch._replace(truth=torch.cat([batch.truth[:2], torch.full_like(batch.truth[2:], UNKNOWN)]))
+    taught = taught_batch(teacher, half, portion_size=portion_size)
+    probabilities = label_probabilities(teacher(normalize(batch.images)))
+    refined = refine_batch(probabilities, batch.images[:, :, ::8, ::8])
+    absent = ~batch.present[:, :, None, None]
+    expected = refined.masked_fill(absent, -1).argmax(1)
+    assert (refined.argmax(1) != expected).any()  # it would name labels that the image does not have
+    assert torch.equal(taught.truth, torch.cat([batch.truth[:2], expected[2:]]))
+    assert all(torch.equal(getattr(taught, name), getattr(half, name)) for name in ("images", "seeds", "weights"))
+    assert not taught.truth.requires_grad

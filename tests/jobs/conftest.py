@@ -1,9 +1,14 @@
 """A tiny prepared and trained run on drawn scenes, made once and copied for each test."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.connect import connect
@@ -11,9 +16,11 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import demo
 from jobs.aggregate_seeds import aggregate_run
 from jobs.generate_maps import generate
+from jobs.predict_masks import predict_masks
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.train_ficklenet import train_classifier
+from jobs.train_segmentation import train_segmenter
 from storage.location import Location
 from storage.sources import SourceImage
 
@@ -94,6 +101,38 @@ def seeded_run(seeded_run_folder, tmp_path) -> Run:
     return open_run(str(tmp_path / "seeded"))
 
 
+@pytest.fixture(scope="session")
+def segmented_run_folder(seeded_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("segmented") / "run"
+    shutil.copytree(seeded_run_folder, folder)
+    with connect("in-process") as connection:
+        train_segmenter(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def segmented_run(segmented_run_folder, tmp_path) -> Run:
+    """A copy of a run with a trained segmentation network, in a folder of the test's own."""
+    shutil.copytree(segmented_run_folder, tmp_path / "segmented")
+    return open_run(str(tmp_path / "segmented"))
+
+
+@pytest.fixture(scope="session")
+def predicted_run_folder(segmented_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("predicted") / "run"
+    shutil.copytree(segmented_run_folder, folder)
+    with connect("in-process") as connection:
+        predict_masks(open_run(str(folder)), connection)
+    return folder
+
+
+@pytest.fixture
+def predicted_run(predicted_run_folder, tmp_path) -> Run:
+    """A copy of a run with predictions of its two validation images, in a folder of the test's own."""
+    shutil.copytree(predicted_run_folder, tmp_path / "predicted")
+    return open_run(str(tmp_path / "predicted"))
+
+
 @pytest.fixture
 def map_images(trained_run_folder, tmp_path):
     """A function that prepares a run of other images and makes its maps by the trained classifier."""
@@ -107,3 +146,25 @@ def map_images(trained_run_folder, tmp_path):
         return run
 
     return make
+
+
+@pytest.fixture
+def kill_at_checkpoint():
+    """A function that sends SIGKILL to the training workers of this process's Ray as soon as a step's folder holds a
+    checkpoint; it returns at once, with a list that will hold their process ids."""
+
+    def start(folder: Path) -> list[int]:
+        killed: list[int] = []
+
+        def kill() -> None:
+            while not list(folder.glob("checkpoints/checkpoint_*/checkpoint.bin")):
+                time.sleep(0.02)
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+
+        threading.Thread(target=kill, daemon=True).start()
+        return killed
+
+    return start

@@ -17,9 +17,11 @@ from jobs.export_labels import export, export_folder
 from jobs.label_files import encode_label_png
 from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.pictures import voc_palette
-from jobs.run import Run
+from jobs.run import Run, open_run
+from jobs.train_segmentation import train_segmenter
 from storage.images import read_mask
 from storage.location import Location
+from storage.manifest import write_manifest
 from storage.map_store import MapStore
 from storage.seed_store import SeedStore
 
@@ -130,10 +132,50 @@ def test_pseudo_labels_are_exported_as_they_are(seeded_run, tmp_path):
     np.testing.assert_array_equal(exported, stored)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and numpy 2
+def test_predictions_are_exported_as_they_are_and_of_the_predicted_splits_alone(predicted_run, tmp_path):
+    for format in ("png", "coco"):
+        export_to(predicted_run, format, tmp_path / format, "predictions")
+    assert files(tmp_path / "png") == ["scene_0012.png", "scene_0013.png"]
+    coco = COCO(str(tmp_path / "coco" / "annotations.json"))
+    assert coco.getImgIds() == [13, 14]
+    for image_id, name in zip((13, 14), files(tmp_path / "png"), strict=True):
+        stored = np.asarray(Image.open(Path(predicted_run.uri, "predictions", "labels", name)))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "png" / name)), stored)
+        decoded = np.zeros_like(stored)
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[image_id])):
+            decoded[coco.annToMask(annotation).astype(bool)] = annotation["category_id"]
+        np.testing.assert_array_equal(decoded, stored)
+
+
+def test_predictions_hold_the_classes_own_values(predicted_run, tmp_path):
+    values = dict(enumerate((0, *VALUES)))
+    table = predicted_run.location / "manifest.parquet"
+    manifest = predicted_run.manifest()
+    write_manifest(table, manifest.rows(0, manifest.num_images), manifest.class_names, VALUES)
+    export_to(predicted_run, "png", tmp_path / "png", "predictions")
+    stored = np.asarray(Image.open(Path(predicted_run.uri, "predictions", "labels", "scene_0012.png")))
+    expected = np.vectorize(values.get)(stored)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "png" / "scene_0012.png")), expected)
+
+
+def test_predictions_that_are_not_of_this_network_and_these_settings_are_refused(
+    segmented_run, predicted_run, tmp_path
+):
+    with pytest.raises(ValueError, match=r"predictions are complete for 0 of 2 images.*predict_masks"):
+        export_to(segmented_run, "png", tmp_path / "png", "predictions")
+    with pytest.raises(ValueError, match=r"mirror: False -> True.*--restart predictions"):
+        export_to(open_run(predicted_run.uri, None, ["predictions.mirror=true"]), "png", tmp_path, "predictions")
+    with connect("in-process") as connection:
+        train_segmenter(open_run(predicted_run.uri, None, ["segmenter.epochs=1"]), connection, restart=True)
+    with pytest.raises(ValueError, match=r"segmenter: \w{8} -> \w{8}.*--restart predictions"):
+        export_to(predicted_run, "png", tmp_path / "png", "predictions")
+
+
 def test_each_kind_of_export_has_a_folder_of_its_own(seeded_run):
-    kinds = [("png", "seeds"), ("png", "pseudo_labels"), ("coco", "seeds"), ("npy", "seeds")]
+    kinds = [("png", "seeds"), ("png", "pseudo_labels"), ("png", "predictions"), ("coco", "seeds"), ("npy", "seeds")]
     folders = [export_folder(seeded_run, *kind, None).name for kind in kinds]
-    assert folders == ["png-seeds", "png-pseudo_labels", "coco-seeds", "npy-maps"]
+    assert folders == ["png-seeds", "png-pseudo_labels", "png-predictions", "coco-seeds", "npy-maps"]
 
 
 def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_path, capsys):

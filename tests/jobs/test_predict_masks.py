@@ -1,6 +1,5 @@
 """Predictions of a tiny trained run: what is stored, resume, refusals, and the figures beside those of the seeds."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,9 @@ from jobs.predict_masks import predict_masks
 from jobs.prediction_stages import PredictionsJob, Predictor
 from jobs.run import Run, open_run
 from jobs.train_segmentation import train_segmenter
+from storage.location import Location
 
 VAL = ("scene_0012", "scene_0013")
-
-
-@pytest.fixture(scope="module")
-def segmented_run_folder(seeded_run_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("segmented") / "run"
-    shutil.copytree(seeded_run_folder, folder)
-    with connect("in-process") as connection:
-        train_segmenter(open_run(str(folder)), connection)
-    return folder
-
-
-@pytest.fixture
-def segmented_run(segmented_run_folder, tmp_path) -> Run:
-    """A copy of a run with a trained segmentation network."""
-    shutil.copytree(segmented_run_folder, tmp_path / "segmented")
-    return open_run(str(tmp_path / "segmented"))
 
 
 def predict(run: Run, *assignments: str, restart: bool = False) -> Run:
@@ -138,3 +122,14 @@ def test_figures_stand_beside_those_of_densified_seeds_on_the_same_images(segmen
         assert "predictions" in by_name["predictions"].settings and "predictions" not in by_name["seeds"].settings
         of_train = evaluate_seeds(segmented_run, connection, ["train"], "all", ("image",), deterministic=False)
     assert all("predictions" not in figure.labels for figure in of_train)
+
+
+def test_a_run_on_s3_gets_the_same_masks_as_a_local_one(segmented_run, s3_environment):
+    remote = Location.parse("s3://test-bucket/predictions/run")
+    for file in Path(segmented_run.uri).rglob("*"):
+        if file.is_file():
+            (remote / file.relative_to(segmented_run.uri).as_posix()).write_bytes(file.read_bytes())
+    predict(segmented_run)
+    predict(open_run(remote.uri))
+    for name, content in files(segmented_run).items():
+        assert (remote / "predictions" / "labels" / f"{name}.png").read_bytes() == content

@@ -1,10 +1,14 @@
 """The whole pipeline on a tiny run: everything once, nothing twice, and where it stops."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.connect import connect
+from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs.make_pseudo_labels import make_pseudo_labels
+from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.run_pipeline import main, run_pipeline
 
@@ -42,6 +46,47 @@ def test_either_a_run_or_the_demo_is_asked_for(arguments):
         main(arguments)
 
 
-def test_a_dry_run_is_left_to_the_single_jobs(trained_run):
-    with pytest.raises(ValueError, match=r"--dry-run is for single jobs; status\.py says"):
-        main(["--run", trained_run.uri, "--dry-run"])
+def files_of(run: Run) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(run.uri).rglob("*")}
+
+
+def test_a_dry_run_foretells_every_step_and_changes_nothing(trained_run, capsys):
+    before = files_of(trained_run)
+    main(["--run", trained_run.uri, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "classifier, dry run: 0 of 1 epochs to do" in printed
+    assert "maps, dry run: 4 of 4 units to do (14 of 14 images)" in printed
+    assert "seeds, dry run: not foreseeable before the steps above are done (aggregate_seeds: maps are " in printed
+    assert printed.endswith("pipeline: then figures of train, figures of val, the contact sheet and the report.\n")
+    assert files_of(trained_run) == before
+
+
+def test_a_dry_run_of_a_finished_run_finds_nothing_to_do(predicted_run, capsys):
+    with connect("in-process") as connection:
+        make_pseudo_labels(predicted_run, connection)
+    capsys.readouterr()
+    main(["--run", predicted_run.uri, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.count("0 of 4 units to do") == 3 and "predictions, dry run: 0 of 1 units to do" in printed
+    assert "segmenter, dry run: 0 of 2 epochs to do" in printed
+
+
+def test_a_dry_run_is_refused_where_the_launch_would_stop(finished_maps_run):
+    arguments = ["--run", finished_maps_run.uri, "--dry-run"]
+    with pytest.raises(ValueError, match=r"maps\.num_samples: 8 -> 9"):
+        main([*arguments, "--set", "maps.num_samples=9"])
+    with pytest.raises(ValueError, match=r"--dry-run goes with --run"):
+        main(["--demo", "--dry-run"])
+
+
+@pytest.mark.parametrize("num_classes", [1, 80])
+def test_class_lists_of_any_length_go_through(trained_run, drawn_images, tmp_path, num_classes):
+    names = [*DRAWN_CLASS_NAMES, *(f"class {number}" for number in range(75))][:num_classes]
+    known = [replace(image, labels=tuple(set(image.labels) & set(names))) for image in drawn_images]
+    chosen = [image for image in known if image.labels][:6]
+    images = [replace(image, split="val" if number > 3 else "train") for number, image in enumerate(chosen)]
+    run = open_run(str(tmp_path / "other"), defaults=trained_run.config.model_dump())
+    prepare(run, images, names)
+    launch(run)
+    assert len(list(Path(run.uri, "predictions/labels").iterdir())) == 2
+    assert "Segmentation network" in Path(run.uri, "report/index.html").read_text()

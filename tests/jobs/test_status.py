@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.connect import connect
 from jobs import status
+from jobs.aggregate_seeds import aggregate_run
+from jobs.run import open_run
 from jobs.status import run_status
 from storage.location import Location
 from storage.steps import Skipped, Step
@@ -33,6 +36,8 @@ def test_steps_of_a_run_are_told_in_order(finished_maps_run):
         ("maps", "done", 14, 0),
         ("seeds", "not started", 0, 14),
         ("pseudo-labels", "not started", 0, 14),
+        ("segmenter", "not started", 0, 2),
+        ("predictions", "not started", 0, 2),
     ]
     maps = found.steps[1]
     files = [path for path in Path(finished_maps_run.uri, "maps").rglob("*") if path.is_file()]
@@ -65,6 +70,22 @@ def test_the_pace_is_that_of_the_drivers_at_work(finished_maps_run):
     assert running.seconds_left == pytest.approx(4 / 0.2)
 
 
+def test_network_and_predictions_are_told_and_outdated_with_what_they_were_made_of(predicted_run, capsys):
+    def network_and_predictions() -> list[tuple[str, str, int, int]]:
+        steps = run_status(predicted_run).steps[4:]
+        return [(step.unit, step.state, step.done, step.left) for step in steps]
+
+    assert network_and_predictions() == [("epochs", "done", 2, 0), ("images", "done", 2, 0)]  # 2 of 14 are predicted
+    (predicted_run.location / "segmenter/complete.json").delete()
+    assert network_and_predictions() == [("epochs", "partly done", 2, 0), ("images", "outdated", 2, 0)]
+    with connect("in-process") as connection:
+        aggregate_run(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, restart=True)
+    assert [state for _, state, _, _ in network_and_predictions()] == ["outdated", "outdated"]
+    status.main(["--run", predicted_run.uri])
+    printed = capsys.readouterr().out
+    assert f"anew: python jobs/train_segmentation.py --run {predicted_run.uri} --restart segmenter" in printed
+
+
 def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_run, capsys):
     step = Step(finished_maps_run.location / "maps")
     step.write_receipt(replace(step.receipts()[1], skipped=(Skipped("scene_0004", "empty file"),)))
@@ -82,7 +103,8 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
 def test_programs_read_one_json_object(finished_maps_run, capsys):
     status.main(["--run", finished_maps_run.uri, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert [step["name"] for step in found["steps"]] == ["classifier", "maps", "seeds", "pseudo-labels"]
+    names = ["classifier", "maps", "seeds", "pseudo-labels", "segmenter", "predictions"]
+    assert [step["name"] for step in found["steps"]] == names
     assert found["steps"][1]["state"] == "done"
 
 

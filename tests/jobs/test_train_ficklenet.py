@@ -2,17 +2,12 @@
 
 import hashlib
 import json
-import os
 import runpy
-import signal
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -263,25 +258,14 @@ def test_two_workers_train_what_one_trains(fresh_run, local_ray):
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_worker_killed_in_mid_epoch_changes_nothing(fresh_run, local_ray):
+def test_worker_killed_in_mid_epoch_changes_nothing(fresh_run, local_ray, kill_at_checkpoint):
     settings = ["classifier.batch_size=1", "classifier.checkpoint_minutes=0", "classifier.epochs=6"]
     train(fresh_run, *settings)
     expected, lines = weights(fresh_run), metrics(fresh_run)
 
-    folder, killed = Path(fresh_run.uri) / "classifier", []
-
-    def kill_a_worker():
-        while not list(folder.glob("checkpoints/checkpoint_*/checkpoint.bin")):
-            time.sleep(0.02)
-        for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                killed.append(process.pid)
-                os.kill(process.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_a_worker, daemon=True)
     alone = open_run(fresh_run.uri, None, settings)
     Step(alone.location / "classifier").restart()
-    killer.start()
+    killed = kill_at_checkpoint(Path(fresh_run.uri, "classifier"))
     train_classifier(alone, local_ray)
     assert len(killed) == 1
     for name, value in weights(alone).items():

@@ -7,24 +7,40 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.connect import connect
+from cluster.connect import Connection, connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from ficklenet.metrics import label_figures
 from ficklenet.segmenter import unpack_segmenter
 from jobs import segmentation_data, segmentation_worker
 from jobs.aggregate_seeds import aggregate_run
+from jobs.evaluate import evaluate_seeds
 from jobs.kept_model import kept_bytes
+from jobs.predict_masks import predict_masks
+from jobs.report_curves import read_metrics
 from jobs.run import Run, open_run
 from jobs.segmentation_data import SegmentationImages, seeds_location, training_images
 from jobs.train_segmentation import train_segmenter
 from jobs.trained_classifier import load_classifier
 from storage.location import Location
 from storage.seed_store import SeedStore
+from storage.steps import Step
 from storage.units import plan_units
 
 
 def train(run: Run, *assignments: str, restart: bool = False) -> dict:
     with connect("in-process") as connection:
         return train_segmenter(open_run(run.uri, None, assignments), connection, restart=restart)
+
+
+def losses(run: Run) -> list[float]:
+    """Of each epoch."""
+    return [line["loss"] for line in read_metrics(run.location / "segmenter" / "metrics.jsonl")]
+
+
+def copy_run(run: Run, target: Location) -> None:
+    for file in Path(run.uri).rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(run.uri).as_posix()).write_bytes(file.read_bytes())
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -175,10 +191,10 @@ def test_seeds_that_are_all_unknown_are_refused_and_some_are_trained(seeded_run)
     units = plan_units(14, 4)
     for unit in units:
         store.write_unit(unit, np.full((unit.num_images, 9, 9), 255))
-    with pytest.raises(ValueError, match="no training image has a seed"):
+    with pytest.raises(ValueError, match="no training image has a seed of a class"):
         train(seeded_run)
     labels = np.full((4, 9, 9), 255)
-    labels[0, 0, 0] = 0
+    labels[0, 0, 0] = 1
     store.write_unit(units[0], labels)
     assert np.isfinite(train(seeded_run)["loss"])
 
@@ -199,17 +215,39 @@ def test_crfs_of_a_batch_run_in_as_many_processes_as_the_worker_has_cpus(count):
 
 
 @pytest.mark.cluster
-def test_a_run_on_s3_trains_the_same_network_as_a_local_one(seeded_run, s3_environment):
-    train(seeded_run)
+def test_a_run_on_s3_comes_to_the_same_network_and_figures_as_a_local_one(seeded_run, s3_environment):
+    def figures(run: Run, connection: Connection) -> dict[str, float]:
+        predict_masks(run, connection)
+        measured = evaluate_seeds(run, connection, ["val"], None, ("image",), deterministic=False)
+        return {figure.labels: label_figures(figure.matrix).mean_iou for figure in measured}
+
     remote = Location.parse(f"s3://{BUCKET}/segmentation/run")
-    for file in Path(seeded_run.uri).rglob("*"):
-        if file.is_file() and "segmenter" not in file.parts:
-            (remote / file.relative_to(seeded_run.uri).as_posix()).write_bytes(file.read_bytes())
+    copy_run(seeded_run, remote)
+    train(seeded_run)
     run = open_run(remote.uri, None, ["cluster.address=local"])
+    with connect("in-process") as connection:
+        expected = figures(seeded_run, connection)
     with connect("local", num_cpus=2) as connection:
         train_segmenter(run, connection)
+        found = figures(run, connection)
     for name, value in weights(run).items():
         torch.testing.assert_close(value, weights(seeded_run)[name], rtol=1e-4, atol=1e-5)
+    assert "predictions" in found and found == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_worker_killed_in_mid_training_changes_nothing(seeded_run, local_ray, kill_at_checkpoint):
+    settings = ["segmenter.batch_size=1", "segmenter.checkpoint_minutes=0", "segmenter.epochs=8"]
+    train(seeded_run, *settings)
+    expected, wanted = weights(seeded_run), losses(seeded_run)
+    Step(seeded_run.location / "segmenter").restart()
+    killed = kill_at_checkpoint(Path(seeded_run.uri, "segmenter"))
+    train_segmenter(open_run(seeded_run.uri, None, [*settings, "cluster.address="]), local_ray)
+    assert len(killed) == 1
+    assert losses(seeded_run) == pytest.approx(wanted, rel=1e-3)
+    for name, value in weights(seeded_run).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.cluster

@@ -1,0 +1,175 @@
+"""What a report shows of the segmentation network: its figures beside the seeds', its confusions, its worst images."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ficklenet.metrics import confusion_matrix, label_figures
+from ficklenet.seeds import resize_labels
+from jobs.prediction_stages import prediction_location
+from jobs.report_figures import Measured
+from jobs.report_gallery import Picture, Tile, picture_of, read_truth, shrunk, spread
+from jobs.run import Run
+from jobs.thumbnails import labels_uri
+from storage.errors import BadImage
+from storage.images import read_mask
+from storage.label_values import ignore_value
+from storage.manifest import Manifest
+from storage.seed_store import SeedStore
+
+NUM_WORST = 24  # images shown
+MOST_LABELS = 31  # of a confusion matrix that is shown whole
+MOST_CONFUSIONS = 20  # named of a larger one
+NETWORK, PEERS = "predictions", ("predictions without CRF", "densified seeds")  # among evaluate's labels
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """So much, in [0, 1], of a label's true pixels is predicted as another label."""
+
+    true: str
+    predicted: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The network's figures, and those of other labels over the same images.
+
+    Attributes:
+        figures: as `evaluate` recorded them, the network's first; `notes` says of each what was set otherwise.
+        names: of the labels, the background's first; of `columns` too, where "unlabelled" may follow.
+        matrix: share of each true label's pixels by predicted label, rows of numbers in [0, 1]; rows of a label
+            without pixels are empty.
+    """
+
+    measured: Measured
+    figures: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the matrix can be shown whole."""
+        return len(self.names) <= MOST_LABELS
+
+    @property
+    def confusions(self) -> list[Confusion]:
+        """The largest, in falling order."""
+        found = [
+            Confusion(true, predicted, share)
+            for true, row in zip(self.names, self.matrix, strict=True)
+            for predicted, share in zip(self.columns, row, strict=False)
+            if share > 0 and predicted != true
+        ]
+        return sorted(found, key=lambda each: -each.share)[:MOST_CONFUSIONS]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A predicted image; its error is 1 - mean IoU over the labels in its mask or prediction, None without a mask."""
+
+    picture: Picture
+    error: float | None
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The images that the network labels worst, in falling order of their error.
+
+    Attributes:
+        grid: (h, w) of the seeds, None where none are shown.
+        num_compared: of the predicted images, those that were looked at.
+    """
+
+    examples: tuple[Example, ...]
+    grid: tuple[int, int] | None
+    num_compared: int
+    num_predicted: int
+
+
+def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
+    """One for each selection of images that predictions were measured on, at image resolution where there is that."""
+    found: dict[tuple[tuple[str, ...], str], Comparison] = {}
+    for each in sorted(measured, key=lambda group: group.resolution != "image"):
+        by_name = {
+            figure["labels"]: (dict(figure), note) for figure, note in zip(each.figures, each.notes, strict=True)
+        }
+        if NETWORK in by_name:
+            found.setdefault((each.splits, each.part), _comparison(each, by_name))
+    return list(found.values())
+
+
+def _comparison(measured: Measured, by_name: dict[str, tuple[dict[str, Any], str]]) -> Comparison:
+    figures, notes = zip(*(by_name[name] for name in (NETWORK, *PEERS) if name in by_name), strict=True)
+    counts = np.array(figures[0]["confusion_matrix"], dtype=float)
+    names = tuple(figures[0]["iou"])
+    is_complete = not counts[:, -1].any()
+    columns = names if is_complete else (*names, "unlabelled")
+    matrix = tuple(tuple(row / row.sum()) if row.sum() else () for row in counts[:, : len(columns)])
+    return Comparison(measured, figures, notes, names, columns, matrix)
+
+
+def worst_predictions(
+    run: Run, manifest: Manifest, predicted: np.ndarray, is_seeded: np.ndarray, number: int
+) -> Worst | None:
+    """Compares a sample of the predicted images with their masks and draws the worst; without masks, the first.
+
+    Args:
+        predicted: rows that have predictions.
+        is_seeded: bool (num_images,), the rows that have seeds.
+        number: of images in the sample.
+    """
+    sample = spread(predicted, number)
+    if not sample:
+        return None
+    seeds = SeedStore.open(run.location / "seeds" / "seeds.zarr") if is_seeded.any() else None
+
+    def draw(index: int) -> Example:
+        seeds_of = seeds.read(index) if seeds is not None and is_seeded[index] else None
+        return _example(run, manifest, index, seeds_of, errors[index])
+
+    with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
+        errors = dict(zip(sample, pool.map(partial(prediction_error, run, manifest), sample), strict=True))
+        worst = sorted(sample, key=lambda index: -1.0 if (error := errors[index]) is None else error, reverse=True)
+        examples = tuple(pool.map(draw, worst[:NUM_WORST]))
+    return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted))
+
+
+def prediction_error(run: Run, manifest: Manifest, index: int) -> float | None:
+    """1 - mean IoU, in [0, 1], over the labels in an image's mask or prediction; None where there is no mask."""
+    row = manifest.rows(index, index + 1)[0]
+    truth, labels = read_truth(run, manifest, row), _read_prediction(run, manifest, row.image_id)
+    if not isinstance(truth, np.ndarray) or isinstance(labels, BadImage):
+        return None
+    num_classes = manifest.num_classes
+    matrix = confusion_matrix(truth, resize_labels(labels, truth.shape), num_classes, ignore_value(num_classes))
+    return 1 - label_figures(matrix).mean_iou if matrix.any() else None
+
+
+def _example(run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None, error: float | None) -> Example:
+    row = manifest.rows(index, index + 1)[0]
+    truth, labels = read_truth(run, manifest, row), _read_prediction(run, manifest, row.image_id)
+    ignore, tiles = ignore_value(manifest.num_classes), [Tile("image", "Image")]
+    if seeds is not None:
+        tiles.append(Tile("seeds", "Seeds", labels_uri(seeds, ignore)))
+    if isinstance(labels, np.ndarray):
+        tiles.append(Tile("prediction", "Prediction", labels_uri(shrunk(labels), ignore)))
+    if isinstance(truth, np.ndarray):
+        tiles.append(Tile("truth", "Truth", labels_uri(shrunk(truth), ignore)))
+    return Example(picture_of(run, index, row, truth), error, tuple(tiles))
+
+
+def _read_prediction(run: Run, manifest: Manifest, image_id: str) -> np.ndarray | BadImage:
+    try:
+        uri = prediction_location(run, image_id).uri
+        return read_mask(uri, range(1, manifest.num_classes + 1), run.config.images.max_pixels)
+    except BadImage as bad:
+        return bad

@@ -1,0 +1,201 @@
+"""How far each step of a run is, for `status.py` and the report: read from the run's folder, changing nothing."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from jobs.prediction_stages import predicted_splits
+from jobs.report_curves import read_metrics
+from jobs.run import Run
+from storage.manifest import Manifest
+from storage.steps import Receipt, Step
+from storage.units import Unit, plan_units
+
+JOBS = {  # what makes which step, in order
+    "classifier": "train_ficklenet",
+    "maps": "generate_maps",
+    "seeds": "aggregate_seeds",
+    "pseudo_labels": "make_pseudo_labels",
+    "segmenter": "train_segmentation",
+    "retrained": "retrain_segmentation",  # optional: left out as long as it is not started
+    "predictions": "predict_masks",
+}
+
+TRAININGS = {"classifier": "classifier", "segmenter": "segmenter", "retrained": "segmenter"}  # and their settings
+
+
+@dataclass(frozen=True)
+class StepState:
+    """How far a step is.
+
+    Attributes:
+        state: "done", "partly done", "not started", or "outdated": what it was made of has been made anew since.
+        unit: what the counts count: "images" of a step made of units, "epochs" of a training.
+        done, skipped, left: so many of them.
+        seconds: of work, over all workers; 0 of a training.
+        finished: when its last unit was, "" where none was.
+        command: what starts it, or goes on with it.
+        receipts: of its finished units.
+        images: that count, by unit; of "predictions" those of the predicted splits.
+    """
+
+    name: str
+    state: str
+    unit: Literal["images", "epochs"]
+    done: int
+    skipped: int
+    left: int
+    seconds: float
+    finished: str
+    command: str
+    receipts: tuple[Receipt, ...] = ()
+    images: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training has left so far.
+
+    Attributes:
+        sha256: of the network it finished with, None as long as it has not.
+        metrics: of its last epoch, or of the one that was kept.
+        lines: its epochs' metrics, as far as they were kept.
+    """
+
+    sha256: str | None
+    metrics: Mapping[str, Any]
+    lines: tuple[Mapping[str, Any], ...]
+
+    @property
+    def epochs(self) -> int:
+        """How many are finished; the one that was kept may be an earlier one."""
+        return max(int(line.get("epoch", 0)) for line in (self.metrics, *self.lines[-1:]))
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The states of a run's steps by the names of their folders, in order, and what its trainings have left."""
+
+    steps: Mapping[str, StepState]
+    trainings: Mapping[str, Training]
+
+
+def run_state(run: Run, manifest: Manifest) -> RunState:
+    """How far every step of a run is."""
+    made_by = {name: Step(run.location / name).fingerprint() for name in JOBS}
+    trainings = {name: read_training(run, name) for name in TRAININGS}
+    is_outdated = _outdated(made_by, {name: training.sha256 for name, training in trainings.items()})
+    steps = {}
+    for name, fingerprint in made_by.items():
+        if name == "retrained" and fingerprint is None:
+            continue
+        if name in TRAININGS:
+            steps[name] = _training_state(run, name, fingerprint, trainings[name], is_outdated=is_outdated[name])
+        else:
+            steps[name] = _unit_step_state(run, manifest, name, fingerprint, is_outdated=is_outdated[name])
+    return RunState(steps, trainings)
+
+
+def read_training(run: Run, name: str) -> Training:
+    """What one of the trainings has left, by its marker and by its epochs' metrics."""
+    folder = run.location / name
+    marker = folder / "complete.json"
+    complete = json.loads(marker.read_bytes()) if marker.exists() else {}
+    lines = read_metrics(folder / "metrics.jsonl")
+    metrics = complete.get("metrics") or (lines[-1] if lines else {})
+    return Training(complete.get("sha256"), metrics, tuple(lines))
+
+
+def _outdated(made_by: Mapping[str, Mapping[str, Any] | None], networks: Mapping[str, str | None]) -> dict[str, bool]:
+    """Which steps were made of something that is another by now, or is outdated itself.
+
+    Args:
+        made_by: the steps' fingerprints.
+        networks: sha256 of the finished networks.
+    """
+    maps, seeds = made_by["maps"], made_by["seeds"]
+    found = {"classifier": False, "maps": maps is not None and maps["classifier"] != networks["classifier"]}
+    for name in ("seeds", "pseudo_labels"):
+        made_of = (made_by[name] or {}).get("maps")
+        found[name] = made_of is not None and (found["maps"] or made_of != maps)
+    learnt = (made_by["segmenter"] or {}).get("seeds")  # None: it learns masks only
+    found["segmenter"] = learnt is not None and (found["seeds"] or learnt != seeds)
+    teacher = (made_by["retrained"] or {}).get("teacher")
+    found["retrained"] = teacher is not None and (found["segmenter"] or teacher != networks["segmenter"])
+    predictions = made_by["predictions"]
+    used = predictions["predictions"].get("network", "segmenter") if predictions else "segmenter"
+    found["predictions"] = predictions is not None and (found[used] or predictions["segmenter"] != networks[used])
+    return found
+
+
+def _training_state(
+    run: Run, name: str, fingerprint: Mapping[str, Any] | None, training: Training, *, is_outdated: bool
+) -> StepState:
+    section = TRAININGS[name]
+    num_epochs = (fingerprint or {}).get(section, {}).get("epochs", getattr(run.config, section).epochs)
+    left = 0 if training.sha256 else max(0, num_epochs - training.epochs)
+    state = "done" if training.sha256 else "not started" if fingerprint is None else "partly done"
+    return StepState(
+        name=name,
+        state="outdated" if is_outdated else state,
+        unit="epochs",
+        done=training.epochs,
+        skipped=int(training.metrics.get("skipped", 0)),
+        left=left,
+        seconds=0.0,
+        finished="",
+        command=_command(run, name, is_outdated=is_outdated),
+    )
+
+
+def _unit_step_state(
+    run: Run, manifest: Manifest, name: str, fingerprint: Mapping[str, Any] | None, *, is_outdated: bool
+) -> StepState:
+    step = Step(run.location / name)
+    units = plan_units(manifest.num_images, (fingerprint or {}).get("unit_size", run.config.unit_size))
+    images: Mapping[int, int] = {unit.index: unit.num_images for unit in units}
+    if name == "predictions":
+        splits = fingerprint["predictions"]["splits"] if fingerprint else predicted_splits(run.config)
+        images = _images_of_splits(manifest, units, splits)
+    units = [unit for unit in units if images[unit.index]]
+    found = step.receipts() if fingerprint is not None else {}
+    missing = {unit.index for unit in step.missing_units(units, found)}
+    receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
+    left = sum(images[index] for index in missing)
+    skipped = sum(len(receipt.skipped) for receipt in receipts)
+    state = "not started" if fingerprint is None else "outdated" if is_outdated else "partly done" if left else "done"
+    return StepState(
+        name=name.replace("_", "-"),
+        state=state,
+        unit="images",
+        done=sum(images.values()) - left - skipped,
+        skipped=skipped,
+        left=left,
+        seconds=sum(receipt.seconds for receipt in receipts),
+        finished=_when(max((receipt.finished for receipt in receipts), default=None)),
+        command=_command(run, name, is_outdated=is_outdated),
+        receipts=receipts,
+        images=images,
+    )
+
+
+def _images_of_splits(manifest: Manifest, units: list[Unit], splits: tuple[str, ...]) -> Counter[int]:
+    """How many images of these splits each unit holds."""
+    counts: Counter[int] = Counter()
+    index = 0
+    for batch in manifest.iter_columns(["split"]):
+        for split in batch["split"]:
+            counts[index // units[0].num_images] += split in splits
+            index += 1
+    return counts
+
+
+def _command(run: Run, name: str, *, is_outdated: bool) -> str:
+    return f"python jobs/{JOBS[name]}.py --run {run.uri}" + (f" --restart {name}" if is_outdated else "")
+
+
+def _when(seconds: float | None) -> str:
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

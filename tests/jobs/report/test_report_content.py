@@ -1,0 +1,133 @@
+"""What the report's page says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cluster.connect import connect
+from jobs.evaluate import evaluate_seeds
+from jobs.generate_maps import generate
+from jobs.report import main, write_report
+from jobs.run import open_run
+from storage.location import Location
+from storage.manifest import ManifestRow
+from storage.steps import Skipped
+
+
+def test_report_is_one_command(finished_run, tmp_path, capsys, html_of):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+
+    main(["--run", str(tmp_path / "run"), "--images", "3"])
+
+    assert f"{tmp_path}/run/report/index.html" in capsys.readouterr().out
+    assert "A sample: 3 of the 14 images with maps" in html_of(open_run(str(tmp_path / "run")))
+
+
+def test_page_shows_the_figures_of_the_evaluation(finished_run, html_of):
+    with connect("in-process") as connection:
+        figures = evaluate_seeds(finished_run, connection, [], "all", ("map",), deterministic=False)
+
+    record = figures[0].record(finished_run.manifest().class_names)
+    for value in (record["mean_iou"], record["coverage"], record["iou"]["ring"]):
+        assert f">{value:.3f}<" in html_of(finished_run)
+
+
+def test_same_run_gives_the_same_page(finished_run, html_of):
+    before = html_of(finished_run)
+
+    write_report(finished_run)
+
+    assert html_of(finished_run) == before
+
+
+def test_run_without_maps_says_which_commands_come_next(location, handmade_run, html_of):
+    rows = [ManifestRow(f"image_{n}", f"/nowhere/{n}.jpg", (0,), split="train") for n in range(3)]
+    run = handmade_run(location, rows, ["cat"], with_maps=False)
+
+    write_report(run)
+
+    page = html_of(run)
+    for job in ("train_ficklenet", "generate_maps", "aggregate_seeds", "make_pseudo_labels", "evaluate"):
+        assert f"python jobs/{job}.py --run {run.uri}" in page
+    assert 'id="gallery"' not in page
+
+
+def test_seeds_of_maps_made_anew_since_are_outdated(finished_run, tmp_path, html_of):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    changed = open_run(str(tmp_path / "run"), None, ["maps.num_samples=3"])
+    with connect("in-process") as connection:
+        generate(changed, connection, restart=True)
+    write_report(changed)
+    page = html_of(changed)
+    assert '<span class="state outdated">outdated</span>' in page
+    assert f"python jobs/aggregate_seeds.py --run {changed.uri} --restart seeds" in page
+    assert "by maps.num_samples = " in page  # how the figures were measured
+
+
+def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_them(finished_run, tmp_path, html_of):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    complete = tmp_path / "run" / "classifier" / "complete.json"
+    complete.write_text(json.dumps(json.loads(complete.read_text()) | {"sha256": "of another"}))
+    run = open_run(str(tmp_path / "run"))
+    write_report(run)
+    assert html_of(run).count('<span class="state outdated">') == 2
+    assert "by an earlier classifier" in html_of(run)
+
+
+def test_report_of_a_run_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no manifest.*prepare_dataset"):
+        write_report(open_run(str(tmp_path / "run")))
+
+
+def test_negative_number_of_images_is_refused(finished_run):
+    with pytest.raises(ValueError, match="--images -1"):
+        write_report(finished_run, -1)
+
+
+def test_image_that_several_steps_skip_is_listed_once_with_its_reason(tmp_path, handmade_run, write_picture, html_of):
+    place = Location(str(tmp_path))
+    rows = [ManifestRow(f"image_{n}", write_picture(place / f"{n}.jpg"), (0,)) for n in range(5)]
+    run = handmade_run(place / "run", rows, ["cat"], skipped=[Skipped("image_3", "empty file")])
+
+    write_report(run)
+
+    _, _, section = html_of(run).partition('id="skipped"')
+    assert section.count("image_3") == 1
+    assert "empty file" in section
+    assert "maps, seeds" in section
+    assert 'data-row="3"' not in html_of(run)
+
+
+def test_image_that_is_gone_keeps_its_place_and_says_so(tmp_path, handmade_run, write_picture, html_of):
+    place = Location(str(tmp_path))
+    mask = write_picture(place / "mask.jpg")  # three channels: no mask
+    rows = [ManifestRow("gone", str(tmp_path / "gone.jpg"), (0,), mask_uri=mask)]
+    run = handmade_run(place / "run", rows, ["cat"])
+
+    write_report(run)
+
+    assert "The image cannot be read any more: missing: no such file." in html_of(run)
+    assert "The mask cannot be read: mask has RGB pixels" in html_of(run)
+
+
+def test_ten_thousand_images_give_a_sample_of_a_few_megabytes(tmp_path, visit, handmade_run, write_picture):
+    """3.3 MB with these photographs of noise and two classes each; 200 of VOC's, with 209 classes, gave 2.7 MB."""
+    place = Location(str(tmp_path))
+    uris = [write_picture(place / f"{n}.jpg", (500, 375), texture=n + 1) for n in range(8)]
+    rows = [ManifestRow(f"image_{n:05d}", uris[n % 8], (n % 3, 3), split="train") for n in range(10_000)]
+    run = handmade_run(place / "run", rows, ["a", "b", "c", "d"], grid=(41, 41), unit_size=1000)
+
+    _, num_bytes = write_report(run)
+    page = visit(run)
+
+    assert num_bytes < 5e6
+    assert "A sample: 200 of the 10,000 images with maps" in page.locator("#gallery").inner_text()
+    assert page.locator("#entries > .entry").count() == 400
+    assert page.locator("#entries > .entry:visible").count() == 24
+    sampled = sorted(
+        {int(row) for row in page.locator("#entries").evaluate("e => [...e.children].map(c => c.dataset.row)")}
+    )
+    assert (sampled[0], sampled[-1]) == (0, 9999)
+    assert max(np.diff(sampled)) <= 51
