@@ -4,15 +4,18 @@ import importlib
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from jobs import entry_point
 from jobs.command_line import Stopped, run_main
+from jobs.entry_point import COMMANDS, overview
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted(file for file in (REPOSITORY / "jobs").glob("*.py") if "run_main(" in file.read_text())
-JOBS = [file for file in JOBS if file.name != "command_line.py"]
+JOBS = [file for file in JOBS if file.name not in ("command_line.py", "entry_point.py")]
 
 
 def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +28,43 @@ def test_every_job_explains_itself(job):
     answer = run_job(job, "--help")
     assert answer.returncode == 0
     assert ("--json" if job == "status" else "--set KEY=VALUE") in answer.stdout
+
+
+def test_every_job_has_a_command_and_the_overview_names_it():
+    assert sorted(COMMANDS.values()) == [file.stem for file in JOBS]
+    lines = [line.split() for line in overview().splitlines() if line.startswith("  ")]
+    assert [words[0] for words in lines] == list(COMMANDS) and all(len(words) > 4 for words in lines)
+
+
+def test_a_command_speaks_as_its_job_does_and_ends_with_its_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(sys, "argv", ["ficklenet", "status", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        entry_point.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"status: {tmp_path} holds no manifest. Run 'python jobs/prepare")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--help"], 0, ""),
+        ([], 2, "ficklenet: give a command. Commands: prepare, train, maps, "),
+        (["seed"], 2, "ficklenet: seed: unknown command. Did you mean seeds?"),
+        (["generate_maps"], 2, "ficklenet: generate_maps: unknown command. Did you mean maps?"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_sentence(arguments, code, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ficklenet", *arguments])
+    with pytest.raises(SystemExit) as end:
+        entry_point.main()
+    assert end.value.code == code
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_the_console_entry_point_is_that_command():
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"ficklenet": f"{entry_point.__name__}:{entry_point.main.__name__}"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The manifest's job: what it refuses before anything is frozen."""
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from pycocotools import mask as run_lengths
 
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.prepare_dataset import main, prepare
@@ -38,32 +35,6 @@ def test_parquet_table_becomes_the_same_manifest(table, tmp_path):
     main(["--run", str(tmp_path / "b"), "--parquet", str(tmp_path / "labels.parquet")])
     a, b = (open_run(str(tmp_path / run)).manifest() for run in "ab")
     assert list(a.iter_rows()) == list(b.iter_rows())
-
-
-@pytest.fixture
-def coco_folder(drawn_images, tmp_path) -> Path:
-    """The drawn scenes in COCO's layout, ids 10, 20, ... as categories; the last training image has no annotations."""
-    folder = tmp_path / "coco"
-    (folder / "annotations").mkdir(parents=True)
-    for split in ("train", "val"):
-        (folder / split).mkdir()
-        images, annotations = [], []
-        scenes = [image for image in drawn_images if image.split == split]
-        for number, image in enumerate(scenes):
-            shutil.copy(image.uri, folder / split)
-            truth = read_mask(image.mask_uri, range(1, 6))
-            images.append(
-                {"id": number, "file_name": Path(image.uri).name, "height": len(truth), "width": len(truth[0])}
-            )
-            is_last = split == "train" and number == len(scenes) - 1
-            for label in () if is_last else set(np.unique(truth)) - {0, 255}:
-                outline = run_lengths.encode(np.asfortranarray(truth == label).astype(np.uint8))
-                outline["counts"] = outline["counts"].decode()
-                annotations.append({"image_id": number, "category_id": 10 * int(label), "segmentation": outline})
-        categories = [{"id": 10 * number, "name": name} for number, name in enumerate(DRAWN_CLASS_NAMES, start=1)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return folder
 
 
 def test_coco_becomes_a_manifest_with_masks_in_the_run(coco_folder, drawn_images, tmp_path, capsys):
