@@ -97,7 +97,7 @@ def read_coco(
     """Read an instances file.
 
     Args:
-        annotations: the JSON file; it is held in memory (COCO's train2017: about 3 GB).
+        annotations: the JSON file; it is held in memory.
         images: the folder that its file names are relative to.
         split: the name of the images' split.
         masks: a folder; each version of the file has a prefix of its own below it.
