@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs import entry_point
-from jobs.command_line import Stopped, run_main
+from jobs.command_line import Stopped, job_parser, run_main
 from jobs.entry_point import COMMANDS, overview
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,6 +60,23 @@ def test_a_wrong_command_is_answered_in_one_sentence(arguments, code, sentence, 
         entry_point.main()
     assert end.value.code == code
     assert capsys.readouterr().err.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rum", "/tmp/x", "--format", "png"], "export: --rum: unknown argument. Did you mean --run?"),
+        (["--run", "/tmp/x", "--fromat=png"], "export: --fromat: unknown argument. Did you mean --format?"),
+        (["--run", "/tmp/x", "--format", "png", "more"], "export: more: unknown argument. See --help."),
+        (["--format", "png"], "export: the following arguments are required: --run. See --help."),
+    ],
+)
+def test_a_misspelt_flag_is_named_even_where_the_right_one_is_missing(arguments, sentence, capsys):
+    parser = job_parser("export", "")
+    parser.add_argument("--format", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(arguments)
+    assert capsys.readouterr().err == f"{sentence}\n"
 
 
 def test_the_console_entry_point_is_that_command():
