@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-cluster chaos lint constraints clean
+.PHONY: demo test test-cluster chaos lint docs reference constraints clean
 
 demo: $(VENV)/.installed        ## draw a small data set; its labels become masks and figures
 	$(BIN)/python jobs/run_pipeline.py --demo
@@ -21,9 +21,15 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed        ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reference: $(VENV)/.installed   ## the pages that follow from the code: docs/commands.md, docs/configuration.md
+	PYTHONPATH=$(CURDIR) $(BIN)/python jobs/reference.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 constraints:                    ## freeze what is installed and works together

@@ -9,6 +9,7 @@ how often each unit was begun and not ended: the third time it is not begun but 
 """
 
 import pickle
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connect import Connection, plural, resources
 from cluster.errors import ClusterError
+from cluster.live_metrics import count_retry, observe_stage
 
 Payload = dict[str, Any]
 """What a unit is at some stage: a flat dict of anything that pickles (arrays, numbers, strings, bytes, lists)."""
@@ -230,6 +232,8 @@ class _Ledger:
         """Notes that `key` is about to be run in `stage`; False: it has had its chances."""
         if self._begun[stage, key] >= MAX_BEGINS:
             return False
+        if self._begun[stage, key] > 0:
+            count_retry(stage)
         self._begun[stage, key] += 1
         return True
 
@@ -247,11 +251,13 @@ def _run_stage(stage: str, function: Callable[[Payload], Payload], ledger: Any, 
         return row
     if not ray.get(ledger.begin.remote(stage, row["index"])):
         return row | {"state": POISON, "payload": stage.encode()}
+    start = time.monotonic()
     try:
         result = _pack(function(pickle.loads(row["payload"])))
     except Exception as error:  # noqa: BLE001  # carried on, not swallowed
         error.add_note(f"In stage '{stage}', in a worker:\n{traceback.format_exc()}")
         return row | {"state": FAILED, "payload": _pack(error)}
+    observe_stage(stage, time.monotonic() - start)
     ledger.end.remote(stage, row["index"])
     return row | {"state": DONE if stage == "write" else RUNNING, "payload": result}
 

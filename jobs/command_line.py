@@ -30,11 +30,17 @@ class Parser(argparse.ArgumentParser):
             **options,  # type: ignore[arg-type]
         )
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            flag = message.split(": ", 1)[1].split()[0]
-            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            near = difflib.get_close_matches(flag.split("=")[0], known, n=1, cutoff=0.5)
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        flags = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+        unknown = [flag for flag in flags if flag not in known] or message.split("unrecognized arguments: ")[1:]
+        if unknown:  # before what argparse says first: that the flag which was meant is missing
+            flag = unknown[0].split()[0]
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else "See --help."
             self.exit(2, f"{self.prog}: {flag}: unknown argument. {hint}\n")
         self.exit(2, f"{self.prog}: {message}. See --help.\n")

@@ -61,7 +61,9 @@ class ImagesConfig(Section):
 class ClassifierConfig(Section):
     """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
 
-    backbone: Literal["vgg16", "resnet101", "small"] = "vgg16"
+    backbone: Literal["vgg16", "resnet101", "small"] = Field(
+        "vgg16", description="all have output stride 8; small is for drawn images and tests"
+    )
     weights: str = Field(
         "imagenet",
         description="'imagenet' (torchvision's registry), 'none', or the path of a state dict (.pt)",
@@ -72,7 +74,7 @@ class ClassifierConfig(Section):
     train_splits: Names = Field((), description="splits trained on; empty: all but val_splits")
     val_splits: Names = Field(("val",), description="splits of the reported average precision")
     validate_every: Count = Field(1, description="epochs from one validation to the next; the last is always validated")
-    epochs: Count = 20
+    epochs: Count = Field(20, description="passes over the training images")
     keep: Literal["last", "best"] = Field(
         "last", description="the epoch whose classifier makes the maps: the last, or that of the best validation"
     )
@@ -80,12 +82,12 @@ class ClassifierConfig(Section):
     micro_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="images a worker has on its device at once, for small memories; 0: its whole share of the batch"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the head; Adam")
     backbone_learning_rate_factor: Annotated[float, Field(ge=0)] = Field(
         1.0, description="the backbone learns at learning_rate times this"
     )
     halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")
     device: Device = Field("auto", description="auto: cuda where the cluster has GPUs at the start")
     precision: Precision = Field("auto", description="of the backbone; auto: float32 on CPU, bfloat16 on GPU")
     loader_workers: Annotated[int, Field(ge=0)] | None = Field(
@@ -105,7 +107,9 @@ class MapsConfig(Section):
         "percentile",
         description="a sample's map is divided by its maximum, or by a percentile and clipped to 1",
     )
-    percentile: Annotated[float, Field(gt=0, le=100)] = 90.0
+    percentile: Annotated[float, Field(gt=0, le=100)] = Field(
+        90.0, description="which, of a map's values over its cells"
+    )
     classes: Literal["labels", "predicted"] = Field(
         "labels", description="map the image's labels, or the classes predicted where it has none"
     )
@@ -133,7 +137,9 @@ class SeedsConfig(Section):
 class SegmenterConfig(Section):
     """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1), trained on the classifier's splits."""
 
-    backbone: Literal["vgg16", "resnet101", "small"] = "vgg16"
+    backbone: Literal["vgg16", "resnet101", "small"] = Field(
+        "vgg16", description="all have output stride 8; small is for drawn images and tests"
+    )
     weights: str = Field(
         "imagenet",
         description="'imagenet' (torchvision's registry), 'none', 'classifier' (that of this run), or the path of a "
@@ -154,7 +160,7 @@ class SegmenterConfig(Section):
         5e-4,
         description="of the backbone, 0.33 times less from each eighth of the training to the next; head: times 10",
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(10.0, description="most time lost when a worker is lost")
     device: Device = Field("auto", description="auto: cuda where the cluster has GPUs at the start")
     precision: Precision = Field("auto", description="of the network; auto: float32 on CPU, bfloat16 on GPU")

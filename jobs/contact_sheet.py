@@ -19,8 +19,14 @@ SHEET = "report/contact_sheet.png"
 COLUMNS = ["image", "deterministic", "max", "mean", "truth"]
 
 
+EXAMPLES = """examples:
+  python jobs/contact_sheet.py --run /data/voc
+  python jobs/contact_sheet.py --run s3://bucket/voc --images 20
+"""
+
+
 def main(arguments: list[str]) -> None:
-    parser = job_parser("contact_sheet", __doc__ or "")
+    parser = job_parser("contact_sheet", f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("--images", type=int, default=8, metavar="N", help="rows, spread over the mapped images (8)")
     given = parser.parse_args(arguments)
     if given.images < 1:

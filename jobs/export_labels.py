@@ -63,7 +63,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("export_labels", f"{__doc__}\n{EXAMPLES}")
-    parser.add_argument("--format", choices=get_args(Format), required=True)
+    parser.add_argument("--format", choices=get_args(Format), required=True, help="of the files, see above")
     parser.add_argument("--labels", choices=get_args(Labels), default="seeds", help="default: seeds")
     parser.add_argument(
         "--out", metavar="FOLDER", help="local folder or s3:// prefix; default: <run>/exports/<format>-<labels>"

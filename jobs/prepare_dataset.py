@@ -1,6 +1,7 @@
 """Makes a run's manifest: the frozen list of its images, labels and class names.
 
-Reads a VOC devkit folder, or a CSV table beside a folder of images; of the images only their headers.
+Reads a VOC devkit folder, COCO's instances, or a table (CSV, Parquet) beside a folder of images; of the images only
+their headers. Masks that COCO has as outlines are drawn into <run>/masks, for evaluation.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import difflib
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -15,8 +17,9 @@ from jobs.command_line import job_parser, run_main
 from jobs.dry_run import NOTHING, size
 from jobs.progress import Progress
 from jobs.run import Run, open_run, record_run
+from storage.coco import InstanceMask, coco_splits, read_coco
 from storage.errors import BadImage
-from storage.image_table import read_image_table
+from storage.image_table import read_image_table, read_parquet_table
 from storage.images import image_size, read_many
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
@@ -24,15 +27,25 @@ from storage.sources import SourceImage, label_names, manifest_rows
 from storage.voc import VOC_CLASSES, read_voc, voc_class_values
 
 HEADERS_AT_ONCE = 1024
+MASK_WRITERS = 16
 UNREADABLE_SHOWN = 3
 
+# Which flags go with which source
+SOURCE_FLAGS = {
+    "voc": ("split", "labels", "masks", "saliency"),
+    "coco": ("split", "saliency", "images"),
+    "csv": ("images",),
+    "parquet": ("images",),
+}
 EXAMPLES = """examples:
   python jobs/prepare_dataset.py --run /data/run1 --voc /data/VOC2012 --split train_aug --split val \\
       --classes cat,cow,dog --masks SegmentationClassAug --saliency Saliency
-  python jobs/prepare_dataset.py --run s3://bucket/run2 --csv labels.csv --images s3://bucket/photos
+  python jobs/prepare_dataset.py --run /data/run2 --coco /data/coco --split train2017 --split val2017
+  python jobs/prepare_dataset.py --run /data/run3 --coco instances.json --images /data/photos
+  python jobs/prepare_dataset.py --run s3://bucket/run4 --csv labels.csv --images s3://bucket/photos
 
-The CSV table has the columns image and labels, and if you like id, split, mask and saliency; several labels are
-separated by ';'. Folders given by a relative path lie in the devkit.
+A table has the columns image and labels, and if you like id, split, mask and saliency; several labels are separated
+by ';'. Folders given by a relative path lie in the devkit, or in COCO's folder.
 """
 
 
@@ -40,14 +53,32 @@ def main(arguments: list[str]) -> None:
     parser = job_parser("prepare_dataset", f"{__doc__}\n{EXAMPLES}")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--voc", metavar="FOLDER", help="VOC devkit folder, the one with JPEGImages")
-    source.add_argument("--csv", metavar="FILE", help="table of images and labels")
-    parser.add_argument("--classes", metavar="A,B,...", help="class list; default: VOC's 20, or all in the table")
-    parser.add_argument("--split", action="append", metavar="NAME", help="list in ImageSets; may be repeated")
-    parser.add_argument("--labels", metavar="FILE", help="cls_labels.npy; default: the devkit's, else Annotations")
-    parser.add_argument("--masks", metavar="FOLDER", help="masks <id>.png, for evaluation and strong supervision")
-    parser.add_argument("--saliency", metavar="FOLDER", help="saliency maps <id>.png, for the background cue")
+    source.add_argument(
+        "--coco",
+        metavar="PATH",
+        help="COCO folder, with annotations/instances_<split>.json and images in <split>/; or one instances .json",
+    )
+    source.add_argument("--csv", metavar="FILE", help="table of images and labels, as text")
+    source.add_argument("--parquet", metavar="FILE", help="the same table as Parquet; its labels may be lists")
     parser.add_argument(
-        "--images", metavar="FOLDER", help="what the table's paths are relative to; default: its folder"
+        "--classes", metavar="A,B,...", help="class list; default: VOC's 20, COCO's categories, or all in the table"
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="VOC: list in ImageSets (train_aug); COCO: NAME of instances_<NAME>.json (train2017), or for the images "
+        "of one file; may be repeated",
+    )
+    parser.add_argument("--labels", metavar="FILE", help="VOC: cls_labels.npy; default: the devkit's, else Annotations")
+    parser.add_argument("--masks", metavar="FOLDER", help="VOC: masks <id>.png, for evaluation and strong supervision")
+    parser.add_argument(
+        "--saliency", metavar="FOLDER", help="VOC, COCO: saliency maps <id>.png, for the background cue"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="COCO, tables: what paths are relative to; default: the table's folder, the split's or that of the file",
     )
     given = parser.parse_args(arguments)
     _refuse_misplaced(given)
@@ -55,20 +86,66 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     class_names = _class_names(given.classes) if given.classes else None
     if given.voc:
-        devkit = Location.parse(given.voc)
-        folders = {name: _folder(devkit, getattr(given, name)) for name in ("labels", "masks", "saliency")}
-        class_names = class_names or VOC_CLASSES
-        voc = read_voc(devkit, given.split or ["train_aug"], class_names, **folders)
-        if voc.num_left_out:
-            print(f"prepare: {voc.num_left_out:,} images have none of the chosen classes and are left out.")
-        prepare(run, voc.images, class_names, tuple(voc_class_values(class_names)), dry_run=given.dry_run)
+        _prepare_voc(run, given, class_names)
+    elif given.coco:
+        _prepare_coco(run, given, class_names)
     else:
-        table = Location.parse(given.csv)
-        folder = Location.parse(given.images) if given.images else Location(table.uri.rsplit("/", 1)[0])
-        images = list(read_image_table(table, folder))
-        if class_names:
-            _require_labels(class_names, label_names(images))
-        prepare(run, images, class_names or tuple(label_names(images)), dry_run=given.dry_run)
+        _prepare_table(run, given, class_names)
+
+
+def _prepare_voc(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
+    devkit, class_names = Location.parse(given.voc), class_names or VOC_CLASSES
+    folders = {name: _folder(devkit, getattr(given, name)) for name in ("labels", "masks", "saliency")}
+    voc = read_voc(devkit, given.split or ["train_aug"], class_names, **folders)
+    _say_left_out(voc.num_left_out)
+    prepare(run, voc.images, class_names, tuple(voc_class_values(class_names)), dry_run=given.dry_run)
+
+
+def _prepare_coco(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
+    place = Location.parse(given.coco)
+    is_file = given.coco.endswith(".json")
+    folder = place.parent if is_file else place
+    splits = given.split or ([""] if is_file else ["train2017"])
+    if is_file and len(splits) > 1:
+        raise ValueError(f"--coco {given.coco}: one file is one split; for several give the folder of COCO's layout.")
+    unknown = [] if is_file else [split for split in splits if split not in coco_splits(folder)]
+    if unknown:
+        known = ", ".join(coco_splits(folder)) or "none"
+        raise ValueError(f"{folder}: no annotations/instances_{unknown[0]}.json; there are splits {known}.")
+    images = _folder(folder, given.images)
+    parts = [
+        read_coco(
+            place if is_file else folder / "annotations" / f"instances_{split}.json",
+            images or (folder if is_file else folder / split),
+            split,
+            run.location / "masks",
+            class_names,
+            _folder(folder, given.saliency),
+        )
+        for split in splits
+    ]
+    if len({(part.class_names, part.class_values) for part in parts}) > 1:
+        raise ValueError(f"{folder}: the categories of {', '.join(splits)} differ; give one of these splits.")
+    _say_left_out(sum(part.num_left_out for part in parts))
+    if num_without := sum(part.num_without_outline for part in parts):
+        print(f"prepare: {num_without:,} images get no mask, as not all of their annotations have an outline.")
+    prepare(
+        run,
+        [image for part in parts for image in part.images],
+        parts[0].class_names,
+        parts[0].class_values,
+        masks=[mask for part in parts for mask in part.masks],
+        dry_run=given.dry_run,
+    )
+
+
+def _prepare_table(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
+    table, read = Location.parse(given.csv or given.parquet), read_image_table if given.csv else read_parquet_table
+    folder = Location.parse(given.images) if given.images else table.parent
+    images = list(read(table, folder))
+    if class_names:
+        _require_labels(class_names, label_names(images))
+    prepare(run, images, class_names or tuple(label_names(images)), dry_run=given.dry_run)
 
 
 def prepare(
@@ -77,12 +154,14 @@ def prepare(
     class_names: tuple[str, ...],
     class_values: tuple[int, ...] | None = None,
     *,
+    masks: Sequence[InstanceMask] = (),
     dry_run: bool = False,
 ) -> None:
     """Writes the manifest of a run, once, and says what is in it.
 
     Args:
         class_values: each class's value in source masks; 1..C where None.
+        masks: to be drawn first, those that are not there yet.
         dry_run: say what would be in it.
 
     Raises:
@@ -105,8 +184,10 @@ def prepare(
         data = draft.read_bytes()
         _describe(manifest, place)
     if dry_run:
-        print(f"  dry run: {size(len(data)) if is_other else 'nothing'} to write; {NOTHING}")
+        drawn = f" and {len(masks):,} masks" if masks else ""
+        print(f"  dry run: {size(len(data)) if is_other else 'nothing'}{drawn} to write; {NOTHING}")
         return
+    _write_masks(masks)
     if is_other:
         place.write_bytes(data)
         Manifest.forget()
@@ -120,6 +201,18 @@ def _class_names(given: str) -> tuple[str, ...]:
             fault = f"{name!r} is named twice" if name else "a name is empty"
             raise ValueError(f"--classes {given}: {fault}. Give each class once: --classes cat,cow,dog.")
     return names
+
+
+def _write_masks(masks: Sequence[InstanceMask]) -> None:
+    """Draws the masks that are missing; a folder belongs to one version of the annotations, so one there is right."""
+    folders = {mask.place.parent for mask in masks}
+    there = {(folder / name).uri for folder in folders for name in folder.list_names()}
+    missing = [mask for mask in masks if mask.place.uri not in there]
+    progress = Progress("masks", len(missing))
+    with ThreadPoolExecutor(MASK_WRITERS) as pool:
+        for _ in pool.map(InstanceMask.write, missing):
+            progress.advance(1)
+    progress.close()
 
 
 def _with_sizes(rows: list[ManifestRow]) -> Iterator[ManifestRow]:
@@ -142,7 +235,7 @@ def _require_an_image(manifest: Manifest) -> None:
     if usable and all(row.height is None for row in usable):
         raise ValueError(
             f"prepare_dataset: none of the {len(usable):,} images can be opened (first: {usable[0].uri}). "
-            "Check the folder, for a table --images."
+            "Check the folder, for tables and COCO --images."
         )
 
 
@@ -189,11 +282,16 @@ def _folder(devkit: Location, given: str | None) -> Location | None:
 
 
 def _refuse_misplaced(given: argparse.Namespace) -> None:
-    only_voc, only_csv = ("split", "labels", "masks", "saliency"), ("images",)
-    source, misplaced = ("--csv", only_voc) if given.csv else ("--voc", only_csv)
-    for name in misplaced:
+    source = next(name for name in SOURCE_FLAGS if getattr(given, name))
+    for name in sorted({flag for flags in SOURCE_FLAGS.values() for flag in flags} - set(SOURCE_FLAGS[source])):
         if getattr(given, name) is not None:
-            raise ValueError(f"--{name} does not go with {source}; the table's columns say it, see --help.")
+            allowed = ", ".join(f"--{flag}" for flag in SOURCE_FLAGS[source])
+            raise ValueError(f"--{name} does not go with --{source}; with it go {allowed}.")
+
+
+def _say_left_out(num_left_out: int) -> None:
+    if num_left_out:
+        print(f"prepare: {num_left_out:,} images have none of the chosen classes and are left out.")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.fanout import Payload
+from cluster.live_metrics import count_images
 from cluster.quarantine import LEFT_OUT
 from jobs.progress import Progress, summary_line
 from storage.heartbeat import beating
@@ -138,6 +139,7 @@ def book_units(name: str, plan: UnitPlan, results: Iterable[Payload], max_skippe
             for result in results:
                 receipt = Receipt.from_json(result["receipt"])
                 tally.add(receipt)
+                count_images(name, receipt.num_done, len(receipt.skipped))
                 progress.advance(receipt.stop - receipt.start)
                 tally.check(name, max_skipped_fraction)
     finally:

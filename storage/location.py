@@ -75,6 +75,11 @@ class Location:
         """The last part: ``maps`` of ``s3://bucket/run/maps``."""
         return self.uri.rsplit("/", 1)[-1]
 
+    @property
+    def parent(self) -> "Location":
+        """The folder or prefix it lies in."""
+        return Location(self.uri.rsplit("/", 1)[0])
+
     # Whole objects
 
     def read_bytes(self) -> bytes:

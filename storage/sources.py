@@ -1,9 +1,10 @@
 """What a label source says about an image, and how it becomes a manifest row.
 
-Readers (`storage.voc`, `storage.image_table`) yield plain `SourceImage`s with class *names*; here names
+Readers (`storage.voc`, `storage.coco`, `storage.image_table`) yield plain `SourceImage`s with class *names*; here names
 become class numbers, and an image that cannot be used becomes a row that says why.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,23 @@ def files_by_stem(folder: Location | None) -> dict[str, str]:
         return {}
     names = [name for name in folder.list_names() if not name.startswith(".")]
     return {name.rsplit(".", 1)[0]: f"{folder.uri.rstrip('/')}/{name}" for name in names}
+
+
+def id_of_path(path: str) -> str:
+    """An image's id where its source gives none: its path below the folder, suffix dropped, ``/`` written ``__``."""
+    relative = path.rsplit("/", 1)[-1] if path.startswith("/") or "://" in path else path.removeprefix("./")
+    return re.sub(r"\.[^./]*$", "", relative).replace("/", "__")
+
+
+def resolve_path(folder: Location, path: str) -> str:
+    """The URI of a path as sources write it: below the folder, absolute, or ``s3://``.
+
+    Raises:
+        ValueError: it leads out of the folder.
+    """
+    if path.startswith("/") or "://" in path:
+        return Location.parse(path).uri
+    return (folder / path.removeprefix("./")).uri
 
 
 def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | None:

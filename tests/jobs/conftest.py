@@ -1,5 +1,6 @@
 """A tiny prepared and trained run on drawn scenes, made once and copied for each test."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,8 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from pycocotools import mask as run_lengths
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
@@ -21,6 +24,7 @@ from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
 from jobs.train_ficklenet import train_classifier
 from jobs.train_segmentation import train_segmenter
+from storage.images import read_mask
 from storage.location import Location
 from storage.sources import SourceImage
 
@@ -43,6 +47,32 @@ def drawn_images(tmp_path_factory):
         patch.setattr(demo, "NUM_TRAINING", NUM_IMAGES - 2)
         patch.setattr(demo, "NUM_VALIDATION", 2)
         return demo.draw_data_set(folder)
+
+
+@pytest.fixture
+def coco_folder(drawn_images, tmp_path) -> Path:
+    """The drawn scenes in COCO's layout, ids 10, 20, ... as categories; the last training image has no annotations."""
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        scenes = [image for image in drawn_images if image.split == split]
+        for number, image in enumerate(scenes):
+            shutil.copy(image.uri, folder / split)
+            truth = read_mask(image.mask_uri, range(1, 6))
+            images.append(
+                {"id": number, "file_name": Path(image.uri).name, "height": len(truth), "width": len(truth[0])}
+            )
+            is_last = split == "train" and number == len(scenes) - 1
+            for label in () if is_last else set(np.unique(truth)) - {0, 255}:
+                outline = run_lengths.encode(np.asfortranarray(truth == label).astype(np.uint8))
+                outline["counts"] = outline["counts"].decode()
+                annotations.append({"image_id": number, "category_id": 10 * int(label), "segmentation": outline})
+        categories = [{"id": 10 * number, "name": name} for number, name in enumerate(DRAWN_CLASS_NAMES, start=1)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from jobs.command_line import Stopped, run_main
+from jobs import entry_point
+from jobs.command_line import Stopped, job_parser, run_main
+from jobs.entry_point import COMMANDS, overview
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted(file for file in (REPOSITORY / "jobs").glob("*.py") if "run_main(" in file.read_text())
-JOBS = [file for file in JOBS if file.name != "command_line.py"]
+JOBS = [file for file in JOBS if file.name not in ("command_line.py", "entry_point.py")]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,60 @@ def test_a_script_is_run_from_a_clone_that_is_not_installed(tmp_path):
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.startswith("status: ") and answer.stderr.count("\n") == 1
+
+
+def test_every_job_has_a_command_and_the_overview_names_it():
+    assert sorted(COMMANDS.values()) == [file.stem for file in JOBS]
+    lines = [line.split() for line in overview().splitlines() if line.startswith("  ")]
+    assert [words[0] for words in lines] == list(COMMANDS) and all(len(words) > 4 for words in lines)
+
+
+def test_a_command_speaks_as_its_job_does_and_ends_with_its_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(sys, "argv", ["ficklenet", "status", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        entry_point.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"status: {tmp_path} holds no manifest. Run 'python jobs/prepare")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--help"], 0, ""),
+        ([], 2, "ficklenet: give a command. Commands: prepare, train, maps, "),
+        (["seed"], 2, "ficklenet: seed: unknown command. Did you mean seeds?"),
+        (["generate_maps"], 2, "ficklenet: generate_maps: unknown command. Did you mean maps?"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_sentence(arguments, code, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ficklenet", *arguments])
+    with pytest.raises(SystemExit) as end:
+        entry_point.main()
+    assert end.value.code == code
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rum", "/tmp/x", "--format", "png"], "export: --rum: unknown argument. Did you mean --run?"),
+        (["--run", "/tmp/x", "--fromat=png"], "export: --fromat: unknown argument. Did you mean --format?"),
+        (["--run", "/tmp/x", "--format", "png", "more"], "export: more: unknown argument. See --help."),
+        (["--format", "png"], "export: the following arguments are required: --run. See --help."),
+    ],
+)
+def test_a_misspelt_flag_is_named_even_where_the_right_one_is_missing(arguments, sentence, capsys):
+    parser = job_parser("export", "")
+    parser.add_argument("--format", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(arguments)
+    assert capsys.readouterr().err == f"{sentence}\n"
+
+
+def test_the_console_entry_point_is_that_command():
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"ficklenet": f"{entry_point.__name__}:{entry_point.main.__name__}"}
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.prepare_dataset import main, prepare
 from jobs.run import open_run
+from storage.images import read_mask
 
 
 @pytest.fixture
@@ -23,6 +27,63 @@ def test_table_becomes_a_manifest_with_the_classes_it_names(table, tmp_path, cap
     assert manifest.num_images == 14
     assert set(manifest.class_names) <= set(DRAWN_CLASS_NAMES)
     assert "14 images" in capsys.readouterr().out
+
+
+def test_parquet_table_becomes_the_same_manifest(table, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(table), tmp_path / "labels.parquet")
+    main(["--run", str(tmp_path / "a"), "--csv", str(table)])
+    main(["--run", str(tmp_path / "b"), "--parquet", str(tmp_path / "labels.parquet")])
+    a, b = (open_run(str(tmp_path / run)).manifest() for run in "ab")
+    assert list(a.iter_rows()) == list(b.iter_rows())
+
+
+def test_coco_becomes_a_manifest_with_masks_in_the_run(coco_folder, drawn_images, tmp_path, capsys):
+    arguments = ["--run", str(tmp_path / "run"), "--coco", str(coco_folder), "--split", "train", "--split", "val"]
+    main([*arguments, "--dry-run"])
+    assert "13 masks to write" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+    main(arguments)
+    manifest = open_run(str(tmp_path / "run")).manifest()
+    assert (manifest.class_names, manifest.class_values) == (tuple(DRAWN_CLASS_NAMES), (10, 20, 30, 40, 50))
+    rows = list(manifest.iter_rows())
+    assert [row.split for row in rows] == ["train"] * 12 + ["val"] * 2
+    assert (rows[11].labels, rows[11].mask_uri) == ((), None)
+    for row, image in zip(rows[:11] + rows[12:], drawn_images[:11] + drawn_images[12:], strict=True):
+        assert row.mask_uri.startswith(str(tmp_path / "run" / "masks"))
+        truth = read_mask(image.mask_uri, range(1, 6))
+        assert np.array_equal(read_mask(row.mask_uri, manifest.class_values), np.where(truth == 255, 0, truth))
+
+
+def test_preparing_coco_again_draws_the_missing_masks_alone(coco_folder, tmp_path):
+    arguments = ["--run", str(tmp_path / "run"), "--coco", str(coco_folder), "--split", "train"]
+    main(arguments)
+    masks = sorted((tmp_path / "run" / "masks").rglob("*.png"))
+    before = {mask: mask.stat().st_mtime_ns for mask in masks}
+    masks[3].unlink()
+    main(arguments)
+    assert [mask for mask in masks if mask.stat().st_mtime_ns != before[mask]] == [masks[3]]
+
+
+def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
+    file = str(coco_folder / "annotations" / "instances_val.json")
+    main(["--run", str(tmp_path / "run"), "--coco", file, "--images", str(coco_folder / "val")])
+    assert open_run(str(tmp_path / "run")).manifest().num_images == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--split", "test"], "no annotations/instances_test.json; there are splits train, val"),
+        ([], "no annotations/instances_train2017.json; there are splits train, val"),
+        (["--split", "train", "--masks", "masks"], "--masks does not go with --coco; with it go --split, --saliency"),
+        (["--split", "train", "--images", "/nowhere"], r"none of the 12 images can be opened \(first: /nowhere/"),
+        (["--split", "train", "--classes", "moom"], "class 'moom': not among .* Did you mean 'moon'"),
+    ],
+)
+def test_coco_folder_with_a_slip_is_refused(coco_folder, tmp_path, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        main(["--run", str(tmp_path / "run"), "--coco", str(coco_folder), *arguments])
 
 
 def test_misspelt_class_is_refused_with_a_suggestion(table, tmp_path):

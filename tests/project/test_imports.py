@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -36,3 +37,24 @@ def test_package_imports_only_what_it_may_know(package):
 def test_a_forbidden_import_is_found_inside_a_function():
     assert "ray" in set(imported_modules("def f():\n    import ray.data\n"))
     assert "cluster" in set(imported_modules("from cluster.connect import connect\n"))
+
+
+def test_the_drawing_of_the_architecture_shows_the_imports_and_no_others():
+    svg = ElementTree.parse(ROOT / "docs" / "architecture.svg").getroot()
+    imports = {
+        package: {name for file in (ROOT / package).glob("*.py") for name in imported_modules(file.read_text())}
+        for package in PACKAGES
+    }
+    drawn = {element.get("id") for element in svg.iter() if element.get("class") == "import"}
+    assert drawn == {
+        f"{package}-{other}" for package in PACKAGES for other in imports[package] & set(PACKAGES) - {package}
+    }
+
+    boxes = {element.get("id"): element for element in svg.iter() if element.get("class") == "package"}
+    assert set(boxes) == set(PACKAGES)
+    for package, box in boxes.items():
+        named = next(text.text for text in box if text.get("class") == "knows").split()
+        assert set(named) <= imports[package], package
+        others = set().union(*(imports[other] for other in PACKAGES if other not in (package, "jobs")))
+        if package != "jobs":
+            assert not set(named) & others - {"torch", "PIL"}, f"{package} is not alone in importing {named}"

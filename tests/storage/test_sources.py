@@ -4,10 +4,12 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from storage.image_table import read_image_table
+from storage.image_table import read_image_table, read_parquet_table
 from storage.images import read_mask
 from storage.label_file import read_label_file
 from storage.location import Location
@@ -239,7 +241,7 @@ def test_other_files_are_not_taken_for_labels(tmp_path: Path) -> None:
         read_label_file(place)
 
 
-# Folder and CSV
+# A folder and a table
 
 
 def test_a_table_gives_labels_paths_and_ids(location: Location) -> None:
@@ -297,3 +299,40 @@ def test_a_table_that_is_not_text_is_refused(location: Location) -> None:
     (location / "labels.csv").write_bytes(b"image,labels\n\xff\xfe,cat\n")
     with pytest.raises(ValueError, match="not CSV text in UTF-8"):
         list(read_image_table(location / "labels.csv", location))
+
+
+def put_parquet(place: Location, **columns: object) -> Location:
+    with place.open_output() as file:
+        pq.write_table(pa.table(columns), file)
+    return place
+
+
+@pytest.mark.parametrize("labels", [["cat;potted plant", None], [["cat", "potted plant"], []]])
+def test_a_parquet_table_says_the_same_as_csv(labels: list[object], location: Location) -> None:
+    columns = {"image": ["a.jpg", "s3://bucket/b.jpg"], "labels": labels, "split": ["train", "extra"], "rank": [1, 2]}
+    table = put_parquet(location / "labels.parquet", **columns)
+    text = put_text(
+        location / "labels.csv",
+        "image,labels,split,rank\na.jpg,cat;potted plant,train,1\ns3://bucket/b.jpg,,extra,2\n",
+    )
+    assert list(read_parquet_table(table, location)) == list(read_image_table(text, location))
+
+
+def test_a_parquet_row_that_cannot_be_used_is_an_image_with_a_problem(location: Location) -> None:
+    table = put_parquet(location / "labels.parquet", image=["../up.jpg", None], labels=["cat", "cat"])
+    problems = [row.problem for row in manifest_rows(read_parquet_table(table, location), ["cat"])]
+    assert problems == ["a path in its row leads out of the folder", "its row (row 2) names no image"]
+
+
+def test_a_parquet_table_without_its_columns_is_refused(location: Location) -> None:
+    place = location / "labels.parquet"
+    for columns, sentence in (
+        ({"image": ["a"], "tags": ["b"]}, "no column 'labels'"),
+        ({"image": ["a"], "label": ["b"]}, "Did you mean 'labels'"),
+        ({"image": [1], "labels": ["b"]}, "column 'image' is int64, expected text"),
+        ({"image": ["a"], "labels": [[1]]}, "column 'labels' is list<.*int64>, expected text or lists of text"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            list(read_parquet_table(put_parquet(place, **columns), location))
+    with pytest.raises(ValueError, match="not a Parquet file"):
+        list(read_parquet_table(put_text(place, "image,labels"), location))

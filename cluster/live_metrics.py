@@ -1,0 +1,43 @@
+"""Counts and times of a job while it runs, on the Prometheus endpoint of Ray's nodes; nothing where there is no Ray.
+
+Ray adds the prefix `ray_` to the names, and `_total` to counters. No result depends on any of this.
+"""
+
+from functools import cache
+
+import ray
+from ray.util.metrics import Counter, Histogram
+
+STAGE_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # bounds of the histogram's buckets
+
+
+def count_images(step: str, done: int, skipped: int) -> None:
+    """Books the images of a finished unit."""
+    _count("ficklenet_images", "images finished", done, step=step)
+    _count("ficklenet_images_skipped", "images skipped, with a reason in their unit's receipt", skipped, step=step)
+
+
+def count_retry(stage: str) -> None:
+    """Books that a unit is begun again, since the process that had it is gone."""
+    _count("ficklenet_unit_retries", "units begun again after their process was lost", 1, stage=stage)
+
+
+def observe_stage(stage: str, seconds: float) -> None:
+    """Books the time that a unit took in one stage."""
+    if ray.is_initialized():
+        _histogram("ficklenet_stage_seconds", "time of a unit in one stage").observe(seconds, {"stage": stage})
+
+
+def _count(name: str, description: str, number: int, **tags: str) -> None:
+    if number > 0 and ray.is_initialized():
+        _counter(name, description, tuple(tags)).inc(number, tags)
+
+
+@cache  # one of a name per process
+def _counter(name: str, description: str, tag_keys: tuple[str, ...]) -> Counter:
+    return Counter(name, description, tag_keys)
+
+
+@cache
+def _histogram(name: str, description: str) -> Histogram:
+    return Histogram(name, description, boundaries=list(STAGE_SECONDS), tag_keys=("stage",))

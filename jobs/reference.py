@@ -1,0 +1,165 @@
+"""Writes the two pages of the documentation that follow from the code: `make reference`.
+
+docs/commands.md says what every job is, with its flags and examples; docs/configuration.md names every key.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+from jobs.command_line import Parser
+from jobs.config import Config
+from jobs.entry_point import COMMANDS
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+COMMANDS_HEAD = """# Commands
+
+*Made from the code by `make reference`.*
+
+Every job is a file in `jobs/` and a command: `ficklenet maps ...` is `python jobs/generate_maps.py ...`. Any of them
+may be stopped, and continues with the same command. A misspelt command, flag, key or class name is answered with the
+nearest right one.
+
+| exit code | meaning |
+|---|---|
+| 0 | done; also where images were skipped, which the last line counts |
+| 1 | stopped by the world: storage, cluster, a full disk; the same command continues |
+| 2 | wrong input; nothing was started. One sentence says what was given, what is allowed and what to do |
+| 130 | interrupted by Ctrl-C; the same command continues |
+| 143 | stopped by SIGTERM (`ray job stop`, a batch system); the same command continues |
+
+Messages are for people; for programs there is `--json` where output is data, and the files of
+[a run](storage.md). Progress is a bar on a terminal and a line now and then elsewhere. `--debug` on any job shows
+tracebacks instead of sentences.
+"""
+
+CONFIGURATION_HEAD = """# Configuration
+
+*Made from `jobs/config.py` by `make reference`.*
+
+A run has one configuration, recorded in its `run.json`. A launch lays a TOML file (`--config`) and single values
+(`--set maps.num_samples=100`) over it, and records the result. An unknown key or a value that is not allowed is
+refused, with a suggestion. A key that a finished step depends on cannot be changed for that step: take another run,
+or start the step over with `--restart STEP`. Examples: [voc2012.toml](examples/voc2012.toml),
+[coco.toml](examples/coco.toml), [own_data.toml](examples/own_data.toml).
+"""
+
+
+def job_parser_of(main: Callable[[list[str]], object]) -> Parser:
+    """The parser that a job's `main` makes, before it parses anything."""
+    captured: list[Parser] = []
+
+    def capture(parser: Parser, *_: object) -> NoReturn:
+        captured.append(parser)
+        raise SystemExit
+
+    with patch.object(Parser, "parse_args", capture), suppress(SystemExit):
+        main([])
+    return captured[0]
+
+
+def commands_page() -> str:
+    """docs/commands.md."""
+    return "\n".join([COMMANDS_HEAD, *(_command_section(name, module) for name, module in COMMANDS.items())])
+
+
+def _command_section(name: str, module_name: str) -> str:
+    module = importlib.import_module(f"jobs.{module_name}")
+    parser = job_parser_of(module.main)
+    examples = module.EXAMPLES.strip().removeprefix("examples:\n").partition("\n\n")
+    rows = [f"| `{_flag(action)}` | {_escaped(action.help or '')} |" for action in flags(parser)]
+    return "\n".join(
+        [
+            f"## ficklenet {name}\n",
+            f"`python jobs/{module_name}.py`\n",
+            f"```text\n{(module.__doc__ or '').strip()}\n```\n",
+            "| flag | meaning |\n|---|---|",
+            *rows,
+            "",
+            "```bash\n" + "\n".join(line.removeprefix("  ") for line in examples[0].splitlines()) + "\n```\n",
+            *([f"{_escaped(examples[2].strip())}\n"] if examples[2] else []),
+        ]
+    )
+
+
+def flags(parser: Parser) -> list[argparse.Action]:
+    """A job's own flags first, then those that most jobs share; --help left out."""
+    shared = ("--config", "--set", "--dry-run", "--debug")
+    actions = [action for action in parser._actions if action.dest != "help"]
+    own = [action for action in actions if action.option_strings[0] not in shared]
+    return own + [action for action in actions if action.option_strings[0] in shared]
+
+
+def _flag(action: argparse.Action) -> str:
+    value = "" if action.nargs == 0 else f" {action.metavar or '|'.join(action.choices or [action.dest.upper()])}"
+    return f"{action.option_strings[0]}{value}".replace("|", "\\|")
+
+
+def configuration_page() -> str:
+    """docs/configuration.md."""
+    schema = Config.model_json_schema()
+    sections = {name: each for name, each in schema["properties"].items() if "$ref" in each}
+    plain = {name: each for name, each in schema["properties"].items() if name not in sections}
+    pages = [CONFIGURATION_HEAD, _key_table(plain, "")]
+    for name, each in sections.items():
+        section = schema["$defs"][each["$ref"].rsplit("/", 1)[1]]
+        pages.append(f"## {name}\n\n{_escaped(section['description'])}\n")
+        pages.append(_key_table(section["properties"], f"{name}."))
+    return "\n".join(pages)
+
+
+def _key_table(properties: dict[str, dict[str, Any]], prefix: str) -> str:
+    rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, each in properties.items():
+        cells = [f"`{prefix}{name}`", f"`{_default(each['default'])}`", _allowed(each), each.get("description", "")]
+        rows.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "[]"
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_allowed(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    match schema["type"]:
+        case "boolean":
+            return "`true`, `false`"
+        case "string":
+            return "text"
+        case "array":
+            return f"list of: {_allowed(schema['items'])}"
+        case kind:
+            return f"{'whole number' if kind == 'integer' else 'number'}{_bounds(schema)}"
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return "".join(f" {word} {schema[bound]:g}" for bound, word in words.items() if bound in schema)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|")
+
+
+def write_reference() -> None:
+    """Writes both pages."""
+    (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (DOCS / "configuration.md").write_text(configuration_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_reference()

@@ -1,0 +1,114 @@
+"""README's commands, run as they stand on a tiny run: only places are replaced, and the first configuration."""
+
+import importlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray
+from PIL import Image
+
+from ficklenet.backbones import build_backbone
+from jobs.run import open_run
+from storage.images import read_mask
+from storage.voc import VOC_CLASSES
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+TINY = """
+unit_size = 8
+images.input_size = 65
+classifier = {backbone = "small", weights = "none", kernel_size = 3, epochs = 1}
+maps.num_samples = 4
+segmenter = {backbone = "small", weights = "none", dilations = [2], epochs = 1, batch_size = 4}
+cluster.address = "in-process"
+"""
+NOT_RUN = ("make ", "source ", "export ", "ray start", "tensorboard ")  # of a shell, or with a Ray of its own
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every line of README's shell blocks that runs a job, split into words."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    wanted = [line for line in lines if line.strip() and not line.startswith(("#", *NOT_RUN))]
+    assert all("python jobs/" in line for line in wanted), "a kind of command that this test does not know"
+    return [shlex.split(line[line.index("python jobs/") :], comments=True)[1:] for line in wanted]
+
+
+@pytest.fixture
+def places(drawn_images, coco_folder, tmp_path, monkeypatch) -> dict[str, str]:
+    """What README's places stand for here: drawn scenes as a devkit, as COCO and as a table."""
+    devkit, photos = tmp_path / "VOC2012", tmp_path / "photos"
+    for folder in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClassAug", "Saliency"):
+        (devkit / folder).mkdir(parents=True)
+    photos.mkdir()
+    splits: dict[str, list[str]] = {"train_aug": [], "val": []}
+    labels, table = {}, ["image,labels,split"]
+    for image in drawn_images:
+        splits["val" if image.split == "val" else "train_aug"].append(image.image_id)
+        shutil.copy(image.uri, photos)
+        Image.open(image.uri).save(devkit / "JPEGImages" / f"{image.image_id}.jpg")
+        shutil.copy(image.mask_uri, devkit / "SegmentationClassAug" / f"{image.image_id}.png")
+        truth = read_mask(image.mask_uri, range(1, 6))
+        salient = Image.fromarray(np.where(truth > 0, 255, 0).astype(np.uint8))
+        salient.save(devkit / "Saliency" / f"{image.image_id}.png")
+        present = set(np.unique(truth)) - {0, 255}
+        labels[image.image_id] = np.array([number in present for number in range(1, len(VOC_CLASSES) + 1)], float)
+        table.append(f"{Path(image.uri).name},{';'.join(image.labels)},{image.split}")
+    np.save(devkit / "cls_labels.npy", np.array(labels, dtype=object), allow_pickle=True)
+    for split, ids in splits.items():
+        (devkit / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(ids))
+    for split in ("train", "val"):
+        (coco_folder / split).rename(coco_folder / f"{split}2017")
+        annotations = coco_folder / "annotations"
+        (annotations / f"instances_{split}.json").rename(annotations / f"instances_{split}2017.json")
+    (tmp_path / "labels.csv").write_text("\n".join(table))
+    (tmp_path / "tiny.toml").write_text(TINY)
+    torch.save(build_backbone("small").state_dict(), tmp_path / "weights.pt")
+    monkeypatch.chdir(tmp_path)
+    return {
+        "/data/VOC2012": str(devkit),
+        "/data/coco": str(coco_folder),
+        "/data/photos": str(photos),
+        "/data/vgg16.pt": str(tmp_path / "weights.pt"),
+        "s3://bucket/run1": str(tmp_path / "run1"),
+        **{f"/data/run{number}": str(tmp_path / f"run{number}") for number in (1, 2, 3)},
+    }
+
+
+def test_readmes_commands_run_as_they_stand(places, capsys):
+    jobs = [Path(script).stem for script, *_ in commands()]
+    assert len(jobs) >= 15 and {"prepare_dataset", "generate_maps", "predict_masks", "run_pipeline", "status"} <= set(
+        jobs
+    )
+    for script, *words in commands():
+        job = Path(script).stem
+        for place, here in places.items():
+            words = [word.replace(place, here) for word in words]
+        tiny = ["--config", "tiny.toml"] if job == "prepare_dataset" else []
+        importlib.import_module(f"jobs.{job}").main([*tiny, *words])
+        assert capsys.readouterr().out, f"{job} {words} says nothing"
+
+    run = Path(places["/data/run1"])
+    assert len(list((run / "exports").rglob("*.png"))) == 14
+    assert open_run(places["/data/run2"]).manifest().num_images == 14
+    assert open_run(places["/data/run3"]).manifest().num_images == 14
+    _read_maps_as_readme_does(run)
+
+
+def _read_maps_as_readme_does(run: Path) -> None:
+    """The block 'Read one image's maps', and what it claims of shapes and types."""
+    (code,) = blocks("python")
+    space: dict[str, object] = {}
+    exec(code.replace("/data/run1", str(run)), space)
+    one = space["one"]
+    assert isinstance(one, xarray.Dataset)
+    assert one["max"].isel(slot=0).dims == ("y", "x") and one["max"].dtype == np.float16
+    assert one["mean"].shape == one["max"].shape and one["score"].shape == one["classes"].shape
+    assert list(space["maps"].attrs["class_names"]) == list(VOC_CLASSES)  # type: ignore[attr-defined]
