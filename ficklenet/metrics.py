@@ -54,7 +54,6 @@ def confusion_matrix(
     labels = np.concatenate([rows, given[given != ignore_value]])
     if labels.size and not 0 <= labels.min() <= labels.max() <= num_classes:
         raise ValueError(f"label maps hold 0 to {num_classes} and {ignore_value} (ignore); these hold other values.")
-    num_labels = num_classes + 1
     columns = np.where(given == ignore_value, num_labels, given)
     counts = np.bincount(rows * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
     return counts.reshape(num_labels, num_labels + 1)

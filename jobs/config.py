@@ -236,6 +236,11 @@ class Config(Section):
     predictions: PredictionsConfig = PredictionsConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def predicted_splits(self) -> tuple[str, ...]:
+        """The splits whose masks are predicted: as configured, else the validation splits."""
+        return self.predictions.splits or self.classifier.val_splits
+
 
 def resolve_config(recorded: dict[str, Any], config_file: str | None, assignments: Sequence[str]) -> Config:
     """Lays a TOML file and `a.b=c` assignments over the run's recorded configuration.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.connect import Connection, plural
 from jobs.compute import actor_pool
 from jobs.config import ClusterConfig, training_worker_range
-from jobs.progress import duration
+from jobs.progress import duration, size
 from jobs.report_curves import read_metrics
 from jobs.run import Run
 from jobs.training_loop import Plan
@@ -99,11 +99,6 @@ def describe_connection(config: ClusterConfig, connection: Connection) -> str:
     grows = ", growing on demand" if config.autoscaling else ""
     nodes = plural(connection.num_nodes, "node")
     return f"on a Ray of {nodes}, {connection.num_cpus:g} CPUs, {connection.num_gpus:g} GPUs{grows}"
-
-
-def size(num_bytes: float) -> str:
-    """'3.1 MB', '2.4 GB'."""
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:

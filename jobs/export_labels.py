@@ -32,7 +32,7 @@ from jobs.finished_maps import FinishedMaps, handed_on, maps_location, require_l
 from jobs.finished_predictions import FinishedPredictions, require_predictions
 from jobs.label_files import coco_annotations, coco_image, encode_cam_npy, encode_label_png
 from jobs.make_pseudo_labels import pseudo_label_location
-from jobs.prediction_stages import predicted_splits, prediction_location
+from jobs.prediction_stages import prediction_location
 from jobs.run import Run, open_run
 from jobs.unit_steps import Launch, book_units, finish_unit, unit_of
 from storage.errors import BadImage
@@ -172,7 +172,7 @@ class ExportJob:
     def includes(self, entry: ManifestRow) -> bool:
         """Whether there is anything of this image."""
         of_all = self.format == "npy" or self.labels != "predictions"
-        return of_all or entry.split in predicted_splits(self.config)
+        return of_all or entry.split in self.config.predicted_splits
 
     def fingerprint(self, run: Run, source: FinishedMaps | FinishedPredictions) -> dict[str, Any]:
         is_labels = self.format != "npy"

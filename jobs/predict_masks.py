@@ -14,7 +14,7 @@ from ficklenet.crf import require_pydensecrf
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
 from jobs.dry_run import Rough, print_unit_step
-from jobs.prediction_stages import PredictionsJob, Predictor, predicted_splits
+from jobs.prediction_stages import PredictionsJob, Predictor
 from jobs.run import Run, open_run, record_run
 from jobs.trained_segmenter import require_segmenter
 from jobs.unit_steps import Launch, Shard, book_units
@@ -73,7 +73,7 @@ def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
     Raises:
         ValueError: there is none.
     """
-    splits, wanted, index = predicted_splits(run.config), set(), 0
+    splits, wanted, index = run.config.predicted_splits, set(), 0
     for batch in manifest.iter_columns(["split"]):
         for split in batch["split"]:
             if split in splits:

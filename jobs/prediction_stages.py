@@ -129,7 +129,7 @@ class PredictionsJob:
 
     def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
         """The unit's images to predict, and those that are not even tried."""
-        unit, splits = unit_of(row), predicted_splits(self.config)
+        unit, splits = unit_of(row), self.config.predicted_splits
         entries = self.run.manifest().rows(unit.start, unit.stop)
         problems = known_problems(row, entries)
         chosen = [number for number, entry in enumerate(entries) if entry.split in splits]
@@ -179,15 +179,10 @@ class Predictor:
         return found[:num_images].cpu().numpy()
 
 
-def predicted_splits(config: Config) -> tuple[str, ...]:
-    """The splits to predict: as configured, else the validation splits."""
-    return config.predictions.splits or config.classifier.val_splits
-
-
 def prediction_settings(config: Config) -> dict[str, Any]:
     """The settings that change predictions, for fingerprints."""
     settings = config.predictions.model_dump(mode="json", exclude={"device", "precision"})
-    return settings | {"splits": list(predicted_splits(config))}
+    return settings | {"splits": list(config.predicted_splits)}
 
 
 def prediction_location(run: Run, image_id: str, place: str = "labels") -> Location:

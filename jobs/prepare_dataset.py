@@ -14,8 +14,8 @@ from dataclasses import fields, replace
 from itertools import islice
 
 from jobs.command_line import job_parser, run_main
-from jobs.dry_run import NOTHING, size
-from jobs.progress import Progress
+from jobs.dry_run import NOTHING
+from jobs.progress import Progress, size
 from jobs.run import Run, open_run, record_run
 from storage.coco import InstanceMask, coco_splits, read_coco
 from storage.errors import BadImage

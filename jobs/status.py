@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from jobs.command_line import Parser, run_main
-from jobs.dry_run import size
-from jobs.progress import duration
+from jobs.progress import duration, size
 from jobs.run import Run, open_run
 from jobs.step_states import JOBS, StepState, run_state
 from storage.heartbeat import Heartbeat, heartbeats

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from jobs.prediction_stages import predicted_splits
 from jobs.report_curves import read_metrics
 from jobs.run import Run
 from storage.manifest import Manifest
@@ -158,7 +157,7 @@ def _unit_step_state(
     units = plan_units(manifest.num_images, (fingerprint or {}).get("unit_size", run.config.unit_size))
     images: Mapping[int, int] = {unit.index: unit.num_images for unit in units}
     if name == "predictions":
-        splits = fingerprint["predictions"]["splits"] if fingerprint else predicted_splits(run.config)
+        splits = fingerprint["predictions"]["splits"] if fingerprint else run.config.predicted_splits
         images = _images_of_splits(manifest, units, splits)
     units = [unit for unit in units if images[unit.index]]
     found = step.receipts() if fingerprint is not None else {}

@@ -50,6 +50,13 @@ def test_every_job_explains_itself(job, run_job):
     assert ("--json" if job == "status" else "--set KEY=VALUE") in answer.stdout
 
 
+def test_status_asks_neither_torch_nor_ray():
+    """Which take seconds to import, and half of the memory a driver of millions of images may have."""
+    script = "import sys, jobs.status; print(sorted({'torch', 'ray'} & sys.modules.keys()))"
+    answer = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert answer.stdout == "[]\n", answer.stderr
+
+
 def test_a_script_is_run_from_a_clone_that_is_not_installed(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(REPOSITORY / "jobs/status.py"), "--run", str(tmp_path / "nothing")]
