@@ -33,7 +33,7 @@ NUM_BITS = 31  # of a non-negative float32 below its sign
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(PHILOX_MULTIPLIERS[0]), np.uint64(PHILOX_MULTIPLIERS[1])
 _KEY_STEP_0, _KEY_STEP_1 = np.uint64(PHILOX_KEY_STEPS[0]), np.uint64(PHILOX_KEY_STEPS[1])
 _WORD, _SHIFT = np.uint64(WORD), np.uint64(32)
-_LOW_HALF, _HALF = np.uint64(0xFFFF), np.uint64(16)
+_LOW_HALF, _HALF = np.uint32(0xFFFF), np.uint32(16)
 _STREAM = np.uint64(INFERENCE_STREAM)
 
 
@@ -73,7 +73,7 @@ def sample_maps(
         np.uint64(key & WORD),
         np.uint64(key >> 32),
         samples.start,
-        np.uint64(keep_threshold(drop_rate)),
+        np.uint32(keep_threshold(drop_rate)),
         maps_SNV,
     )
     return maps_SNV
@@ -124,12 +124,13 @@ def _sample_maps(
     key_0: np.uint64,
     key_1: np.uint64,
     first_sample: int,
-    threshold: np.uint64,
+    threshold: np.uint32,
     maps: NDArray[np.float32],
 ) -> None:
     """Fills ``maps`` (S, N, V): the centre's affinity plus every kept offset's, negative sums set to zero."""
     num_classes, num_tiles, num_blocks = blocks.shape[:3]
     num_samples, num_positions = maps.shape[1:]
+    words = np.empty((OFFSETS_PER_BLOCK // 2, TILE), np.uint32)
     kept = np.empty((GROUP, OFFSETS_PER_BLOCK, TILE), np.float32)
     sums = np.empty((num_classes, GROUP, TILE), np.float32)
     for tile in range(num_tiles):
@@ -141,7 +142,7 @@ def _sample_maps(
                 sums[c] = centre[c, tile]
             for block in range(num_blocks):
                 for n in range(group):
-                    _draw(kept[n], first, block, first_sample + start + n, key_0, key_1, threshold)
+                    _draw(kept[n], words, first, block, first_sample + start + n, key_0, key_1, threshold)
                 for c in range(num_classes):
                     for n in range(group):
                         _add_kept(sums[c, n], blocks[c, tile, block], kept[n])
@@ -154,19 +155,27 @@ def _sample_maps(
 @numba.njit(inline="always")
 def _draw(
     kept: NDArray[np.float32],
+    words: NDArray[np.uint32],
     first: int,
     block: int,
     sample: int,
     key_0: np.uint64,
     key_1: np.uint64,
-    threshold: np.uint64,
+    threshold: np.uint32,
 ) -> None:
-    """The masks (O, L) of one block of offsets at every position of a tile, as 0 and 1: drawn once for all classes."""
+    """The masks (O, L) of one block of offsets at every position of a tile, as 0 and 1: drawn once for all classes.
+
+    ``words`` (4, L) is room for what is drawn: the decisions are made in its 32-bit lanes, twice as many at once as
+    the generator's 64-bit lanes.
+    """
     for i in range(TILE):
-        words = _philox(np.uint64(first + i), np.uint64(block), np.uint64(sample), _STREAM, key_0, key_1)
-        for w in range(4):  # a word's low half decides first, then its high half
-            kept[2 * w, i] = (words[w] & _LOW_HALF) < threshold
-            kept[2 * w + 1, i] = (words[w] >> _HALF) < threshold
+        drawn = _philox(np.uint64(first + i), np.uint64(block), np.uint64(sample), _STREAM, key_0, key_1)
+        for w in range(4):
+            words[w, i] = drawn[w]
+    for w in range(4):  # a word's low half decides first, then its high half
+        for i in range(TILE):
+            kept[2 * w, i] = (words[w, i] & _LOW_HALF) < threshold
+            kept[2 * w + 1, i] = (words[w, i] >> _HALF) < threshold
 
 
 @numba.njit(inline="always")
