@@ -28,6 +28,7 @@ reference: $(VENV)/.installed   ## the pages that follow from the code: docs/com
 	PYTHONPATH=$(CURDIR) $(BIN)/python jobs/reference.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): 7 GB, a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

@@ -36,6 +36,10 @@ QUIET_RAY_CORE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Ray's C++ core writes to a driver's stderr past Python's logging; its errors also arrive as exceptions, and one
 of them accompanies every Ray Data actor pool (https://github.com/ray-project/ray/issues/53727)."""
 
+NO_WAIT_FOR_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
+"""Ray would start workers in advance and let the first driver in when all of them are there: if one of them dies
+meanwhile, never. They are started for their first tasks instead."""
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -159,7 +163,8 @@ def _usable_cpus() -> int:
 
 def _start(num_cpus: int) -> None:
     """Starts an own Ray on 127.0.0.1, whose processes end with this one."""
-    with _loopback_only(), _environment(_import_path() | QUIET_RAY_CORE), _without_stderr(), _node_errors("'local'"):
+    variables = _import_path() | QUIET_RAY_CORE | NO_WAIT_FOR_WORKERS
+    with _loopback_only(), _environment(variables), _without_stderr(), _node_errors("'local'"):
         ray.init(
             address="local",
             num_cpus=num_cpus,

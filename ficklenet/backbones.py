@@ -158,11 +158,11 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
     return get_weight(IMAGENET_WEIGHTS[name]).get_state_dict(progress=False, check_hash=True)
 
 
-def require_imagenet_weights(name: str) -> None:
-    """Raises ValueError for a backbone without ImageNet weights; downloads nothing."""
+def require_imagenet_weights(name: str, key: str = "backbone weights") -> None:
+    """Raises ValueError, beginning with the key, for a backbone without ImageNet weights; downloads nothing."""
     if name not in IMAGENET_WEIGHTS:
         raise ValueError(
-            f'backbone weights: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.'
+            f'{key}: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.'
         )
 
 

@@ -264,6 +264,11 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
         raise ValueError(_sentence(error)) from None
     if config.classifier.kernel_size % 2 == 0:
         raise ValueError(f"classifier.kernel_size: given {config.classifier.kernel_size}, allowed: odd numbers.")
+    if config.classifier.frozen_stages and config.classifier.weights == "none":
+        raise ValueError(
+            f"classifier.frozen_stages: given {config.classifier.frozen_stages} with classifier.weights=none, "
+            "which would leave random weights as they are; give 0, or weights."
+        )
     if config.images.input_size % 8 != 1:
         raise ValueError(f"images.input_size: given {config.images.input_size}, allowed: 8 g + 1, such as 321.")
     return config

@@ -7,7 +7,7 @@ their headers. Masks that COCO has as outlines are drawn into <run>/masks, for e
 import argparse
 import difflib
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -255,19 +255,21 @@ def _content(manifest: Manifest) -> str:
 def _describe(manifest: Manifest, place: Location) -> None:
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
-    problems: Counter[str] = Counter()
+    problems: dict[str, list[str]] = defaultdict(list)  # ids
     unreadable: list[str] = []
-    for batch in manifest.iter_columns(["uri", "split", "labels", "problem", "height"]):
+    for batch in manifest.iter_columns(["image_id", "uri", "split", "labels", "problem", "height"]):
         splits.update(batch["split"])
         labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
-        problems.update(problem for problem in batch["problem"] if problem)
+        for image_id, problem in zip(batch["image_id"], batch["problem"], strict=True):
+            if problem:
+                problems[problem].append(image_id)
         columns = (batch[name] for name in ("uri", "height", "problem"))
         unreadable += [uri for uri, height, problem in zip(*columns, strict=True) if height is None and not problem]
     print(f"prepare: {manifest.num_images:,} images in {place}")
     print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
-    for problem, count in problems.most_common():
-        print(f"  skipped by every step: {count:,} because {problem}")
+    for problem, ids in sorted(problems.items(), key=lambda item: -len(item[1])):
+        print(f"  skipped by every step: {len(ids):,} (first: {ids[0]!r}), because {problem}")
     if unreadable:
         print(
             f"  cannot be opened now: {len(unreadable):,} images (first: {', '.join(unreadable[:UNREADABLE_SHOWN])}); "

@@ -6,7 +6,7 @@ driver's sign of life, renewed every 15 s; one that has grown stale is named so.
 
 import json
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
 """
 
 RECENT_UNITS = 64  # over which the pace is taken
+NAMED = 3  # skipped images named for a reason
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class StepStatus:
     Attributes:
         state: "not started", "partly done", "running", "done" or "outdated".
         unit: what the counts count: "images" or "epochs".
-        skipped: images by reason.
+        skipped: the ids of images by reason, the most frequent first.
         pace: images a second of the drivers at work, None where too little is finished to say.
         seconds_left: at that pace.
         objects, bytes: stored in the step's folder.
@@ -57,7 +58,7 @@ class StepStatus:
     unit: str
     done: int
     left: int
-    skipped: dict[str, int]
+    skipped: dict[str, list[str]]
     pace: float | None
     seconds_left: float | None
     objects: int
@@ -112,7 +113,7 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         unit=state.unit,
         done=state.done,
         left=state.left,
-        skipped=dict(Counter(skip.reason for receipt in state.receipts for skip in receipt.skipped).most_common()),
+        skipped=_skipped(state),
         pace=pace,
         seconds_left=state.left / pace if pace else None,
         objects=stored[0],
@@ -120,6 +121,18 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         drivers=[Driver(beat.launch, beat.host, beat.pid, beat.age(now), beat.is_stale(now)) for beat in beats],
         command=state.command,
     )
+
+
+def _skipped(state: StepState) -> dict[str, list[str]]:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for receipt in state.receipts:
+        for skip in receipt.skipped:
+            by_reason[skip.reason].append(skip.image_id)
+    return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED:,} more: --json names all" if len(ids) > NAMED else "")
 
 
 def _pace(state: StepState, since: float) -> float | None:
@@ -144,13 +157,13 @@ def _lines(status: RunStatus) -> list[str]:
 def _step_lines(step: StepStatus) -> list[str]:
     if step.state == "not started" and not step.drivers:
         return [f"{step.name}: not started; {step.command}"]
-    skipped = sum(step.skipped.values())
+    skipped = sum(map(len, step.skipped.values()))
     parts = [f"{step.done:,} {step.unit} done"]
     parts += [f"{skipped:,} skipped"] if skipped else []
     parts += [f"{step.left:,} left"]
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {step.objects:,} objects"]
-    lines += [f"  skipped {count:,}: {reason}" for reason, count in step.skipped.items()]
+    lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     for driver in step.drivers:
         silent = "silent, so probably killed: last seen" if driver.is_stale else "seen"
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"

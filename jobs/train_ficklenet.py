@@ -51,7 +51,7 @@ def train_classifier(run: Run, connection: Connection, *, restart: bool = False,
     device = resolved_device(config.device, connection)
     num_images = _check_images(run.config, manifest)
     if config.weights == "imagenet":
-        require_imagenet_weights(config.backbone)  # which the workers download
+        require_imagenet_weights(config.backbone, "classifier.weights")  # which the workers download
     else:
         new_classifier(run.config, manifest.class_names)
     job = TrainingJob(

@@ -119,7 +119,7 @@ def require_start_weights(run: Run, manifest: Manifest) -> None:
     if config.weights == "classifier":
         require_classifier(run, manifest.class_names)
     if config.weights == "imagenet":
-        require_imagenet_weights(config.backbone)  # which the workers download
+        require_imagenet_weights(config.backbone, "segmenter.weights")  # which the workers download
     else:
         new_segmenter(run, manifest.class_names)
 

@@ -91,7 +91,8 @@ def run_training_job(
 
     # 3. The marker comes last: the networks, which rank 0 wrote, are whole
     metrics = keep_epoch(step.location, job.keep)
-    print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}).", flush=True)
+    kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
+    print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     if "skipped" in metrics:
         print(f"{name}: {plan.num_images:,} images, {metrics['skipped']} skipped ({metrics['first_skipped']}).")
     return metrics

@@ -37,6 +37,7 @@ class TrainingLog:
         self._place = folder / "metrics.jsonl"
         self.lines = read_metrics(self._place)
         self._started, self._new_epochs = time.monotonic(), 0
+        self._first_epoch_ended = 0.0
         self._events = _Events(folder)
 
     @property
@@ -56,12 +57,18 @@ class TrainingLog:
         # An epoch that is trained again replaces its earlier line.
         self.lines = [earlier for earlier in self.lines if earlier["epoch"] < line["epoch"]] + [line]
         self._place.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in self.lines))
-        self._new_epochs += 1
-        left = duration((self.num_epochs - line["epoch"]) * self.seconds / self._new_epochs)
         print(
-            f"{self.name}: epoch {line['epoch']} of {self.num_epochs} ({described(line)}), about {left} left",
-            flush=True,
+            f"{self.name}: epoch {line['epoch']} of {self.num_epochs} ({described(line)}){self._left(line)}", flush=True
         )
+
+    def _left(self, line: Metrics) -> str:
+        """The time the rest will take, by the epochs since this launch's first: that one began with the start-up."""
+        self._new_epochs += 1
+        if self._new_epochs == 1:
+            self._first_epoch_ended = time.monotonic()
+            return ""
+        pace = (time.monotonic() - self._first_epoch_ended) / (self._new_epochs - 1)
+        return f", about {duration((self.num_epochs - line['epoch']) * pace)} left"
 
     def __enter__(self) -> Self:
         return self

@@ -112,7 +112,7 @@ def run_training(
 
     Mid-epoch reports have `step`, `losses` ([step, mean loss up to it] pairs), `learning_rate`, `images_per_second` and
     the number of `workers`. Those at an epoch's end also have `epoch`, its mean `loss`, what validation found and,
-    where there are any, how many images were `skipped`. `best.pt` is written whenever validation beats all earlier
+    where there are any, how many images were `skipped`. `best.pt` is written whenever no earlier validation was better
     ones, `last.pt` at the end; each before the checkpoint that counts it.
 
     Args:
@@ -175,7 +175,7 @@ def _finish_epoch(
     if is_last or epoch % plan.validate_every == 0:
         metrics |= learner.validate()
     score = metrics.get(learner.score)
-    if score is not None and (progress.best is None or score > progress.best):
+    if score is not None and (progress.best is None or score >= progress.best):  # of equals the longest trained
         progress.best = score
         if context.rank == 0:
             learner.write("best.pt", metrics)

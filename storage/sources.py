@@ -90,7 +90,7 @@ def resolve_path(folder: Location, path: str) -> str:
 
 def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | None:
     if not is_safe_id(image.image_id):
-        return "its id is not a plain name: 1 to 200 characters, none a path separator or control"
+        return "its id is not a plain name: 1 to 200 printable characters, no slash or backslash, no leading dot"
     if image.image_id in seen:
         return "its id is already taken by an earlier image"
     unknown = sorted(set(image.labels) - set(known))

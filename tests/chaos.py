@@ -35,6 +35,7 @@ from storage.steps import Step
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES, NUM_UNITS = 24, 12
+MOST_SECONDS = 600  # of one launch: it hangs
 MOST_KILLS = 2  # of one run; then it is left in peace
 SETTINGS = {
     "unit_size": NUM_IMAGES // NUM_UNITS,
@@ -149,7 +150,7 @@ def launch(run: Path, victim: Victim, chance: random.Random) -> tuple[int, str]:
             prey.kill()
         except psutil.NoSuchProcess:
             prey = None
-    code = job.wait()
+    code = job.wait(timeout=MOST_SECONDS)
     _, alive = psutil.wait_procs(children, timeout=300)  # an own Ray ends with its driver, in its own time
     assert not alive, f"left behind: {alive}"
     what = f"{victim.name} killed" if prey is not None else "nothing to kill"

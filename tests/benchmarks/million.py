@@ -96,7 +96,7 @@ def resume(run: Run) -> str:
 def status(run: Run) -> str:
     """`jobs/status.py`."""
     step = run_status(run).steps[1]
-    return f"{step.done:,} done, {sum(step.skipped.values()):,} skipped, {step.left:,} left"
+    return f"{step.done:,} done, {sum(map(len, step.skipped.values())):,} skipped, {step.left:,} left"
 
 
 def hand_over(run: Run) -> str:

@@ -1,5 +1,6 @@
 """Own Rays that live and die with their process, and clusters that are joined and left as they were."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -131,6 +132,29 @@ def test_connecting_again_shares_the_ray_and_leaves_it_alive(local_ray: Connecti
     with connect() as again:
         assert again == local_ray
     assert resources() == local_ray
+
+
+@pytest.mark.cluster
+def test_a_worker_that_dies_while_its_ray_starts_keeps_nobody_waiting() -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import ray
+from cluster.connect import connect
+with connect("local", num_cpus=3):
+    print(ray.get(ray.remote(lambda: "answer").remote()))
+"""
+    driver = psutil.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    killed = False
+    while not killed and driver.poll() is None:
+        for child in driver.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                name = "".join(child.cmdline()[:1])
+                if name.startswith("ray::") and not name.endswith("Agent") and not killed:
+                    child.kill()
+                    killed = True
+    out, _ = driver.communicate(timeout=60)
+    assert killed and out == "answer\n"
 
 
 def test_in_process_starts_nothing() -> None:

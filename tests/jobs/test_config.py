@@ -26,6 +26,11 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
         ("maps.normalization=mean", "maps.normalization: given 'mean', allowed: 'max' or 'percentile'."),
         ("classifier.kernel_size=4", "classifier.kernel_size: given 4, allowed: odd numbers."),
         (
+            'classifier={frozen_stages=4, weights="none"}',
+            "classifier.frozen_stages: given 4 with classifier.weights=none, which would leave random "
+            "weights as they are; give 0, or weights.",
+        ),
+        (
             "cluster.training_workers=8..2",
             "cluster.training_workers: given '8..2', allowed: a number from 1, or a range of them such as 2..8.",
         ),

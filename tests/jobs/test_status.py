@@ -94,7 +94,7 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
     status.main(["--run", finished_maps_run.uri])
     text = capsys.readouterr().out
     assert "maps: partly done; 9 images done, 1 skipped, 4 left; " in text
-    assert "  skipped 1: empty file\n" in text
+    assert "  skipped 1: empty file (scene_0004)\n" in text
     assert "driver 1-of-1 on elsewhere (process 1), silent, so probably killed: last seen 16 min 40 s ago" in text
     assert f"continue: python jobs/generate_maps.py --run {finished_maps_run.uri}" in text
     assert f"seeds: not started; python jobs/aggregate_seeds.py --run {finished_maps_run.uri}" in text

@@ -64,3 +64,14 @@ def test_launch_that_does_nothing_leaves_no_event_file(tmp_path):
     with TrainingLog(Location(str(tmp_path)), "classifier", num_epochs=1):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_start_up_is_not_taken_for_the_time_of_an_epoch(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("jobs.training_log.time.monotonic", lambda: now[0])
+    with TrainingLog(Location(str(tmp_path)), "classifier", num_epochs=5) as log:
+        for epoch, seconds in ((1, 100.0), (2, 110.0), (3, 120.0)):
+            now[0] = seconds
+            log.add(end_of_epoch(epoch, 20 * epoch))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "left" not in first and second.endswith("about 30 s left") and third.endswith("about 20 s left")

@@ -272,7 +272,7 @@ def test_a_row_that_cannot_be_used_is_an_image_with_a_problem(location: Location
         "a path in its row leads out of the folder",
         "its row (line 3) has 2 fields, the first line has 3",
         "its row (line 4) names no image",
-        "its id is not a plain name: 1 to 200 characters, none a path separator or control",
+        "its id is not a plain name: 1 to 200 printable characters, no slash or backslash, no leading dot",
         None,
         "its id is already taken by an earlier image",
         "label 'zebra' is not in the class list",
