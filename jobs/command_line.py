@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cluster.errors import ClusterError
 
@@ -34,6 +34,12 @@ class Parser(argparse.ArgumentParser):
         self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), list(action.choices), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(action, f"given '{value}', allowed: {', '.join(action.choices)}.{hint}")
+
     def error(self, message: str) -> NoReturn:
         known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
         flags = [word.partition("=")[0] for word in self._given if word.startswith("--")]
@@ -43,7 +49,8 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else "See --help."
             self.exit(2, f"{self.prog}: {flag}: unknown argument. {hint}\n")
-        self.exit(2, f"{self.prog}: {message}. See --help.\n")
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"{self.prog}: {message}{end} See --help.\n")
 
 
 def job_parser(name: str, description: str, *, run_required: bool = True) -> Parser:

@@ -110,8 +110,9 @@ def _prepare_coco(run: Run, given: argparse.Namespace, class_names: tuple[str, .
         raise ValueError(f"--coco {given.coco}: one file is one split; for several give the folder of COCO's layout.")
     unknown = [] if is_file else [split for split in splits if split not in coco_splits(folder)]
     if unknown:
-        known = ", ".join(coco_splits(folder)) or "none"
-        raise ValueError(f"{folder}: no annotations/instances_{unknown[0]}.json; there are splits {known}.")
+        known = ", ".join(coco_splits(folder))
+        hint = f"there are splits {known}" if known else "give the folder that holds annotations/"
+        raise ValueError(f"{folder}: no annotations/instances_{unknown[0]}.json; {hint}.")
     images = _folder(folder, given.images)
     parts = [
         read_coco(

@@ -63,5 +63,6 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """'3.1 MB', '2.4 GB'."""
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+    """'0.4 KB', '3.1 MB', '2.4 GB'."""
+    unit, divisor = ("GB", 1e9) if num_bytes >= 1e9 else ("MB", 1e6) if num_bytes >= 1e6 else ("KB", 1e3)
+    return f"{num_bytes / divisor:,.1f} {unit}"

@@ -6,7 +6,9 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,23 @@ def predicted_run(predicted_run_folder, tmp_path) -> Run:
     """A copy of a run with predictions of its two validation images, in a folder of the test's own."""
     shutil.copytree(predicted_run_folder, tmp_path / "predicted")
     return open_run(str(tmp_path / "predicted"))
+
+
+@pytest.fixture
+def s3_run(s3_environment, mapped_run_folder, drawn_images) -> Run:
+    """A prepared and trained run on S3, its images too; without maps, and with no cluster configured."""
+    place = Location(f"s3://test-bucket/run-{uuid.uuid4().hex[:8]}")
+    images = []
+    for image in drawn_images:
+        copy = place / "images" / image.uri.rsplit("/", 1)[1]
+        copy.write_bytes(Path(image.uri).read_bytes())
+        images.append(replace(image, uri=copy.uri))
+    local = open_run(str(mapped_run_folder))
+    run = open_run(f"{place}/run", defaults=local.config.model_dump(mode="json", exclude={"cluster"}))
+    prepare(run, images, DRAWN_CLASS_NAMES)
+    for name in ("model.pt", "complete.json"):
+        (run.location / "classifier" / name).write_bytes((local.location / "classifier" / name).read_bytes())
+    return run
 
 
 @pytest.fixture

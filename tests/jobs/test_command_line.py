@@ -126,6 +126,11 @@ def test_the_console_entry_point_is_that_command():
         ("generate_maps", ["--run", "/tmp/x", "--shard", "3/2"], "--shard '3/2': expected i/n with 1 <= i <= n"),
         ("generate_maps", ["--run", "/tmp/x", "--set", "maps.num_sample=3"], "Did you mean maps.num_samples?"),
         ("generate_maps", ["--run", "/tmp/does/not/exist"], "Run 'python jobs/prepare_dataset.py --run /tmp/does"),
+        (
+            "export_labels",
+            ["--run", "/tmp/x", "--format", "pgn"],
+            "given 'pgn', allowed: png, npy, coco. Did you mean",
+        ),
         ("generate_maps", ["--run", "gs://bucket/run"], "expected a local path or s3://bucket/prefix"),
         ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no list 'train_aug' in ImageSets"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "/tmp/nowhere.csv"], "/tmp/nowhere.csv: no such file"),

@@ -66,7 +66,7 @@ def test_a_manifest_is_foretold(finished_maps_run, tmp_path, capsys):
     assert not target.exists()
     text = capsys.readouterr().out
     assert f"prepare: 3 images in {target}/manifest.parquet" in text
-    assert "MB to write; nothing was started" in text
+    assert "KB to write; nothing was started" in text
 
 
 def test_time_and_storage_follow_from_the_finished_units(finished_maps_run, capsys):
@@ -84,7 +84,7 @@ def test_resources_are_told_without_starting_a_ray(finished_maps_run, capsys):
     text = foretell(generate_maps, finished_maps_run, capsys, *settings)
     assert "first:   deletes" in text
     assert "4 workers (cpu), on a Ray of 1 node, 4 CPUs" in text
-    assert "at most 0." in text  # storage, by the grid and the labels
+    assert "storage: at most " in text  # storage, by the grid and the labels
 
 
 def test_a_dry_run_is_refused_like_the_launch(finished_maps_run, capsys):

@@ -76,6 +76,7 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
     [
         (["--split", "test"], "no annotations/instances_test.json; there are splits train, val"),
         ([], "no annotations/instances_train2017.json; there are splits train, val"),
+        (["--coco", "/tmp"], "no annotations/instances_train2017.json; give the folder that holds annotations/"),
         (["--split", "train", "--masks", "masks"], "--masks does not go with --coco; with it go --split, --saliency"),
         (["--split", "train", "--images", "/nowhere"], r"none of the 12 images can be opened \(first: /nowhere/"),
         (["--split", "train", "--classes", "moom"], "class 'moom': not among .* Did you mean 'moon'"),

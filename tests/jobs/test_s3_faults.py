@@ -2,40 +2,18 @@
 
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 from cluster.connect import connect
-from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.generate_maps import generate
-from jobs.prepare_dataset import prepare
-from jobs.run import Run, open_run
+from jobs.run import Run
 from storage.errors import StorageError
 from storage.location import Location
 from storage.steps import Step
 
 REPOSITORY = Path(__file__).parents[2]
-_runs = count()
-
-
-@pytest.fixture
-def s3_run(s3_environment, mapped_run_folder, drawn_images) -> Run:
-    """A prepared and trained run on S3, its images too."""
-    place = Location(f"s3://test-bucket/job-faults-{next(_runs)}")
-    images = []
-    for image in drawn_images:
-        copy = place / "images" / image.uri.rsplit("/", 1)[1]
-        copy.write_bytes(Path(image.uri).read_bytes())
-        images.append(replace(image, uri=copy.uri))
-    local = open_run(str(mapped_run_folder))
-    run = open_run(f"{place}/run", defaults=local.config.model_dump(mode="json"))
-    prepare(run, images, DRAWN_CLASS_NAMES)
-    for name in ("model.pt", "complete.json"):
-        (run.location / "classifier" / name).write_bytes((local.location / "classifier" / name).read_bytes())
-    return run
 
 
 def make_maps(run: Run) -> None:

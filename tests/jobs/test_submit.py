@@ -9,14 +9,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs.prepare_dataset import prepare
-from jobs.run import Run, open_run
+from jobs.run import Run
 from storage.heartbeat import heartbeats
 from storage.location import Location
 from storage.steps import Step
@@ -64,22 +61,6 @@ def dashboard(s3_environment) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def run_on_s3(s3_environment, mapped_run_folder, drawn_images) -> Run:
-    place = Location(f"s3://test-bucket/submitted-{uuid.uuid4().hex[:8]}")
-    images = []
-    for image in drawn_images:
-        copy = place / "images" / image.uri.rsplit("/", 1)[1]
-        copy.write_bytes(Path(image.uri).read_bytes())
-        images.append(replace(image, uri=copy.uri))
-    local = open_run(str(mapped_run_folder))
-    run = open_run(f"{place}/run", defaults=local.config.model_dump(mode="json", exclude={"cluster"}))
-    prepare(run, images, DRAWN_CLASS_NAMES)
-    for name in ("model.pt", "complete.json"):
-        (run.location / "classifier" / name).write_bytes((local.location / "classifier" / name).read_bytes())
-    return run
-
-
 def submit(run: Run, environment: dict[str, str], name: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", "submit", "--submission-id", name, "--working-dir", str(REPOSITORY), *options, "--"]
     command += ["python", "jobs/generate_maps.py", "--run", run.uri, "--set", "cluster.max_actors=1"]
@@ -88,9 +69,9 @@ def submit(run: Run, environment: dict[str, str], name: str, *options: str) -> s
 
 @pytest.mark.cluster
 @pytest.mark.timeout(1200)
-def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, run_on_s3, mapped_run_folder):
-    step = Step(run_on_s3.location / "maps")
-    first = submit(run_on_s3, dashboard, "first", "--no-wait")
+def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, s3_run, mapped_run_folder):
+    step = Step(s3_run.location / "maps")
+    first = submit(s3_run, dashboard, "first", "--no-wait")
     assert first.returncode == 0, first.stderr
     deadline = time.monotonic() + 600
     while not step.receipts() and time.monotonic() < deadline:
@@ -103,11 +84,11 @@ def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, run_on_s3, ma
     assert "the same command continues." in logs.stdout + logs.stderr
     assert heartbeats(step.location) == []
 
-    second = submit(run_on_s3, dashboard, "second")
+    second = submit(s3_run, dashboard, "second")
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"{4 - len(done)} of 4 units to do" in second.stdout + second.stderr
     assert done.items() <= step.receipts().items()
     expected = Location(str(mapped_run_folder))
     for unit in range(4):
         key = f"maps/maps.zarr/max/c/{unit}/0/0/0"
-        assert (run_on_s3.location / key).read_bytes() == (expected / key).read_bytes()
+        assert (s3_run.location / key).read_bytes() == (expected / key).read_bytes()
