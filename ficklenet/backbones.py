@@ -57,6 +57,12 @@ class LayerChain(nn.Module):
         """Normalised images (B, 3, H, W) -> features (B, K, h, w)."""
         return self.features(images_BCHW)
 
+    def stages(self, start: int, stop: int) -> nn.Sequential:
+        """The layers of stages ``start`` to ``stop - 1``, themselves, not copies."""
+        return nn.Sequential(
+            *(layer for stage, layer in zip(self._stage_of_layer, self.features, strict=True) if start <= stage < stop)
+        )
+
     def freeze_stages(self, num_frozen: int) -> None:
         """Stops the training of the first stages' weights, and resumes it for the others."""
         if not 0 <= num_frozen <= self.num_stages:

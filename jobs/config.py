@@ -145,6 +145,7 @@ class SegmenterConfig(Section):
         description="'imagenet' (torchvision's registry), 'none', 'classifier' (that of this run), or the path of a "
         "state dict (.pt)",
     )
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(0, description="backbone stages not trained")
     dilations: Counts = Field((12,), description="of the head's branches; 12: LargeFOV; 6,12,18,24: ASPP")
     supervision: Literal["seeds", "masks"] = Field(
         "seeds", description="masks: all masks and no seeds, the fully supervised upper bound"
@@ -264,11 +265,12 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
         raise ValueError(_sentence(error)) from None
     if config.classifier.kernel_size % 2 == 0:
         raise ValueError(f"classifier.kernel_size: given {config.classifier.kernel_size}, allowed: odd numbers.")
-    if config.classifier.frozen_stages and config.classifier.weights == "none":
-        raise ValueError(
-            f"classifier.frozen_stages: given {config.classifier.frozen_stages} with classifier.weights=none, "
-            "which would leave random weights as they are; give 0, or weights."
-        )
+    for name, section in (("classifier", config.classifier), ("segmenter", config.segmenter)):
+        if section.frozen_stages and section.weights == "none":
+            raise ValueError(
+                f"{name}.frozen_stages: given {section.frozen_stages} with {name}.weights=none, "
+                "which would leave random weights as they are; give 0, or weights."
+            )
     if config.images.input_size % 8 != 1:
         raise ValueError(f"images.input_size: given {config.images.input_size}, allowed: 8 g + 1, such as 321.")
     return config

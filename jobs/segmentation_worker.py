@@ -120,6 +120,7 @@ def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
         SegmenterSpec(settings.backbone, class_names, settings.dilations, run.config.images.input_size)
     )
     load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
+    segmenter.backbone.freeze_stages(settings.frozen_stages)
     return segmenter
 
 

@@ -1,4 +1,5 @@
-"""Trains and scores the segmentation network on a bare GPU machine, from one file of images, seeds and masks.
+"""Trains and scores the segmentation network without Ray, from one file of images, seeds and masks; made for a bare GPU
+machine.
 
     python tests/benchmarks/segmentation_pack.py --run R --out pack.pt             # where the run is
     python tests/benchmarks/gpu_segment.py train --pack pack.pt --weights vgg16_features.pt --out out
@@ -8,6 +9,9 @@
 the validation images at image size without CRF, and keeps their probabilities; `score` adds the CRF. Supervisions: weak
 (seeds), semi (also the masks of the strong images), full (all masks and nothing else, the upper bound). The steps are
 those of jobs/train_segmentation.py, the loop is not: all images lie on the device.
+
+On a CPU `--frozen-stages 4` trains the last stage and the head alone, on features of the other stages that are computed
+once, for each image and its mirror image; with `--size 161 --dilations 6` everything is half as large.
 """
 
 import argparse
@@ -24,8 +28,9 @@ import numpy as np
 import torch
 from machine import describe
 from PIL import Image
+from torch import Tensor, nn
 
-from ficklenet.backbones import load_backbone_weights
+from ficklenet.backbones import LayerChain, build_backbone, load_backbone_weights
 from ficklenet.batches import batch_indices, keyed_generator, steps_per_epoch
 from ficklenet.metrics import confusion_matrix, label_figures
 from ficklenet.segmentation_inference import input_sizes, label_image, predict_grid
@@ -38,7 +43,7 @@ from ficklenet.segmentation_training import (
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.training import set_learning_rate
-from ficklenet.transforms import resize_square
+from ficklenet.transforms import normalize, resize_square
 
 IGNORE = 255
 LOSS_WEIGHTS = {"weak": LossWeights(), "semi": LossWeights(), "full": LossWeights(0, 0, 1)}
@@ -52,10 +57,11 @@ def main() -> None:
         name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
         print(f"{name}; {describe('torch', 'torchvision')}; {len(pack['train']['images'])} images", flush=True)
         data = Data(pack, options)
+        frozen = FrozenFeatures(data.images, options) if options.frozen_stages and not options.every_pass else None
         for supervision in options.supervision:
             for seeds in options.seeds if supervision != "full" else options.seeds[:1]:
-                for seed in range(options.repeats):
-                    train_one(pack, data, supervision, seeds, seed, options)
+                for seed in range(options.first_seed, options.first_seed + options.repeats):
+                    train_one(pack, data, frozen, supervision, seeds, seed, options)
     else:
         for file in sorted(options.out.glob("*.npz")):
             report(file.stem, pack, np.load(file)["probabilities"], use_crf=True)
@@ -89,8 +95,59 @@ class Data:
         )
 
 
+class FrozenFeatures:
+    """What the frozen stages, the same in every training, make of all images and of their mirror images."""
+
+    @torch.no_grad()
+    def __init__(self, images: Tensor, options: argparse.Namespace) -> None:
+        first, _ = split_backbone(build_backbone(options.backbone), options)
+        first.to(options.device).to(memory_format=torch.channels_last)
+        started, dtype = time.monotonic(), getattr(torch, options.precision)
+        self.of_mirrored = []  # of the images, then of their mirror images
+        for given in (images, images.flip(-1)):
+            features = []
+            for portion in given.split(options.batch):
+                with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
+                    inputs = normalize(portion).contiguous(memory_format=torch.channels_last)
+                    features.append(first(inputs).to(dtype))
+            self.of_mirrored.append(torch.cat(features))
+        print(f"features of {options.frozen_stages} frozen stages: {time.monotonic() - started:.0f} s", flush=True)
+
+    def batch(self, chosen: Tensor, mirrored: Tensor) -> Tensor:
+        plain, flipped = (features[chosen] for features in self.of_mirrored)
+        return flipped.where(mirrored.view(-1, 1, 1, 1), plain).contiguous(memory_format=torch.channels_last)
+
+
+class LearningPart(nn.Module):
+    """What learns of a network whose first stages are frozen; sees their features in place of images."""
+
+    def __init__(self, model: Segmenter, options: argparse.Namespace) -> None:
+        super().__init__()
+        _, self.stages = split_backbone(model.backbone, options)
+        self.head = model.head
+        self.features = torch.empty(0)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.head(self.stages(self.features))
+
+
+def split_backbone(backbone: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
+    """The frozen stages with their weights, and the others."""
+    if not isinstance(backbone, LayerChain) or not options.weights:
+        raise SystemExit("--frozen-stages: give a backbone that is a chain of layers (vgg16, small), and --weights.")
+    load_backbone_weights(backbone, torch.load(options.weights, weights_only=True))
+    frozen = options.frozen_stages
+    return backbone.stages(0, frozen), backbone.stages(frozen, backbone.num_stages)
+
+
 def train_one(
-    pack: dict[str, Any], data: Data, supervision: str, seeds: str, seed: int, options: argparse.Namespace
+    pack: dict[str, Any],
+    data: Data,
+    frozen: FrozenFeatures | None,
+    supervision: str,
+    seeds: str,
+    seed: int,
+    options: argparse.Namespace,
 ) -> None:
     """One training, its score and its probabilities."""
     name = f"{supervision}-{seeds}-{seed}" if supervision != "full" else f"full-{seed}"
@@ -99,7 +156,9 @@ def train_one(
     model = Segmenter(spec)
     if options.weights:
         load_backbone_weights(model.backbone, torch.load(options.weights, weights_only=True))
+    model.backbone.freeze_stages(options.frozen_stages)
     model.to(options.device).to(memory_format=torch.channels_last).train()
+    learning = LearningPart(model, options) if frozen else model
     optimizer = make_optimizer(model, learning_rate=options.learning_rate)
     num_images, precision = len(data.images), getattr(torch, options.precision)
     per_epoch = steps_per_epoch(num_images, options.batch)
@@ -107,13 +166,16 @@ def train_one(
     for step in range(num_steps):
         chosen = torch.tensor(batch_indices(step, num_images, options.batch, seed), device=options.device)
         coins = keyed_generator(seed, "mirror", step).random(len(chosen)) < 0.5
-        batch = data.batch(chosen, torch.from_numpy(coins).to(options.device), supervision, seeds)
+        mirrored = torch.from_numpy(coins).to(options.device)
+        batch = data.batch(chosen, mirrored, supervision, seeds)
+        if isinstance(learning, LearningPart) and frozen:
+            learning.features = frozen.batch(chosen, mirrored)
         set_learning_rate(optimizer, learning_rate_at(step, num_steps, options.learning_rate))
-        losses = segmentation_loss(model, batch, LOSS_WEIGHTS[supervision], precision=precision)
+        losses = segmentation_loss(learning, batch, LOSS_WEIGHTS[supervision], precision=precision)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
-        if (step + 1) % (5 * per_epoch) == 0:
+        if (step + 1) % (options.report_every * per_epoch) == 0:
             shown = ", ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
             print(f"{name}: epoch {(step + 1) // per_epoch} of {options.epochs} ({shown})", flush=True)
     print(f"{name}: {num_steps} steps in {time.monotonic() - started:.0f} s", flush=True)
@@ -161,11 +223,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="state dict of the backbone")
     parser.add_argument("--supervision", nargs="+", choices=list(LOSS_WEIGHTS), default=list(LOSS_WEIGHTS))
     parser.add_argument("--seeds", nargs="+", default=["seeds"], help="names of seed sets in the pack")
-    parser.add_argument("--repeats", type=int, default=1, help="trainings of each kind, with seeds 0, 1, ...")
+    parser.add_argument("--repeats", type=int, default=1, help="trainings of each kind, with seeds from the first on")
+    parser.add_argument("--every-pass", action="store_true", help="run the frozen stages in every step all the same")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--report-every", type=int, default=5, help="epochs from one line to the next")
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--backbone", default="vgg16")
+    parser.add_argument("--frozen-stages", type=int, default=0, help="of the backbone; computed once for all trainings")
     parser.add_argument("--dilations", type=int, nargs="+", default=[12], help="12: LargeFOV; 6 12 18 24: ASPP")
     parser.add_argument("--size", type=int, default=321)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of the inputs in inference")

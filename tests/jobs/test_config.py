@@ -31,6 +31,11 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
             "weights as they are; give 0, or weights.",
         ),
         (
+            'segmenter={frozen_stages=1, weights="none"}',
+            "segmenter.frozen_stages: given 1 with segmenter.weights=none, which would leave random "
+            "weights as they are; give 0, or weights.",
+        ),
+        (
             "cluster.training_workers=8..2",
             "cluster.training_workers: given '8..2', allowed: a number from 1, or a range of them such as 2..8.",
         ),

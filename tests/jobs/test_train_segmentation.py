@@ -163,12 +163,22 @@ def test_the_runs_classifier_can_be_the_start(seeded_run):
     assert np.isfinite(train(seeded_run, "segmenter.weights=classifier")["loss"])
 
 
+def test_frozen_stages_keep_the_weights_they_began_with(seeded_run):
+    start = load_classifier(seeded_run)[0].backbone
+    train(seeded_run, "segmenter.weights=classifier", "segmenter.frozen_stages=2")
+    model, num_frozen = unpack_segmenter(kept_bytes(seeded_run.location / "segmenter")[0]), len(start.stages(0, 2))
+    for number, (before, after) in enumerate(zip(start.features, model.backbone.features, strict=True)):
+        if isinstance(before, torch.nn.Conv2d):
+            assert torch.equal(before.weight, after.weight) == (number < num_frozen)
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold"),
         ("classifier.train_splits=gold", "no labelled image in the training splits"),
         ("images.input_size=129", "the seeds are 9 x 9, images.input_size = 129 needs 17 x 17"),
+        ("segmenter={weights='classifier', frozen_stages=5}", "frozen stages: 5 given; this backbone has 0 to 4"),
         ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere.pt"),
         ("segmenter.weights=imagenet", 'the backbone "small" has no ImageNet weights'),
         ("cluster.training_workers=5", r"allowed: 1 to 4.*segmenter\.batch_size"),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ficklenet.backbones import build_backbone
 from ficklenet.drawing import draw_scene
 from ficklenet.seeds import resize_labels
 
@@ -50,26 +51,25 @@ def run(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
+SMALL = ["--backbone", "small", "--epochs", "1", "--batch", "2", "--device", "cpu", "--scales", "1", "2", "--mirror"]
+
+
 def test_every_supervision_is_trained_and_scored_with_and_without_crf(tmp_path):
     torch.save(drawn_pack(), tmp_path / "pack.pt")
     files = ["--pack", str(tmp_path / "pack.pt"), "--out", str(tmp_path / "out"), "--size", "33"]
-    small = [
-        "--backbone",
-        "small",
-        "--epochs",
-        "1",
-        "--batch",
-        "2",
-        "--device",
-        "cpu",
-        "--scales",
-        "1",
-        "2",
-        "--mirror",
-    ]
-    plain = run("train", *files, *small)
+    plain = run("train", *files, *SMALL)
     names = ["weak-seeds-0", "semi-seeds-0", "full-0"]
     assert [line["name"] for line in plain] == names
     refined = run("score", *files)
     assert sorted(line["name"] for line in refined) == sorted(names)
     assert all(0 <= line["val_miou"] <= 1 and not line["crf"] for line in plain) and all(r["crf"] for r in refined)
+
+
+def test_features_of_frozen_stages_that_are_computed_once_change_no_training(tmp_path):
+    torch.save(drawn_pack(), tmp_path / "pack.pt")
+    torch.save(build_backbone("small").state_dict(), tmp_path / "weights.pt")
+    options = ["--pack", str(tmp_path / "pack.pt"), "--size", "33", "--weights", str(tmp_path / "weights.pt"), *SMALL]
+    for name, more in (("cached", []), ("anew", ["--every-pass"])):
+        run("train", *options, "--frozen-stages", "2", "--supervision", "full", "--out", str(tmp_path / name), *more)
+    cached, anew = (np.load(tmp_path / name / "full-0.npz")["probabilities"] for name in ("cached", "anew"))
+    np.testing.assert_allclose(cached, anew, atol=2e-3)
