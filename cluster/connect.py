@@ -1,7 +1,8 @@
 """Connecting to Ray: an own local Ray that lives as long as the block, or a cluster that is already there.
 
 An own local Ray listens on 127.0.0.1 only, is a child of this process and ends with it; no other Ray of the
-machine is joined, asked or stopped. Nothing here decides what runs where: that is `fanout` and `training`.
+machine is joined, asked or stopped. It takes seconds to start, so it is started by the first work that needs it: a job
+that finds everything done starts none. Nothing here decides what runs where: that is `fanout` and `training`.
 """
 
 import contextlib
@@ -77,14 +78,21 @@ class Connection:
                 )
 
 
+_promised_cpus: list[int] = []
+"""What the own Ray of the `connect` block around will declare once it is needed; empty outside of such a block."""
+
+
 def resources() -> Connection:
-    """What the connected cluster has now.
+    """What the connected cluster has now; an own Ray that is not there yet is started.
 
     Raises:
         ClusterError: No Ray is connected.
     """
     if not ray.is_initialized():
-        raise ClusterError("cluster: no Ray is connected. Run this inside `with connect():`.")
+        if not _promised_cpus:
+            raise ClusterError("cluster: no Ray is connected. Run this inside `with connect():`.")
+        with _sigterm_handler_kept():
+            _start(_promised_cpus[-1])
     total = ray.cluster_resources()
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes)
@@ -101,7 +109,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
             process may use. A cluster that is joined has its own.
 
     Yields:
-        The cluster's resources at the start.
+        The cluster's resources at the start; of an own Ray those it will have.
 
     Raises:
         ClusterError: The cluster does not answer.
@@ -110,38 +118,27 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield Connection(num_cpus=_usable_cpus(), num_gpus=0, num_nodes=1, in_process=True)
         return
     _quieten_ray_data()
-    if ray.is_initialized():  # whoever started it ends it
-        yield resources()
+    if ray.is_initialized() or _promised_cpus:  # whoever connected first ends it
+        yield resources() if ray.is_initialized() else _foretold(_promised_cpus[-1])
         return
     joined = _address_to_join(address)
     try:
-        with _sigterm_handler_kept():
-            if joined:
+        if joined:
+            with _sigterm_handler_kept():
                 _join(joined)
-            else:
-                _start(num_cpus or _usable_cpus())
-        yield resources()
+            yield resources()
+        else:
+            _promised_cpus.append(num_cpus or _usable_cpus())
+            yield _foretold(_promised_cpus[-1])
     finally:
+        _promised_cpus.clear()
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def survey(address: str | None = None, num_cpus: int | None = None) -> Iterator[Connection]:
-    """What `connect` would yield, without starting a Ray: an own one is foretold, a cluster is joined and asked.
-
-    Args:
-        address, num_cpus: as in `connect`.
-
-    Raises:
-        ClusterError: The cluster does not answer.
-    """
-    if address == "in-process" or ray.is_initialized() or _address_to_join(address):
-        with connect(address, num_cpus) as connection:
-            yield connection
-    else:
-        gpus = get_accelerator_manager_for_resource("GPU")
-        num_gpus = gpus.get_current_node_num_accelerators() if gpus else 0
-        yield Connection(num_cpus or _usable_cpus(), num_gpus, num_nodes=1)
+def _foretold(num_cpus: int) -> Connection:
+    """What an own Ray of so many CPUs will have."""
+    gpus = get_accelerator_manager_for_resource("GPU")
+    return Connection(float(num_cpus), float(gpus.get_current_node_num_accelerators() if gpus else 0), num_nodes=1)
 
 
 def plural(count: int, noun: str) -> str:

@@ -79,8 +79,9 @@ def train(
         elastic_resize_monitor_interval_s=resize_seconds,
     )
     least = num_workers if isinstance(num_workers, int) else num_workers[0]
+    connection = resources()
     if not autoscaling:
-        resources().require(
+        connection.require(
             cpus=least * cpus_per_worker, gpus=least if use_gpu else 0, purpose=plural(least, "training worker")
         )
     failures = 0

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)
     require_maps(run, run.manifest(), "aggregate_seeds")  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         aggregate_run(run, connection, shard, restart=given.restart == "seeds", dry_run=given.dry_run)
 
 

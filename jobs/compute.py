@@ -4,15 +4,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from cluster.connect import Connection, connect, survey
+from cluster.connect import Connection, connect
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.quarantine import Trial, run_quarantined
 from jobs.config import ClusterConfig
 
 
-def connected(config: ClusterConfig, *, dry_run: bool = False) -> AbstractContextManager[Connection]:
-    """The connection that the configuration asks for, for the length of a `with` block; a dry run starts none."""
-    return (survey if dry_run else connect)(config.address, config.cpus)
+def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
+    """The connection that the configuration asks for, for the length of a `with` block."""
+    return connect(config.address, config.cpus)
 
 
 def resolved_device(asked: str, connection: Connection) -> str:

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     options = {"deterministic": given.deterministic, "dry_run": given.dry_run}
     require_maps(run, run.manifest(), "evaluate")  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         if given.sweep:
             sweep(run, connection, given.sweep, given.split, given.part, **options)
         else:

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     require_source(run, run.manifest(), given.format, given.labels)  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         export(
             run,
             connection,

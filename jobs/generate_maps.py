@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     if given.restart and shard != (1, 1):
         raise ValueError("--restart deletes every shard's maps: launch it without --shard, then the shards without it.")
     require_classifier(run, run.manifest().class_names)  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         generate(run, connection, shard, restart=given.restart == "maps", dry_run=given.dry_run)
 
 

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)
     require_maps(run, run.manifest(), "make_pseudo_labels")  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         make_pseudo_labels(run, connection, shard, restart=given.restart == "pseudo_labels", dry_run=given.dry_run)
 
 

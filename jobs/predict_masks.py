@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     shard = parse_shard(given.shard)
     network = run.config.predictions.network
     require_segmenter(run, run.manifest().class_names, "predict_masks", network)  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         predict_masks(run, connection, shard, restart=given.restart == "predictions", dry_run=given.dry_run)
 
 

@@ -52,11 +52,16 @@ class SkippedImages:
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Images by split, and by class and split; a split's name may be empty."""
+    """Images by split, and by class and split; a split's name may be empty.
+
+    Attributes:
+        refused: images that the preparation could not use, whatever their label.
+    """
 
     images: Mapping[str, int]
     labelled: Mapping[tuple[int, str], int]
     unlabelled: Mapping[str, int]
+    refused: Mapping[str, int]
 
     @property
     def splits(self) -> list[str]:
@@ -91,13 +96,16 @@ def count_data(manifest: Manifest) -> DataCounts:
     """Counts the manifest, a row group at a time."""
     images: Counter[str] = Counter()
     unlabelled: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
     labelled: Counter[tuple[int, str]] = Counter()
-    for batch in manifest.iter_columns(["labels", "split"]):
+    columns = ["labels", "split", "problem"]
+    for batch in manifest.iter_columns(columns):
         images.update(batch["split"])
-        for labels, split in zip(batch["labels"], batch["split"], strict=True):
+        for labels, split, problem in zip(*(batch[name] for name in columns), strict=True):
             labelled.update((label, split) for label in labels)
-            unlabelled[split] += not labels
-    return DataCounts(images, labelled, unlabelled)
+            unlabelled[split] += not labels and not problem
+            refused[split] += bool(problem)
+    return DataCounts(images, labelled, unlabelled, refused)
 
 
 def settings_of(run: Run) -> list[Setting]:

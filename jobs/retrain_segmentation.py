@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     require_segmenter(run, run.manifest().class_names, "retrain_segmentation")  # before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         retrain_segmenter(run, connection, restart=given.restart == "retrained", dry_run=given.dry_run)
 
 

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError("run_pipeline: --dry-run goes with --run; the demo's run is ~/ficklenet-demo/run.")
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
     run.manifest()  # refused before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         (foretell if given.dry_run else run_pipeline)(run, connection)
 
 

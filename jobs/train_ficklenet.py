@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     run.manifest()  # refused before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         train_classifier(run, connection, restart=given.restart == "classifier", dry_run=given.dry_run)
 
 

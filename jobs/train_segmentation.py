@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     strong = [f"segmenter.strong_splits={','.join(given.strong_split)}"] if given.strong_split else []
     run = open_run(given.run, given.config, [*given.set, *strong])
     run.manifest()  # refused before a Ray is started
-    with connected(run.config.cluster, dry_run=given.dry_run) as connection:
+    with connected(run.config.cluster) as connection:
         train_segmenter(run, connection, restart=given.restart == "segmenter", dry_run=given.dry_run)
 
 

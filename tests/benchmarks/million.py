@@ -20,7 +20,7 @@ from pathlib import Path
 
 from machine import describe
 
-from cluster.connect import connect
+from cluster.connect import connect, resources
 from cluster.fanout import Payload, Pool, Stages, fan_out
 from jobs.generate_maps import num_slots
 from jobs.map_stages import MANIFEST_COLUMNS
@@ -103,6 +103,7 @@ def hand_over(run: Run) -> str:
     """All units through a fan-out that does nothing, as far as the first hundred receipts."""
     units, started = [{"unit": index} for index in range(NUM_UNITS_OF_64)], time.monotonic()
     with connect("local", num_cpus=4):
+        resources()
         began = time.monotonic()
         receipts = fan_out(units, Stages(same, lambda: same, same), Pool())
         first = next(receipts)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.connect import Connection, connect
+from cluster.connect import Connection, connect, resources
 
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Connection]:
-    with connect("local", num_cpus=4) as connection:
-        yield connection
+    with connect("local", num_cpus=4):
+        yield resources()

@@ -140,8 +140,9 @@ def test_a_worker_that_dies_while_its_ray_starts_keeps_nobody_waiting() -> None:
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import ray
-from cluster.connect import connect
+from cluster.connect import connect, resources
 with connect("local", num_cpus=3):
+    resources()
     print(ray.get(ray.remote(lambda: "answer").remote()))
 """
     driver = psutil.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -155,6 +156,24 @@ with connect("local", num_cpus=3):
                     killed = True
     out, _ = driver.communicate(timeout=60)
     assert killed and out == "answer\n"
+
+
+def test_an_own_ray_starts_with_the_first_work(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import ray
+from cluster.connect import connect, resources
+with connect("local", num_cpus=3) as foretold:
+    print(ray.is_initialized())
+    with connect() as inner:
+        print(ray.is_initialized(), inner == foretold)
+    print(resources() == foretold, ray.is_initialized())
+print(ray.is_initialized())
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "True", "True", "False"]
 
 
 def test_in_process_starts_nothing() -> None:

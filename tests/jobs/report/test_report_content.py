@@ -54,6 +54,17 @@ def test_run_without_maps_says_which_commands_come_next(location, handmade_run, 
     assert 'id="gallery"' not in page
 
 
+def test_refused_images_are_counted_apart_from_unlabelled_ones(location, handmade_run, html_of):
+    rows = [ManifestRow("good", "/nowhere/0.jpg", (0,)), ManifestRow("plain", "/nowhere/1.jpg", ())]
+    rows += [ManifestRow(f"bad_{n}", "/nowhere/2.jpg", (), problem="label 'cow' is not in the list") for n in range(3)]
+    run = handmade_run(location, rows, ["cat"], with_maps=False)
+
+    write_report(run)
+
+    row = '<th scope="row">{}</th><td class="number">{}</td>'
+    assert row.format("without a label", 1) in html_of(run) and row.format("not usable", 3) in html_of(run)
+
+
 def test_seeds_of_maps_made_anew_since_are_outdated(finished_run, tmp_path, html_of):
     shutil.copytree(finished_run.uri, tmp_path / "run")
     changed = open_run(str(tmp_path / "run"), None, ["maps.num_samples=3"])
