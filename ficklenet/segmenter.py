@@ -7,6 +7,7 @@ one 3 x 3 convolution.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ FILE_FORMAT = "ficklenet-segmenter-1"
 LARGEFOV = (12,)
 ASPP = (6, 12, 18, 24)
 PLAIN_HEADS = ("resnet101",)  # backbones whose features one layer classifies
+FC_DEVIATIONS = {"vgg16": 0.005}
+"""Of the random weights of fc6 and fc7, as Caffe fills them; backbones not named here take He's rule. VGG-16's ImageNet
+features are large (root mean square 16): by He's rule fc7's would be so large that the first step at DSRG's rates
+saturates every pixel at one label, for good."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = build_backbone(spec.backbone)
-        make_branch = _plain_branch if spec.backbone in PLAIN_HEADS else _branch
+        branch = partial(_branch, fc_deviation=FC_DEVIATIONS.get(spec.backbone))
+        make_branch = _plain_branch if spec.backbone in PLAIN_HEADS else branch
         self.head = SegmentationHead(
             make_branch(self.backbone.out_channels, spec.num_labels, dilation) for dilation in spec.dilations
         )
@@ -90,14 +96,21 @@ class SegmentationHead(nn.Module):
         return logits_BLHW
 
 
-def _branch(in_channels: int, num_labels: int, dilation: int) -> nn.Sequential:
-    """pool5, pool5a, fc6, fc7 and fc8; fc6 and fc7 have twice the backbone's channels, which is VGG-16's 1,024."""
+def _branch(in_channels: int, num_labels: int, dilation: int, *, fc_deviation: float | None) -> nn.Sequential:
+    """pool5, pool5a, fc6, fc7 and fc8; fc6 and fc7 have twice the backbone's channels, which is VGG-16's 1,024.
+
+    Args:
+        fc_deviation: of the weights of fc6 and fc7; None: He's rule.
+    """
     width = 2 * in_channels
     fc6 = nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation)
     fc7 = nn.Conv2d(width, width, 1)
     fc8 = nn.Conv2d(width, num_labels, 1)
     for layer in (fc6, fc7):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if fc_deviation is None:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(layer.weight, std=fc_deviation)
     nn.init.normal_(fc8.weight, std=0.01)
     for layer in (fc6, fc7, fc8):
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

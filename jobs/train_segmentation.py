@@ -24,7 +24,7 @@ from storage.seed_store import SeedStore
 from storage.steps import Step, require_complete
 from storage.units import plan_units
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 EXAMPLES = """examples:

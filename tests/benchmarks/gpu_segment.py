@@ -58,9 +58,9 @@ def main() -> None:
         print(f"{name}; {describe('torch', 'torchvision')}; {len(pack['train']['images'])} images", flush=True)
         data = Data(pack, options)
         frozen = FrozenFeatures(data.images, options) if options.frozen_stages and not options.every_pass else None
-        for supervision in options.supervision:
-            for seeds in options.seeds if supervision != "full" else options.seeds[:1]:
-                for seed in range(options.first_seed, options.first_seed + options.repeats):
+        for seed in range(options.repeats):  # first one of each kind
+            for supervision in options.supervision:
+                for seeds in options.seeds if supervision != "full" else options.seeds[:1]:
                     train_one(pack, data, frozen, supervision, seeds, seed, options)
     else:
         for file in sorted(options.out.glob("*.npz")):
@@ -223,9 +223,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="state dict of the backbone")
     parser.add_argument("--supervision", nargs="+", choices=list(LOSS_WEIGHTS), default=list(LOSS_WEIGHTS))
     parser.add_argument("--seeds", nargs="+", default=["seeds"], help="names of seed sets in the pack")
-    parser.add_argument("--repeats", type=int, default=1, help="trainings of each kind, with seeds from the first on")
+    parser.add_argument("--repeats", type=int, default=1, help="trainings of each kind, with seeds 0, 1, ...")
     parser.add_argument("--every-pass", action="store_true", help="run the frozen stages in every step all the same")
-    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--report-every", type=int, default=5, help="epochs from one line to the next")
     parser.add_argument("--batch", type=int, default=20)

@@ -1,5 +1,7 @@
 """The segmentation network's training step: which losses count where, and that it learns drawn scenes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,24 @@ def test_a_few_steps_learn_drawn_scenes(supervision):
     is_object = batch.truth > 0
     assert (predicted == batch.truth)[is_object].float().mean() > 0.4
     assert (predicted == batch.truth).float().mean() > (~is_object).float().mean() + 0.03
+
+
+def test_features_as_large_as_imagenets_do_not_saturate_the_head():
+    """Root mean square 16 behind VGG-16; a saturated pixel costs 9.2 and gets no gradient any more."""
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterSpec("vgg16", tuple("abcde"), dilations=(1,), input_size=33))
+    optimizer = make_optimizer(model, learning_rate=5e-4)
+    truth = torch.arange(6)[:, None, None].expand(6, 5, 5)
+    features = (torch.randn(6, 512, 1, 1) + torch.randn(6, 512, 5, 5)).relu()  # alike where the label is the same
+    features *= 16 / features.square().mean().sqrt()
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = full_loss(label_probabilities(model.head(features)), truth).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses) < 2 * math.log(6) and losses[-1] < 0.5 * losses[0]
 
 
 def test_head_trains_at_ten_times_and_biases_at_twice_the_rate():
