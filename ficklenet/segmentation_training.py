@@ -7,7 +7,6 @@ the mask too. No loop, no workers, no checkpoints.
 Shape legend: B images, L labels (background and classes), H W pixels of the network input, h w its stride-8 grid.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from ficklenet.training import set_learning_rate, step_in_portions
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 
-HEAD_FACTOR = 10.0  # of the learning rate: the head begins at random weights
+NEW_FACTOR = 10.0  # of the learning rate: for layers that begin at random weights
 BIAS_FACTOR = 2.0
 MOMENTUM = 0.9
 DECAY = 0.33  # of the learning rate, from one stage of the schedule to the next
@@ -186,14 +185,19 @@ def _cells(images_BCHW: Tensor) -> Tensor:
 
 
 def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4) -> torch.optim.SGD:
-    """SGD over the weights that train: the head at 10 times the rate, biases at twice theirs and without decay."""
+    """SGD over the weights that train: new layers at 10 times the rate, biases at twice theirs and without decay."""
+    new = {id(weight) for weight in model.head.new_layers().parameters()}
     groups = [
         {
-            "params": list(_trained(part, is_bias)),
-            "factor": part_factor * (BIAS_FACTOR if is_bias else 1.0),
+            "params": [
+                weight
+                for name, weight in model.named_parameters()
+                if weight.requires_grad and (id(weight) in new, name.endswith("bias")) == (is_new, is_bias)
+            ],
+            "factor": (NEW_FACTOR if is_new else 1.0) * (BIAS_FACTOR if is_bias else 1.0),
             "weight_decay": 0.0 if is_bias else weight_decay,
         }
-        for part, part_factor in ((model.backbone, 1.0), (model.head, HEAD_FACTOR))
+        for is_new in (False, True)
         for is_bias in (False, True)
     ]
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM)
@@ -204,9 +208,3 @@ def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: floa
 def learning_rate_at(step: int, num_steps: int, base: float) -> float:
     """The schedule: 0.33 times less in each eighth of the training than in the one before."""
     return base * DECAY ** (NUM_STAGES * step // num_steps)
-
-
-def _trained(part: nn.Module, is_bias: bool) -> Iterator[nn.Parameter]:
-    for name, weight in part.named_parameters():
-        if weight.requires_grad and name.endswith("bias") == is_bias:
-            yield weight

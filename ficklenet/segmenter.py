@@ -85,15 +85,51 @@ class Segmenter(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """The sum of its branches."""
+    """The sum of its branches.
+
+    Attributes:
+        has_fc_weights: fc6 and fc7 began at trained weights, so fc8 alone is new.
+    """
 
     def __init__(self, branches: Iterable[nn.Module]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
+        self.has_fc_weights = False
+
+    def new_layers(self) -> nn.ModuleList:
+        """The layers that began at random weights."""
+        if not self.has_fc_weights:
+            return self.branches
+        return nn.ModuleList(list(branch.children())[-1] for branch in self.branches)
 
     def forward(self, features_BKHW: Tensor) -> Tensor:
         logits_BLHW: Tensor = sum(branch(features_BKHW) for branch in self.branches)  # type: ignore[assignment]
         return logits_BLHW
+
+
+def load_fc_weights(head: SegmentationHead, state_dict: Mapping[str, Tensor]) -> None:
+    """Fills fc6 and fc7 of every branch from VGG-16's fully connected layers, where the state dict has them.
+
+    They are thinned out as in DeepLab-LargeFOV (Chen et al., ICLR 2015, section 3.1): every fourth unit, and of fc6's
+    7 x 7 window every third row and column.
+
+    Args:
+        head: of a ``Segmenter`` on VGG-16; others are left as they are.
+        state_dict: torchvision's names, ``classifier.0`` (4,096, 512 * 7 * 7) and ``classifier.3`` (4,096, 4,096).
+    """
+    fc6, fc7 = (state_dict.get(f"classifier.{number}.weight") for number in (0, 3))
+    if fc6 is None or fc7 is None or fc6.shape != (4096, 512 * 49) or fc7.shape != (4096, 4096):
+        return
+    thinned = {
+        "2.weight": fc6.view(4096, 512, 7, 7)[::4, :, ::3, ::3],
+        "2.bias": state_dict["classifier.0.bias"][::4],
+        "5.weight": fc7[::4, ::4, None, None],
+        "5.bias": state_dict["classifier.3.bias"][::4],
+    }
+    for branch in head.branches:
+        if isinstance(branch, nn.Sequential) and branch[2].weight.shape == thinned["2.weight"].shape:
+            branch.load_state_dict(thinned, strict=False)
+            head.has_fc_weights = True
 
 
 def _branch(in_channels: int, num_labels: int, dilation: int, *, fc_deviation: float | None) -> nn.Sequential:

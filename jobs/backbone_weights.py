@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -13,8 +14,10 @@ from jobs.trained_classifier import load_classifier
 from storage.location import Location
 
 
-def load_weights(backbone: nn.Module, name: str, weights: str, key: str, run: Run | None = None) -> None:
-    """Puts the weights into the backbone.
+def load_weights(
+    backbone: nn.Module, name: str, weights: str, key: str, run: Run | None = None
+) -> Mapping[str, torch.Tensor]:
+    """Puts the weights into the backbone; all that came with them, {} for 'none'.
 
     Args:
         name: the backbone's.
@@ -27,7 +30,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str, key: str, run: Ru
     """
     match weights:
         case "none":
-            return
+            return {}
         case "imagenet":
             state = imagenet_weights(name)
         case "classifier" if run is not None:
@@ -35,6 +38,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str, key: str, run: Ru
         case _:
             state = _read_weights(weights, key)
     load_backbone_weights(backbone, state)
+    return state
 
 
 def weights_hash(weights: str, key: str, run: Run | None = None) -> str:

@@ -18,7 +18,7 @@ from ficklenet.segmentation_training import (
     segmentation_step,
     taught_batch,
 )
-from ficklenet.segmenter import Segmenter, SegmenterSpec, pack_segmenter
+from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
 from ficklenet.training_crf import Map
 from jobs.backbone_weights import load_weights
 from jobs.compute import resolved_precision
@@ -114,12 +114,13 @@ def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") 
 
 
 def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
-    """An untrained network: backbone weights as configured, a random head."""
+    """An untrained network: backbone weights as configured, a random head, fc6 and fc7 where they come with these."""
     settings = run.config.segmenter
     segmenter = Segmenter(
         SegmenterSpec(settings.backbone, class_names, settings.dilations, run.config.images.input_size)
     )
-    load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
+    given = load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
+    load_fc_weights(segmenter.head, given)
     segmenter.backbone.freeze_stages(settings.frozen_stages)
     return segmenter
 

@@ -41,7 +41,7 @@ from ficklenet.segmentation_training import (
     make_optimizer,
     segmentation_loss,
 )
-from ficklenet.segmenter import Segmenter, SegmenterSpec
+from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights
 from ficklenet.training import set_learning_rate
 from ficklenet.transforms import normalize, resize_square
 
@@ -155,7 +155,9 @@ def train_one(
     spec = SegmenterSpec(options.backbone, tuple(pack["class_names"]), tuple(options.dilations), options.size)
     model = Segmenter(spec)
     if options.weights:
-        load_backbone_weights(model.backbone, torch.load(options.weights, weights_only=True))
+        given = torch.load(options.weights, weights_only=True)
+        load_backbone_weights(model.backbone, given)
+        load_fc_weights(model.head, given)
     model.backbone.freeze_stages(options.frozen_stages)
     model.to(options.device).to(memory_format=torch.channels_last).train()
     learning = LearningPart(model, options) if frozen else model

@@ -178,7 +178,7 @@ def test_features_as_large_as_imagenets_do_not_saturate_the_head():
     assert max(losses) < 2 * math.log(6) and losses[-1] < 0.5 * losses[0]
 
 
-def test_head_trains_at_ten_times_and_biases_at_twice_the_rate():
+def test_new_layers_train_at_ten_times_and_biases_at_twice_the_rate():
     model = segmenter()
     optimizer = make_optimizer(model, learning_rate=1e-3)
     found = [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
@@ -187,6 +187,9 @@ def test_head_trains_at_ten_times_and_biases_at_twice_the_rate():
     model.backbone.freeze_stages(model.backbone.num_stages)
     groups = make_optimizer(model, learning_rate=1e-3).param_groups
     assert [len(group["params"]) for group in groups] == [0, 0, 3, 3]
+    model.head.has_fc_weights = True
+    groups = make_optimizer(model, learning_rate=1e-3).param_groups
+    assert [len(group["params"]) for group in groups] == [2, 2, 1, 1]
 
 
 def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():

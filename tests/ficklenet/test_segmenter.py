@@ -8,7 +8,15 @@ import torch
 
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
 from ficklenet.model_file import model_record
-from ficklenet.segmenter import ASPP, LARGEFOV, Segmenter, SegmenterSpec, pack_segmenter, unpack_segmenter
+from ficklenet.segmenter import (
+    ASPP,
+    LARGEFOV,
+    Segmenter,
+    SegmenterSpec,
+    load_fc_weights,
+    pack_segmenter,
+    unpack_segmenter,
+)
 
 SPEC = SegmenterSpec("small", ("cat", "dog"), input_size=65)
 
@@ -34,6 +42,28 @@ def test_largefov_on_vgg16_has_the_layers_of_the_paper():
         (21, 1024, 1, 1),
     ]
     assert convolutions[0].dilation == (12, 12)
+
+
+def test_fc6_and_fc7_begin_at_every_fourth_unit_of_vggs_own():
+    names = {"0": (4096, 512 * 49), "3": (4096, 4096)}
+    given = {f"classifier.{name}.weight": torch.rand(1).expand(shape).clone() for name, shape in names.items()}
+    given |= {f"classifier.{name}.bias": torch.arange(4096.0) for name in names}
+    given["classifier.0.weight"].view(4096, 512, 7, 7)[8, 5, 3, 6] = 7.0
+    given["classifier.3.weight"][8, 12] = 9.0
+    head = Segmenter(SegmenterSpec("vgg16", ("cat",), ASPP)).head
+    fc8 = head.branches[3][8].weight.clone()
+    load_fc_weights(head, given)
+    for branch in head.branches:
+        assert branch[2].weight[2, 5, 1, 2] == 7 and (branch[2].weight == 7).sum() == 1
+        assert branch[5].weight[2, 3] == 9 and branch[2].bias[2] == branch[5].bias[2] == 8
+    assert torch.equal(head.branches[3][8].weight, fc8)
+    assert sum(weight.numel() for weight in head.new_layers().parameters()) == 4 * (1024 * 2 + 2)
+
+
+def test_without_fc_weights_the_whole_head_is_new():
+    head = segmenter().head
+    load_fc_weights(head, {"features.0.weight": torch.zeros(1)})
+    assert len(list(head.new_layers().parameters())) == len(list(head.parameters()))
 
 
 def test_fc6_sees_12_cells_away_and_no_nearer_than_its_pooling():
