@@ -13,6 +13,7 @@ from ficklenet.masks import INFERENCE_STREAM, dropout_masks, mask_key
 pytest.importorskip("numba", reason="the compiled sampler needs numba")
 
 from ficklenet import compiled
+from ficklenet.compiled_fold import REACH, pattern_of_rank
 
 
 def reference_masks(key, samples, kernel_size, grid, drop_rate):
@@ -70,9 +71,45 @@ def test_maps_without_positive_evidence_stay_zero():
         assert not maximum.any() and not total.any()
 
 
-@given(st.lists(st.floats(0, 2.0**90, width=32), min_size=1, max_size=60), st.data())
-@settings(deadline=None, max_examples=80)
-def test_value_of_rank_equals_sorting(values, data):
+@given(
+    num_classes=st.integers(1, 12),
+    num_samples=st.integers(1, 19),
+    kernel_size=st.sampled_from([1, 3, 9]),
+    grid=st.sampled_from([(1, 1), (7, 9), (8, 8), (5, 13)]),
+    drop_rate=st.sampled_from([0.0, 0.9, 1.0]),
+)
+@settings(deadline=None, max_examples=40)
+def test_maps_are_the_kept_affinities_summed_in_order_to_the_bit(
+    num_classes, num_samples, kernel_size, grid, drop_rate
+):
+    """The centre first, then every offset as it comes, for classes and samples below, at and above a group's size
+    and positions around a tile's: stored bytes rest on it."""
+    num_offsets, num_positions = kernel_size**2, grid[0] * grid[1]
+    shape = (num_classes, num_offsets, num_positions)
+    affinity_SDV = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    maps_SNV = compiled.sample_maps(affinity_SDV, 5, range(num_samples), grid=grid, drop_rate=drop_rate)
+    masks_NDV = reference_masks(5, range(num_samples), kernel_size, grid, drop_rate).numpy()
+    parts_SDV = affinity_SDV * (np.float32(1) / np.float32(num_positions))
+    centre = num_offsets // 2
+    sums_SNV = np.repeat(parts_SDV[:, centre, None], num_samples, axis=1)
+    for d in (d for d in range(num_offsets) if d != centre):
+        sums_SNV += parts_SDV[:, None, d] * masks_NDV[None, :, d]
+    expected_SNV = np.maximum(sums_SNV, np.float32(0)) + np.float32(0)  # no zero is negative
+    assert maps_SNV.tobytes() == expected_SNV.tobytes()
+
+
+@given(
+    values=st.lists(st.floats(0, width=32, allow_nan=False), min_size=1, max_size=60)
+    | st.lists(st.sampled_from([0.0, 1.0, 1.0000001]), min_size=1, max_size=60),
+    guess=st.none() | st.integers(0, 2**31 - 1),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=200)
+def test_pattern_of_rank_equals_sorting_from_any_guess(values, guess, data):
+    """Without a drawn guess it is the answer or one reach beside it, as from one sample to the next."""
     values = np.array(values, np.float32) + np.float32(0)  # no negative zero, as after ReLU
     rank = data.draw(st.integers(1, len(values)))
-    assert compiled.value_of_rank(values, rank) == np.sort(values)[rank - 1]
+    answer = int(np.sort(values)[rank - 1 : rank].view(np.int32)[0])
+    if guess is None:
+        guess = max(0, answer + data.draw(st.sampled_from([-REACH, -REACH + 1, 0, REACH - 1, REACH])))
+    assert pattern_of_rank(values.view(np.int32), rank, guess) == answer
