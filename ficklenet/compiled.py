@@ -238,5 +238,6 @@ def _add_kept(sums: NDArray[np.float32], affinity: NDArray[np.float32], kept: ND
 
 @numba.njit(inline="always")
 def _store(values: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
+    """Sums (L) after ReLU: no zero is negative, and what is no number stays so and shows in the fold."""
     for i in range(len(values)):
-        values[i] = sums[i] if sums[i] > _ZERO else _ZERO  # so that no zero is negative
+        values[i] = _ZERO if sums[i] <= _ZERO else sums[i]

@@ -71,6 +71,15 @@ def test_maps_without_positive_evidence_stay_zero():
         assert not maximum.any() and not total.any()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rank", [18, 20])
+def test_evidence_that_is_no_number_shows_in_the_fold(value, rank):
+    affinity = np.ones((2, 9, 20), np.float32)
+    affinity[1, 0, 7] = value
+    _, total = compiled.fold_samples(affinity, 1, range(40), grid=(4, 5), drop_rate=0.5, rank=rank)
+    assert np.isnan(total[1, 1, 2]) and np.isfinite(total[0]).all()
+
+
 @given(
     num_classes=st.integers(1, 12),
     num_samples=st.integers(1, 19),
