@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run import Run
+from cluster.connect import connect
+from jobs.generate_maps import generate
+from jobs.run import Run, open_run
 from storage.heartbeat import heartbeats
-from storage.location import Location
 from storage.steps import Step
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,15 +62,20 @@ def dashboard(s3_environment) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+MANY = "maps.num_samples=200000"  # a unit takes seconds, so that there is time to stop between two of them
+
+
 def submit(run: Run, environment: dict[str, str], name: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", "submit", "--submission-id", name, "--working-dir", str(REPOSITORY), *options, "--"]
-    command += ["python", "jobs/generate_maps.py", "--run", run.uri, "--set", "cluster.max_actors=1"]
+    command += ["python", "jobs/generate_maps.py", "--run", run.uri, "--set", "cluster.max_actors=1", "--set", MANY]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(1200)
-def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, s3_run, mapped_run_folder):
+def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, s3_run, finished_maps_run):
+    with connect("in-process") as connection:
+        generate(open_run(finished_maps_run.uri, None, [MANY]), connection, restart=True)
     step = Step(s3_run.location / "maps")
     first = submit(s3_run, dashboard, "first", "--no-wait")
     assert first.returncode == 0, first.stderr
@@ -88,7 +94,6 @@ def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, s3_run, mappe
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"{4 - len(done)} of 4 units to do" in second.stdout + second.stderr
     assert done.items() <= step.receipts().items()
-    expected = Location(str(mapped_run_folder))
     for unit in range(4):
         key = f"maps/maps.zarr/max/c/{unit}/0/0/0"
-        assert (s3_run.location / key).read_bytes() == (expected / key).read_bytes()
+        assert (s3_run.location / key).read_bytes() == (finished_maps_run.location / key).read_bytes()
