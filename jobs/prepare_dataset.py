@@ -144,6 +144,11 @@ def _prepare_table(run: Run, given: argparse.Namespace, class_names: tuple[str, 
     table, read = Location.parse(given.csv or given.parquet), read_image_table if given.csv else read_parquet_table
     folder = Location.parse(given.images) if given.images else table.parent
     images = list(read(table, folder))
+    if images and all(image.problem for image in images):
+        raise ValueError(
+            f"{table}: none of its {len(images):,} rows can be used (first: {images[0].image_id!r}, because "
+            f"{images[0].problem}). Paths are below --images, absolute, or s3://."
+        )
     if class_names:
         _require_labels(class_names, label_names(images))
     prepare(run, images, class_names or tuple(label_names(images)), dry_run=given.dry_run)

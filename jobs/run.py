@@ -79,13 +79,19 @@ def record_run(run: Run, step: str = "") -> None:
 
     Args:
         step: whose launch this is. The section of any other step that was started stays as recorded: this launch did
-            not use it, and that step would refuse it.
+            not use it, and that step would refuse it; what was asked of it in vain is said.
     """
     header = run.location / "run.json"
     recorded = json.loads(header.read_bytes())["config"] if header.exists() else {}
     config = run.config.model_dump(mode="json")
     for section in recorded.keys() & config.keys() - {step}:
         if (run.location / section / "step.json").exists():
+            for key, value in recorded[section].items():
+                if config[section][key] != value:
+                    print(
+                        f"{section}.{key}: stays {value}, not {config[section][key]}, since the step {section} was "
+                        f"started; its own job changes it, with --restart {section}."
+                    )
             config[section] = recorded[section]
     content = {
         "config": config,

@@ -100,8 +100,13 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def __init__(self, images: Tensor, options: argparse.Namespace) -> None:
-        first, _ = split_backbone(build_backbone(options.backbone), options)
-        first.to(options.device).to(memory_format=torch.channels_last)
+        backbone = build_backbone(options.backbone)
+        if not isinstance(backbone, LayerChain) or not options.weights:
+            raise SystemExit(
+                "--frozen-stages: give a backbone that is a chain of layers (vgg16, small), and --weights."
+            )
+        load_backbone_weights(backbone, torch.load(options.weights, weights_only=True))
+        first = backbone.stages(0, options.frozen_stages).to(options.device).to(memory_format=torch.channels_last)
         started, dtype = time.monotonic(), getattr(torch, options.precision)
         self.of_mirrored = []  # of the images, then of their mirror images
         for given in (images, images.flip(-1)):
@@ -121,23 +126,14 @@ class FrozenFeatures:
 class LearningPart(nn.Module):
     """What learns of a network whose first stages are frozen; sees their features in place of images."""
 
-    def __init__(self, model: Segmenter, options: argparse.Namespace) -> None:
+    def __init__(self, model: Segmenter, num_frozen: int) -> None:
         super().__init__()
-        _, self.stages = split_backbone(model.backbone, options)
+        self.stages = model.backbone.stages(num_frozen, model.backbone.num_stages)
         self.head = model.head
         self.features = torch.empty(0)
 
     def forward(self, _: Tensor) -> Tensor:
         return self.head(self.stages(self.features))
-
-
-def split_backbone(backbone: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
-    """The frozen stages with their weights, and the others."""
-    if not isinstance(backbone, LayerChain) or not options.weights:
-        raise SystemExit("--frozen-stages: give a backbone that is a chain of layers (vgg16, small), and --weights.")
-    load_backbone_weights(backbone, torch.load(options.weights, weights_only=True))
-    frozen = options.frozen_stages
-    return backbone.stages(0, frozen), backbone.stages(frozen, backbone.num_stages)
 
 
 def train_one(
@@ -160,7 +156,7 @@ def train_one(
         load_fc_weights(model.head, given)
     model.backbone.freeze_stages(options.frozen_stages)
     model.to(options.device).to(memory_format=torch.channels_last).train()
-    learning = LearningPart(model, options) if frozen else model
+    learning = LearningPart(model, options.frozen_stages) if frozen else model
     optimizer = make_optimizer(model, learning_rate=options.learning_rate)
     num_images, precision = len(data.images), getattr(torch, options.precision)
     per_epoch = steps_per_epoch(num_images, options.batch)
@@ -170,7 +166,7 @@ def train_one(
         coins = keyed_generator(seed, "mirror", step).random(len(chosen)) < 0.5
         mirrored = torch.from_numpy(coins).to(options.device)
         batch = data.batch(chosen, mirrored, supervision, seeds)
-        if isinstance(learning, LearningPart) and frozen:
+        if frozen:
             learning.features = frozen.batch(chosen, mirrored)
         set_learning_rate(optimizer, learning_rate_at(step, num_steps, options.learning_rate))
         losses = segmentation_loss(learning, batch, LOSS_WEIGHTS[supervision], precision=precision)

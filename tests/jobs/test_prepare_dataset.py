@@ -87,6 +87,26 @@ def test_coco_folder_with_a_slip_is_refused(coco_folder, tmp_path, arguments, se
         main(["--run", str(tmp_path / "run"), "--coco", str(coco_folder), *arguments])
 
 
+def test_table_without_a_usable_row_says_why(table, tmp_path):
+    rows = table.read_text().splitlines()
+    lost = [f"{rows[0]},mask", *(f"{row},../../../mask.png" for row in rows[1:])]
+    (tmp_path / "lost.csv").write_text("\n".join(lost))
+    arguments = ["--run", str(tmp_path / "run"), "--csv", str(tmp_path / "lost.csv"), "--images", str(table.parent)]
+    for more in ([], ["--classes", "moon"]):
+        with pytest.raises(
+            ValueError, match=rf"none of its {len(rows) - 1} rows can be used .* leads out of the folder"
+        ):
+            main([*arguments, *more])
+
+
+def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, trained_run, capsys):
+    run = open_run(trained_run.uri, None, ["classifier.epochs=9", "maps.num_samples=9"])
+    prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    assert "classifier.epochs: stays 1, not 9, since the step classifier was started" in capsys.readouterr().out
+    config = open_run(trained_run.uri).config
+    assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)
+
+
 def test_misspelt_class_is_refused_with_a_suggestion(table, tmp_path):
     with pytest.raises(ValueError, match=r"no image has the label 'mon'\. Did you mean 'moon'"):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "mon,star"])
