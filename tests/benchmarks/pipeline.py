@@ -43,6 +43,7 @@ from jobs.generate_maps import generate
 from jobs.map_stages import MapMaker, MapsJob
 from jobs.run import Run, open_run
 from jobs.trained_classifier import require_classifier
+from jobs.unit_steps import UnitPlan
 from storage.manifest import ManifestRow, write_manifest
 from storage.map_store import MapStore
 from storage.steps import Step
@@ -79,10 +80,7 @@ def main() -> None:
 
 def steady(options: argparse.Namespace, folder: Path) -> None:
     run = make_run(folder / "run", options, options.images, options.size, "vgg16")
-    rows = [
-        {"unit": unit.index, "start": unit.start, "stop": unit.stop}
-        for unit in plan_units(run.manifest().num_images, run.config.unit_size)
-    ]
+    rows = UnitPlan.of(job_of(run).step, plan_units(run.manifest().num_images, run.config.unit_size)).rows
     print(
         f"{run.manifest().num_images} images in units of {run.config.unit_size}, {options.samples} samples\n",
         flush=True,
@@ -149,8 +147,8 @@ def stages(options: argparse.Namespace, folder: Path) -> None:
     MapStore.create(job.store_location, run.manifest().num_images, job.num_slots, job.grid, unit_size)
     print(f"units of {unit_size} images, {job.num_slots} slots, {options.samples} samples, one thread\n")
     compute = TimedMapMaker(job)
-    units = plan_units(run.manifest().num_images, unit_size)
-    times = [stage_seconds(job, compute, {"unit": u.index, "start": u.start, "stop": u.stop}) for u in units]
+    rows = UnitPlan.of(job.step, plan_units(run.manifest().num_images, unit_size)).rows
+    times = [stage_seconds(job, compute, row) for row in rows]
     print("stage | ms per image | of the backbone")
     print("--- | --- | ---")
     for name in times[0]:
@@ -242,7 +240,9 @@ def job_of(run: Run) -> MapsJob:
     """The stages that `generate_maps` makes of a run, on a CPU."""
     manifest = run.manifest()
     classifier = require_classifier(run, manifest.class_names)
-    return MapsJob(run.uri, run.config, classifier.sha256, classifier.spec.grid, manifest.max_labels(), "cpu")
+    job = MapsJob(run.uri, run.config, classifier.sha256, classifier.spec.grid, manifest.max_labels(), "cpu")
+    job.step.open(job.fingerprint(manifest), "")  # as the driver does; workers look for it
+    return job
 
 
 def parse_options() -> argparse.Namespace:
