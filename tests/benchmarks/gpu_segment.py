@@ -58,7 +58,7 @@ def main() -> None:
         print(f"{name}; {describe('torch', 'torchvision')}; {len(pack['train']['images'])} images", flush=True)
         data = Data(pack, options)
         frozen = FrozenFeatures(data.images, options) if options.frozen_stages and not options.every_pass else None
-        for seed in range(options.repeats):  # first one of each kind
+        for seed in options.random_seeds:  # first one of each kind
             for supervision in options.supervision:
                 for seeds in options.seeds if supervision != "full" else options.seeds[:1]:
                     train_one(pack, data, frozen, supervision, seeds, seed, options)
@@ -221,7 +221,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="state dict of the backbone")
     parser.add_argument("--supervision", nargs="+", choices=list(LOSS_WEIGHTS), default=list(LOSS_WEIGHTS))
     parser.add_argument("--seeds", nargs="+", default=["seeds"], help="names of seed sets in the pack")
-    parser.add_argument("--repeats", type=int, default=1, help="trainings of each kind, with seeds 0, 1, ...")
+    parser.add_argument("--random-seeds", type=int, nargs="+", default=[0], help="one training of each kind with each")
     parser.add_argument("--every-pass", action="store_true", help="run the frozen stages in every step all the same")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--report-every", type=int, default=5, help="epochs from one line to the next")
