@@ -142,8 +142,8 @@ def _foretold(num_cpus: int) -> Connection:
 
 
 def plural(count: int, noun: str) -> str:
-    """A count and its noun: "1 worker", "2 workers"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """A count and its noun: "1 worker", "2,000 workers"."""
+    return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _address_to_join(address: str | None) -> str | None:

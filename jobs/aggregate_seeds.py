@@ -143,7 +143,7 @@ class SeedMaker:
         skipped = [Skipped(**skip) for skip in row["skipped"]]  # without slots in the maps, hence ignored below
         known = {skip.image_id for skip in skipped}
         ignore = ignore_value(self.job.num_classes)
-        labels = np.full((unit.num_images, *self.job.grid), ignore)
+        labels = np.full((unit.num_rows, *self.job.grid), ignore)
         for number, saliency in enumerate(read_saliencies(entries, run.config, self.job.grid)):
             if not isinstance(saliency, BadImage):
                 labels[number] = Evidence.of(maps, number, saliency).seeds(run.config, ignore)

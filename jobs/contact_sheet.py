@@ -49,7 +49,8 @@ def draw_contact_sheet(run: Run, num_images: int) -> Location:
     manifest = run.manifest()
     mapped = _mapped_images(run, manifest)
     if not mapped:
-        raise ValueError(f"contact_sheet: no maps yet. Run 'python jobs/generate_maps.py --run {run.uri}' first.")
+        command = run.command("generate_maps")
+        raise ValueError(f"contact_sheet: no maps yet. Run '{command}' first.")
     chosen = [mapped[int(place)] for place in np.linspace(0, len(mapped) - 1, min(num_images, len(mapped)))]
     store, mapper = MapStore.open(run.location / "maps" / "maps.zarr"), DeterministicMapper(run)
     sheet = contact_sheet(COLUMNS, [_row(manifest, store, mapper, index) for index in chosen])

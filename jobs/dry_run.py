@@ -110,9 +110,8 @@ def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> 
 
 
 def _time(plan: UnitPlan, rough: Rough, left: int, num_workers: int) -> str:
-    finished = plan.receipts.values()
-    images = sum(receipt.stop - receipt.start for receipt in finished)
-    seconds = sum(receipt.seconds for receipt in finished) / images if images else rough.seconds
+    images = plan.num_finished
+    seconds = sum(receipt.seconds for receipt in plan.receipts.values()) / images if images else rough.seconds
     if seconds is None:
         return "unknown until a unit is finished"
     source = "as in the finished units" if images else "a rough figure; the first finished units tell"
@@ -121,7 +120,7 @@ def _time(plan: UnitPlan, rough: Rough, left: int, num_workers: int) -> str:
 
 def _storage(plan: UnitPlan, rough: Rough, left: int) -> str:
     place = plan.step.location
-    images = sum(receipt.stop - receipt.start for receipt in plan.receipts.values())
+    images = plan.num_finished
     if images:
         return f"about {size(left * place.usage()[1] / images)} more in {place}"
     if rough.bytes is None:

@@ -5,15 +5,17 @@ Reads <run>/maps, <run>/seeds, <run>/pseudo_labels and <run>/predictions where t
 --deterministic the seeds of the deterministic maps, for which every image runs through the backbone again.
 
 At map resolution the truth is taken at each cell's place; at image resolution seeds are enlarged by their nearest
-neighbour, and densified seeds are made of enlarged maps. True label 255 is left out; an unlabelled pixel is a miss.
+neighbour, and densified seeds are made of enlarged maps. True label 255 is left out; an unlabelled pixel is a miss,
+so all of an image that an earlier step had to skip is missed, and the output says so.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import get_args
 
-from cluster.connect import Connection
+from cluster.connect import Connection, plural
 from cluster.fanout import Stages
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
@@ -21,7 +23,7 @@ from jobs.config import resolve_config
 from jobs.dry_run import describe_connection, print_other_job
 from jobs.figures import Figure, class_table, store_figures, summary_table
 from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
-from jobs.measure_labels import Counts, Measurement, Recipe, Resolution, UnitMeter
+from jobs.measure_labels import Counts, Measurement, Recipe, Resolution, Source, UnitMeter
 from jobs.parts import Part, Selection, resolve_selection
 from jobs.predict_masks import units_to_predict
 from jobs.progress import Progress
@@ -29,7 +31,7 @@ from jobs.run import Run, open_run
 from jobs.trained_segmenter import require_segmenter
 from storage.manifest import Manifest
 from storage.steps import Step
-from storage.units import Unit
+from storage.units import Unit, units_with
 
 EXAMPLES = """examples:
   python jobs/evaluate.py --run s3://bucket/voc                             training images, report part
@@ -37,6 +39,8 @@ EXAMPLES = """examples:
   python jobs/evaluate.py --run s3://bucket/voc --deterministic --resolution map
   python jobs/evaluate.py --run s3://bucket/voc --sweep seeds.theta=0.2,0.35,0.5
 """
+
+STORED_IN: dict[Source, str] = {"stored pseudo-labels": "pseudo_labels", "stored predictions": "predictions"}
 
 
 def main(arguments: list[str]) -> None:
@@ -170,24 +174,27 @@ def _measure(
     needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
     device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
     measurement = Measurement(run.uri, run.config, selection, resolutions, tuple(recipes), device)
-    units = _selected_units(manifest, maps.units, selection)
+    units = _selected_units(manifest, selection, run.config.unit_size)
     if dry_run:
         what = f"{len(recipes)} kinds of labels measured on {_named(selection)}, {len(units):,} units"
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
-    rows = [{"unit": unit.index, "start": unit.start, "stop": unit.stop} for unit in units]
+    skipped = _skipped(run, recipes)
+    rows = [
+        {"unit": unit.index, "start": unit.start, "stop": unit.stop, "skipped": skipped[unit.index]} for unit in units
+    ]
     stages = Stages(handed_on, partial(UnitMeter, measurement), handed_on)
     total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
 
     # 2. Reduce: they add up, in any order
     for result in run_stages(rows, stages, run.config.cluster, connection, device):
         total.add(result["counts"])
-        progress.advance(result["num_rows"])
+        progress.advance(result["num_images"])
     progress.close()
     if total.num_images == 0:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in total.left_out.items())
-        raise ValueError(f"evaluate: no image of {_named(selection)} could be measured ({reasons or 'none selected'}).")
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in (+total.left_out).items())
+        raise ValueError(f"evaluate: no image of {_named(selection)} could be measured ({reasons}).")
 
     # 3. Tables and record
     figures = [_figure(run, maps, selection, total, recipe, each) for each in resolutions for recipe in recipes]
@@ -219,13 +226,16 @@ def _figure(
         segmenter=segmenter,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
+        skipped=dict(total.skipped),
         matrix=total.matrices[recipe.name, resolution],
     )
 
 
 def _print(figures: list[Figure], manifest: Manifest, selection: Selection, total: Counts) -> None:
     left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
-    print(f"evaluate: {_named(selection)}: {total.num_images:,} images{left_out}")
+    print(f"evaluate: {_named(selection)}: {plural(total.num_images, 'image')}{left_out}")
+    for reason, count in total.skipped.items():
+        print(f"evaluate: {count:,} of them skipped by an earlier step ({reason}): counted as missed.")
     for resolution in dict.fromkeys(figure.resolution for figure in figures):
         shown = [figure for figure in figures if figure.resolution == resolution]
         print(f"\nat {resolution} resolution ({shown[0].size})\n{summary_table(shown)}\n")
@@ -238,16 +248,33 @@ def _named(selection: Selection) -> str:
     return f"{', '.join(name or 'unnamed' for name in selection.splits)}{part}"
 
 
-def _selected_units(manifest: Manifest, units: Sequence[Unit], selection: Selection) -> list[Unit]:
-    """The units that hold a selected image."""
-    wanted, index = set(), 0
-    unit_size = units[0].num_images
-    for batch in manifest.iter_columns(["image_id", "split"]):
-        for image_id, split in zip(batch["image_id"], batch["split"], strict=True):
-            if selection.includes(image_id, split):
-                wanted.add(index // unit_size)
-            index += 1
-    return [unit for unit in units if unit.index in wanted]
+def _selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> list[Unit]:
+    """The units that hold a selected image.
+
+    Raises:
+        ValueError: no selected image has a mask.
+    """
+    is_selected, has_mask = [], False
+    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
+        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
+            is_selected.append(selection.includes(image_id, split))
+            has_mask |= is_selected[-1] and bool(mask_uri)
+    if not has_mask:
+        raise ValueError(
+            f"evaluate: no image of {_named(selection)} has a mask. Choose another --split or --part, or prepare a run "
+            "with masks (prepare_dataset --masks, or a column `mask` of the table)."
+        )
+    return units_with(is_selected, unit_size)
+
+
+def _skipped(run: Run, recipes: Sequence[Recipe]) -> dict[int, dict[str, str]]:
+    """The images that the measured steps skipped, with the reason, by unit."""
+    names = {"maps"} | {STORED_IN[recipe.source] for recipe in recipes if recipe.source in STORED_IN}
+    found: dict[int, dict[str, str]] = defaultdict(dict)
+    for name in sorted(names):
+        for receipt in Step(run.location / name).receipts().values():
+            found[receipt.unit] |= {skip.image_id: skip.reason for skip in receipt.skipped}
+    return found
 
 
 def _values(assignment: str) -> list[str]:

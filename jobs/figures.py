@@ -35,6 +35,7 @@ class Figure:
         segmenter: sha256 of the segmentation network that predicted them, None of other labels.
         num_images: measured.
         left_out: images of the selection that could not be measured, by reason.
+        skipped: measured ones that an earlier step skipped, so that all is missed, by its reason.
     """
 
     labels: str
@@ -47,6 +48,7 @@ class Figure:
     segmenter: str | None
     num_images: int
     left_out: Mapping[str, int]
+    skipped: Mapping[str, int]
     matrix: ConfusionMatrix
 
     def record(self, class_names: Sequence[str]) -> dict[str, Any]:

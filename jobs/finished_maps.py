@@ -48,7 +48,7 @@ def require_maps(run: Run, manifest: Manifest, asked_by: str) -> FinishedMaps:
         ValueError: they are incomplete, or were made with other settings than this launch has.
     """
     step, units = Step(run.location / "maps"), plan_units(manifest.num_images, run.config.unit_size)
-    command = f"python jobs/generate_maps.py --run {run.uri}"
+    command = run.command("generate_maps")
     fingerprint = step.fingerprint() or {}
     wanted = {"unit_size": run.config.unit_size, "maps": run.config.maps.model_dump(mode="json")}
     recorded = {
@@ -78,8 +78,7 @@ def require_labels(run: Run, manifest: Manifest, maps: FinishedMaps, step_name: 
         step_name: "seeds" or "pseudo_labels"; the step and its section of the configuration.
         asked_by: the job, for the message.
     """
-    step, job = Step(run.location / step_name), LABEL_JOBS[step_name]
-    command = f"python jobs/{job}.py --run {run.uri}"
+    step, command = Step(run.location / step_name), run.command(LABEL_JOBS[step_name])
     fingerprint = step.fingerprint() or {}
     recorded = {name: fingerprint.get(name, {}) for name in (step_name, "maps")}
     wanted = {step_name: label_settings(run.config, step_name), "maps": maps.fingerprint}

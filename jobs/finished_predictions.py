@@ -39,7 +39,7 @@ def require_predictions(run: Run, manifest: Manifest, asked_by: str) -> Finished
     """
     segmenter = require_segmenter(run, manifest.class_names, asked_by, run.config.predictions.network)
     step, units = Step(run.location / "predictions"), units_to_predict(run, manifest)
-    command = f"python jobs/predict_masks.py --run {run.uri}"
+    command = run.command("predict_masks")
     fingerprint = step.fingerprint() or {}
     wanted = {"segmenter": segmenter.sha256, "predictions": prediction_settings(run.config)}
     recorded = {name: fingerprint.get(name) for name in wanted}

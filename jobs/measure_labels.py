@@ -79,17 +79,24 @@ class Measurement:
 
 @dataclass
 class Counts:
-    """Confusion matrices by recipe and resolution, the images they are of, and the images left out, by reason."""
+    """Confusion matrices by recipe and resolution, and the images they are of.
+
+    Attributes:
+        left_out: images not measured, by reason.
+        skipped: measured ones that an earlier step skipped, so that they have no labels, by its reason.
+    """
 
     matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
     num_images: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Counts") -> None:
         for measured, matrix in other.matrices.items():
             self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
         self.num_images += other.num_images
         self.left_out.update(other.left_out)
+        self.skipped.update(other.skipped)
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,16 @@ class UnitMeter:
         at_once = self.run.config.images.read_concurrency
         for start in range(0, len(with_mask), at_once):
             numbers = with_mask[start : start + at_once]
-            for subject in self.read([entries[n] for n in numbers], maps, seeds, numbers):
-                counts.add(Counts(left_out=Counter([subject])) if isinstance(subject, str) else self.measure(subject))
-        return {"counts": counts, "num_rows": unit.num_images}
+            for number, subject in zip(
+                numbers, self.read([entries[n] for n in numbers], maps, seeds, numbers), strict=True
+            ):
+                if isinstance(subject, str):
+                    counts.left_out[subject] += 1
+                    continue
+                counts.add(self.measure(subject))
+                if reason := row["skipped"].get(entries[number].image_id):
+                    counts.skipped[reason] += 1
+        return {"counts": counts, "num_images": len(selected)}
 
     def read(
         self, entries: Sequence[ManifestRow], maps: UnitMaps, seeds: np.ndarray | None, numbers: Sequence[int]

@@ -5,11 +5,13 @@ the id alone, so it is the same in every run, whatever the order and the number 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jobs.config import Config
 from storage.manifest import Manifest
+from storage.units import Unit, units_with
 
 Part = Literal["tune", "report", "all"]
 
@@ -29,6 +31,12 @@ class Selection:
 
     def includes(self, image_id: str, split: str) -> bool:
         return split in self.splits and (self.part == "all" or is_tuning_image(image_id) == (self.part == "tune"))
+
+
+def units_of_splits(manifest: Manifest, splits: Sequence[str], unit_size: int) -> list[Unit]:
+    """The units that hold an image of these splits, which are the images that they count."""
+    is_wanted = [split in splits for batch in manifest.iter_columns(["split"]) for split in batch["split"]]
+    return units_with(is_wanted, unit_size)
 
 
 def resolve_selection(manifest: Manifest, config: Config, splits: list[str], part: Part | None) -> Selection:

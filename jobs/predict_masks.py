@@ -14,12 +14,13 @@ from ficklenet.crf import require_pydensecrf
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
 from jobs.dry_run import Rough, print_unit_step
+from jobs.parts import units_of_splits
 from jobs.prediction_stages import PredictionsJob, Predictor
 from jobs.run import Run, open_run, record_run
 from jobs.trained_segmenter import require_segmenter
 from jobs.unit_steps import Launch, Shard, book_units
 from storage.manifest import Manifest
-from storage.units import Unit, parse_shard, plan_units
+from storage.units import Unit, parse_shard
 
 EXAMPLES = """examples:
   python jobs/predict_masks.py --run s3://bucket/voc                                    the validation splits
@@ -73,15 +74,11 @@ def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
     Raises:
         ValueError: there is none.
     """
-    splits, wanted, index = run.config.predicted_splits, set(), 0
-    for batch in manifest.iter_columns(["split"]):
-        for split in batch["split"]:
-            if split in splits:
-                wanted.add(index // run.config.unit_size)
-            index += 1
-    if not wanted:
+    splits = run.config.predicted_splits
+    units = units_of_splits(manifest, splits, run.config.unit_size)
+    if not units:
         raise ValueError(f"predict_masks: no image in the splits {', '.join(splits)}. Set predictions.splits.")
-    return [unit for unit in plan_units(manifest.num_images, run.config.unit_size) if unit.index in wanted]
+    return units
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jobs.demo import prepare_demo
 from jobs.evaluate import evaluate_seeds
 from jobs.generate_maps import generate
 from jobs.make_pseudo_labels import make_pseudo_labels
+from jobs.parts import is_tuning_image
 from jobs.predict_masks import predict_masks
 from jobs.report import write_report
 from jobs.retrain_segmentation import retrain_segmenter
@@ -96,13 +97,13 @@ def foretell(run: Run, connection: Connection) -> None:
 
 
 def _measured_splits(run: Run) -> list[list[str]]:
-    """The training splits and the validation splits, each where some of its images have masks."""
+    """The training splits and the validation splits, each where some of the images to report on have masks."""
     val = run.config.classifier.val_splits
     masked = {
         split
-        for batch in run.manifest().iter_columns(["split", "mask_uri"])
-        for split, mask_uri in zip(batch["split"], batch["mask_uri"], strict=True)
-        if mask_uri
+        for batch in run.manifest().iter_columns(["image_id", "split", "mask_uri"])
+        for image_id, split, mask_uri in zip(*batch.values(), strict=True)
+        if mask_uri and (split in val or not is_tuning_image(image_id))
     }
     chosen = run.config.classifier.train_splits
     train = {split for split in masked if (split in chosen if chosen else split not in val)}

@@ -46,7 +46,9 @@ class StepStatus:
     Attributes:
         state: "not started", "partly done", "running", "done" or "outdated".
         unit: what the counts count: "images" or "epochs".
-        skipped: the ids of images by reason, the most frequent first.
+        num_skipped: images left out.
+        skipped: their ids by reason, the most frequent first; empty of a training.
+        first_skipped: of a training, "id: reason" of one of them.
         pace: images a second of the drivers at work, None where too little is finished to say.
         seconds_left: at that pace.
         objects, bytes: stored in the step's folder.
@@ -58,7 +60,9 @@ class StepStatus:
     unit: str
     done: int
     left: int
+    num_skipped: int
     skipped: dict[str, list[str]]
+    first_skipped: str
     pace: float | None
     seconds_left: float | None
     objects: int
@@ -113,7 +117,9 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         unit=state.unit,
         done=state.done,
         left=state.left,
+        num_skipped=state.skipped,
         skipped=_skipped(state),
+        first_skipped=state.first_skipped,
         pace=pace,
         seconds_left=state.left / pace if pace else None,
         objects=stored[0],
@@ -157,13 +163,14 @@ def _lines(status: RunStatus) -> list[str]:
 def _step_lines(step: StepStatus) -> list[str]:
     if step.state == "not started" and not step.drivers:
         return [f"{step.name}: not started; {step.command}"]
-    skipped = sum(map(len, step.skipped.values()))
     parts = [f"{step.done:,} {step.unit} done"]
-    parts += [f"{skipped:,} skipped"] if skipped else []
+    parts += [f"{step.num_skipped:,} skipped"] if step.num_skipped and step.unit == "images" else []
     parts += [f"{step.left:,} left"]
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {step.objects:,} objects"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
+    if step.first_skipped:
+        lines.append(f"  skipped {step.num_skipped:,} in training, one of them {step.first_skipped}")
     for driver in step.drivers:
         silent = "silent, so probably killed: last seen" if driver.is_stale else "seen"
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"

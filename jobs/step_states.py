@@ -1,17 +1,17 @@
 """How far each step of a run is, for `status.py` and the report: read from the run's folder, changing nothing."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from jobs.parts import units_of_splits
 from jobs.report_curves import read_metrics
 from jobs.run import Run
 from storage.manifest import Manifest
 from storage.steps import Receipt, Step
-from storage.units import Unit, plan_units
+from storage.units import plan_units
 
 JOBS = {  # what makes which step, in order
     "classifier": "train_ficklenet",
@@ -33,7 +33,9 @@ class StepState:
     Attributes:
         state: "done", "partly done", "not started", or "outdated": what it was made of has been made anew since.
         unit: what the counts count: "images" of a step made of units, "epochs" of a training.
-        done, skipped, left: so many of them.
+        done, left: so many of them.
+        skipped: images left out.
+        first_skipped: of a training, "id: reason" of one of them.
         seconds: of work, over all workers; 0 of a training.
         finished: when its last unit was, "" where none was.
         command: what starts it, or goes on with it.
@@ -50,6 +52,7 @@ class StepState:
     seconds: float
     finished: str
     command: str
+    first_skipped: str = ""
     receipts: tuple[Receipt, ...] = ()
     images: Mapping[int, int] = field(default_factory=dict)
 
@@ -147,6 +150,7 @@ def _training_state(
         seconds=0.0,
         finished="",
         command=_command(run, name, is_outdated=is_outdated),
+        first_skipped=str(training.metrics.get("first_skipped", "")),
     )
 
 
@@ -154,12 +158,13 @@ def _unit_step_state(
     run: Run, manifest: Manifest, name: str, fingerprint: Mapping[str, Any] | None, *, is_outdated: bool
 ) -> StepState:
     step = Step(run.location / name)
-    units = plan_units(manifest.num_images, (fingerprint or {}).get("unit_size", run.config.unit_size))
-    images: Mapping[int, int] = {unit.index: unit.num_images for unit in units}
+    unit_size = (fingerprint or {}).get("unit_size", run.config.unit_size)
     if name == "predictions":
         splits = fingerprint["predictions"]["splits"] if fingerprint else run.config.predicted_splits
-        images = _images_of_splits(manifest, units, splits)
-    units = [unit for unit in units if images[unit.index]]
+        units = units_of_splits(manifest, splits, unit_size)
+    else:
+        units = plan_units(manifest.num_images, unit_size)
+    images = {unit.index: unit.num_images for unit in units}
     found = step.receipts() if fingerprint is not None else {}
     missing = {unit.index for unit in step.missing_units(units, found)}
     receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
@@ -179,17 +184,6 @@ def _unit_step_state(
         receipts=receipts,
         images=images,
     )
-
-
-def _images_of_splits(manifest: Manifest, units: list[Unit], splits: tuple[str, ...]) -> Counter[int]:
-    """How many images of these splits each unit holds."""
-    counts: Counter[int] = Counter()
-    index = 0
-    for batch in manifest.iter_columns(["split"]):
-        for split in batch["split"]:
-            counts[index // units[0].num_images] += split in splits
-            index += 1
-    return counts
 
 
 def _command(run: Run, name: str, *, is_outdated: bool) -> str:

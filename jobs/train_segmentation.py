@@ -149,7 +149,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
 def _require_seeds(run: Run, manifest: Manifest) -> None:
     """Refuses seeds that are not finished, of another size, or without any class."""
     config, units = run.config, plan_units(manifest.num_images, run.config.unit_size)
-    command = f"python jobs/aggregate_seeds.py --run {run.uri}"
+    command = run.command("aggregate_seeds")
     require_complete(Step(run.location / "seeds"), units, manifest, "train_segmentation", command)
     store, side = SeedStore.open(seeds_location(run.location)), grid_size(config.images.input_size)
     if store.grid != (side, side):

@@ -25,9 +25,8 @@ def require_classifier(run: Run, class_names: tuple[str, ...]) -> TrainedClassif
     """
     folder = run.location / "classifier"
     if not (folder / "complete.json").exists():
-        raise ValueError(
-            f"{run.uri} has no trained classifier. Run 'python jobs/train_ficklenet.py --run {run.uri}' first."
-        )
+        command = run.command("train_ficklenet")
+        raise ValueError(f"{run.uri} has no trained classifier. Run '{command}' first.")
     classifier, sha256 = load_classifier(run)
     if classifier.spec.class_names != class_names:
         raise ValueError(

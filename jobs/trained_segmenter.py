@@ -35,8 +35,7 @@ def require_segmenter(
     folder = run.location / name
     if not (folder / "complete.json").exists():
         raise ValueError(
-            f"{asked_by}: {folder} holds no trained segmentation network. "
-            f"Run 'python jobs/{MADE_BY[name]}.py --run {run.uri}' first."
+            f"{asked_by}: {folder} holds no trained segmentation network. Run '{run.command(MADE_BY[name])}' first."
         )
     model, sha256 = load_segmenter(run, name)
     if model.spec.class_names != class_names:

@@ -69,8 +69,8 @@ def run_training_job(
 
     # 2. Train; the checkpoints of an interrupted training are found by their place
     print(
-        f"{name}: {plan.num_images:,} images, {plan.epochs} epochs of {plan.epoch_steps:,} steps, {job.subject} on "
-        f"{job.device}.",
+        f"{name}: {plan.num_images:,} images (labelled, of the training splits), {plan.epochs} epochs of "
+        f"{plan.epoch_steps:,} steps, {job.subject} on {job.device}.",
         flush=True,
     )
     config = run.config.model_dump(mode="json")

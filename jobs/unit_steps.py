@@ -30,6 +30,7 @@ class UnitPlan:
         units: those of the shard.
         receipts: of all finished units, by index.
         missing: the units to run.
+        images: how many each unit of the step has, by index.
     """
 
     step: Step
@@ -38,12 +39,19 @@ class UnitPlan:
     units: Sequence[Unit]
     receipts: Mapping[int, Receipt]
     missing: Sequence[Unit]
+    images: Mapping[int, int]
 
     @classmethod
     def of(cls, step: Step, units: Sequence[Unit], shard: Shard = (1, 1), *, anew: bool = False) -> "UnitPlan":
         """What is left of a step; everything where it is foretold that the step begins anew."""
         receipts, chosen = {} if anew else step.receipts(), units_of_shard(units, shard)
-        return cls(step, step.opening(), shard, chosen, receipts, step.missing_units(chosen, receipts))
+        images = {unit.index: unit.num_images for unit in units}
+        return cls(step, step.opening(), shard, chosen, receipts, step.missing_units(chosen, receipts), images)
+
+    @property
+    def num_finished(self) -> int:
+        """Images of all finished units, of this launch's share or not."""
+        return sum(self.images.get(index, 0) for index in self.receipts)
 
     @property
     def launch(self) -> str:
@@ -131,16 +139,17 @@ def book_units(name: str, plan: UnitPlan, results: Iterable[Payload], max_skippe
     to_do = {unit.index for unit in plan.missing}
     for unit in plan.units:
         if unit.index not in to_do:
-            tally.add(plan.receipts[unit.index])
+            tally.add(plan.receipts[unit.index], unit.num_images)
     print(f"{name}: {len(to_do):,} of {len(plan.units):,} units to do ({tally.left:,} images).", flush=True)
     progress, start = Progress(name, tally.total, tally.total - tally.left), time.monotonic()
     try:
         with beating(plan.step.location, plan.launch):
             for result in results:
                 receipt = Receipt.from_json(result["receipt"])
-                tally.add(receipt)
-                count_images(name, receipt.num_done, len(receipt.skipped))
-                progress.advance(receipt.stop - receipt.start)
+                num_images = plan.images[receipt.unit]
+                tally.add(receipt, num_images)
+                count_images(name, num_images - len(receipt.skipped), len(receipt.skipped))
+                progress.advance(num_images)
                 tally.check(name, max_skipped_fraction)
     finally:
         progress.close()
@@ -159,8 +168,8 @@ class Tally:
     def left(self) -> int:
         return self.total - self.done - self.skipped.total()
 
-    def add(self, receipt: Receipt) -> None:
-        self.done += receipt.num_done
+    def add(self, receipt: Receipt, num_images: int) -> None:
+        self.done += num_images - len(receipt.skipped)
         self.skipped.update(skip.reason for skip in receipt.skipped)
 
     def check(self, name: str, max_fraction: float) -> None:

@@ -21,6 +21,7 @@ from storage.manifest import Manifest
 from storage.units import Unit
 
 MOST_DIFFERENCES = 6  # named in a refusal
+_OUTER_STEPS = r"^.*\b(\w+)\.(?=\1\.)"  # of a key such as seeds.maps.maps.num_samples: seeds.maps.
 _READERS = 32  # markers are small: their reading is all latency
 
 
@@ -38,7 +39,7 @@ class Receipt:
 
     Attributes:
         unit: the unit's index; ``start`` and ``stop`` its manifest rows.
-        skipped: the images left out; all others are done.
+        skipped: the images left out; all others of the step are done.
         seconds: time spent on the unit.
         finished: when, in seconds since 1970 (UTC).
         opening: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
@@ -51,10 +52,6 @@ class Receipt:
     finished: float
     skipped: tuple[Skipped, ...] = field(default=())
     opening: str = ""
-
-    @property
-    def num_done(self) -> int:
-        return self.stop - self.start - len(self.skipped)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -232,10 +229,17 @@ class Step:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name what differs between two fingerprints: ``"maps.num_samples: 200 -> 100, ..."``."""
+    """Name what differs between two fingerprints: ``"maps.num_samples: 200 -> 100, ..."``.
+
+    A fingerprint may hold those of earlier steps; a setting goes by its own name all the same: the
+    ``seeds.maps.maps.num_samples`` of a training is ``maps.num_samples``.
+    """
     flat_old, flat_new = _flatten(old), _flatten(new)
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
-    named = [f"{key}: {_short(flat_old, key)} -> {_short(flat_new, key)}" for key in keys[:MOST_DIFFERENCES]]
+    named = [
+        f"{re.sub(_OUTER_STEPS, '', key)}: {_short(flat_old, key)} -> {_short(flat_new, key)}"
+        for key in keys[:MOST_DIFFERENCES]
+    ]
     return ", ".join(named) + (f" and {len(keys) - len(named)} more" if len(keys) > len(named) else "")
 
 

@@ -116,7 +116,7 @@ class UnitArrays:
         if values.keys() != self._arrays.keys():
             raise ValueError(f"{self.location}: a unit is {sorted(self._arrays)}, given {sorted(values)}.")
         for name, value in values.items():
-            wanted, dtype = (unit.num_images, *self.item_shape(name)), self._arrays[name].dtype
+            wanted, dtype = (unit.num_rows, *self.item_shape(name)), self._arrays[name].dtype
             if value.shape != wanted or value.dtype != dtype:
                 raise ValueError(
                     f"{self.location}: {name} of unit {unit.name} must be {dtype} {wanted}, "

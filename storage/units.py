@@ -5,16 +5,21 @@ They follow from the number of images and the unit size alone, never from worker
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """Manifest rows ``start`` (inclusive) to ``stop`` (exclusive); only the last unit may be shorter."""
+    """Manifest rows ``start`` (inclusive) to ``stop`` (exclusive); only the last unit may be shorter.
+
+    Attributes:
+        others: so many of the rows are none of the step's, e.g. images of splits that are not predicted.
+    """
 
     index: int
     start: int
     stop: int
+    others: int = 0
 
     @property
     def name(self) -> str:
@@ -22,8 +27,13 @@ class Unit:
         return f"{self.index:06d}"
 
     @property
-    def num_images(self) -> int:
+    def num_rows(self) -> int:
         return self.stop - self.start
+
+    @property
+    def num_images(self) -> int:
+        """The step's images: what progress and totals count."""
+        return self.num_rows - self.others
 
 
 def plan_units(num_images: int, unit_size: int) -> list[Unit]:
@@ -36,6 +46,19 @@ def plan_units(num_images: int, unit_size: int) -> list[Unit]:
         raise ValueError(f"{num_images} images in units of {unit_size}: a unit has at least 1 image.")
     starts = range(0, num_images, unit_size)
     return [Unit(index, start, min(start + unit_size, num_images)) for index, start in enumerate(starts)]
+
+
+def units_with(is_wanted: Sequence[bool], unit_size: int) -> list[Unit]:
+    """The units that hold a wanted row, in order; each counts its wanted rows as images.
+
+    Args:
+        is_wanted: for every row of the manifest.
+    """
+    units = [
+        replace(unit, others=unit.num_rows - sum(is_wanted[unit.start : unit.stop]))
+        for unit in plan_units(len(is_wanted), unit_size)
+    ]
+    return [unit for unit in units if unit.num_images]
 
 
 def parse_shard(text: str) -> tuple[int, int]:

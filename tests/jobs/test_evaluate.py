@@ -166,7 +166,7 @@ def test_report_part_of_the_training_splits_is_the_default(seeded_run):
     assert (selection.splits, selection.part) == (("train",), "report")
 
 
-def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn_images, tmp_path):
+def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn_images, capsys):
     images = [
         drawn_images[0],
         replace(drawn_images[1], mask_uri=None),
@@ -181,13 +181,23 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
     assert figure.left_out == {"no mask": 1, "mask: missing: no such file": 1}
     # the image that could not be read has a mask, and no seeds: all of it is missed
     assert figure.matrix[:, -1].sum() >= 81
+    assert figure.skipped == {"missing: no such file": 1}
+    assert "1 of them skipped by an earlier step (missing: no such file): counted as missed" in capsys.readouterr().out
 
 
 def test_nothing_to_measure_is_said(map_images, drawn_images):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     with connect("in-process") as connection:
         aggregate_run(run, connection)
-    with pytest.raises(ValueError, match=r"no image of train could be measured \(12 no mask\)"):
+    with pytest.raises(ValueError, match=r"no image of train has a mask\. Choose another --split or .*--masks"):
+        evaluate(run)
+
+
+def test_masks_that_cannot_be_read_are_said(map_images, drawn_images):
+    run = map_images([replace(image, mask_uri="/gone.png") for image in drawn_images])
+    with connect("in-process") as connection:
+        aggregate_run(run, connection)
+    with pytest.raises(ValueError, match=r"no image of train could be measured \(12 mask: missing: no such file\)"):
         evaluate(run)
 
 

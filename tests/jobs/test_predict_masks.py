@@ -78,6 +78,12 @@ def test_a_relaunch_predicts_only_what_is_missing_and_stores_the_same_bytes(segm
     assert files(segmented_run) == before
 
 
+def test_images_of_other_splits_in_the_same_unit_are_not_counted(segmented_run, capsys):
+    predict(segmented_run, "unit_size=8")  # its last unit holds four training images beside the two of val
+    printed = capsys.readouterr().out
+    assert "1 of 1 units to do (2 images)" in printed and "predictions: 2 images done, 0 skipped, 0 left" in printed
+
+
 def test_another_network_or_setting_is_refused(segmented_run):
     predict(segmented_run)
     with pytest.raises(ValueError, match=r"predictions\.mirror: False -> True.*--restart predictions"):

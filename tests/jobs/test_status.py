@@ -100,6 +100,15 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
     assert f"seeds: not started; python jobs/aggregate_seeds.py --run {finished_maps_run.uri}" in text
 
 
+def test_images_that_a_training_skipped_are_told(finished_maps_run, capsys):
+    marker = finished_maps_run.location / "classifier" / "complete.json"
+    complete = json.loads(marker.read_bytes())
+    complete["metrics"] |= {"skipped": 3, "first_skipped": "scene_0004: cut off"}
+    marker.write_bytes(json.dumps(complete).encode())
+    status.main(["--run", finished_maps_run.uri])
+    assert "  skipped 3 in training, one of them scene_0004: cut off\n" in capsys.readouterr().out
+
+
 def test_programs_read_one_json_object(finished_maps_run, capsys):
     status.main(["--run", finished_maps_run.uri, "--json"])
     found = json.loads(capsys.readouterr().out)

@@ -213,7 +213,7 @@ def test_other_seeds_are_another_training(seeded_run):
     train(seeded_run)
     with connect("in-process") as connection:
         aggregate_run(open_run(seeded_run.uri, None, ["seeds.theta=0.5"]), connection, restart=True)
-    with pytest.raises(ValueError, match=r"seeds\.seeds\.theta: 0.35 -> 0.5.*--restart segmenter"):
+    with pytest.raises(ValueError, match=r"\(seeds\.theta: 0.35 -> 0.5.*--restart segmenter"):
         train(seeded_run)
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.units import Unit, parse_shard, plan_units, units_of_shard
+from storage.units import Unit, parse_shard, plan_units, units_of_shard, units_with
 
 
 @given(num_images=st.integers(0, 5000), unit_size=st.integers(1, 300))
@@ -19,6 +19,16 @@ def test_shards_share_all_units_without_overlap(num_images: int, count: int) -> 
     shards = [units_of_shard(units, (number, count)) for number in range(1, count + 1)]
     assert sorted(unit for shard in shards for unit in shard) == units
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@given(is_wanted=st.lists(st.booleans(), max_size=300), unit_size=st.integers(1, 40))
+def test_units_with_a_wanted_row_count_the_wanted_ones(is_wanted: list[bool], unit_size: int) -> None:
+    units = units_with(is_wanted, unit_size)
+    assert sum(unit.num_images for unit in units) == sum(is_wanted)
+    expected = [unit for unit in plan_units(len(is_wanted), unit_size) if any(is_wanted[unit.start : unit.stop])]
+    assert [(unit.index, unit.start, unit.stop) for unit in units] == [
+        (unit.index, unit.start, unit.stop) for unit in expected
+    ]
 
 
 def test_a_unit_names_its_marker() -> None:
