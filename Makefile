@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-cluster chaos lint docs reference constraints clean
+.PHONY: demo test coverage test-cluster chaos lint docs reference constraints clean
 
 demo: $(VENV)/.installed        ## draw a small data set; its labels become masks and figures
 	$(BIN)/python jobs/run_pipeline.py --demo
 
 test: $(VENV)/.installed lint   ## everything that must hold
 	$(BIN)/python -m pytest
+
+coverage: $(VENV)/.installed    ## which lines the tests run, in this process; workers of Ray are not seen
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 test-cluster: $(VENV)/.installed ## the long tests of Ray itself
 	$(BIN)/python -m pytest -m cluster
