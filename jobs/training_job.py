@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.connect import Connection
 from cluster.training import Worker, train
+from cluster.words import plural
 from jobs.config import training_worker_range
 from jobs.dry_run import print_training
 from jobs.kept_model import keep_epoch
@@ -68,11 +69,9 @@ def run_training_job(
         return metrics
 
     # 2. Train; the checkpoints of an interrupted training are found by their place
-    print(
-        f"{name}: {plan.num_images:,} images, {plan.epochs} epochs of {plan.epoch_steps:,} steps, {job.subject} on "
-        f"{job.device}.",
-        flush=True,
-    )
+    images, epochs = plural(plan.num_images, "image"), plural(plan.epochs, "epoch")
+    steps = plural(plan.epoch_steps, "step")
+    print(f"{name}: {images}, {epochs} of {steps}, {job.subject} on {job.device}.", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
     with TrainingLog(step.location, name, plan.epochs) as log, beating(step.location, "1-of-1"):
@@ -94,7 +93,7 @@ def run_training_job(
     kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     if "skipped" in metrics:
-        print(f"{name}: {plan.num_images:,} images, {metrics['skipped']} skipped ({metrics['first_skipped']}).")
+        print(f"{name}: {images}, {metrics['skipped']} skipped ({metrics['first_skipped']}).")
     return metrics
 
 
