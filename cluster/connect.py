@@ -24,6 +24,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
 from cluster.errors import ClusterError
+from cluster.words import plural
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the project's packages; workers of a Ray on this machine import them from it."""
@@ -69,12 +70,12 @@ class Connection:
         Raises:
             ClusterError: More is asked than the cluster has.
         """
-        for asked, there, name in ((gpus, self.num_gpus, "GPUs"), (cpus, self.num_cpus, "CPUs")):
+        for asked, there, name in ((gpus, self.num_gpus, "GPU"), (cpus, self.num_cpus, "CPU")):
             if asked > there:
                 verb = "needs" if purpose.startswith("1 ") else "need"
                 raise ClusterError(
-                    f"cluster: {purpose} {verb} {asked:g} {name}, the cluster has {there:g}. Ask for fewer workers, "
-                    f"add nodes, or say that the cluster is autoscaling."
+                    f"cluster: {purpose} {verb} {plural(asked, name)}, the cluster has {there:g}. Ask for fewer "
+                    f"workers, add nodes, or say that the cluster is autoscaling."
                 )
 
 
@@ -139,11 +140,6 @@ def _foretold(num_cpus: int) -> Connection:
     """What an own Ray of so many CPUs will have."""
     gpus = get_accelerator_manager_for_resource("GPU")
     return Connection(float(num_cpus), float(gpus.get_current_node_num_accelerators() if gpus else 0), num_nodes=1)
-
-
-def plural(count: int, noun: str) -> str:
-    """A count and its noun: "1 worker", "2,000 workers"."""
-    return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _address_to_join(address: str | None) -> str | None:

@@ -22,9 +22,10 @@ import ray.data
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.connect import Connection, plural, resources
+from cluster.connect import Connection, resources
 from cluster.errors import ClusterError
 from cluster.live_metrics import count_retry, observe_stage
+from cluster.words import plural
 
 Payload = dict[str, Any]
 """What a unit is at some stage: a flat dict of anything that pickles (arrays, numbers, strings, bytes, lists)."""

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from cluster.errors import ClusterError
 from cluster.fanout import MAX_BEGINS, Payload, Pool, Stages
+from cluster.words import plural
 
 LEFT_OUT = "left_out"
 """The key of a unit that says which of its images, by their number in it, stages must skip, and for what reason."""
@@ -54,8 +55,8 @@ def run_quarantined(unit: Payload, num_images: int, stages: Stages, trial: Trial
         cell.close()
     if not outcome:
         raise ClusterError(
-            f"cluster: unit {unit} ends its process even without the {len(culprits)} images that do so alone. "
-            "Look for lack of memory: take fewer actors on a node, or smaller units."
+            f"cluster: unit {unit} ends its process even without the {plural(len(culprits), 'image')} found to do "
+            "so alone. Look for lack of memory: take fewer actors on a node, or smaller units."
         )
     return outcome[0]
 

@@ -17,9 +17,10 @@ import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.connect import plural, resources
+from cluster.connect import resources
 from cluster.errors import ClusterError
 from cluster.training_context import LocalContext, Metrics, RayContext, TrainingContext
+from cluster.words import plural
 
 Worker = Callable[["TrainingContext", dict[str, Any]], None]
 """The user's training function; called once per worker with its context and the configuration given to `train`."""

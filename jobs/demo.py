@@ -52,7 +52,7 @@ def run_demo(config_file: str | None = None, assignments: list[str] | None = Non
     with connected(run.config.cluster) as connection:
         train_classifier(run, connection)
         generate(run, connection)
-    print(f"demo: look at {draw_contact_sheet(run, num_images=8)}")
+    print(f"demo: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
     print(f"demo: go on with 'python jobs/run_pipeline.py --run {run.uri}'.")
 
 

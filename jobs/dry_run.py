@@ -5,7 +5,8 @@ A dry run passes the same checks as a launch and is refused with the same senten
 
 from dataclasses import dataclass
 
-from cluster.connect import Connection, plural
+from cluster.connect import Connection
+from cluster.words import plural
 from jobs.compute import actor_pool
 from jobs.config import ClusterConfig, training_worker_range
 from jobs.progress import duration, size
@@ -45,10 +46,11 @@ def print_unit_step(
     """
     plan = launch.foresee()
     left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
-    print(f"{name}, dry run: {len(plan.missing):,} of {len(plan.units):,} units to do ({left:,} of {total:,} images).")
+    units, images = plural(len(plan.units), "unit"), plural(total, "image")
+    print(f"{name}, dry run: {len(plan.missing):,} of {units} to do ({left:,} of {images}).")
     if launch.restart:
         objects, num_bytes = launch.step.location.usage()
-        print(f"  first:   deletes {objects:,} objects, {size(num_bytes)}, in {launch.step.location}")
+        print(f"  first:   deletes {plural(objects, 'object')}, {size(num_bytes)}, in {launch.step.location}")
     if plan.missing:
         num_workers = min(_num_workers(config, connection, device), len(plan.missing))
         print(f"  on:      {plural(num_workers, 'worker')} ({device}), {describe_connection(config, connection)}")
@@ -75,7 +77,8 @@ def print_training(run: Run, connection: Connection, device: str, plan: Plan) ->
     seconds = (
         f"about {duration(epochs_left * plan.num_images / pace)}" if pace else "unknown until an epoch is finished"
     )
-    print(f"{plan.name}, dry run: {epochs_left} of {plan.epochs} epochs to do, {plan.num_images:,} images each.")
+    epochs, images = plural(plan.epochs, "epoch"), plural(plan.num_images, "image")
+    print(f"{plan.name}, dry run: {epochs_left} of {epochs} to do, {images} each.")
     print(f"  on:      {workers} ({device}), {describe_connection(cluster, connection)}")
     print(f"  time:    {seconds}\n  storage: the model, and a checkpoint of some three times its size, in {place}")
     print(f"  {NOTHING}")
@@ -97,8 +100,8 @@ def describe_connection(config: ClusterConfig, connection: Connection) -> str:
     if connection.in_process:
         return "in this process"
     grows = ", growing on demand" if config.autoscaling else ""
-    nodes = plural(connection.num_nodes, "node")
-    return f"on a Ray of {nodes}, {connection.num_cpus:g} CPUs, {connection.num_gpus:g} GPUs{grows}"
+    counts = ((connection.num_nodes, "node"), (connection.num_cpus, "CPU"), (connection.num_gpus, "GPU"))
+    return f"on a Ray of {', '.join(plural(count, noun) for count, noun in counts)}{grows}"
 
 
 def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:

@@ -15,8 +15,9 @@ from functools import partial
 from itertools import product
 from typing import get_args
 
-from cluster.connect import Connection, plural
+from cluster.connect import Connection
 from cluster.fanout import Stages
+from cluster.words import plural
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
 from jobs.config import resolve_config
@@ -176,7 +177,7 @@ def _measure(
     measurement = Measurement(run.uri, run.config, selection, resolutions, tuple(recipes), device)
     units = _selected_units(manifest, selection, run.config.unit_size)
     if dry_run:
-        what = f"{len(recipes)} kinds of labels measured on {_named(selection)}, {len(units):,} units"
+        what = f"{plural(len(recipes), 'kind')} of labels measured on {_named(selection)}, {plural(len(units), 'unit')}"
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []

@@ -19,6 +19,15 @@ SUMMARY = {
     "background_recall": "bg recall",
     "coverage": "coverage",
 }
+MEANINGS = {
+    "mean_iou": "the mean of the IoU over the background and the classes. IoU: of the pixels labelled so or truly so, "
+    "the share that is both. A label that no pixel has either way is left out.",
+    "foreground_precision": "of the pixels labelled with a class, the share that truly has it.",
+    "foreground_recall": "of the pixels that truly have a class, the share labelled with it.",
+    "background_precision": "of the pixels labelled background, the share that truly is.",
+    "background_recall": "of the pixels that truly are background, the share labelled so.",
+    "coverage": "the share of the pixels that is labelled at all, as a class or as background.",
+}
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,12 @@ def store_figures(run: Run, figures: Sequence[Figure], class_names: Sequence[str
 
 
 def summary_table(figures: Sequence[Figure]) -> str:
-    """One line per figure."""
+    """One line per figure, and one that explains the columns."""
     rows = [["", *SUMMARY.values()]]
     for figure in figures:
         found = asdict(label_figures(figure.matrix))
         rows.append([figure.labels, *(_text(found[name]) for name in SUMMARY)])
-    return _aligned(rows)
+    return f"{_aligned(rows)}\n  (fg: pixels of classes, bg: of the background; coverage: the share labelled at all)"
 
 
 def class_table(figures: Sequence[Figure], class_names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from itertools import islice
 
+from cluster.words import plural
 from jobs.command_line import job_parser, run_main
 from jobs.dry_run import NOTHING
 from jobs.progress import Progress, size
@@ -129,7 +130,9 @@ def _prepare_coco(run: Run, given: argparse.Namespace, class_names: tuple[str, .
         raise ValueError(f"{folder}: the categories of {', '.join(splits)} differ; give one of these splits.")
     _say_left_out(sum(part.num_left_out for part in parts))
     if num_without := sum(part.num_without_outline for part in parts):
-        print(f"prepare: {num_without:,} images get no mask, as not all of their annotations have an outline.")
+        print(
+            f"prepare: {plural(num_without, 'image')} without a mask, as not all of their annotations have an outline."
+        )
     prepare(
         run,
         [image for part in parts for image in part.images],
@@ -146,7 +149,7 @@ def _prepare_table(run: Run, given: argparse.Namespace, class_names: tuple[str, 
     images = list(read(table, folder))
     if images and all(image.problem for image in images):
         raise ValueError(
-            f"{table}: none of its {len(images):,} rows can be used (first: {images[0].image_id!r}, because "
+            f"{table}: none of its {plural(len(images), 'row')} can be used (first: {images[0].image_id!r}, because "
             f"{images[0].problem}). Paths are below --images, absolute, or s3://."
         )
     if class_names:
@@ -190,7 +193,7 @@ def prepare(
         data = draft.read_bytes()
         _describe(manifest, place)
     if dry_run:
-        drawn = f" and {len(masks):,} masks" if masks else ""
+        drawn = f" and {plural(len(masks), 'mask')}" if masks else ""
         print(f"  dry run: {size(len(data)) if is_other else 'nothing'}{drawn} to write; {NOTHING}")
         return
     _write_masks(masks)
@@ -240,7 +243,7 @@ def _require_an_image(manifest: Manifest) -> None:
     usable = [row for row in manifest.iter_rows() if not row.problem]
     if usable and all(row.height is None for row in usable):
         raise ValueError(
-            f"prepare_dataset: none of the {len(usable):,} images can be opened (first: {usable[0].uri}). "
+            f"prepare_dataset: none of the {plural(len(usable), 'image')} can be opened (first: {usable[0].uri}). "
             "Check the folder, for tables and COCO --images."
         )
 
@@ -271,14 +274,15 @@ def _describe(manifest: Manifest, place: Location) -> None:
                 problems[problem].append(image_id)
         columns = (batch[name] for name in ("uri", "height", "problem"))
         unreadable += [uri for uri, height, problem in zip(*columns, strict=True) if height is None and not problem]
-    print(f"prepare: {manifest.num_images:,} images in {place}")
+    print(f"prepare: {plural(manifest.num_images, 'image')} in {place}")
     print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     for problem, ids in sorted(problems.items(), key=lambda item: -len(item[1])):
         print(f"  skipped by every step: {len(ids):,} (first: {ids[0]!r}), because {problem}")
     if unreadable:
+        first = ", ".join(unreadable[:UNREADABLE_SHOWN])
         print(
-            f"  cannot be opened now: {len(unreadable):,} images (first: {', '.join(unreadable[:UNREADABLE_SHOWN])}); "
+            f"  cannot be opened now: {plural(len(unreadable), 'image')} (first: {first}); "
             "steps will skip those that still cannot, with the reason."
         )
 
@@ -299,7 +303,7 @@ def _refuse_misplaced(given: argparse.Namespace) -> None:
 
 def _say_left_out(num_left_out: int) -> None:
     if num_left_out:
-        print(f"prepare: {num_left_out:,} images have none of the chosen classes and are left out.")
+        print(f"prepare: {plural(num_left_out, 'image')} left out, with none of the chosen classes.")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from cluster.words import plural
+
 LOG_INTERVAL = 10.0  # seconds between lines where there is no terminal
 
 
@@ -28,7 +30,7 @@ class Progress:
             self._bar.update(num_images)
         elif now - self._last_line >= LOG_INTERVAL:
             self._last_line = now
-            print(f"{self._name}: {self._done:,} of {self._total:,} images{self._pace(now)}", flush=True)
+            print(f"{self._name}: {self._done:,} of {plural(self._total, 'image')}{self._pace(now)}", flush=True)
 
     def _pace(self, now: float) -> str:
         first_time, first_done = self._first or (now, self._done)
@@ -47,9 +49,9 @@ def summary_line(name: str, done: int, skipped: Counter[str], left: int, seconds
     """The last line of a job: 'maps: 1,178 images done, 2 skipped (1 empty file; 1 missing), 0 left, 3 min 10 s.'"""
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(5))
     more = len(skipped) - 5
-    reasons += f"; {more} more kinds" if more > 0 else ""
+    reasons += f"; {plural(more, 'more kind')}" if more > 0 else ""
     skipped_part = f"{sum(skipped.values()):,} skipped" + (f" ({reasons})" if reasons else "")
-    return f"{name}: {done:,} images done, {skipped_part}, {left:,} left, {duration(seconds)}."
+    return f"{name}: {plural(done, 'image')} done, {skipped_part}, {left:,} left, {duration(seconds)}."
 
 
 def duration(seconds: float) -> str:

@@ -14,9 +14,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from cluster.words import plural
 from jobs.command_line import job_parser, run_main
 from jobs.dry_run import print_other_job
-from jobs.figures import SUMMARY
+from jobs.figures import MEANINGS, SUMMARY
 from jobs.progress import duration
 from jobs.report_curves import training_curves
 from jobs.report_facts import (
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     if given.dry_run:
         count = run.manifest().num_images
-        print_other_job("report", f"a page of {count:,} images, {given.images} shown", run.location / PAGE)
+        print_other_job("report", f"a page of {plural(count, 'image')}, {given.images} shown", run.location / PAGE)
         return
     place, num_bytes = write_report(run, given.images)
     print(f"report: {place} ({num_bytes / 1e6:.1f} MB)")
@@ -121,6 +122,7 @@ def render(run: Run, num_images: int) -> str:
             measured=measured,
             headline=headline(measured),
             summary=SUMMARY,
+            meanings=MEANINGS,
             comparisons=comparisons(measured),
             worst=worst,
             pictures={picture.row: picture for picture in pictures}.values(),

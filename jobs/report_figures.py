@@ -21,6 +21,7 @@ class Measured:
     size: str
     num_images: int
     left_out: Mapping[str, int]
+    skipped: Mapping[str, int]
     figures: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
 
@@ -51,6 +52,7 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
         size=first["size"],
         num_images=first["num_images"],
         left_out=first["left_out"],
+        skipped=first.get("skipped", {}),  # which earlier versions did not record
         figures=tuple(group),
         notes=tuple(_made_otherwise(figure, now, state) for figure in group),
     )

@@ -71,7 +71,7 @@ def run_pipeline(run: Run, connection: Connection) -> None:
         step(run, connection)
     for splits in _measured_splits(run):
         evaluate_seeds(run, connection, splits, None, ("image",), deterministic=False)
-    print(f"pipeline: maps are in {draw_contact_sheet(run, num_images=8)}")
+    print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
     print(f"pipeline: look at {write_report(run)[0]}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from cluster.words import plural
 from jobs.command_line import Parser, run_main
 from jobs.progress import duration, size
 from jobs.run import Run, open_run
@@ -154,7 +155,7 @@ def _pace(state: StepState, since: float) -> float | None:
 
 
 def _lines(status: RunStatus) -> list[str]:
-    lines = [f"{status.run}: {status.images:,} images, {status.classes} classes"]
+    lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}"]
     for step in status.steps:
         lines += _step_lines(step)
     return lines
@@ -163,11 +164,11 @@ def _lines(status: RunStatus) -> list[str]:
 def _step_lines(step: StepStatus) -> list[str]:
     if step.state == "not started" and not step.drivers:
         return [f"{step.name}: not started; {step.command}"]
-    parts = [f"{step.done:,} {step.unit} done"]
+    parts = [f"{plural(step.done, step.unit.removesuffix('s'))} done"]
     parts += [f"{step.num_skipped:,} skipped"] if step.num_skipped and step.unit == "images" else []
     parts += [f"{step.left:,} left"]
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
-    lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {step.objects:,} objects"]
+    lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     if step.first_skipped:
         lines.append(f"  skipped {step.num_skipped:,} in training, one of them {step.first_skipped}")

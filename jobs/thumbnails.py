@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from jobs.pictures import voc_palette
+from jobs.pictures import label_palette
 
 PICTURE_SIDE = 256  # pixels, the longer side of a photograph
 PICTURE_QUALITY = 60  # WebP's
@@ -39,7 +39,7 @@ def heat_uri(evidence: np.ndarray) -> str:
 def labels_uri(labels: np.ndarray, ignore_value: int) -> str:
     """A label map (h, w) in colours; the photograph shows through where it is ignored."""
     is_known = labels != ignore_value
-    colours = _label_colours()[np.where(is_known, labels, 0) % 255]  # 255 is the void's; longer lists start again
+    colours = label_palette()[np.where(is_known, labels, 0) % 255]  # 255 is the void's; longer lists start again
     alpha = np.where(is_known, 255, 0).astype(np.uint8)
     return _uri(Image.fromarray(np.dstack([colours, alpha])), lossless=True)
 
@@ -54,19 +54,12 @@ def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
 
 def colour_of(label: int) -> str:
     """A label's colour for a style sheet, '#800000'."""
-    return "#" + bytes(_label_colours()[label % 255]).hex()
+    return "#" + bytes(label_palette()[label % 255]).hex()
 
 
 def colour_scale(number: int = 21) -> list[str]:
     """The maps' colours from 0 to 1, for a legend."""
     return ["#" + bytes(colour).hex() for colour in _heat(np.linspace(0, 1, number))]
-
-
-def _label_colours() -> np.ndarray:
-    """VOC's colours, uint8 (256, 3), made lighter, for its navy and maroon are lost beside a black background."""
-    colours = voc_palette()
-    colours[1:] = 255 - (255 - colours[1:].astype(np.uint16)) * 3 // 4
-    return colours
 
 
 def _heat(evidence: np.ndarray) -> np.ndarray:

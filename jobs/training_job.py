@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.connect import Connection
 from cluster.training import Worker, train
+from cluster.words import plural
 from jobs.config import training_worker_range
 from jobs.dry_run import print_training
 from jobs.kept_model import keep_epoch
@@ -68,9 +69,13 @@ def run_training_job(
         return metrics
 
     # 2. Train; the checkpoints of an interrupted training are found by their place
+    images, epochs, steps = (
+        plural(plan.num_images, "image"),
+        plural(plan.epochs, "epoch"),
+        plural(plan.epoch_steps, "step"),
+    )
     print(
-        f"{name}: {plan.num_images:,} images (labelled, of the training splits), {plan.epochs} epochs of "
-        f"{plan.epoch_steps:,} steps, {job.subject} on {job.device}.",
+        f"{name}: {images} (labelled, of the training splits), {epochs} of {steps}, {job.subject} on {job.device}.",
         flush=True,
     )
     config = run.config.model_dump(mode="json")
@@ -94,7 +99,7 @@ def run_training_job(
     kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     if "skipped" in metrics:
-        print(f"{name}: {plan.num_images:,} images, {metrics['skipped']} skipped ({metrics['first_skipped']}).")
+        print(f"{name}: {images}, {metrics['skipped']} skipped ({metrics['first_skipped']}).")
     return metrics
 
 

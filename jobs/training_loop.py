@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cluster.training_context import Metrics, TrainingContext
+from cluster.words import plural
 from ficklenet.batches import steps_per_epoch
 from ficklenet.training import set_learning_rate
 from ficklenet.training_state import is_finite, pack_training, unpack_training
@@ -219,7 +220,7 @@ def _require_readable(plan: Plan, skipped: dict[str, Any]) -> None:
     if len(skipped) > plan.max_skipped_fraction * plan.num_images:
         first = min(skipped)
         raise ValueError(
-            f"{plan.name}: {len(skipped):,} of {plan.num_images:,} images could not be read (first: {first}: "
+            f"{plan.name}: {len(skipped):,} of {plural(plan.num_images, 'image')} could not be read (first: {first}: "
             f"{skipped[first]}), more than images.max_skipped_fraction = {plan.max_skipped_fraction:g}. "
             "Mend the images or the manifest, or raise the fraction."
         )

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.fanout import Payload
 from cluster.live_metrics import count_images
 from cluster.quarantine import LEFT_OUT
+from cluster.words import plural
 from jobs.progress import Progress, summary_line
 from storage.heartbeat import beating
 from storage.manifest import ManifestRow
@@ -140,7 +141,8 @@ def book_units(name: str, plan: UnitPlan, results: Iterable[Payload], max_skippe
     for unit in plan.units:
         if unit.index not in to_do:
             tally.add(plan.receipts[unit.index], unit.num_images)
-    print(f"{name}: {len(to_do):,} of {len(plan.units):,} units to do ({tally.left:,} images).", flush=True)
+    of_all, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
+    print(f"{name}: {len(to_do):,} of {of_all} to do ({images}).", flush=True)
     progress, start = Progress(name, tally.total, tally.total - tally.left), time.monotonic()
     try:
         with beating(plan.step.location, plan.launch):
@@ -176,7 +178,7 @@ class Tally:
         """Raises ValueError when more than that share of all images had to be skipped."""
         if self.skipped.total() > max_fraction * self.total:
             raise ValueError(
-                f"{name}: {self.skipped.total():,} of {self.total:,} images had to be skipped (mostly: "
+                f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: "
                 f"{self.skipped.most_common(1)[0][0]}), more than images.max_skipped_fraction = {max_fraction:g}. "
                 "Mend the images or the manifest, or raise the fraction."
             )

@@ -217,7 +217,7 @@ def test_no_units_give_no_receipts(local_ray: Connection) -> None:
 def test_a_pool_larger_than_the_cluster_is_refused(local_ray: Connection) -> None:
     with pytest.raises(ClusterError, match=r"8 compute actors .* need 9 CPUs, the cluster has 4"):
         next(fan_out(units(1), Stages(echo, refuse, echo), Pool(8, 8)))
-    with pytest.raises(ClusterError, match=r"1 compute actor .* needs 1 GPUs, the cluster has 0"):
+    with pytest.raises(ClusterError, match=r"1 compute actor .* needs 1 GPU, the cluster has 0"):
         next(fan_out(units(1), Stages(echo, refuse, echo), Pool(gpus_per_actor=1)))
 
 

@@ -22,6 +22,7 @@ def test_pipeline_makes_everything_and_a_second_launch_makes_nothing(trained_run
     launch(trained_run)
     printed = capsys.readouterr().out
     assert "predictions without CRF" in printed and "densified seeds" in printed
+    assert f"a picture of the maps: {trained_run.uri}/report/contact_sheet.png\n" in printed
     assert Path(trained_run.uri, "report", "index.html").exists()
     made = {path: path.stat().st_mtime_ns for path in Path(trained_run.uri).rglob("*/labels/*.png")}
     assert len(made) == 14 + 2  # pseudo-labels and predictions
@@ -54,7 +55,7 @@ def test_a_dry_run_foretells_every_step_and_changes_nothing(trained_run, capsys)
     before = files_of(trained_run)
     main(["--run", trained_run.uri, "--dry-run"])
     printed = capsys.readouterr().out
-    assert "classifier, dry run: 0 of 1 epochs to do" in printed
+    assert "classifier, dry run: 0 of 1 epoch to do" in printed
     assert "maps, dry run: 4 of 4 units to do (14 of 14 images)" in printed
     assert "seeds, dry run: not foreseeable before the steps above are done (aggregate_seeds: maps are " in printed
     assert printed.endswith("pipeline: then figures of train, figures of val, the contact sheet and the report.\n")
@@ -67,7 +68,7 @@ def test_a_dry_run_of_a_finished_run_finds_nothing_to_do(predicted_run, capsys):
     capsys.readouterr()
     main(["--run", predicted_run.uri, "--dry-run"])
     printed = capsys.readouterr().out
-    assert printed.count("0 of 4 units to do") == 3 and "predictions, dry run: 0 of 1 units to do" in printed
+    assert printed.count("0 of 4 units to do") == 3 and "predictions, dry run: 0 of 1 unit to do" in printed
     assert "segmenter, dry run: 0 of 2 epochs to do" in printed
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.connect import connect
 from jobs.evaluate import evaluate_seeds
+from jobs.figures import MEANINGS, SUMMARY
 from jobs.generate_maps import generate
 from jobs.report import main, write_report
 from jobs.run import open_run
@@ -32,6 +33,13 @@ def test_page_shows_the_figures_of_the_evaluation(finished_run, html_of):
     record = figures[0].record(finished_run.manifest().class_names)
     for value in (record["mean_iou"], record["coverage"], record["iou"]["ring"]):
         assert f">{value:.3f}<" in html_of(finished_run)
+
+
+def test_page_says_what_every_figure_means(finished_run, html_of):
+    page = html_of(finished_run)
+    assert MEANINGS.keys() == SUMMARY.keys()
+    for name, title in SUMMARY.items():
+        assert f"<dt>{title}</dt><dd>{MEANINGS[name]}</dd>" in page
 
 
 def test_same_run_gives_the_same_page(finished_run, html_of):
