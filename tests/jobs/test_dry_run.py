@@ -54,7 +54,7 @@ def test_evaluation_is_foretold(finished_maps_run, capsys):
     aggregate_seeds.main(["--run", finished_maps_run.uri])
     capsys.readouterr()
     text = foretell(evaluate, finished_maps_run, capsys, "--split", "val")
-    assert "2 kinds of labels measured on val, 1 units" in text
+    assert "2 kinds of labels measured on val, 1 unit" in text
 
 
 def test_a_manifest_is_foretold(finished_maps_run, tmp_path, capsys):
