@@ -97,8 +97,9 @@ def describe_connection(config: ClusterConfig, connection: Connection) -> str:
     if connection.in_process:
         return "in this process"
     grows = ", growing on demand" if config.autoscaling else ""
+    start = " (some 10 s to start it)" if connection.is_to_start else ""
     nodes = plural(connection.num_nodes, "node")
-    return f"on a Ray of {nodes}, {connection.num_cpus:g} CPUs, {connection.num_gpus:g} GPUs{grows}"
+    return f"on a Ray of {nodes}, {connection.num_cpus:g} CPUs, {connection.num_gpus:g} GPUs{grows}{start}"
 
 
 def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:
