@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
@@ -52,12 +52,14 @@ class Connection:
         num_gpus: GPUs, as declared to Ray.
         num_nodes: Living nodes, the head included.
         in_process: There is no Ray; use the in-process form of whatever comes next.
+        is_to_start: An own Ray that the first work will start.
     """
 
     num_cpus: float
     num_gpus: float
     num_nodes: int
     in_process: bool = False
+    is_to_start: bool = field(default=False, compare=False)
 
     def require(self, *, cpus: float, gpus: float, purpose: str) -> None:
         """Refuses a demand that the cluster cannot meet as it is now.
@@ -139,7 +141,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
 def _foretold(num_cpus: int) -> Connection:
     """What an own Ray of so many CPUs will have."""
     gpus = get_accelerator_manager_for_resource("GPU")
-    return Connection(float(num_cpus), float(gpus.get_current_node_num_accelerators() if gpus else 0), num_nodes=1)
+    num_gpus = float(gpus.get_current_node_num_accelerators() if gpus else 0)
+    return Connection(float(num_cpus), num_gpus, num_nodes=1, is_to_start=True)
 
 
 def _address_to_join(address: str | None) -> str | None:

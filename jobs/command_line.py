@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 
 from cluster.errors import ClusterError
 
+PROGRAM = "ficklenet"
+"""The console command; a job that it runs goes by `ficklenet maps` instead of `generate_maps`."""
+
 
 class Stopped(KeyboardInterrupt):
     """SIGTERM, by `ray job stop`, a batch system or a preempted machine: ends a job as Ctrl-C does."""
@@ -23,8 +26,9 @@ class Stopped(KeyboardInterrupt):
 class Parser(argparse.ArgumentParser):
     """argparse that answers a wrong flag with one sentence and a suggestion."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, *, prog: str, **options: object) -> None:
         super().__init__(
+            prog=sys.argv[0] if sys.argv[0].startswith(f"{PROGRAM} ") else prog,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,  # type: ignore[arg-type]
@@ -94,8 +98,8 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         message, code = str(error), 2 if isinstance(error, ValueError) else 1
         if isinstance(error, FileNotFoundError) and error.filename:
             message, code = f"{error.filename}: no such file.", 2
-        name = Path(sys.argv[0]).stem
-        print(message if message.startswith(f"{name}: ") else f"{name}: {message}", file=sys.stderr)
+        name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
+        print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
 

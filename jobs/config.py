@@ -319,6 +319,22 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# What is allowed, by pydantic's name of the fault; of others pydantic's own words are taken.
+_ALLOWED = {
+    **dict.fromkeys(("int_parsing", "int_from_float", "int_type", "finite_number"), "whole numbers"),
+    **dict.fromkeys(("float_parsing", "float_type"), "numbers"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    "greater_than_equal": "numbers from {ge:g}",
+    "greater_than": "numbers above {gt:g}",
+    "less_than_equal": "numbers up to {le:g}",
+    "less_than": "numbers below {lt:g}",
+    "string_type": "text",
+    "tuple_type": "a list, separated by commas",
+    "too_short": "a list of one or more",
+    "model_type": "a section of keys; set one of them, as in maps.num_samples=100",
+}
+
+
 def _sentence(error: ValidationError) -> str:
     """The first fault as one sentence."""
     fault = error.errors()[0]
@@ -329,4 +345,8 @@ def _sentence(error: ValidationError) -> str:
         near = difflib.get_close_matches(key, [*config_keys(), *Config.model_fields], n=1, cutoff=0.6)
         known = [name for name in config_keys() if name.startswith(f"{section}.")] or list(Config.model_fields)
         return f"{key}: unknown key. " + (f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.")
-    return f"{key}: given {fault['input']!r}, allowed: {fault['msg'].removeprefix('Input should be ')}."
+    if fault["type"] in _ALLOWED:
+        allowed = _ALLOWED[fault["type"]].format(**fault.get("ctx", {}))
+    else:
+        allowed = fault["msg"].removeprefix("Input should be ")
+    return f"{key}: given {fault['input']!r}, allowed: {allowed}."

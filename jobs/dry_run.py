@@ -100,8 +100,9 @@ def describe_connection(config: ClusterConfig, connection: Connection) -> str:
     if connection.in_process:
         return "in this process"
     grows = ", growing on demand" if config.autoscaling else ""
+    start = " (some 10 s to start it)" if connection.is_to_start else ""
     counts = ((connection.num_nodes, "node"), (connection.num_cpus, "CPU"), (connection.num_gpus, "GPU"))
-    return f"on a Ray of {', '.join(plural(count, noun) for count, noun in counts)}{grows}"
+    return f"on a Ray of {', '.join(plural(count, noun) for count, noun in counts)}{grows}{start}"
 
 
 def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:

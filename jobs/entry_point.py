@@ -1,6 +1,7 @@
 """The command `ficklenet`: short names for the jobs, and nothing else.
 
-`ficklenet maps --run R` is `python jobs/generate_maps.py --run R`: the same flags, the same words, the same exit code.
+`ficklenet maps --run R` is `python jobs/generate_maps.py --run R`: the same flags, the same words, the same exit code;
+only the name that its sentences begin with is the one that was typed.
 """
 
 import ast
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from jobs.command_line import run_main
+from jobs.command_line import PROGRAM, run_main
 
 COMMANDS = {
     "prepare": "prepare_dataset",
@@ -44,7 +45,7 @@ def main() -> NoReturn:
         print(f"ficklenet: {what} See ficklenet --help.", file=sys.stderr)
         sys.exit(2)
     module = COMMANDS[name]
-    sys.argv[0] = f"{module}.py"  # the name that the job's own sentences begin with
+    sys.argv[0] = f"{PROGRAM} {name}"  # the name that the job's own sentences begin with
     run_main(importlib.import_module(f"jobs.{module}").main, arguments)
 
 

@@ -45,8 +45,19 @@ EXAMPLES = """examples:
   python jobs/prepare_dataset.py --run /data/run3 --coco instances.json --images /data/photos
   python jobs/prepare_dataset.py --run s3://bucket/run4 --csv labels.csv --images s3://bucket/photos
 
-A table has the columns image and labels, and if you like id, split, mask and saliency; several labels are separated
-by ';'. Folders given by a relative path lie in the devkit, or in COCO's folder.
+A table has the columns image and labels, and if you like id, split, mask and saliency:
+
+    image,labels,split,mask
+    0001.jpg,cat;dog,train,masks/0001.png
+    0002.jpg,dog,val,
+    more/0003.jpg,,train,
+
+Several labels are separated by ';' or '|' (in Parquet they may be a list); an image without any is unlabelled. The
+split val is for validation and gets the predicted masks. Classes are numbered from 1 in the order of --classes, else of
+their sorted names: here cat is 1, dog 2. Masks are palette or grey PNGs of these numbers; 0 is background, every other
+value, such as 255, is ignored.
+
+Folders given by a relative path lie in the devkit, or in COCO's folder.
 """
 
 

@@ -47,7 +47,8 @@ A run has one configuration, recorded in its `run.json`. A launch lays a TOML fi
 (`--set maps.num_samples=100`) over it, and records the result. An unknown key or a value that is not allowed is
 refused, with a suggestion. A key that a finished step depends on cannot be changed for that step: take another run,
 or start the step over with `--restart STEP`. Examples: [voc2012.toml](examples/voc2012.toml),
-[coco.toml](examples/coco.toml), [own_data.toml](examples/own_data.toml).
+[coco.toml](examples/coco.toml), [own_data.toml](examples/own_data.toml),
+[own_data_small.toml](examples/own_data_small.toml).
 """
 
 
@@ -83,7 +84,7 @@ def _command_section(name: str, module_name: str) -> str:
             *rows,
             "",
             "```bash\n" + "\n".join(line.removeprefix("  ") for line in examples[0].splitlines()) + "\n```\n",
-            *([f"{_escaped(examples[2].strip())}\n"] if examples[2] else []),
+            *([f"{examples[2].strip()}\n".replace("<", "&lt;")] if examples[2] else []),
         ]
     )
 

@@ -165,15 +165,15 @@ sys.path.insert(0, {str(ROOT)!r})
 import ray
 from cluster.connect import connect, resources
 with connect("local", num_cpus=3) as foretold:
-    print(ray.is_initialized())
+    print(ray.is_initialized(), foretold.is_to_start)
     with connect() as inner:
         print(ray.is_initialized(), inner == foretold)
-    print(resources() == foretold, ray.is_initialized())
+    print(resources() == foretold, resources().is_to_start, ray.is_initialized())
 print(ray.is_initialized())
 """
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
-    assert done.stdout.split() == ["False", "False", "True", "True", "True", "False"]
+    assert done.stdout.split() == ["False", "True", "False", "True", "True", "False", "True", "False"]
 
 
 def test_in_process_starts_nothing() -> None:

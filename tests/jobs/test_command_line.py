@@ -71,13 +71,40 @@ def test_every_job_has_a_command_and_the_overview_names_it():
     assert [words[0] for words in lines] == list(COMMANDS) and all(len(words) > 4 for words in lines)
 
 
-def test_a_command_speaks_as_its_job_does_and_ends_with_its_exit_code(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
-    monkeypatch.setattr(sys, "argv", ["ficklenet", "status", "--run", str(tmp_path)])
-    with pytest.raises(SystemExit) as end:
-        entry_point.main()
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith(f"status: {tmp_path} holds no manifest. Run 'python jobs/prepare")
+@pytest.fixture
+def run_command(capsys, monkeypatch) -> Callable[..., Answer]:
+    """`ficklenet` with these arguments, in this process."""
+
+    def run(*arguments: str) -> Answer:
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/ficklenet", *arguments])
+        with pytest.raises(SystemExit) as end:
+            entry_point.main()
+        captured = capsys.readouterr()
+        return Answer(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_explains_itself_by_the_name_that_was_typed(command, run_command):
+    answer = run_command(command, "--help")
+    assert answer.code == 0
+    assert answer.stdout.startswith(f"usage: ficklenet {command} [-h] ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist holds no manifest. Run"),
+        (["maps", "--rum", "/tmp/x"], "ficklenet maps: --rum: unknown argument. Did you mean --run?"),
+        (["run"], "ficklenet run: give --run PATH of a prepared run, or --demo."),
+    ],
+)
+def test_a_command_speaks_by_the_name_that_was_typed_and_ends_with_its_jobs_exit_code(arguments, sentence, run_command):
+    answer = run_command(*arguments)
+    assert answer.code == 2
+    assert answer.stderr.startswith(sentence) and answer.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.connect import Connection
 from jobs import (
     aggregate_seeds,
     contact_sheet,
@@ -15,6 +16,8 @@ from jobs import (
     report,
     train_ficklenet,
 )
+from jobs.config import ClusterConfig
+from jobs.dry_run import describe_connection
 from storage.heartbeat import beating, heartbeats
 from storage.steps import Step
 
@@ -74,7 +77,7 @@ def test_time_and_storage_follow_from_the_finished_units(finished_maps_run, caps
     (step.location / "done/000001.json").delete()
     text = foretell(generate_maps, finished_maps_run, capsys)
     assert "1 of 4 units to do (4 of 14 images)" in text
-    assert "1 worker (cpu), in this process" in text
+    assert "1 worker (cpu), in this process\n" in text  # without a Ray to start
     assert "as in the finished units" in text
     assert f"more in {step.location}" in text
 
@@ -85,6 +88,12 @@ def test_resources_are_told_without_starting_a_ray(finished_maps_run, capsys):
     assert "first:   deletes" in text
     assert "4 workers (cpu), on a Ray of 1 node, 4 CPUs" in text
     assert "storage: at most " in text  # storage, by the grid and the labels
+
+
+def test_only_an_own_ray_that_is_not_there_yet_takes_time_to_start():
+    there, promised = (Connection(4, 0, num_nodes=1, is_to_start=is_to_start) for is_to_start in (False, True))
+    assert describe_connection(ClusterConfig(), there) == "on a Ray of 1 node, 4 CPUs, 0 GPUs"
+    assert describe_connection(ClusterConfig(), promised).endswith(" 0 GPUs (some 10 s to start it)")
 
 
 def test_a_dry_run_is_refused_like_the_launch(finished_maps_run, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.prepare_dataset import main, prepare
@@ -35,6 +36,19 @@ def test_parquet_table_becomes_the_same_manifest(table, tmp_path):
     main(["--run", str(tmp_path / "b"), "--parquet", str(tmp_path / "labels.parquet")])
     a, b = (open_run(str(tmp_path / run)).manifest() for run in "ab")
     assert list(a.iter_rows()) == list(b.iter_rows())
+
+
+@pytest.mark.parametrize(("classes", "names"), [([], ("cat", "dog")), (["--classes", "dog,cat"], ("dog", "cat"))])
+def test_masks_of_a_table_number_its_classes_from_one(classes, names, tmp_path):
+    """In the order of --classes, else of the sorted names; every other value is ignored."""
+    Image.new("RGB", (5, 1)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.array([[0, 1, 2, 3, 255]], np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image,labels,mask\na.jpg,dog|cat,a.png\n")
+    main(["--run", str(tmp_path / "run"), "--csv", str(tmp_path / "labels.csv"), *classes])
+    manifest = open_run(str(tmp_path / "run")).manifest()
+    (row,) = manifest.iter_rows()
+    assert manifest.class_names == names
+    assert read_mask(row.mask_uri, manifest.class_values).tolist() == [[0, 1, 2, 255, 255]]
 
 
 def test_coco_becomes_a_manifest_with_masks_in_the_run(coco_folder, drawn_images, tmp_path, capsys):

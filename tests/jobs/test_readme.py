@@ -13,11 +13,15 @@ import xarray
 from PIL import Image
 
 from ficklenet.backbones import build_backbone
+from jobs import prepare_dataset, run_pipeline
 from jobs.run import open_run
+from storage.image_table import read_image_table
 from storage.images import read_mask
+from storage.location import Location
 from storage.voc import VOC_CLASSES
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README, EXAMPLES = (ROOT / "README.md").read_text(), ROOT / "docs" / "examples"
 TINY = """
 unit_size = 8
 images.input_size = 65
@@ -100,6 +104,28 @@ def test_readmes_commands_run_as_they_stand(places, capsys):
     assert open_run(places["/data/run2"]).manifest().num_images == 14
     assert open_run(places["/data/run3"]).manifest().num_images == 14
     _read_maps_as_readme_does(run)
+
+
+def test_readmes_table_says_what_it_says_it_does(tmp_path):
+    (table,) = blocks("csv")
+    (tmp_path / "labels.csv").write_text(table)
+    first, second, third = read_image_table(Location(str(tmp_path / "labels.csv")), Location("/data/photos"))
+    assert (first.labels, first.split, first.mask_uri) == (("cat", "dog"), "train", "/data/photos/masks/0001.png")
+    assert (second.labels, second.split, second.mask_uri) == (("dog",), "val", None)
+    assert (third.labels, third.uri) == ((), "/data/photos/more/0003.jpg")
+    assert table.replace("\n", "\n    ").strip() in prepare_dataset.EXAMPLES, "--help shows another table"
+
+
+def test_the_trial_of_own_photographs_runs_to_the_report(places, tmp_path):
+    """Only its epochs are fewer here, and there is no Ray."""
+    trial, fewer = str(tmp_path / "trial"), ["classifier.epochs=2", "segmenter.epochs=1", "cluster.address=in-process"]
+    settings = [word for value in fewer for word in ("--set", value)]
+    source = ["--csv", "labels.csv", "--images", places["/data/photos"]]
+    prepare_dataset.main(["--run", trial, *source, "--config", str(EXAMPLES / "own_data_small.toml"), *settings])
+    run_pipeline.main(["--run", trial])
+    predicted = {file.stem for file in (tmp_path / "trial/predictions/labels").glob("*.png")}
+    assert predicted >= {row.image_id for row in open_run(trial).manifest().iter_rows() if row.split == "val"} != set()
+    assert (tmp_path / "trial/report/index.html").exists()
 
 
 def _read_maps_as_readme_does(run: Path) -> None:
