@@ -77,7 +77,12 @@ def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
     splits = run.config.predicted_splits
     units = units_of_splits(manifest, splits, run.config.unit_size)
     if not units:
-        raise ValueError(f"predict_masks: no image in the splits {', '.join(splits)}. Set predictions.splits.")
+        known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})
+        raise ValueError(
+            f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has "
+            f"{', '.join(name or 'one without a name, --set predictions.splits=' for name in known)}. "
+            "Set predictions.splits."
+        )
     return units
 
 

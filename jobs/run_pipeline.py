@@ -17,7 +17,7 @@ from jobs.evaluate import evaluate_seeds
 from jobs.generate_maps import generate
 from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.parts import is_tuning_image
-from jobs.predict_masks import predict_masks
+from jobs.predict_masks import predict_masks, units_to_predict
 from jobs.report import write_report
 from jobs.retrain_segmentation import retrain_segmenter
 from jobs.run import Run, open_run
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if given.demo and given.dry_run:
         raise ValueError("run_pipeline: --dry-run goes with --run; the demo's run is ~/ficklenet-demo/run.")
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
-    run.manifest()  # refused before a Ray is started
+    units_to_predict(run, run.manifest())  # refused before hours of training
     with connected(run.config.cluster) as connection:
         (foretell if given.dry_run else run_pipeline)(run, connection)
 

@@ -81,7 +81,7 @@ def test_a_relaunch_predicts_only_what_is_missing_and_stores_the_same_bytes(segm
 def test_images_of_other_splits_in_the_same_unit_are_not_counted(segmented_run, capsys):
     predict(segmented_run, "unit_size=8")  # its last unit holds four training images beside the two of val
     printed = capsys.readouterr().out
-    assert "1 of 1 units to do (2 images)" in printed and "predictions: 2 images done, 0 skipped, 0 left" in printed
+    assert "1 of 1 unit to do (2 images)" in printed and "predictions: 2 images done, 0 skipped, 0 left" in printed
 
 
 def test_another_network_or_setting_is_refused(segmented_run):
@@ -113,7 +113,7 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(segmented_run, draw
 def test_what_is_missing_is_named(seeded_run, segmented_run):
     with pytest.raises(ValueError, match=r"predict_masks: .* no trained segmentation network.*train_segmentation"):
         predict(seeded_run)
-    with pytest.raises(ValueError, match=r"no image in the splits gold\. Set predictions\.splits"):
+    with pytest.raises(ValueError, match=r"no image in the splits gold; the manifest has train, val\. Set pred"):
         predict(segmented_run, "predictions.splits=gold")
 
 
