@@ -95,8 +95,8 @@ def trained_run(trained_run_folder, tmp_path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    """A connection to an own Ray, CPUs over-declared."""
+def local_ray(s3_environment):
+    """A connection to an own Ray, CPUs over-declared; other tests of the module may share it, those on S3 included."""
     with connect("local", num_cpus=4) as connection:
         yield connection
 
