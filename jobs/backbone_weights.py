@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Mapping
+from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -26,13 +27,19 @@ def load_weights(
         run: whose classifier is meant by 'classifier', where that may be.
 
     Raises:
-        ValueError: no such file, no state dict, or not this backbone's.
+        ValueError: no such file, no download, no state dict, or not this backbone's.
     """
     match weights:
         case "none":
             return {}
         case "imagenet":
-            state = imagenet_weights(name)
+            try:
+                state = imagenet_weights(name)
+            except URLError as error:  # urllib's, and HTTPError with it
+                raise ValueError(
+                    f"{key}: 'imagenet' cannot be downloaded from torchvision's registry ({error.reason}). Without a "
+                    "network give the path of a .pt state dict that was downloaded elsewhere, or 'none'."
+                ) from error
         case "classifier" if run is not None:
             state = load_classifier(run)[0].backbone.state_dict()
         case _:

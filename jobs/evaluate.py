@@ -255,16 +255,19 @@ def _selected_units(manifest: Manifest, selection: Selection, unit_size: int) ->
     Raises:
         ValueError: no selected image has a mask.
     """
-    is_selected, has_mask = [], False
+    is_selected, has_mask, other_has = [], False, False
     for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
         for image_id, split, mask_uri in zip(*batch.values(), strict=True):
             is_selected.append(selection.includes(image_id, split))
             has_mask |= is_selected[-1] and bool(mask_uri)
+            other_has |= bool(mask_uri)
     if not has_mask:
-        raise ValueError(
-            f"evaluate: no image of {_named(selection)} has a mask. Choose another --split or --part, or prepare a run "
-            "with masks (prepare_dataset --masks, or a column `mask` of the table)."
+        remedy = (
+            "Others have: choose another --split or --part."
+            if other_has
+            else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
         )
+        raise ValueError(f"evaluate: no image of {_named(selection)} has a mask. {remedy}")
     return units_with(is_selected, unit_size)
 
 

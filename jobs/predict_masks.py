@@ -81,7 +81,7 @@ def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
         raise ValueError(
             f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has "
             f"{', '.join(name or 'one without a name, --set predictions.splits=' for name in known)}. "
-            "Set predictions.splits."
+            "Set classifier.val_splits, or predictions.splits alone."
         )
     return units
 

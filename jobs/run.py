@@ -43,7 +43,8 @@ class Run:
         place = self.location / "manifest.parquet"
         if not place.exists():
             raise ValueError(
-                f"{self.uri} holds no manifest. Run 'python jobs/prepare_dataset.py --run {self.uri}' first."
+                f"{self.uri} holds no manifest. Is the path right? 'python jobs/prepare_dataset.py --run {self.uri}' "
+                "makes one, with --voc, --coco, --csv or --parquet."
             )
         return Manifest.open(place)
 

@@ -69,7 +69,10 @@ def run_pipeline(run: Run, connection: Connection) -> None:
     for number, (name, step) in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         step(run, connection)
-    for splits in _measured_splits(run):
+    measured = _measured_splits(run)
+    if not measured:
+        print("pipeline: no figures, as no image to report on has a mask.")
+    for splits in measured:
         evaluate_seeds(run, connection, splits, None, ("image",), deterministic=False)
     print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
     print(f"pipeline: look at {write_report(run)[0]}")

@@ -96,7 +96,7 @@ def test_a_command_explains_itself_by_the_name_that_was_typed(command, run_comma
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist holds no manifest. Run"),
+        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist holds no manifest. Is"),
         (["maps", "--rum", "/tmp/x"], "ficklenet maps: --rum: unknown argument. Did you mean --run?"),
         (["run"], "ficklenet run: give --run PATH of a prepared run, or --demo."),
     ],
@@ -152,7 +152,7 @@ def test_the_console_entry_point_is_that_command():
         ("generate_maps", ["--run", "/tmp/x", "--shrad", "1/2"], "--shrad: unknown argument. Did you mean --shard?"),
         ("generate_maps", ["--run", "/tmp/x", "--shard", "3/2"], "--shard '3/2': expected i/n with 1 <= i <= n"),
         ("generate_maps", ["--run", "/tmp/x", "--set", "maps.num_sample=3"], "Did you mean maps.num_samples?"),
-        ("generate_maps", ["--run", "/tmp/does/not/exist"], "Run 'python jobs/prepare_dataset.py --run /tmp/does"),
+        ("generate_maps", ["--run", "/tmp/does/not/exist"], "'python jobs/prepare_dataset.py --run /tmp/does"),
         (
             "export_labels",
             ["--run", "/tmp/x", "--format", "pgn"],

@@ -189,7 +189,7 @@ def test_nothing_to_measure_is_said(map_images, drawn_images):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     with connect("in-process") as connection:
         aggregate_run(run, connection)
-    with pytest.raises(ValueError, match=r"no image of train has a mask\. Choose another --split or .*--masks"):
+    with pytest.raises(ValueError, match=r"no image of train has a mask\. Prepare a run with masks .*--masks"):
         evaluate(run)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from cluster.connect import Connection, connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.metrics import label_figures
 from ficklenet.segmenter import unpack_segmenter
-from jobs import segmentation_data, segmentation_worker
+from jobs import backbone_weights, segmentation_data, segmentation_worker
 from jobs.aggregate_seeds import aggregate_run
 from jobs.evaluate import evaluate_seeds
 from jobs.kept_model import kept_bytes
@@ -266,3 +267,13 @@ def test_two_workers_that_decode_and_refine_in_processes_of_their_own_finish(see
     settings += ["cluster.cpus_per_training_worker=2", "segmenter.micro_batch_size=1"]
     metrics = train_segmenter(open_run(seeded_run.uri, None, settings), local_ray)
     assert metrics["epoch"] == 2 and np.isfinite(metrics["loss"])
+
+
+def test_a_download_that_fails_names_the_setting_and_the_way_out(monkeypatch):
+    def fail(*_: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(backbone_weights, "imagenet_weights", fail)
+    expected = r"classifier\.weights: 'imagenet' cannot be downloaded .*not known.*path of a \.pt state dict"
+    with pytest.raises(ValueError, match=expected):
+        backbone_weights.load_weights(torch.nn.Identity(), "vgg16", "imagenet", "classifier.weights")
