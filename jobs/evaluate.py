@@ -271,10 +271,10 @@ def _selected_units(manifest: Manifest, selection: Selection, unit_size: int) ->
     return units_with(is_selected, unit_size)
 
 
-def _skipped(run: Run, recipes: Sequence[Recipe]) -> dict[int, dict[str, str]]:
-    """The images that the measured steps skipped, with the reason, by unit."""
+def _skipped(run: Run, recipes: Sequence[Recipe]) -> defaultdict[int, dict[str, str]]:
+    """The images that the measured steps skipped, with the reason, by unit; {} of a unit without any."""
     names = {"maps"} | {STORED_IN[recipe.source] for recipe in recipes if recipe.source in STORED_IN}
-    found: dict[int, dict[str, str]] = defaultdict(dict)
+    found: defaultdict[int, dict[str, str]] = defaultdict(dict)
     for name in sorted(names):
         for receipt in Step(run.location / name).receipts().values():
             found[receipt.unit] |= {skip.image_id: skip.reason for skip in receipt.skipped}

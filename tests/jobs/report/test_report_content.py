@@ -35,6 +35,22 @@ def test_page_shows_the_figures_of_the_evaluation(finished_run, html_of):
         assert f">{value:.3f}<" in html_of(finished_run)
 
 
+def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, tmp_path, html_of):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    run = open_run(str(tmp_path / "run"))
+    with connect("in-process") as connection:
+        evaluate_seeds(run, connection, [], "all", ("map",), deterministic=False)
+    write_report(run)
+    assert "skipped by an earlier step" not in html_of(run)
+    place = run.location / "evaluation" / "metrics.json"
+    record = json.loads(place.read_bytes())
+    for figure in record["figures"]:
+        figure["skipped"] = {"empty file": 2}
+    place.write_bytes(json.dumps(record).encode())
+    write_report(run)
+    assert "2 skipped by an earlier step, so all missed: empty file" in html_of(run)
+
+
 def test_page_says_what_every_figure_means(finished_run, html_of):
     page = html_of(finished_run)
     assert MEANINGS.keys() == SUMMARY.keys()
