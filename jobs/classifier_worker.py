@@ -117,7 +117,7 @@ def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
 
 @torch.inference_mode()
 def _validate(context: TrainingContext, classifier: FickleNet, manifest: Manifest, config: Config) -> dict[str, float]:
-    """Mean average precision of the expected logits on the validation splits, {} where there are none."""
+    """Mean average precision of the expected logits on the validation splits, and of how many; {} where of none."""
     images = image_list(manifest, config.classifier.val_splits)
     if not images:
         return {}
@@ -135,7 +135,8 @@ def _validate(context: TrainingContext, classifier: FickleNet, manifest: Manifes
         targets.append(batch.targets[is_readable])
     classifier.train()
     shares = context.gather((torch.cat(logits), torch.cat(targets)))
-    return {"val_map": average_precision(torch.cat([s[0] for s in shares]), torch.cat([s[1] for s in shares]))}
+    scores, truth = (torch.cat([share[part] for share in shares]) for part in (0, 1))
+    return {"val_map": average_precision(scores, truth), "validated": len(truth)}
 
 
 def _load(

@@ -42,7 +42,7 @@ Workers = Annotated[int | str, BeforeValidator(_parse_workers)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ImagesConfig(Section):
@@ -78,7 +78,9 @@ class ClassifierConfig(Section):
     keep: Literal["last", "best"] = Field(
         "last", description="the epoch whose classifier makes the maps: the last, or that of the best validation"
     )
-    batch_size: Count = Field(10, description="images per step, over all workers together")
+    batch_size: Count = Field(
+        10, description="images per step, over all workers together; an epoch leaves out what fills no batch"
+    )
     micro_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="images a worker has on its device at once, for small memories; 0: its whole share of the batch"
     )
@@ -153,7 +155,9 @@ class SegmenterConfig(Section):
     strong_splits: Names = Field((), description="splits whose masks are learnt beside the seeds (semi-supervised)")
     full_loss_weight: Annotated[float, Field(ge=0)] = Field(2.0, description="alpha, of the loss on these masks")
     epochs: Count = Field(15, description="8,000 steps on VOC's 10,582 images; more for smaller sets")
-    batch_size: Count = Field(20, description="images per step, over all workers together")
+    batch_size: Count = Field(
+        20, description="images per step, over all workers together; an epoch leaves out what fills no batch"
+    )
     micro_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="images at once on a device, their gradients summed; 0: a worker's whole share of a batch"
     )
@@ -319,15 +323,39 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def allowed_values(schema: dict[str, Any]) -> str:
+    """What a key may be set to, by its JSON schema: "whole numbers from 1", "numbers from 0 to below 1"."""
+    if "anyOf" in schema:
+        return " or ".join(allowed_values(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    match schema["type"]:
+        case "boolean":
+            return "`true`, `false`"
+        case "string":
+            return "text"
+        case "array":
+            return f"a list of {allowed_values(schema['items'])}"
+        case kind:
+            return f"{'whole numbers' if kind == 'integer' else 'numbers'}{_bounds(schema)}"
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    lower = {"minimum": "from", "exclusiveMinimum": "above"}
+    upper = {"maximum": "up to", "exclusiveMaximum": "below"}
+    if any(bound in schema for bound in lower):
+        upper = {"maximum": "to", "exclusiveMaximum": "to below"}
+    return "".join(f" {word} {schema[bound]:g}" for bound, word in (lower | upper).items() if bound in schema)
+
+
+_NUMBER_FAULTS = {
+    *("int_parsing", "int_from_float", "int_type", "float_parsing", "float_type", "finite_number"),
+    *("greater_than_equal", "greater_than", "less_than_equal", "less_than"),
+}
+
 # What is allowed, by pydantic's name of the fault; of others pydantic's own words are taken.
 _ALLOWED = {
-    **dict.fromkeys(("int_parsing", "int_from_float", "int_type", "finite_number"), "whole numbers"),
-    **dict.fromkeys(("float_parsing", "float_type"), "numbers"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
-    "greater_than_equal": "numbers from {ge:g}",
-    "greater_than": "numbers above {gt:g}",
-    "less_than_equal": "numbers up to {le:g}",
-    "less_than": "numbers below {lt:g}",
     "string_type": "text",
     "tuple_type": "a list, separated by commas",
     "too_short": "a list of one or more",
@@ -345,8 +373,17 @@ def _sentence(error: ValidationError) -> str:
         near = difflib.get_close_matches(key, [*config_keys(), *Config.model_fields], n=1, cutoff=0.6)
         known = [name for name in config_keys() if name.startswith(f"{section}.")] or list(Config.model_fields)
         return f"{key}: unknown key. " + (f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.")
-    if fault["type"] in _ALLOWED:
-        allowed = _ALLOWED[fault["type"]].format(**fault.get("ctx", {}))
+    if fault["type"] in _NUMBER_FAULTS:
+        allowed = allowed_values(_schema_of(key))
+    elif fault["type"] in _ALLOWED:
+        allowed = _ALLOWED[fault["type"]]
     else:
         allowed = fault["msg"].removeprefix("Input should be ")
     return f"{key}: given {fault['input']!r}, allowed: {allowed}."
+
+
+def _schema_of(key: str) -> dict[str, Any]:
+    schema = Config.model_json_schema()
+    section, _, name = key.partition(".")
+    found = schema["properties"][section]
+    return schema["$defs"][found["$ref"].rsplit("/", 1)[1]]["properties"][name] if name else found

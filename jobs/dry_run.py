@@ -75,10 +75,10 @@ def print_training(run: Run, connection: Connection, device: str, plan: Plan) ->
         connection.require(cpus=cpus, gpus=num_gpus, purpose=plural(least, "training worker"))
     pace = lines[-1].get("images_per_second") if lines else None
     seconds = (
-        f"about {duration(epochs_left * plan.num_images / pace)}" if pace else "unknown until an epoch is finished"
+        f"about {duration(epochs_left * plan.epoch_images / pace)}" if pace else "unknown until an epoch is finished"
     )
-    epochs, images = plural(plan.epochs, "epoch"), plural(plan.num_images, "image")
-    print(f"{plan.name}, dry run: {epochs_left} of {epochs} to do, {images} each.")
+    epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
+    print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
     print(f"  on:      {workers} ({device}), {describe_connection(cluster, connection)}")
     print(f"  time:    {seconds}\n  storage: the model, and a checkpoint of some three times its size, in {place}")
     print(f"  {NOTHING}")

@@ -9,22 +9,20 @@ neighbour, and densified seeds are made of enlarged maps. True label 255 is left
 so all of an image that an earlier step had to skip is missed, and the output says so.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import get_args
 
 from cluster.connect import Connection
-from cluster.fanout import Stages
+from cluster.fanout import Payload, Stages
 from cluster.words import plural
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
 from jobs.config import resolve_config
 from jobs.dry_run import describe_connection, print_other_job
-from jobs.figures import Figure, class_table, store_figures, summary_table
+from jobs.figures import Figure, class_table, skipped_images, store_figures, summary_table
 from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
-from jobs.measure_labels import Counts, Measurement, Recipe, Resolution, Source, UnitMeter
+from jobs.measure_labels import MADE_BY, Counts, Measurement, Recipe, Resolution, UnitMeter
 from jobs.parts import Part, Selection, resolve_selection
 from jobs.predict_masks import units_to_predict
 from jobs.progress import Progress
@@ -40,8 +38,6 @@ EXAMPLES = """examples:
   python jobs/evaluate.py --run s3://bucket/voc --deterministic --resolution map
   python jobs/evaluate.py --run s3://bucket/voc --sweep seeds.theta=0.2,0.35,0.5
 """
-
-STORED_IN: dict[Source, str] = {"stored pseudo-labels": "pseudo_labels", "stored predictions": "predictions"}
 
 
 def main(arguments: list[str]) -> None:
@@ -181,9 +177,15 @@ def _measure(
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
-    skipped = _skipped(run, recipes)
-    rows = [
-        {"unit": unit.index, "start": unit.start, "stop": unit.stop, "skipped": skipped[unit.index]} for unit in units
+    skipped = {name: _skipped(run, name) for name in {MADE_BY[recipe.source] for recipe in recipes}}
+    rows: list[Payload] = [
+        {
+            "unit": unit.index,
+            "start": unit.start,
+            "stop": unit.stop,
+            "skipped": {name: by_unit.get(unit.index, {}) for name, by_unit in skipped.items()},
+        }
+        for unit in units
     ]
     stages = Stages(handed_on, partial(UnitMeter, measurement), handed_on)
     total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
@@ -227,7 +229,7 @@ def _figure(
         segmenter=segmenter,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
-        skipped=dict(total.skipped),
+        skipped=dict(total.skipped[recipe.name]),
         matrix=total.matrices[recipe.name, resolution],
     )
 
@@ -235,11 +237,12 @@ def _figure(
 def _print(figures: list[Figure], manifest: Manifest, selection: Selection, total: Counts) -> None:
     left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
     print(f"evaluate: {_named(selection)}: {plural(total.num_images, 'image')}{left_out}")
-    for reason, count in total.skipped.items():
-        print(f"evaluate: {count:,} of them skipped by an earlier step ({reason}): counted as missed.")
+    for text in skipped_images({figure.labels: figure.skipped for figure in figures}):
+        print(f"evaluate: {text}.")
     for resolution in dict.fromkeys(figure.resolution for figure in figures):
         shown = [figure for figure in figures if figure.resolution == resolution]
-        print(f"\nat {resolution} resolution ({shown[0].size})\n{summary_table(shown)}\n")
+        size = f" ({shown[0].size})" if resolution == "map" else ""
+        print(f"\nat {resolution} resolution{size}\n{summary_table(shown)}\n")
         if len(shown) <= 5:
             print(f"{class_table(shown, manifest.class_names)}\n")
 
@@ -271,14 +274,10 @@ def _selected_units(manifest: Manifest, selection: Selection, unit_size: int) ->
     return units_with(is_selected, unit_size)
 
 
-def _skipped(run: Run, recipes: Sequence[Recipe]) -> defaultdict[int, dict[str, str]]:
-    """The images that the measured steps skipped, with the reason, by unit; {} of a unit without any."""
-    names = {"maps"} | {STORED_IN[recipe.source] for recipe in recipes if recipe.source in STORED_IN}
-    found: defaultdict[int, dict[str, str]] = defaultdict(dict)
-    for name in sorted(names):
-        for receipt in Step(run.location / name).receipts().values():
-            found[receipt.unit] |= {skip.image_id: skip.reason for skip in receipt.skipped}
-    return found
+def _skipped(run: Run, step: str) -> dict[int, dict[str, str]]:
+    """The images that a step skipped, with the reason, by unit."""
+    receipts = Step(run.location / step).receipts().values()
+    return {receipt.unit: {skip.image_id: skip.reason for skip in receipt.skipped} for receipt in receipts}
 
 
 def _values(assignment: str) -> list[str]:

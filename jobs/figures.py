@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.words import plural
 from ficklenet.metrics import ConfusionMatrix, label_figures
 from jobs.run import Run
+from jobs.step_states import read_figures
 
 IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # a newer figure replaces one equal in these
 
@@ -44,7 +46,7 @@ class Figure:
         segmenter: sha256 of the segmentation network that predicted them, None of other labels.
         num_images: measured.
         left_out: images of the selection that could not be measured, by reason.
-        skipped: measured ones that an earlier step skipped, so that all is missed, by its reason.
+        skipped: measured ones that the step which made the labels skipped, so that all is missed, by its reason.
     """
 
     labels: str
@@ -72,11 +74,27 @@ class Figure:
 def store_figures(run: Run, figures: Sequence[Figure], class_names: Sequence[str]) -> None:
     """Lays new figures over those the run has."""
     place = run.location / "evaluation" / "metrics.json"
-    kept: list[dict[str, Any]] = json.loads(place.read_bytes())["figures"] if place.exists() else []
     records = [json.loads(json.dumps(figure.record(class_names))) for figure in figures]
     replaced = [_identity(record) for record in records]
-    kept = [record for record in kept if _identity(record) not in replaced]
+    kept = [record for record in read_figures(run) if _identity(record) not in replaced]
     place.write_bytes(json.dumps({"figures": kept + records}, indent=1).encode())
+
+
+def skipped_images(by_labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """'1 image skipped by an earlier step (empty file): all missed', and by which labels where not by all.
+
+    Args:
+        by_labels: for each kind of labels the measured images without any, by reason.
+    """
+    without: dict[tuple[str, int], list[str]] = {}
+    for labels, reasons in by_labels.items():
+        for reason, count in reasons.items():
+            without.setdefault((reason, count), []).append(labels)
+    return [
+        f"{plural(count, 'image')} skipped by an earlier step ({reason}): all missed"
+        + (f" by {', '.join(labels)}" if len(labels) < len(by_labels) else "")
+        for (reason, count), labels in without.items()
+    ]
 
 
 def summary_table(figures: Sequence[Figure]) -> str:

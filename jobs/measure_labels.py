@@ -1,6 +1,6 @@
 """The workers' half of an evaluation: a unit's label maps against its masks, as confusion matrices."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +33,15 @@ Source = Literal[
     "stored seeds", "stored pseudo-labels", "stored predictions", "stored unrefined", "maps", "deterministic maps"
 ]
 Resolution = Literal["map", "image"]
+
+MADE_BY: dict[Source, str] = {  # the step whose folder holds what a recipe measures, or makes labels of
+    "stored seeds": "seeds",
+    "stored pseudo-labels": "pseudo_labels",
+    "stored predictions": "predictions",
+    "stored unrefined": "predictions",
+    "maps": "maps",
+    "deterministic maps": "maps",
+}
 
 
 @dataclass(frozen=True)
@@ -83,20 +92,21 @@ class Counts:
 
     Attributes:
         left_out: images not measured, by reason.
-        skipped: measured ones that an earlier step skipped, so that they have no labels, by its reason.
+        skipped: by recipe, measured ones that its step skipped, so that they have no labels, by the reason.
     """
 
     matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
     num_images: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def add(self, other: "Counts") -> None:
         for measured, matrix in other.matrices.items():
             self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
         self.num_images += other.num_images
         self.left_out.update(other.left_out)
-        self.skipped.update(other.skipped)
+        for recipe, reasons in other.skipped.items():
+            self.skipped[recipe].update(reasons)
 
 
 @dataclass(frozen=True)
@@ -141,8 +151,9 @@ class UnitMeter:
                     counts.left_out[subject] += 1
                     continue
                 counts.add(self.measure(subject))
-                if reason := row["skipped"].get(entries[number].image_id):
-                    counts.skipped[reason] += 1
+                for recipe in self.measurement.recipes:
+                    if reason := row["skipped"][MADE_BY[recipe.source]].get(entries[number].image_id):
+                        counts.skipped[recipe.name][reason] += 1
         return {"counts": counts, "num_images": len(selected)}
 
     def read(

@@ -39,6 +39,18 @@ def units_of_splits(manifest: Manifest, splits: Sequence[str], unit_size: int) -
     return units_with(is_wanted, unit_size)
 
 
+def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
+    """The training splits and the validation splits, each where some of the images to report on have masks."""
+    validation, chosen = config.classifier.val_splits, config.classifier.train_splits
+    masked: set[str] = set()
+    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
+        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
+            if mask_uri and split not in masked and (split in validation or not is_tuning_image(image_id)):
+                masked.add(split)
+    training = {split for split in masked if (split in chosen if chosen else split not in validation)}
+    return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
+
+
 def resolve_selection(manifest: Manifest, config: Config, splits: list[str], part: Part | None) -> Selection:
     """The selection that a command line asks for.
 

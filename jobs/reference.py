@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 from jobs.command_line import Parser
-from jobs.config import Config
+from jobs.config import Config, allowed_values
 from jobs.entry_point import COMMANDS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -118,7 +118,12 @@ def configuration_page() -> str:
 def _key_table(properties: dict[str, dict[str, Any]], prefix: str) -> str:
     rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for name, each in properties.items():
-        cells = [f"`{prefix}{name}`", f"`{_default(each['default'])}`", _allowed(each), each.get("description", "")]
+        cells = [
+            f"`{prefix}{name}`",
+            f"`{_default(each['default'])}`",
+            allowed_values(each),
+            each.get("description", ""),
+        ]
         rows.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -129,27 +134,6 @@ def _default(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value)) or "[]"
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def _allowed(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_allowed(each) for each in schema["anyOf"] if each.get("type") != "null")
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    match schema["type"]:
-        case "boolean":
-            return "`true`, `false`"
-        case "string":
-            return "text"
-        case "array":
-            return f"list of: {_allowed(schema['items'])}"
-        case kind:
-            return f"{'whole number' if kind == 'integer' else 'number'}{_bounds(schema)}"
-
-
-def _bounds(schema: dict[str, Any]) -> str:
-    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    return "".join(f" {word} {schema[bound]:g}" for bound, word in words.items() if bound in schema)
 
 
 def _escaped(text: str) -> str:

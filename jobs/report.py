@@ -18,6 +18,7 @@ from cluster.words import plural
 from jobs.command_line import job_parser, run_main
 from jobs.dry_run import print_other_job
 from jobs.figures import MEANINGS, SUMMARY
+from jobs.parts import measurable_splits
 from jobs.progress import duration
 from jobs.report_curves import training_curves
 from jobs.report_facts import (
@@ -125,6 +126,7 @@ def render(run: Run, num_images: int) -> str:
             meanings=MEANINGS,
             comparisons=comparisons(measured),
             worst=worst,
+            predicted_measurable=_predicted_measurable(run, manifest),
             pictures={picture.row: picture for picture in pictures}.values(),
             gallery=gallery,
             entries=entries,
@@ -158,14 +160,19 @@ def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number:
     if predictions.state == "outdated" or not predictions.receipts:
         return None
     splits = (Step(run.location / "predictions").fingerprint() or {})["predictions"]["splits"]
-    skipped = {skip.image_id for receipt in predictions.receipts for skip in receipt.skipped}
     is_wanted = [
-        split in splits and image_id not in skipped
+        split in splits and image_id not in predictions.skipped
         for batch in manifest.iter_columns(["image_id", "split"])
         for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
     ]
     predicted = np.flatnonzero(finished_rows(predictions.receipts, manifest.num_images) & np.array(is_wanted, bool))
     return worst_predictions(run, manifest, predicted, _is_seeded(manifest, steps), number)
+
+
+def _predicted_measurable(run: Run, manifest: Manifest) -> list[str]:
+    """Of the predicted splits those that can be measured together, if any."""
+    groups = measurable_splits(manifest, run.config)
+    return next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
 
 
 def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:

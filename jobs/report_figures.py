@@ -1,14 +1,14 @@
 """What a report says of a run's evaluation: figures grouped as they may be compared, with what was set otherwise."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.figures import skipped_images
 from jobs.report_facts import Setting
 from jobs.run import Run
-from jobs.step_states import RunState
+from jobs.step_states import RunState, read_figures
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Measured:
     size: str
     num_images: int
     left_out: Mapping[str, int]
-    skipped: Mapping[str, int]
+    skipped: tuple[str, ...]  # in words
     figures: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
 
@@ -33,10 +33,8 @@ class Measured:
 
 def measured_figures(run: Run, settings: Sequence[Setting], state: RunState) -> list[Measured]:
     """What `evaluate` has measured, grouped by images and frame; the trials of the tune part last."""
-    place = run.location / "evaluation" / "metrics.json"
-    figures = json.loads(place.read_bytes())["figures"] if place.exists() else []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for figure in figures:
+    for figure in read_figures(run):
         groups[tuple(figure["splits"]), figure["part"], figure["resolution"]].append(figure)
     now = {setting.key: setting.value for setting in settings}
     found = [_measured(group, now, state) for group in groups.values()]
@@ -52,7 +50,7 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
         size=first["size"],
         num_images=first["num_images"],
         left_out=first["left_out"],
-        skipped=first.get("skipped", {}),  # which earlier versions did not record
+        skipped=tuple(skipped_images({figure["labels"]: figure.get("skipped", {}) for figure in group})),
         figures=tuple(group),
         notes=tuple(_made_otherwise(figure, now, state) for figure in group),
     )

@@ -87,12 +87,14 @@ class Worst:
     Attributes:
         grid: (h, w) of the seeds, None where none are shown.
         num_compared: of the predicted images, those that were looked at.
+        labels: that occur in their predictions.
     """
 
     examples: tuple[Example, ...]
     grid: tuple[int, int] | None
     num_compared: int
     num_predicted: int
+    labels: frozenset[int]
 
 
 def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
@@ -137,21 +139,29 @@ def worst_predictions(
         return _example(run, manifest, index, seeds_of, errors[index])
 
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
-        errors = dict(zip(sample, pool.map(partial(prediction_error, run, manifest), sample), strict=True))
+        found = dict(zip(sample, pool.map(partial(look_at_prediction, run, manifest), sample), strict=True))
+        errors = {index: error for index, (error, _) in found.items()}
         worst = sorted(sample, key=lambda index: -1.0 if (error := errors[index]) is None else error, reverse=True)
         examples = tuple(pool.map(draw, worst[:NUM_WORST]))
-    return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted))
+    labels = frozenset[int]().union(*(labels for _, labels in found.values()))
+    return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted), labels)
 
 
-def prediction_error(run: Run, manifest: Manifest, index: int) -> float | None:
-    """1 - mean IoU, in [0, 1], over the labels in an image's mask or prediction; None where there is no mask."""
+def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float | None, frozenset[int]]:
+    """An image's error and the labels in its prediction.
+
+    The error is 1 - mean IoU, in [0, 1], over the labels in its mask or prediction; None where there is no mask.
+    """
     row = manifest.rows(index, index + 1)[0]
     truth, labels = read_truth(run, manifest, row), _read_prediction(run, manifest, row.image_id)
-    if not isinstance(truth, np.ndarray) or isinstance(labels, BadImage):
-        return None
+    if isinstance(labels, BadImage):
+        return None, frozenset()
+    found = frozenset(np.unique(labels).tolist())
+    if not isinstance(truth, np.ndarray):
+        return None, found
     num_classes = manifest.num_classes
     matrix = confusion_matrix(truth, resize_labels(labels, truth.shape), num_classes, ignore_value(num_classes))
-    return 1 - label_figures(matrix).mean_iou if matrix.any() else None
+    return 1 - label_figures(matrix).mean_iou if matrix.any() else None, found
 
 
 def _example(run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None, error: float | None) -> Example:

@@ -16,7 +16,7 @@ from jobs.demo import prepare_demo
 from jobs.evaluate import evaluate_seeds
 from jobs.generate_maps import generate
 from jobs.make_pseudo_labels import make_pseudo_labels
-from jobs.parts import is_tuning_image
+from jobs.parts import measurable_splits
 from jobs.predict_masks import predict_masks, units_to_predict
 from jobs.report import write_report
 from jobs.retrain_segmentation import retrain_segmenter
@@ -69,7 +69,7 @@ def run_pipeline(run: Run, connection: Connection) -> None:
     for number, (name, step) in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         step(run, connection)
-    measured = _measured_splits(run)
+    measured = measurable_splits(run.manifest(), run.config)
     if not measured:
         print("pipeline: no figures, as no image to report on has a mask.")
     for splits in measured:
@@ -95,22 +95,8 @@ def foretell(run: Run, connection: Connection) -> None:
                 raise
             print(f"{name}, dry run: not foreseeable before the steps above are done ({refusal})")
         are_done = are_done and states.get(name) == "done"
-    figures = "".join(f"figures of {', '.join(splits)}, " for splits in _measured_splits(run))
+    figures = "".join(f"figures of {', '.join(splits)}, " for splits in measurable_splits(run.manifest(), run.config))
     print(f"pipeline: then {figures}the contact sheet and the report.")
-
-
-def _measured_splits(run: Run) -> list[list[str]]:
-    """The training splits and the validation splits, each where some of the images to report on have masks."""
-    val = run.config.classifier.val_splits
-    masked = {
-        split
-        for batch in run.manifest().iter_columns(["image_id", "split", "mask_uri"])
-        for image_id, split, mask_uri in zip(*batch.values(), strict=True)
-        if mask_uri and (split in val or not is_tuning_image(image_id))
-    }
-    chosen = run.config.classifier.train_splits
-    train = {split for split in masked if (split in chosen if chosen else split not in val)}
-    return [sorted(splits) for splits in (train, masked & set(val)) if splits]
 
 
 if __name__ == "__main__":

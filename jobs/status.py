@@ -7,7 +7,7 @@ driver's sign of life, renewed every 15 s; one that has grown stale is named so.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -45,11 +45,10 @@ class StepStatus:
     """One step, for people and for `--json`.
 
     Attributes:
-        state: "not started", "partly done", "running", "done" or "outdated".
-        unit: what the counts count: "images" or "epochs".
+        state: "not started", "partly done", "running", "done", "outdated" or, of the evaluation, "not possible".
+        unit: what the counts count: "images", "epochs" or "figures".
         num_skipped: images left out.
-        skipped: their ids by reason, the most frequent first; empty of a training.
-        first_skipped: of a training, "id: reason" of one of them.
+        skipped: their ids by reason, the most frequent first.
         pace: images a second of the drivers at work, None where too little is finished to say.
         seconds_left: at that pace.
         objects, bytes: stored in the step's folder.
@@ -63,7 +62,6 @@ class StepStatus:
     left: int
     num_skipped: int
     skipped: dict[str, list[str]]
-    first_skipped: str
     pace: float | None
     seconds_left: float | None
     objects: int
@@ -100,8 +98,8 @@ def run_status(run: Run) -> RunStatus:
     """
     manifest, now = run.manifest(), time.time()
     with ThreadPoolExecutor(2 * len(JOBS)) as pool:  # while receipts are read below
-        stored = {name: pool.submit(Location.usage, run.location / name) for name in JOBS}
-        beats = {name: pool.submit(heartbeats, run.location / name) for name in JOBS}
+        stored = {name: pool.submit(Location.usage, run.location / name) for name in (*JOBS, "evaluation")}
+        beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
         steps = [
             _step_status(state, beats[name].result(), stored[name].result(), now)
             for name, state in run_state(run, manifest).steps.items()
@@ -118,9 +116,8 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         unit=state.unit,
         done=state.done,
         left=state.left,
-        num_skipped=state.skipped,
-        skipped=_skipped(state),
-        first_skipped=state.first_skipped,
+        num_skipped=len(state.skipped),
+        skipped=_by_reason(state.skipped),
         pace=pace,
         seconds_left=state.left / pace if pace else None,
         objects=stored[0],
@@ -130,11 +127,10 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
     )
 
 
-def _skipped(state: StepState) -> dict[str, list[str]]:
+def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
     by_reason: dict[str, list[str]] = defaultdict(list)
-    for receipt in state.receipts:
-        for skip in receipt.skipped:
-            by_reason[skip.reason].append(skip.image_id)
+    for image_id, reason in skipped.items():
+        by_reason[reason].append(image_id)
     return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
@@ -162,16 +158,16 @@ def _lines(status: RunStatus) -> list[str]:
 
 
 def _step_lines(step: StepStatus) -> list[str]:
+    if step.state == "not possible":
+        return [f"{step.name}: not possible, as no image to report on has a mask"]
     if step.state == "not started" and not step.drivers:
         return [f"{step.name}: not started; {step.command}"]
     parts = [f"{plural(step.done, step.unit.removesuffix('s'))} done"]
     parts += [f"{step.num_skipped:,} skipped"] if step.num_skipped and step.unit == "images" else []
-    parts += [f"{step.left:,} left"]
+    parts += [f"{step.left:,} left"] if step.unit != "figures" else []
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
-    if step.first_skipped:
-        lines.append(f"  skipped {step.num_skipped:,} in training, one of them {step.first_skipped}")
     for driver in step.drivers:
         silent = "silent, so probably killed: last seen" if driver.is_stale else "seen"
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from jobs.parts import units_of_splits
+from jobs.parts import measurable_splits, units_of_splits
 from jobs.report_curves import read_metrics
 from jobs.run import Run
 from storage.manifest import Manifest
@@ -31,28 +31,27 @@ class StepState:
     """How far a step is.
 
     Attributes:
-        state: "done", "partly done", "not started", or "outdated": what it was made of has been made anew since.
-        unit: what the counts count: "images" of a step made of units, "epochs" of a training.
+        state: "done", "partly done", "not started", "outdated": what it was made of has been made anew since; or
+            "not possible": of the evaluation, where no image to report on has a mask.
+        unit: what the counts count: "images" of a step made of units, "epochs" of a training, "figures".
         done, left: so many of them.
-        skipped: images left out.
-        first_skipped: of a training, "id: reason" of one of them.
+        skipped: why images were left out, by id.
         seconds: of work, over all workers; 0 of a training.
         finished: when its last unit was, "" where none was.
-        command: what starts it, or goes on with it.
+        command: what starts it, or goes on with it; "" where nothing would.
         receipts: of its finished units.
         images: that count, by unit; of "predictions" those of the predicted splits.
     """
 
     name: str
     state: str
-    unit: Literal["images", "epochs"]
+    unit: Literal["images", "epochs", "figures"]
     done: int
-    skipped: int
+    skipped: Mapping[str, str]
     left: int
     seconds: float
     finished: str
     command: str
-    first_skipped: str = ""
     receipts: tuple[Receipt, ...] = ()
     images: Mapping[int, int] = field(default_factory=dict)
 
@@ -98,6 +97,7 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
             steps[name] = _training_state(run, name, fingerprint, trainings[name], is_outdated=is_outdated[name])
         else:
             steps[name] = _unit_step_state(run, manifest, name, fingerprint, is_outdated=is_outdated[name])
+    steps["evaluation"] = _evaluation_state(run, manifest, trainings)
     return RunState(steps, trainings)
 
 
@@ -145,12 +145,13 @@ def _training_state(
         state="outdated" if is_outdated else state,
         unit="epochs",
         done=training.epochs,
-        skipped=int(training.metrics.get("skipped", 0)),
+        skipped={
+            image_id: reason for line in training.lines for image_id, reason in line.get("skipped_images", {}).items()
+        },
         left=left,
         seconds=0.0,
         finished="",
         command=_command(run, name, is_outdated=is_outdated),
-        first_skipped=str(training.metrics.get("first_skipped", "")),
     )
 
 
@@ -169,13 +170,13 @@ def _unit_step_state(
     missing = {unit.index for unit in step.missing_units(units, found)}
     receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
     left = sum(images[index] for index in missing)
-    skipped = sum(len(receipt.skipped) for receipt in receipts)
+    skipped = {skip.image_id: skip.reason for receipt in receipts for skip in receipt.skipped}
     state = "not started" if fingerprint is None else "outdated" if is_outdated else "partly done" if left else "done"
     return StepState(
         name=name.replace("_", "-"),
         state=state,
         unit="images",
-        done=sum(images.values()) - left - skipped,
+        done=sum(images.values()) - left - len(skipped),
         skipped=skipped,
         left=left,
         seconds=sum(receipt.seconds for receipt in receipts),
@@ -184,6 +185,38 @@ def _unit_step_state(
         receipts=receipts,
         images=images,
     )
+
+
+def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Training]) -> StepState:
+    """Outdated where every figure is of networks that the run has no longer."""
+    figures, measurable = read_figures(run), measurable_splits(manifest, run.config)
+    is_outdated = bool(figures) and not any(is_of_these_networks(figure, trainings) for figure in figures)
+    state = "outdated" if is_outdated else "done" if figures else "not started" if measurable else "not possible"
+    only_validation = measurable and set(measurable[0]) <= set(run.config.classifier.val_splits)
+    chosen = "".join(f" --split {split}" for split in measurable[0]) if only_validation else ""
+    return StepState(
+        name="evaluation",
+        state=state,
+        unit="figures",
+        done=len(figures),
+        skipped={},
+        left=0,
+        seconds=0.0,
+        finished="",
+        command=f"python jobs/evaluate.py --run {run.uri}{chosen}" if measurable else "",
+    )
+
+
+def read_figures(run: Run) -> list[dict[str, Any]]:
+    """What `evaluate` has measured, as `jobs.figures` records it."""
+    place = run.location / "evaluation" / "metrics.json"
+    return json.loads(place.read_bytes())["figures"] if place.exists() else []
+
+
+def is_of_these_networks(figure: Mapping[str, Any], trainings: Mapping[str, Training]) -> bool:
+    """Whether a figure is of the classifier, and of one of the segmentation networks, that the run has now."""
+    networks = (None, *(trainings[name].sha256 for name in ("segmenter", "retrained")))
+    return figure["classifier"] == trainings["classifier"].sha256 and figure.get("segmenter") in networks
 
 
 def _command(run: Run, name: str, *, is_outdated: bool) -> str:

@@ -54,6 +54,7 @@ def train_classifier(run: Run, connection: Connection, *, restart: bool = False,
         require_imagenet_weights(config.backbone, "classifier.weights")  # which the workers download
     else:
         new_classifier(run.config, manifest.class_names)
+    num_validation = len(image_list(manifest, config.val_splits))
     job = TrainingJob(
         script="train_ficklenet",
         plan=training_plan(run.config, num_images),
@@ -62,6 +63,7 @@ def train_classifier(run: Run, connection: Connection, *, restart: bool = False,
         fingerprint=fingerprint(run.config, manifest, device),
         keep=config.keep,
         subject=config.backbone,
+        validation=f", {num_validation:,} to validate on" if num_validation else ", none to validate on",
     )
     run_training_job(run, connection, job, restart=restart, dry_run=dry_run)
     if not dry_run:

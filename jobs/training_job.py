@@ -30,6 +30,7 @@ class TrainingJob:
         fingerprint: everything that changes the trained weights beyond the spread of training.
         keep: "last" or "best".
         subject: what is trained, for people: "vgg16".
+        validation: on what it is validated, for people: ", 2 to validate on".
     """
 
     script: str
@@ -39,6 +40,7 @@ class TrainingJob:
     fingerprint: Mapping[str, Any]
     keep: str
     subject: str
+    validation: str = ""
 
 
 def run_training_job(
@@ -69,15 +71,9 @@ def run_training_job(
         return metrics
 
     # 2. Train; the checkpoints of an interrupted training are found by their place
-    images, epochs, steps = (
-        plural(plan.num_images, "image"),
-        plural(plan.epochs, "epoch"),
-        plural(plan.epoch_steps, "step"),
-    )
-    print(
-        f"{name}: {images} (labelled, of the training splits), {epochs} of {steps}, {job.subject} on {job.device}.",
-        flush=True,
-    )
+    images = f"{plural(plan.num_images, 'image')} (labelled, of the training splits){job.validation}"
+    epochs = f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
+    print(f"{name}: {images}; {epochs}; {job.subject} on {job.device}.", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
     with TrainingLog(step.location, name, plan.epochs) as log, beating(step.location, "1-of-1"):
@@ -98,8 +94,8 @@ def run_training_job(
     metrics = keep_epoch(step.location, job.keep)
     kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
-    if "skipped" in metrics:
-        print(f"{name}: {images}, {metrics['skipped']} skipped ({metrics['first_skipped']}).")
+    for reason, ids in log.skipped.items():
+        print(f"{name}: skipped {len(ids):,}: {reason} ({ids[0]}{', ...' if len(ids) > 1 else ''})")
     return metrics
 
 

@@ -45,6 +45,15 @@ class TrainingLog:
         return self.lines[-1] if self.lines else {}
 
     @property
+    def skipped(self) -> dict[str, list[str]]:
+        """The ids of the images that could not be read, by reason."""
+        found: dict[str, list[str]] = {}
+        for line in self.lines:
+            for image_id, reason in line.get("skipped_images", {}).items():
+                found.setdefault(reason, []).append(image_id)
+        return found
+
+    @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
 

@@ -61,6 +61,19 @@ class Plan:
     def steps(self) -> int:
         return self.epochs * self.epoch_steps
 
+    @property
+    def epoch_images(self) -> int:
+        """How many images an epoch sees; the others, which no batch is left for, differ from epoch to epoch."""
+        return min(self.num_images, self.epoch_steps * self.batch_size)
+
+    @property
+    def epoch_in_words(self) -> str:
+        """'1 step of 5 images (4 left out, others each time)'."""
+        left_out = self.num_images - self.epoch_images
+        note = f" ({left_out:,} left out, others each time)" if left_out else ""
+        step = plural(min(self.batch_size, self.num_images), "image")
+        return f"{plural(self.epoch_steps, 'step')} of {step}{note}"
+
 
 @dataclass(frozen=True)
 class Learner(Generic[B_contra]):
@@ -95,12 +108,14 @@ class Progress:
         loss: sum over the present epoch's steps so far.
         best: the highest score so far.
         skipped: images that could not be read, and why.
+        reported: how many of these, in their order, earlier epochs have reported.
     """
 
     next_step: int = 0
     loss: float = 0.0
     best: float | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    reported: int = 0
 
 
 def run_training(
@@ -113,8 +128,9 @@ def run_training(
 
     Mid-epoch reports have `step`, `losses` ([step, mean loss up to it] pairs), `learning_rate`, `images_per_second` and
     the number of `workers`. Those at an epoch's end also have `epoch`, its mean `loss`, what validation found and,
-    where there are any, how many images were `skipped`. `best.pt` is written whenever no earlier validation was better
-    ones, `last.pt` at the end; each before the checkpoint that counts it.
+    where there are any, how many images were `skipped` so far and, as `skipped_images`, those new in this epoch with
+    the reasons. `best.pt` is written whenever no earlier validation was better, `last.pt` at the end; each before the
+    checkpoint that counts it.
 
     Args:
         batches_of: this worker's share of each of these global steps, in order.
@@ -170,8 +186,9 @@ def _finish_epoch(
     metrics: Metrics = {"epoch": epoch, "loss": progress.loss / plan.epoch_steps}
     progress.loss = 0.0
     if progress.skipped:
-        first = min(progress.skipped)
-        metrics |= {"skipped": len(progress.skipped), "first_skipped": f"{first}: {progress.skipped[first]}"}
+        new = dict(list(progress.skipped.items())[progress.reported :])
+        metrics |= {"skipped": len(progress.skipped), "skipped_images": new}
+        progress.reported = len(progress.skipped)
     is_last = epoch == plan.epochs
     if is_last or epoch % plan.validate_every == 0:
         metrics |= learner.validate()

@@ -8,6 +8,7 @@ from cluster.connect import Connection, connect, resources
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[Connection]:
+def local_ray(s3_environment: object) -> Iterator[Connection]:
+    """An own Ray, which lasts as long as the tests do: later ones, those on S3 too, join it."""
     with connect("local", num_cpus=4):
         yield resources()

@@ -40,7 +40,11 @@ def foretell(job, run, capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("job", "arguments", "sentence"),
     [
-        (train_ficklenet, [], "classifier, dry run: 0 of 1 epoch to do, 12 images each."),
+        (
+            train_ficklenet,
+            [],
+            "dry run: 0 of 1 epoch to do, 1 step of 10 images (2 left out, others each time) each.",
+        ),
         (generate_maps, [], "maps, dry run: 0 of 4 units to do (0 of 14 images)."),
         (aggregate_seeds, [], "seeds, dry run: 4 of 4 units to do (14 of 14 images)."),
         (make_pseudo_labels, ["--shard", "1/2"], "pseudo-labels, dry run: 2 of 2 units to do (8 of 8 images)."),

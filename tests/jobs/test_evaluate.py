@@ -182,7 +182,7 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
     # the image that could not be read has a mask, and no seeds: all of it is missed
     assert figure.matrix[:, -1].sum() >= 81
     assert figure.skipped == {"missing: no such file": 1}
-    assert "1 of them skipped by an earlier step (missing: no such file): counted as missed" in capsys.readouterr().out
+    assert "1 image skipped by an earlier step (missing: no such file): all missed." in capsys.readouterr().out
 
 
 def test_nothing_to_measure_is_said(map_images, drawn_images):

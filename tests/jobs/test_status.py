@@ -12,6 +12,7 @@ import pytest
 from cluster.connect import connect
 from jobs import status
 from jobs.aggregate_seeds import aggregate_run
+from jobs.evaluate import evaluate_seeds
 from jobs.run import open_run
 from jobs.status import run_status
 from storage.location import Location
@@ -38,6 +39,7 @@ def test_steps_of_a_run_are_told_in_order(finished_maps_run):
         ("pseudo-labels", "not started", 0, 14),
         ("segmenter", "not started", 0, 2),
         ("predictions", "not started", 0, 2),
+        ("evaluation", "not started", 0, 0),
     ]
     maps = found.steps[1]
     files = [path for path in Path(finished_maps_run.uri, "maps").rglob("*") if path.is_file()]
@@ -72,7 +74,7 @@ def test_the_pace_is_that_of_the_drivers_at_work(finished_maps_run):
 
 def test_network_and_predictions_are_told_and_outdated_with_what_they_were_made_of(predicted_run, capsys):
     def network_and_predictions() -> list[tuple[str, str, int, int]]:
-        steps = run_status(predicted_run).steps[4:]
+        steps = run_status(predicted_run).steps[4:6]
         return [(step.unit, step.state, step.done, step.left) for step in steps]
 
     assert network_and_predictions() == [("epochs", "done", 2, 0), ("images", "done", 2, 0)]  # 2 of 14 are predicted
@@ -100,19 +102,45 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
     assert f"seeds: not started; python jobs/aggregate_seeds.py --run {finished_maps_run.uri}" in text
 
 
-def test_images_that_a_training_skipped_are_told(finished_maps_run, capsys):
-    marker = finished_maps_run.location / "classifier" / "complete.json"
-    complete = json.loads(marker.read_bytes())
-    complete["metrics"] |= {"skipped": 3, "first_skipped": "scene_0004: cut off"}
-    marker.write_bytes(json.dumps(complete).encode())
+def test_images_that_a_training_skipped_are_told_like_those_of_other_steps(finished_maps_run, capsys):
+    place = finished_maps_run.location / "classifier" / "metrics.jsonl"
+    line = json.loads(place.read_bytes())
+    line |= {"skipped": 2, "skipped_images": {"scene_0004": "cut off", "scene_0001": "cut off"}}
+    place.write_bytes(json.dumps(line).encode())
     status.main(["--run", finished_maps_run.uri])
-    assert "  skipped 3 in training, one of them scene_0004: cut off\n" in capsys.readouterr().out
+    assert "  skipped 2: cut off (scene_0004, scene_0001)\n" in capsys.readouterr().out
+    classifier = run_status(finished_maps_run).steps[0]
+    assert (classifier.num_skipped, classifier.skipped) == (2, {"cut off": ["scene_0004", "scene_0001"]})
+
+
+def test_the_evaluation_is_told_by_its_figures(seeded_run, map_images, drawn_images, capsys):
+    def told(run) -> str:
+        status.main(["--run", run.uri])
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert told(seeded_run) == f"evaluation: not started; python jobs/evaluate.py --run {seeded_run.uri}"
+    with connect("in-process") as connection:
+        evaluate_seeds(seeded_run, connection, [], None, ("map",), deterministic=False)
+    capsys.readouterr()
+    assert told(seeded_run).startswith("evaluation: done; 2 figures done; ")
+    (seeded_run.location / "classifier/complete.json").delete()
+    assert told(seeded_run) == f"  anew: python jobs/evaluate.py --run {seeded_run.uri}"
+
+    only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
+    run = map_images(only_val)
+    assert told(run) == f"evaluation: not started; python jobs/evaluate.py --run {run.uri} --split val"
+
+
+def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):
+    run = map_images([replace(image, mask_uri=None) for image in drawn_images])
+    status.main(["--run", run.uri])
+    assert capsys.readouterr().out.endswith("evaluation: not possible, as no image to report on has a mask\n")
 
 
 def test_programs_read_one_json_object(finished_maps_run, capsys):
     status.main(["--run", finished_maps_run.uri, "--json"])
     found = json.loads(capsys.readouterr().out)
-    names = ["classifier", "maps", "seeds", "pseudo-labels", "segmenter", "predictions"]
+    names = ["classifier", "maps", "seeds", "pseudo-labels", "segmenter", "predictions", "evaluation"]
     assert [step["name"] for step in found["steps"]] == names
     assert found["steps"][1]["state"] == "done"
 

@@ -133,7 +133,7 @@ def test_unreadable_image_is_absent_from_training_and_counted(fresh_run, drawn_i
     assert np.isfinite(record(run)["metrics"]["loss"])
     assert record(run)["metrics"]["skipped"] == 1
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == "classifier: 12 images, 1 skipped (scene_0000: missing: no such file)."
+    assert last_line == "classifier: skipped 1: missing: no such file (scene_0000)"
 
 
 def test_training_stops_where_too_many_images_cannot_be_read(fresh_run, drawn_images, tmp_path):

@@ -48,7 +48,11 @@ def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, t
         figure["skipped"] = {"empty file": 2}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
-    assert "2 skipped by an earlier step, so all missed: empty file" in html_of(run)
+    assert "2 images skipped by an earlier step (empty file): all missed<" in html_of(run)
+    record["figures"][0]["skipped"] = {"empty file": 3}
+    place.write_bytes(json.dumps(record).encode())
+    write_report(run)
+    assert "3 images skipped by an earlier step (empty file): all missed by seeds;" in html_of(run)
 
 
 def test_page_says_what_every_figure_means(finished_run, html_of):
@@ -73,8 +77,9 @@ def test_run_without_maps_says_which_commands_come_next(location, handmade_run, 
     write_report(run)
 
     page = html_of(run)
-    for job in ("train_ficklenet", "generate_maps", "aggregate_seeds", "make_pseudo_labels", "evaluate"):
+    for job in ("train_ficklenet", "generate_maps", "aggregate_seeds", "make_pseudo_labels"):
         assert f"python jobs/{job}.py --run {run.uri}" in page
+    assert "no image to report on has a mask" in page and "evaluate.py" not in page
     assert 'id="gallery"' not in page
 
 
@@ -107,7 +112,7 @@ def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_t
     complete.write_text(json.dumps(json.loads(complete.read_text()) | {"sha256": "of another"}))
     run = open_run(str(tmp_path / "run"))
     write_report(run)
-    assert html_of(run).count('<span class="state outdated">') == 2
+    assert html_of(run).count('<span class="state outdated">') == 3  # maps, seeds, evaluation
     assert "by an earlier classifier" in html_of(run)
 
 

@@ -12,6 +12,7 @@ from cluster.connect import connect
 from ficklenet.metrics import label_figures
 from jobs.evaluate import evaluate_seeds
 from jobs.figures import Figure
+from jobs.label_files import encode_label_png
 from jobs.report import NO_FIGURE, write_report
 from jobs.report_figures import Measured
 from jobs.report_segmentation import comparisons
@@ -105,13 +106,33 @@ def test_page_fits_its_window(measured_run, visit, width):
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
 
 
-def test_predictions_without_masks_are_shown_and_the_next_command_is_named(predicted_run, html_of):
+def test_predictions_not_measured_yet_name_the_command_where_there_are_masks(predicted_run, html_of):
+    write_report(predicted_run)
+    _, _, section = html_of(predicted_run).partition('id="network"')
+    assert f"Not measured yet: <code>python jobs/evaluate.py --run {predicted_run.uri} --split val</code>" in section
+
+
+def test_a_network_that_labels_everything_alike_is_flagged(predicted_run, html_of):
+    for number, place in enumerate(sorted(Path(predicted_run.uri, "predictions/labels").iterdir())):
+        labels = np.zeros_like(np.asarray(Image.open(place)))
+        labels[:3] = number
+        place.write_bytes(encode_label_png(labels))
+    write_report(predicted_run)
+    assert "tells no class from another" not in html_of(predicted_run)
+    for place in Path(predicted_run.uri, "predictions/labels").iterdir():
+        place.write_bytes(encode_label_png(np.zeros_like(np.asarray(Image.open(place)))))
+    write_report(predicted_run)
+    flag = "background in every pixel of the 2 predicted images looked at: the network tells no class from another."
+    assert flag in html_of(predicted_run)
+
+
+def test_predictions_without_masks_are_shown(predicted_run, html_of):
     manifest = predicted_run.manifest()
     rows = [replace(row, mask_uri=None) for row in manifest.rows(0, manifest.num_images)]
     write_manifest(predicted_run.location / "manifest.parquet", rows, manifest.class_names)
     write_report(predicted_run)
     _, _, section = html_of(predicted_run).partition('id="network"')
-    assert f"python jobs/evaluate.py --run {predicted_run.uri} --split NAME" in section
+    assert "Not measured, as no predicted image has a mask." in section
     assert "Some images" in section and section.count('<figure class="tile prediction">') == 2
 
 
