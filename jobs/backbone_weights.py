@@ -33,19 +33,28 @@ def load_weights(
         case "none":
             return {}
         case "imagenet":
-            try:
-                state = imagenet_weights(name)
-            except URLError as error:  # urllib's, and HTTPError with it
-                raise ValueError(
-                    f"{key}: 'imagenet' cannot be downloaded from torchvision's registry ({error.reason}). Without a "
-                    "network give the path of a .pt state dict that was downloaded elsewhere, or 'none'."
-                ) from error
+            state = fetch_imagenet_weights(name, key)
         case "classifier" if run is not None:
             state = load_classifier(run)[0].backbone.state_dict()
         case _:
             state = _read_weights(weights, key)
     load_backbone_weights(backbone, state)
     return state
+
+
+def fetch_imagenet_weights(name: str, key: str) -> Mapping[str, torch.Tensor]:
+    """A backbone's ImageNet weights, downloaded where torch's cache on this machine has not got them.
+
+    Raises:
+        ValueError: there are none, or no network.
+    """
+    try:
+        return imagenet_weights(name)
+    except URLError as error:  # urllib's, and HTTPError with it
+        raise ValueError(
+            f"{key}: 'imagenet' cannot be downloaded from torchvision's registry ({error.reason}). Without a "
+            "network give the path of a .pt state dict that was downloaded elsewhere, or 'none'."
+        ) from error
 
 
 def weights_hash(weights: str, key: str, run: Run | None = None) -> str:

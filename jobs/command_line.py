@@ -1,12 +1,14 @@
 """The command line every job shares: the same few flags, one-sentence errors, exit codes.
 
-Exit codes: 0 done; 1 stopped by the world (storage, cluster); 2 wrong input; 130 interrupted; 143 stopped by SIGTERM.
+Exit codes: 0 done; 1 stopped by the world (storage, cluster); 2 wrong input; 130 interrupted; 141 nobody reads the
+output any more (`| head`); 143 stopped by SIGTERM.
 """
 
 import argparse
 import difflib
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -84,7 +86,10 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _stop)
     try:
-        main(given)
+        try:
+            main(given)
+        finally:
+            sys.stdout.flush()  # here, where a reader who has gone can be told from a fault
     except (KeyboardInterrupt, SystemError) as error:
         interruption = _interruption(error)
         if interruption is None:
@@ -93,6 +98,8 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         print(f"{word}; the same command continues.", file=sys.stderr)
         sys.exit(code)
     except (ValueError, OSError, ClusterError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
         if debug:
             raise
         message, code = str(error), 2 if isinstance(error, ValueError) else 1
@@ -102,6 +109,17 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the output has gone, as `| head` does; then nothing more is said."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)  # an error, which a pipe without a reader is, is told without being asked for
+    has_gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if has_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # for what Python still wants to write
+    return has_gone
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:

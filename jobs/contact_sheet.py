@@ -98,7 +98,7 @@ class Artist:
         stacks = zip(self.mapper(image, maps.classes), maps.max, maps.mean, strict=True)
         return [
             SheetRow(
-                f"{entry.image_id}: {self.manifest.class_names[number]}, score {score:.1f}",
+                f"{entry.image_id}: {self.manifest.class_names[number]}, score {score:.1f}{_remark(stack[1])}",
                 [tile, *(heat_tile(tile, evidence) for evidence in stack), truth_tile],
             )
             for number, score, stack in zip(maps.classes, maps.score, stacks, strict=True)
@@ -109,6 +109,10 @@ class Artist:
         names = dict(enumerate(["background", *self.manifest.class_names]))
         ignored = ignore_value(self.manifest.num_classes)
         return {names.get(label, "ignored"): label_colours(np.array(label), ignored) for label in sorted(self.labels)}
+
+
+def _remark(maximum: np.ndarray) -> str:
+    return "" if maximum.any() else ": maps are blank, as no sample found any evidence"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The built-in demo: draws a small data set for the pipeline, or for its first half, maps and a picture of them."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,10 @@ def prepare_demo(config_file: str | None = None, assignments: list[str] | None =
 
 
 def draw_data_set(folder: Location) -> list[SourceImage]:
-    """Draws the scenes that are missing in a folder; the same scenes always."""
+    """Draws the scenes that are missing in a folder; the same scenes always.
+
+    The folder's `labels.csv` lists them as `prepare_dataset.py --csv` reads them.
+    """
     images = []
     total = NUM_TRAINING + NUM_VALIDATION
     for index in tqdm(range(total), desc="draw", disable=None):
@@ -81,7 +85,16 @@ def draw_data_set(folder: Location) -> list[SourceImage]:
             mask.write_bytes(_png(_palette_image(scene.mask)))
         labels = tuple(DRAWN_CLASS_NAMES[label] for label in scene.labels)
         images.append(SourceImage(f"scene_{index:04d}", image.uri, labels, split, mask.uri))
+    (folder / "labels.csv").write_bytes(_table(images).encode())
     return images
+
+
+def _table(images: Sequence[SourceImage]) -> str:
+    rows = [
+        f"images/{image.image_id}.png,{';'.join(image.labels)},{image.split},masks/{image.image_id}.png"
+        for image in images
+    ]
+    return "\n".join(["image,labels,split,mask", *rows, ""])
 
 
 def _palette_image(labels: np.ndarray) -> Image.Image:

@@ -79,8 +79,9 @@ def print_training(run: Run, connection: Connection, device: str, plan: Plan) ->
     )
     epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
     print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
-    print(f"  on:      {workers} ({device}), {describe_connection(cluster, connection)}")
-    print(f"  time:    {seconds}\n  storage: the model, and a checkpoint of some three times its size, in {place}")
+    if epochs_left:
+        print(f"  on:      {workers} ({device}), {describe_connection(cluster, connection)}")
+        print(f"  time:    {seconds}\n  storage: the model, and a checkpoint of some three times its size, in {place}")
     print(f"  {NOTHING}")
 
 

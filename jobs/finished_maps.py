@@ -45,7 +45,8 @@ def require_maps(run: Run, manifest: Manifest, asked_by: str) -> FinishedMaps:
         asked_by: the job, for the message.
 
     Raises:
-        ValueError: they are incomplete, or were made with other settings than this launch has.
+        NotYet: they are incomplete.
+        ValueError: they were made with other settings than this launch has.
     """
     step, units = Step(run.location / "maps"), plan_units(manifest.num_images, run.config.unit_size)
     command = run.command("generate_maps")

@@ -6,10 +6,11 @@ they were before in <run>/predictions/unrefined. Reads no mask. The same command
 computes exactly the missing units.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from cluster.connect import Connection
-from cluster.fanout import Stages
+from cluster.fanout import Payload, Stages
 from ficklenet.crf import require_pydensecrf
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
@@ -65,7 +66,21 @@ def predict_masks(
     # 3. The missing units
     stages = Stages(job.read, partial(Predictor, job), job.write)
     results = run_stages(plan.rows, stages, run.config.cluster, connection, device, job.trial)
-    book_units("predictions", plan, results, run.config.images.max_skipped_fraction)
+    labels: set[int] = set()
+    book_units("predictions", plan, _noting_labels(results, labels), run.config.images.max_skipped_fraction)
+    if len(labels) == 1:
+        name = ("background", *manifest.class_names)[labels.pop()]
+        print(
+            f"predictions: {name} in every pixel of this launch: the network tells no class from another. Look at the "
+            "seeds in the report; more segmenter.epochs or better segmenter.weights may help."
+        )
+
+
+def _noting_labels(results: Iterable[Payload], labels: set[int]) -> Iterator[Payload]:
+    """Hands the results on, adding the labels that occur in them to `labels`."""
+    for result in results:
+        labels.update(result["labels"])
+        yield result
 
 
 def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:

@@ -105,13 +105,18 @@ class PredictionsJob:
             pass
 
     def write(self, predicted: Payload) -> Payload:
-        """Stage 3: each image's labels at its own size, refined where so configured, then the unit's receipt."""
+        """Stage 3: each image's labels at its own size, refined where so configured, then the unit's receipt.
+
+        Beside the receipt the driver is told which labels occur.
+        """
         started = time.monotonic()
         skipped = [Skipped(**skip) for skip in predicted["skipped"]]
+        found: set[int] = set()
         for image_id, place, labels in self.labelled(predicted, skipped):
             prediction_location(self.run, image_id, place).write_bytes(encode_label_png(labels))
+            found.update(np.unique(labels).tolist())
         seconds = predicted["seconds"] + time.monotonic() - started
-        return finish_unit(self.step, predicted, skipped, seconds)
+        return finish_unit(self.step, predicted, skipped, seconds) | {"labels": sorted(found)}
 
     def labelled(self, predicted: Payload, skipped: list[Skipped]) -> Iterator[tuple[str, str, np.ndarray]]:
         """Id, place and labels (H, W) of a unit's images; one that can be read no more is added to `skipped`."""

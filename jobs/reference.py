@@ -32,6 +32,7 @@ nearest right one.
 | 1 | stopped by the world: storage, cluster, a full disk; the same command continues |
 | 2 | wrong input; nothing was started. One sentence says what was given, what is allowed and what to do |
 | 130 | interrupted by Ctrl-C; the same command continues |
+| 141 | nobody reads the output any more, as after `| head` |
 | 143 | stopped by SIGTERM (`ray job stop`, a batch system); the same command continues |
 
 Messages are for people; for programs there is `--json` where output is data, and the files of

@@ -7,7 +7,9 @@ reason, and the same command continues there. With --demo it draws a small data 
 from collections.abc import Callable
 
 from cluster.connect import Connection
+from cluster.words import plural
 from jobs.aggregate_seeds import aggregate_run
+from jobs.backbone_weights import fetch_imagenet_weights
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected
 from jobs.config import Config
@@ -21,9 +23,12 @@ from jobs.predict_masks import predict_masks, units_to_predict
 from jobs.report import write_report
 from jobs.retrain_segmentation import retrain_segmenter
 from jobs.run import Run, open_run
-from jobs.step_states import run_state
+from jobs.segmentation_worker import segmentation_plan
+from jobs.step_states import TRAININGS
 from jobs.train_ficklenet import train_classifier
-from jobs.train_segmentation import train_segmenter
+from jobs.train_segmentation import check_images, require_start_weights, train_segmenter
+from storage.errors import NotYet
+from storage.units import plan_units
 
 STEPS: tuple[tuple[str, Callable[..., object]], ...] = (  # each takes a run, a connection and dry_run
     ("classifier", train_classifier),
@@ -58,14 +63,18 @@ def main(arguments: list[str]) -> None:
     if given.demo and given.dry_run:
         raise ValueError("run_pipeline: --dry-run goes with --run; the demo's run is ~/ficklenet-demo/run.")
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
-    units_to_predict(run, run.manifest())  # refused before hours of training
+    run.manifest()  # refused before a Ray is started
     with connected(run.config.cluster) as connection:
         (foretell if given.dry_run else run_pipeline)(run, connection)
 
 
 def run_pipeline(run: Run, connection: Connection) -> None:
     """Every step, its figures where the manifest names masks, and the report."""
-    steps = steps_of(run.config)
+    require_possible(run)
+    config, steps = run.config.segmenter, steps_of(run.config)
+    if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and _is_to_train(run):
+        print(f"pipeline: ImageNet weights of {config.backbone} are fetched where they are not here yet.", flush=True)
+        fetch_imagenet_weights(config.backbone, "segmenter.weights")  # by hours sooner than its training would
     for number, (name, step) in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         step(run, connection)
@@ -78,25 +87,51 @@ def run_pipeline(run: Run, connection: Connection) -> None:
     print(f"pipeline: look at {write_report(run)[0]}")
 
 
-def foretell(run: Run, connection: Connection) -> None:
-    """Says what each step would do; of one that needs what is not there yet, what that is.
+def require_possible(run: Run) -> None:
+    """Refuses, before hours of training, what a later step would refuse.
 
     Raises:
-        ValueError: the pipeline would stop at once.
+        ValueError: nothing to predict, or nothing that the segmentation network can learn or begin with.
     """
-    are_done, steps = True, steps_of(run.config)
-    states = {state.name: state.state for state in run_state(run, run.manifest()).steps.values()}
+    manifest = run.manifest()
+    units_to_predict(run, manifest)
+    if _is_to_train(run):
+        check_images(run.config, manifest)
+        if run.config.segmenter.weights != "classifier":
+            require_start_weights(run, manifest)
+
+
+def _is_to_train(run: Run) -> bool:
+    return not (run.location / "segmenter" / "complete.json").exists()
+
+
+def foretell(run: Run, connection: Connection) -> None:
+    """Says what each step would do; of one that builds on what is not there yet, on how much.
+
+    Raises:
+        ValueError: the pipeline would stop there.
+    """
+    require_possible(run)
+    steps = steps_of(run.config)
     for number, (name, step) in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         try:
             step(run, connection, dry_run=True)
-        except ValueError as refusal:
-            if are_done:
-                raise
-            print(f"{name}, dry run: not foreseeable before the steps above are done ({refusal})")
-        are_done = are_done and states.get(name) == "done"
+        except NotYet:
+            print(f"{name}, dry run: {_extent(run, name)}, once the steps above are done; a dry run then tells more.")
     figures = "".join(f"figures of {', '.join(splits)}, " for splits in measurable_splits(run.manifest(), run.config))
     print(f"pipeline: then {figures}the contact sheet and the report.")
+
+
+def _extent(run: Run, name: str) -> str:
+    """How much a step is to do."""
+    manifest = run.manifest()
+    if name in TRAININGS:
+        plan = segmentation_plan(run.config, check_images(run.config, manifest))
+        return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
+    is_prediction = name == "predictions"
+    units = units_to_predict(run, manifest) if is_prediction else plan_units(manifest.num_images, run.config.unit_size)
+    return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ficklenet.classifier import ClassifierSpec, FickleNet, unpack_classifier
 from jobs.kept_model import kept_bytes
 from jobs.run import Run
+from storage.errors import NotYet
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,13 @@ def require_classifier(run: Run, class_names: tuple[str, ...]) -> TrainedClassif
     """The finished training of a run.
 
     Raises:
-        ValueError: there is none, or it was trained for another class list.
+        NotYet: there is none.
+        ValueError: it was trained for another class list or size.
     """
     folder = run.location / "classifier"
     if not (folder / "complete.json").exists():
         command = run.command("train_ficklenet")
-        raise ValueError(f"{run.uri} has no trained classifier. Run '{command}' first.")
+        raise NotYet(f"{run.uri} has no trained classifier. Run '{command}' first.")
     classifier, sha256 = load_classifier(run)
     if classifier.spec.class_names != class_names:
         raise ValueError(

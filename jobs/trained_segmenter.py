@@ -7,6 +7,7 @@ from typing import Any
 from ficklenet.segmenter import Segmenter, SegmenterSpec, unpack_segmenter
 from jobs.kept_model import kept_bytes
 from jobs.run import Run
+from storage.errors import NotYet
 
 MADE_BY = {"segmenter": "train_segmentation", "retrained": "retrain_segmentation"}
 
@@ -30,11 +31,12 @@ def require_segmenter(
         name: of the training.
 
     Raises:
-        ValueError: there is none, or it was trained for another class list.
+        NotYet: there is none.
+        ValueError: it was trained for another class list.
     """
     folder = run.location / name
     if not (folder / "complete.json").exists():
-        raise ValueError(
+        raise NotYet(
             f"{asked_by}: {folder} holds no trained segmentation network. Run '{run.command(MADE_BY[name])}' first."
         )
     model, sha256 = load_segmenter(run, name)

@@ -1,4 +1,4 @@
-"""The two ways in which reading and writing can fail, told apart because a step answers them differently."""
+"""What can be in the way of a step, told apart because it is answered differently."""
 
 
 class StorageError(OSError):
@@ -6,6 +6,10 @@ class StorageError(OSError):
 
     The step stops; the message is one sentence without secrets, and the same command continues later.
     """
+
+
+class NotYet(ValueError):  # noqa: N818  nothing is wrong, only early
+    """What a step builds on is not finished yet; the message names the command that makes it."""
 
 
 class BadImage(ValueError):  # noqa: N818  a finding about data, not a fault

@@ -85,6 +85,12 @@ def _cell(value: str | list[str | None] | None) -> str:
 
 
 def _check_columns(table: Location, columns: Sequence[str]) -> None:
+    separator = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
+    if separator:
+        raise ValueError(
+            f"{table}: its columns are separated by {separator!r}; save it with commas, as in "
+            f"'{columns[0].replace(separator, ',')}'. Only an image's labels are separated by ';' or '|'."
+        )
     for name in columns:
         near = difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.75)
         if name not in _KNOWN and near and near[0] not in columns:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from storage.errors import StorageError
+from storage.errors import NotYet, StorageError
 from storage.heartbeat import STALE_AFTER, heartbeats
 from storage.location import Location
 from storage.manifest import Manifest
@@ -258,14 +258,14 @@ def require_complete(step: Step, units: Sequence[Unit], manifest: Manifest, aske
         command: what makes it, e.g. ``"python jobs/generate_maps.py --run s3://b/run1"``.
 
     Raises:
-        ValueError: how many images are there, the first missing one, and the command.
+        NotYet: how many images are there, the first missing one, and the command.
     """
     missing = step.missing_units(units)
     if missing:
         total = sum(unit.num_images for unit in units)
         done = total - sum(unit.num_images for unit in missing)
         first = manifest.rows(missing[0].start, missing[0].start + 1)[0].image_id
-        raise ValueError(
+        raise NotYet(
             f"{asked_by}: {step.location.name} are complete for {done:,} of {total:,} images "
             f"(first missing: {first}). Run '{command}' first."
         )

@@ -174,6 +174,16 @@ def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence, run_j
     assert answer.stdout == ""
 
 
+@pytest.mark.parametrize("arguments", ["status --run {run}", "report --run {run} --dry-run"])
+def test_a_reader_who_has_gone_ends_a_job_without_a_word(arguments, finished_maps_run):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = arguments.format(run=finished_maps_run.uri).split()
+    done = subprocess.run([sys.executable, "jobs/entry_point.py", *words], stdout=writing, stderr=-1, cwd=REPOSITORY)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize(
     ("job", "arguments"),
     [

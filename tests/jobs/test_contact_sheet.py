@@ -9,6 +9,7 @@ from PIL import Image
 
 from jobs.contact_sheet import COLUMNS, draw_contact_sheet, main
 from jobs.pictures import GAP, TILE, SheetRow, contact_sheet, heat_tile, image_tile, label_colours, label_tile
+from storage.map_store import MapStore
 
 
 @pytest.fixture
@@ -34,6 +35,20 @@ def test_every_mapped_class_of_an_image_has_a_row(finished_maps_run, shown):
     assert all(tile.size == (192, 144) for row in shown["rows"] for tile in row.tiles)  # scenes are 160 x 120
     assert shown["names"] == ["background", *manifest.class_names]
     assert Image.open(io.BytesIO(place.read_bytes())).width == GAP + len(COLUMNS) * (TILE + GAP)
+
+
+def test_blank_maps_are_explained(finished_maps_run, shown, monkeypatch):
+    read = MapStore.read
+
+    def blank_first_class(store, index):
+        maps = read(store, index)
+        return replace(maps, max=np.where(np.arange(len(maps.max))[:, None, None] == 0, 0, maps.max))
+
+    monkeypatch.setattr(MapStore, "read", blank_first_class)
+    draw_contact_sheet(finished_maps_run, num_images=1)
+    first, *others = [row.caption for row in shown["rows"]]
+    assert first.endswith(": maps are blank, as no sample found any evidence")
+    assert not any("blank" in caption for caption in others)
 
 
 def test_the_truth_has_a_column_only_where_an_image_shown_has_a_mask(drawn_images, map_images, shown):

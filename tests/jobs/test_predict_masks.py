@@ -139,3 +139,16 @@ def test_a_run_on_s3_gets_the_same_masks_as_a_local_one(segmented_run, s3_enviro
     predict(open_run(remote.uri))
     for name, content in files(segmented_run).items():
         assert (remote / "predictions" / "labels" / f"{name}.png").read_bytes() == content
+
+
+@pytest.mark.parametrize(("favoured", "is_told"), [((0, 0), True), ((0, 3), False)])
+def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segmented_run, monkeypatch, capsys):
+    labels = iter(favoured)  # of one image after the other
+
+    def predict_one(self: Predictor, inputs: list[np.ndarray]) -> np.ndarray:
+        return np.eye(6, dtype=np.float32)[[next(labels)]][:, :, None, None].repeat(9, 2).repeat(9, 3)
+
+    monkeypatch.setattr(Predictor, "predict", predict_one)
+    predict(segmented_run, "predictions.refine=false", restart=True)
+    sentence = "predictions: background in every pixel of this launch: the network tells no class from another"
+    assert (sentence in capsys.readouterr().out) == is_told

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs.prepare_dataset import main, prepare
+from jobs.prepare_dataset import alike, main, prepare
 from jobs.run import open_run
 from storage.images import read_mask
+from storage.voc import VOC_CLASSES
 
 
 @pytest.fixture
@@ -153,3 +154,32 @@ def test_manifest_may_be_made_anew_until_a_step_starts(drawn_images, trained_run
     assert run.manifest().num_images == 5
     with pytest.raises(ValueError, match="frozen, since steps were started on it"):
         prepare(trained_run, drawn_images[:3], DRAWN_CLASS_NAMES)
+
+
+def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys):
+    training = [replace(image, split="train") for image in drawn_images]
+    prepare(open_run(str(tmp_path / "run")), training, DRAWN_CLASS_NAMES)
+    told = "  no validation: no image is in the split val, and none is predicted. If another split is for validation: "
+    assert f"{told}--set classifier.val_splits=NAME.\n" in capsys.readouterr().out
+    named = open_run(str(tmp_path / "other"), None, ["classifier.val_splits=train"])
+    prepare(named, training, DRAWN_CLASS_NAMES)
+    assert "no validation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["shep", "cat", "sheep"], [("shep", "sheep")]),
+        (["Dog", "dog", "potted plant", "potted_plant"], [("Dog", "dog"), ("potted plant", "potted_plant")]),
+        (["cat", "bat", "car", "cart", "class 1", "class 2", "class 10", *VOC_CLASSES], []),
+    ],
+)
+def test_class_names_that_may_be_one_misspelt_are_told(names, pairs):
+    assert alike(list(dict.fromkeys(names))) == pairs
+
+
+def test_alike_classes_are_told_with_their_counts(drawn_images, tmp_path, capsys):
+    names = [*DRAWN_CLASS_NAMES, "moons"]
+    prepare(open_run(str(tmp_path / "run")), drawn_images, names)
+    number = sum("moon" in image.labels for image in drawn_images)
+    assert f"  two classes, or one misspelt? 'moon' {number}, 'moons' 0\n" in capsys.readouterr().out

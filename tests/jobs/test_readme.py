@@ -37,11 +37,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    """Every line of README's shell blocks that runs a job, split into words."""
+def commands(*, is_trial: bool = False) -> list[list[str]]:
+    """Every line of README's shell blocks that runs a job, split into words; those of the trial apart."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     wanted = [line for line in lines if line.strip() and not line.startswith(("#", *NOT_RUN))]
     assert all("python jobs/" in line for line in wanted), "a kind of command that this test does not know"
+    wanted = [line for line in wanted if ("/data/trial" in line) == is_trial]
     return [shlex.split(line[line.index("python jobs/") :], comments=True)[1:] for line in wanted]
 
 
@@ -120,9 +121,12 @@ def test_the_trial_of_own_photographs_runs_to_the_report(places, tmp_path):
     """Only its epochs are fewer here, and there is no Ray."""
     trial, fewer = str(tmp_path / "trial"), ["classifier.epochs=2", "segmenter.epochs=1", "cluster.address=in-process"]
     settings = [word for value in fewer for word in ("--set", value)]
-    source = ["--csv", "labels.csv", "--images", places["/data/photos"]]
-    prepare_dataset.main(["--run", trial, *source, "--config", str(EXAMPLES / "own_data_small.toml"), *settings])
-    run_pipeline.main(["--run", trial])
+    here = {"/data/trial": trial, "/data/photos": places["/data/photos"], "docs/examples": str(EXAMPLES)}
+    (_, *prepare_words), (_, *pipeline_words) = commands(is_trial=True)
+    for job, words in ((prepare_dataset, [*prepare_words, *settings]), (run_pipeline, pipeline_words)):
+        for place, replacement in here.items():
+            words = [word.replace(place, replacement) for word in words]
+        job.main(words)
     predicted = {file.stem for file in (tmp_path / "trial/predictions/labels").glob("*.png")}
     assert predicted >= {row.image_id for row in open_run(trial).manifest().iter_rows() if row.split == "val"} != set()
     assert (tmp_path / "trial/report/index.html").exists()
@@ -132,7 +136,7 @@ def _read_maps_as_readme_does(run: Path) -> None:
     """The block 'Read one image's maps', and what it claims of shapes and types."""
     (code,) = blocks("python")
     space: dict[str, object] = {}
-    exec(code.replace("/data/run1", str(run)), space)
+    exec(code.replace("/data/run1", str(run)).replace("2007_000032", "scene_0003"), space)
     one = space["one"]
     assert isinstance(one, xarray.Dataset)
     assert one["max"].isel(slot=0).dims == ("y", "x") and one["max"].dtype == np.float16

@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
+from urllib.error import URLError
 
 import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs import backbone_weights
+from jobs.aggregate_seeds import aggregate_run
 from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
-from jobs.run_pipeline import main, run_pipeline
+from jobs.run_pipeline import foretell, main, run_pipeline
 
 
 def launch(run: Run, *assignments: str) -> None:
@@ -33,12 +37,43 @@ def test_pipeline_makes_everything_and_a_second_launch_makes_nothing(trained_run
 
 
 def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, capsys):
-    with pytest.raises(ValueError, match=r"segmenter\.weights: no file /nowhere\.pt"):
-        launch(trained_run, "segmenter.weights=/nowhere.pt")
+    with pytest.raises(ValueError, match="no training image has a seed of a class"):
+        launch(trained_run, "seeds.theta=1")
     assert "step 5 of 6, segmenter" in capsys.readouterr().out
     assert not Path(trained_run.uri, "predictions").exists()
+    with connect("in-process") as connection:
+        aggregate_run(open_run(trained_run.uri, None, ["seeds.theta=0.35"]), connection, restart=True)
+        make_pseudo_labels(open_run(trained_run.uri), connection, restart=True)
     launch(trained_run, "segmenter.weights=none")
     assert "classifier: already trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere\.pt"),
+        ("segmenter.weights=imagenet", r'segmenter\.weights: the backbone "small" has no ImageNet weights'),
+        ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold, which has no training image"),
+    ],
+)
+@pytest.mark.parametrize("step", [run_pipeline, foretell])
+def test_what_the_segmentation_network_cannot_begin_with_is_refused_before_the_first_step(
+    step, assignment, sentence, trained_run, capsys
+):
+    with connect("in-process") as connection, pytest.raises(ValueError, match=sentence):
+        step(open_run(trained_run.uri, None, [assignment]), connection)
+    assert "step 1" not in capsys.readouterr().out
+
+
+def test_weights_that_cannot_be_downloaded_here_are_found_before_the_first_step(trained_run, monkeypatch, capsys):
+    def no_network(name: str) -> NoReturn:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(backbone_weights, "imagenet_weights", no_network)
+    run = open_run(trained_run.uri, None, ["segmenter.backbone=vgg16", "segmenter.weights=imagenet"])
+    with connect("in-process") as connection, pytest.raises(ValueError, match=r"cannot be downloaded .*no route"):
+        run_pipeline(run, connection)
+    assert "step 1" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["--demo", "--run", "somewhere"]])
@@ -63,7 +98,12 @@ def test_a_dry_run_foretells_every_step_and_changes_nothing(trained_run, capsys)
     printed = capsys.readouterr().out
     assert "classifier, dry run: 0 of 1 epoch to do" in printed
     assert "maps, dry run: 4 of 4 units to do (14 of 14 images)" in printed
-    assert "seeds, dry run: not foreseeable before the steps above are done (aggregate_seeds: maps are " in printed
+    for name, extent in (
+        ("seeds", "4 units (14 images)"),
+        ("segmenter", "2 epochs of 3 steps of 4 images"),
+        ("predictions", "1 unit (2 images)"),
+    ):
+        assert f"{name}, dry run: {extent}, once the steps above are done; a dry run then tells more.\n" in printed
     assert printed.endswith("pipeline: then figures of train, figures of val, the contact sheet and the report.\n")
     assert files_of(trained_run) == before
 
@@ -75,7 +115,7 @@ def test_a_dry_run_of_a_finished_run_finds_nothing_to_do(predicted_run, capsys):
     main(["--run", predicted_run.uri, "--dry-run"])
     printed = capsys.readouterr().out
     assert printed.count("0 of 4 units to do") == 3 and "predictions, dry run: 0 of 1 unit to do" in printed
-    assert "segmenter, dry run: 0 of 2 epochs to do" in printed
+    assert "segmenter, dry run: 0 of 2 epochs to do, 3 steps of 4 images each." in printed
 
 
 def test_a_dry_run_is_refused_where_the_launch_would_stop(finished_maps_run):

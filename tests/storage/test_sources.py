@@ -287,6 +287,10 @@ def test_a_row_that_cannot_be_used_is_an_image_with_a_problem(location: Location
         ("image,tags\na,b\n", "no column 'labels'"),
         ("image,labels,image\na,b,c\n", "a column repeats"),
         ("", "no column 'image'"),
+        (
+            "image;labels;split\na;b;c\n",
+            r"columns are separated by ';'; save it with commas, as in 'image,labels,split'",
+        ),
         ('image,labels\n"a,b\n', "line 2: not CSV text in UTF-8"),
     ],
 )
