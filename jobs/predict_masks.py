@@ -71,7 +71,7 @@ def predict_masks(
     if len(labels) == 1:
         name = ("background", *manifest.class_names)[labels.pop()]
         print(
-            f"predictions: {name} in every pixel of this launch: the network tells no class from another. Look at the "
+            f"predictions: every pixel of this launch is {name}: the network tells no class from another. Look at the "
             "seeds in the report; more segmenter.epochs or better segmenter.weights may help."
         )
 
