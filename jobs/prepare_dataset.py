@@ -6,9 +6,7 @@ their headers. Masks that COCO has as outlines are drawn into <run>/masks, for e
 
 import argparse
 import difflib
-import re
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -16,8 +14,8 @@ from itertools import islice
 
 from cluster.words import plural
 from jobs.command_line import job_parser, run_main
-from jobs.config import Config
 from jobs.dry_run import NOTHING
+from jobs.manifest_summary import describe_manifest
 from jobs.progress import Progress, size
 from jobs.run import Run, open_run, record_run
 from storage.coco import InstanceMask, coco_splits, read_coco
@@ -31,8 +29,6 @@ from storage.voc import VOC_CLASSES, read_voc, voc_class_values
 
 HEADERS_AT_ONCE = 1024
 MASK_WRITERS = 16
-UNREADABLE_SHOWN = 3
-ALIKE = 0.88  # of two class names: "shep" and "sheep", not "cat" and "bat"
 
 # Which flags go with which source
 SOURCE_FLAGS = {
@@ -168,7 +164,7 @@ def _prepare_table(run: Run, given: argparse.Namespace, class_names: tuple[str, 
         )
     if class_names:
         _require_labels(class_names, label_names(images))
-    prepare(run, images, class_names or tuple(label_names(images)), dry_run=given.dry_run)
+    prepare(run, images, class_names or tuple(label_names(images)), is_found=not class_names, dry_run=given.dry_run)
 
 
 def prepare(
@@ -178,12 +174,14 @@ def prepare(
     class_values: tuple[int, ...] | None = None,
     *,
     masks: Sequence[InstanceMask] = (),
+    is_found: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Writes the manifest of a run, once, and says what is in it.
 
     Args:
         class_values: each class's value in source masks; 1..C where None.
+        is_found: the class names are whatever labels occur, so a slip of the pen is one too.
         masks: to be drawn first, those that are not there yet.
         dry_run: say what would be in it.
 
@@ -205,7 +203,7 @@ def prepare(
                 f"{place}: frozen, since steps were started on it, and this one differs. Use another --run."
             )
         data = draft.read_bytes()
-        _describe(manifest, place, run.config)
+        describe_manifest(manifest, place, run.config, is_found=is_found)
     if dry_run:
         drawn = f" and {plural(len(masks), 'mask')}" if masks else ""
         print(f"  dry run: {size(len(data)) if is_other else 'nothing'}{drawn} to write; {NOTHING}")
@@ -273,54 +271,6 @@ def _require_labels(class_names: tuple[str, ...], found: Sequence[str]) -> None:
 
 def _content(manifest: Manifest) -> str:
     return manifest.column_hash([field.name for field in fields(ManifestRow)])
-
-
-def _describe(manifest: Manifest, place: Location, config: Config) -> None:
-    splits: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    problems: dict[str, list[str]] = defaultdict(list)  # ids
-    unreadable: list[str] = []
-    for batch in manifest.iter_columns(["image_id", "uri", "split", "labels", "problem", "height"]):
-        splits.update(batch["split"])
-        labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
-        for image_id, problem in zip(batch["image_id"], batch["problem"], strict=True):
-            if problem:
-                problems[problem].append(image_id)
-        columns = (batch[name] for name in ("uri", "height", "problem"))
-        unreadable += [uri for uri, height, problem in zip(*columns, strict=True) if height is None and not problem]
-    print(f"prepare: {plural(manifest.num_images, 'image')} in {place}")
-    print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
-    print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
-    if not any(name in config.classifier.val_splits for name in splits):
-        predicted = "" if any(name in config.predicted_splits for name in splits) else ", and none is predicted"
-        print(
-            f"  no validation: no image is in the split {', '.join(config.classifier.val_splits)}{predicted}. "
-            "If another split is for validation: --set classifier.val_splits=NAME."
-        )
-    for name, other in alike(manifest.class_names):
-        print(f"  two classes, or one misspelt? {name!r} {labels[name]:,}, {other!r} {labels[other]:,}")
-    for problem, ids in sorted(problems.items(), key=lambda item: -len(item[1])):
-        print(f"  skipped by every step: {len(ids):,} (first: {ids[0]!r}), because {problem}")
-    if unreadable:
-        first = ", ".join(unreadable[:UNREADABLE_SHOWN])
-        print(
-            f"  cannot be opened now: {plural(len(unreadable), 'image')} (first: {first}); "
-            "steps will skip those that still cannot, with the reason."
-        )
-
-
-def alike(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of class names that differ by a letter, by case or by punctuation; not by a number."""
-    plain = {name: re.sub(r"[\W_]+", " ", name.casefold()).strip() for name in names}
-    numbers = {name: re.findall(r"\d+", name) for name in names}
-    return [
-        (name, other)
-        for number, name in enumerate(names)
-        for other in names[number + 1 :]
-        if abs(len(plain[name]) - len(plain[other])) <= 1
-        and numbers[name] == numbers[other]
-        and difflib.SequenceMatcher(None, plain[name], plain[other]).ratio() >= ALIKE
-    ]
 
 
 def _folder(devkit: Location, given: str | None) -> Location | None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs.prepare_dataset import alike, main, prepare
+from jobs.manifest_summary import alike
+from jobs.prepare_dataset import main, prepare
 from jobs.run import open_run
 from storage.images import read_mask
 from storage.voc import VOC_CLASSES
@@ -170,6 +171,9 @@ def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys
     ("names", "pairs"),
     [
         (["shep", "cat", "sheep"], [("shep", "sheep")]),
+        (["horse", "hrose"], [("horse", "hrose")]),
+        (["horse", "hirse"], [("horse", "hirse")]),
+        (["horse", "house_2", "herso"], []),
         (["Dog", "dog", "potted plant", "potted_plant"], [("Dog", "dog"), ("potted plant", "potted_plant")]),
         (["cat", "bat", "car", "cart", "class 1", "class 2", "class 10", *VOC_CLASSES], []),
     ],
@@ -178,8 +182,22 @@ def test_class_names_that_may_be_one_misspelt_are_told(names, pairs):
     assert alike(list(dict.fromkeys(names))) == pairs
 
 
-def test_alike_classes_are_told_with_their_counts(drawn_images, tmp_path, capsys):
-    names = [*DRAWN_CLASS_NAMES, "moons"]
-    prepare(open_run(str(tmp_path / "run")), drawn_images, names)
-    number = sum("moon" in image.labels for image in drawn_images)
-    assert f"  two classes, or one misspelt? 'moon' {number}, 'moons' 0\n" in capsys.readouterr().out
+def test_alike_classes_are_told_where_the_list_is_made_of_the_labels(drawn_images, tmp_path, capsys):
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "\n".join(["image,labels", *(f"{drawn_images[n].uri},{'cross' if n else 'corss'}" for n in range(3))])
+    )
+    main(["--run", str(tmp_path / "run"), "--csv", str(table)])
+    assert "  two classes, or one misspelt? 'corss' 1, 'cross' 2\n" in capsys.readouterr().out
+    main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "cross,corss"])
+    assert "misspelt" not in capsys.readouterr().out
+
+
+def test_labels_separated_by_commas_and_images_without_any_are_told(drawn_images, tmp_path, capsys):
+    table = tmp_path / "labels.csv"
+    rows = [f"{drawn_images[0].uri},star", f'{drawn_images[1].uri},"star, ring"', f"{drawn_images[2].uri},"]
+    table.write_text("\n".join(["image,labels", *rows]))
+    main(["--run", str(tmp_path / "run"), "--csv", str(table)])
+    printed = capsys.readouterr().out
+    assert "  classes: star 1, star, ring 1; 1 without a label\n" in printed
+    assert "  one class, or several? 'star, ring' 1; labels are separated by ';' or '|'\n" in printed

@@ -1,0 +1,94 @@
+"""What the preparation says of a manifest: its splits and classes, what cannot be used, and what may be a slip."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+from cluster.words import plural
+from jobs.config import Config
+from storage.location import Location
+from storage.manifest import Manifest
+
+UNREADABLE_SHOWN = 3
+SHORT = 5  # letters below which class names are not held against each other: "cat" and "bat"
+
+
+def describe_manifest(manifest: Manifest, place: Location, config: Config, *, is_found: bool) -> None:
+    """Prints a manifest's splits and classes, what cannot be used, and what may be a slip.
+
+    Args:
+        place: where it will be.
+        is_found: its class names are whatever labels occurred.
+    """
+    splits: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    problems: dict[str, list[str]] = defaultdict(list)  # ids
+    unreadable: list[str] = []
+    num_unlabelled = 0
+    for batch in manifest.iter_columns(["image_id", "uri", "split", "labels", "problem", "height"]):
+        splits.update(batch["split"])
+        labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
+        num_unlabelled += sum(not (found or bad) for found, bad in zip(batch["labels"], batch["problem"], strict=True))
+        for image_id, problem in zip(batch["image_id"], batch["problem"], strict=True):
+            if problem:
+                problems[problem].append(image_id)
+        columns = (batch[name] for name in ("uri", "height", "problem"))
+        unreadable += [uri for uri, height, problem in zip(*columns, strict=True) if height is None and not problem]
+    print(f"prepare: {plural(manifest.num_images, 'image')} in {place}")
+    print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
+    without = f"; {num_unlabelled:,} without a label" if num_unlabelled else ""
+    print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names) + without)
+    if not any(name in config.classifier.val_splits for name in splits):
+        predicted = "" if any(name in config.predicted_splits for name in splits) else ", and none is predicted"
+        print(
+            f"  no validation: no image is in the split {', '.join(config.classifier.val_splits)}{predicted}. "
+            "If another split is for validation: --set classifier.val_splits=NAME."
+        )
+    if is_found:
+        _doubt(manifest.class_names, labels)
+    for problem, ids in sorted(problems.items(), key=lambda item: -len(item[1])):
+        print(f"  skipped by every step: {len(ids):,} (first: {ids[0]!r}), because {problem}")
+    if unreadable:
+        first = ", ".join(unreadable[:UNREADABLE_SHOWN])
+        print(
+            f"  cannot be opened now: {plural(len(unreadable), 'image')} (first: {first}); "
+            "steps will skip those that still cannot, with the reason."
+        )
+
+
+def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
+    """Asks about names that may be slips."""
+    for name, other in alike(names):
+        print(f"  two classes, or one misspelt? {name!r} {count[name]:,}, {other!r} {count[other]:,}")
+    for name in names:
+        if "," in name and {part.strip() for part in name.split(",")} & set(names):
+            print(f"  one class, or several? {name!r} {count[name]:,}; labels are separated by ';' or '|'")
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of class names that differ by case, by punctuation or, unless they are short, by one slip.
+
+    A slip is a letter more, less or other, or two that changed places; never a digit.
+    """
+    plain = {name: re.sub(r"[\W_]+", "", name.casefold()) for name in names}
+    numbers = {name: re.findall(r"\d+", name) for name in names}
+    return [
+        (name, other)
+        for number, name in enumerate(names)
+        for other in names[number + 1 :]
+        if numbers[name] == numbers[other] and _is_alike(plain[name], plain[other])
+    ]
+
+
+def _is_alike(one: str, other: str) -> bool:
+    if one == other or abs(len(one) - len(other)) > 1 or max(len(one), len(other)) < SHORT:
+        return one == other
+    start = _num_equal(one, other)
+    end = _num_equal(one[start:][::-1], other[start:][::-1])
+    rest = one[start : len(one) - end], other[start : len(other) - end]
+    return max(map(len, rest)) == 1 or (len(rest[0]) == 2 and rest[0] == rest[1][::-1])
+
+
+def _num_equal(one: str, other: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
