@@ -33,7 +33,7 @@ from jobs.report_figures import headline, measured_figures
 from jobs.report_gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
 from jobs.report_segmentation import Worst, comparisons, worst_predictions
 from jobs.run import Run, open_run
-from jobs.step_states import RunState, StepState, run_state
+from jobs.step_states import RunState, StepState, evaluate_command, run_state
 from jobs.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
 from storage.location import Location
 from storage.manifest import Manifest
@@ -126,7 +126,7 @@ def render(run: Run, num_images: int) -> str:
             meanings=MEANINGS,
             comparisons=comparisons(measured),
             worst=worst,
-            predicted_measurable=_predicted_measurable(run, manifest),
+            measuring_command=_measuring_command(run, manifest),
             pictures={picture.row: picture for picture in pictures}.values(),
             gallery=gallery,
             entries=entries,
@@ -169,10 +169,11 @@ def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number:
     return worst_predictions(run, manifest, predicted, _is_seeded(manifest, steps), number)
 
 
-def _predicted_measurable(run: Run, manifest: Manifest) -> list[str]:
-    """Of the predicted splits those that can be measured together, if any."""
+def _measuring_command(run: Run, manifest: Manifest) -> str:
+    """What measures predictions: of the predicted splits those that can be measured together; "" where none can."""
     groups = measurable_splits(manifest, run.config)
-    return next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
+    splits = next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
+    return evaluate_command(run, splits) if splits else ""
 
 
 def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """How far each step of a run is, for `status.py` and the report: read from the run's folder, changing nothing."""
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -193,7 +194,6 @@ def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Trai
     is_outdated = bool(figures) and not any(is_of_these_networks(figure, trainings) for figure in figures)
     state = "outdated" if is_outdated else "done" if figures else "not started" if measurable else "not possible"
     only_validation = measurable and set(measurable[0]) <= set(run.config.classifier.val_splits)
-    chosen = "".join(f" --split {split}" for split in measurable[0]) if only_validation else ""
     return StepState(
         name="evaluation",
         state=state,
@@ -203,8 +203,13 @@ def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Trai
         left=0,
         seconds=0.0,
         finished="",
-        command=f"python jobs/evaluate.py --run {run.uri}{chosen}" if measurable else "",
+        command=evaluate_command(run, measurable[0] if only_validation else ()) if measurable else "",
     )
+
+
+def evaluate_command(run: Run, splits: Sequence[str]) -> str:
+    """What measures some splits; without any, the training splits."""
+    return shlex.join(["python", "jobs/evaluate.py", "--run", run.uri, *(f"--split={split}" for split in splits)])
 
 
 def read_figures(run: Run) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def test_the_evaluation_is_told_by_its_figures(seeded_run, map_images, drawn_ima
 
     only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
     run = map_images(only_val)
-    assert told(run) == f"evaluation: not started; python jobs/evaluate.py --run {run.uri} --split val"
+    assert told(run) == f"evaluation: not started; python jobs/evaluate.py --run {run.uri} --split=val"
 
 
 def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):

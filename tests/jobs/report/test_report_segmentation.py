@@ -109,7 +109,7 @@ def test_page_fits_its_window(measured_run, visit, width):
 def test_predictions_not_measured_yet_name_the_command_where_there_are_masks(predicted_run, html_of):
     write_report(predicted_run)
     _, _, section = html_of(predicted_run).partition('id="network"')
-    assert f"Not measured yet: <code>python jobs/evaluate.py --run {predicted_run.uri} --split val</code>" in section
+    assert f"Not measured yet: <code>python jobs/evaluate.py --run {predicted_run.uri} --split=val</code>" in section
 
 
 def test_a_network_that_labels_everything_alike_is_flagged(predicted_run, html_of):
