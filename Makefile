@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test coverage test-cluster chaos lint docs reference constraints clean
+.PHONY: demo test coverage test-cluster chaos lint docs reference constraints clean help
 
 demo: $(VENV)/.installed        ## draw a small data set; its labels become masks and figures
 	$(BIN)/python jobs/run_pipeline.py --demo
@@ -20,7 +20,7 @@ test-cluster: $(VENV)/.installed ## the long tests of Ray itself
 chaos: $(VENV)/.installed       ## kill a small job at random times, again and again, and compare its bytes
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos.py
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed        ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
@@ -31,7 +31,7 @@ reference: $(VENV)/.installed   ## the pages that follow from the code: docs/com
 	PYTHONPATH=$(CURDIR) $(BIN)/python jobs/reference.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): 7 GB, 2 to 3 minutes on a fast line, silent meanwhile."
+	@echo "Installing into $(VENV): 7 GB, 2 to 5 minutes, silent meanwhile."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
@@ -40,5 +40,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 constraints:                    ## freeze what is installed and works together
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
-clean:
+clean:                          ## remove what was installed
 	rm -rf $(VENV) build *.egg-info
+
+help:                           ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
