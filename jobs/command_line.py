@@ -86,9 +86,8 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _stop)
     try:
-        try:
-            main(given)
-        finally:
+        main(given)
+        if sys.stdout is not None:
             sys.stdout.flush()  # here, where a reader who has gone can be told from a fault
     except (KeyboardInterrupt, SystemError) as error:
         interruption = _interruption(error)
@@ -96,10 +95,10 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
             raise
         word, code = ("stopped", 143) if isinstance(interruption, Stopped) else ("interrupted", 130)
         print(f"{word}; the same command continues.", file=sys.stderr)
-        sys.exit(code)
+        _exit(code)
     except (ValueError, OSError, ClusterError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            sys.exit(141)
+            _exit(141)
         if debug:
             raise
         message, code = str(error), 2 if isinstance(error, ValueError) else 1
@@ -107,19 +106,29 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
             message, code = f"{error.filename}: no such file.", 2
         name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
-        sys.exit(code)
-    sys.exit(0)
+        _exit(code)
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the process; output that cannot be written any more changes neither the code nor what was said."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write
+    sys.exit(code)
 
 
 def _nobody_reads() -> bool:
     """Whether the reader of the output has gone, as `| head` does; then nothing more is said."""
-    output = sys.stdout.fileno()
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError):  # no output, or none of the system's
+        return False
     poll = select.poll()
     poll.register(output, 0)  # an error, which a pipe without a reader is, is told without being asked for
-    has_gone = any(event & select.POLLERR for _, event in poll.poll(0))
-    if has_gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # for what Python still wants to write
-    return has_gone
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:

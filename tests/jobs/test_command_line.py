@@ -184,6 +184,23 @@ def test_a_reader_who_has_gone_ends_a_job_without_a_word(arguments, finished_map
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("output", ["closed pipe", "closed", "full"])
+def test_a_refusal_is_said_whatever_became_of_the_output(output, finished_maps_run):
+    """Something lies in the output's buffer when the refusal comes."""
+    script = "import jobs.command_line as c; c.run_main(lambda given: print('begun') or int('x'))"
+    redirection = {"closed": ">&-", "full": ">/dev/full", "closed pipe": "| true"}[output]
+    command = f'PYTHONUNBUFFERED= "{sys.executable}" -c "{script}" {redirection}'
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "invalid literal" in done.stderr
+
+
+def test_a_job_without_an_output_ends_well():
+    script = "import jobs.command_line as c; c.run_main(lambda given: None)"
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{script}" >&-'], capture_output=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(
     ("job", "arguments"),
     [
