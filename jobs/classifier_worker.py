@@ -25,6 +25,7 @@ from jobs.training_data import (
     image_list,
     load_batches,
     loader_processes,
+    validation_images,
 )
 from jobs.training_loop import Learner, Plan, run_training
 from storage.location import Location
@@ -117,8 +118,8 @@ def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
 
 @torch.inference_mode()
 def _validate(context: TrainingContext, classifier: FickleNet, manifest: Manifest, config: Config) -> dict[str, float]:
-    """Mean average precision of the expected logits on the validation splits, and of how many; {} where of none."""
-    images = image_list(manifest, config.classifier.val_splits)
+    """Mean average precision of the expected logits on the validation images, and how many could be read."""
+    images = validation_images(manifest, config)
     if not images:
         return {}
     precision, width = _precision(context, config.classifier), manifest.num_classes

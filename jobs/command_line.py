@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag not in known] or message.split("unrecognized arguments: ")[1:]
         if unknown:  # before what argparse says first: that the flag which was meant is missing
             flag = unknown[0].split()[0]
-            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
             hint = f"Did you mean {near[0]}?" if near else "See --help."
             self.exit(2, f"{self.prog}: {flag}: unknown argument. {hint}\n")
         end = "" if message.endswith((".", "?")) else "."
@@ -76,6 +76,11 @@ def job_parser(name: str, description: str, *, run_required: bool = True) -> Par
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
     return parser
+
+
+def underscored(text: str) -> str:
+    """A step's name as its folder is called: `pseudo_labels`, which people also write `pseudo-labels`."""
+    return text.replace("-", "_")
 
 
 def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> NoReturn:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -35,10 +35,11 @@ def _parse_workers(given: Any) -> Any:
     least, dots, most = str(given).partition("..")
     if least.isdigit() and most.isdigit() == bool(dots) and 1 <= int(least) <= int(most or least):
         return given
-    raise PydanticCustomError("workers", "a number from 1, or a range of them such as 2..8")
+    raise PydanticCustomError("workers", WORKERS_ALLOWED)
 
 
-Workers = Annotated[int | str, BeforeValidator(_parse_workers)]
+WORKERS_ALLOWED = "a number from 1, or a range of them such as 2..8"
+Workers = Annotated[int | str, BeforeValidator(_parse_workers), WithJsonSchema({"allowed": WORKERS_ALLOWED})]
 
 
 class Section(BaseModel):
@@ -275,6 +276,11 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
                 f"{name}.frozen_stages: given {section.frozen_stages} with {name}.weights=none, "
                 "which would leave random weights as they are; give 0, or weights."
             )
+    if config.segmenter.weights == "classifier" and config.segmenter.backbone != config.classifier.backbone:
+        raise ValueError(
+            f"segmenter.weights: given 'classifier', allowed: where both have one backbone, but segmenter.backbone is "
+            f"{config.segmenter.backbone} and classifier.backbone {config.classifier.backbone}; give other weights."
+        )
     if config.images.input_size % 8 != 1:
         raise ValueError(f"images.input_size: given {config.images.input_size}, allowed: 8 g + 1, such as 321.")
     return config
@@ -325,6 +331,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def allowed_values(schema: dict[str, Any]) -> str:
     """What a key may be set to, by its JSON schema: "whole numbers from 1", "numbers from 0 to below 1"."""
+    if "allowed" in schema:
+        return schema["allowed"]
     if "anyOf" in schema:
         return " or ".join(allowed_values(each) for each in schema["anyOf"] if each.get("type") != "null")
     if "enum" in schema:
@@ -374,7 +382,8 @@ def _sentence(error: ValidationError) -> str:
         known = [name for name in config_keys() if name.startswith(f"{section}.")] or list(Config.model_fields)
         return f"{key}: unknown key. " + (f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.")
     if fault["type"] in _NUMBER_FAULTS:
-        allowed = allowed_values(_schema_of(key))
+        finite = "finite " if fault["type"] == "finite_number" else ""
+        allowed = finite + allowed_values(_schema_of(key))
     elif fault["type"] in _ALLOWED:
         allowed = _ALLOWED[fault["type"]]
     else:

@@ -49,8 +49,7 @@ def print_unit_step(
     units, images = plural(len(plan.units), "unit"), plural(total, "image")
     print(f"{name}, dry run: {len(plan.missing):,} of {units} to do ({left:,} of {images}).")
     if launch.restart:
-        objects, num_bytes = launch.step.location.usage()
-        print(f"  first:   deletes {plural(objects, 'object')}, {size(num_bytes)}, in {launch.step.location}")
+        _print_deletion(launch.step.location)
     if plan.missing:
         num_workers = min(_num_workers(config, connection, device), len(plan.missing))
         print(f"  on:      {plural(num_workers, 'worker')} ({device}), {describe_connection(config, connection)}")
@@ -59,15 +58,19 @@ def print_unit_step(
     print(f"  {NOTHING}")
 
 
-def print_training(run: Run, connection: Connection, device: str, plan: Plan) -> None:
+def print_training(run: Run, connection: Connection, device: str, plan: Plan, *, restart: bool) -> None:
     """Says what a training would do.
+
+    Args:
+        restart: it would delete what it has and begin anew.
 
     Raises:
         ClusterError: the cluster is too small for the workers asked for.
     """
     cluster, place = run.config.cluster, run.location / plan.name
     lines = read_metrics(place / "metrics.jsonl")
-    epochs_left = 0 if (place / "complete.json").exists() else plan.epochs - len(lines)
+    epochs_done = plan.epochs if (place / "complete.json").exists() else len(lines)
+    epochs_left = plan.epochs if restart else plan.epochs - epochs_done
     least, most = training_worker_range(cluster)
     workers = plural(least, "training worker") if least == most else f"{least} to {most} training workers"
     if not (connection.in_process or cluster.autoscaling):
@@ -79,6 +82,8 @@ def print_training(run: Run, connection: Connection, device: str, plan: Plan) ->
     )
     epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
     print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
+    if restart:
+        _print_deletion(place)
     if epochs_left:
         print(f"  on:      {workers} ({device}), {describe_connection(cluster, connection)}")
         print(f"  time:    {seconds}\n  storage: the model, and a checkpoint of some three times its size, in {place}")
@@ -104,6 +109,11 @@ def describe_connection(config: ClusterConfig, connection: Connection) -> str:
     start = " (some 10 s to start it)" if connection.is_to_start else ""
     counts = ((connection.num_nodes, "node"), (connection.num_cpus, "CPU"), (connection.num_gpus, "GPU"))
     return f"on a Ray of {', '.join(plural(count, noun) for count, noun in counts)}{grows}{start}"
+
+
+def _print_deletion(place: Location) -> None:
+    objects, num_bytes = place.usage()
+    print(f"  first:   deletes {plural(objects, 'object')}, {size(num_bytes)}, in {place}")
 
 
 def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:

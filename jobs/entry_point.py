@@ -36,8 +36,7 @@ def main() -> NoReturn:
     """Runs the job that the first argument names."""
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
     if name in ("-h", "--help", "help"):
-        print(overview())
-        sys.exit(0)
+        run_main(lambda _: print(overview()), [])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, [*COMMANDS, *COMMANDS.values()], n=1, cutoff=0.5)
         hint = f"Did you mean {_short(near[0])}?" if near else f"Commands: {', '.join(COMMANDS)}."

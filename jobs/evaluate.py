@@ -22,7 +22,7 @@ from jobs.config import resolve_config
 from jobs.dry_run import describe_connection, print_other_job
 from jobs.figures import Figure, class_table, skipped_images, store_figures, summary_table
 from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
-from jobs.measure_labels import MADE_BY, Counts, Measurement, Recipe, Resolution, UnitMeter
+from jobs.measure_labels import HELD_IN, Counts, Measurement, Recipe, Resolution, UnitMeter
 from jobs.parts import Part, Selection, resolve_selection
 from jobs.predict_masks import units_to_predict
 from jobs.progress import Progress
@@ -177,7 +177,7 @@ def _measure(
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
-    skipped = {name: _skipped(run, name) for name in {MADE_BY[recipe.source] for recipe in recipes}}
+    skipped = {name: _skipped(run, name) for name in {HELD_IN[recipe.source] for recipe in recipes}}
     rows: list[Payload] = [
         {
             "unit": unit.index,
@@ -236,8 +236,16 @@ def _figure(
 
 def _print(figures: list[Figure], manifest: Manifest, selection: Selection, total: Counts) -> None:
     left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
-    print(f"evaluate: {_named(selection)}: {plural(total.num_images, 'image')}{left_out}")
-    for text in skipped_images({figure.labels: figure.skipped for figure in figures}):
+    apart = {"report": "; the others are the tune part, for choosing settings", "tune": "", "all": ""}[selection.part]
+    print(f"evaluate: {_named(selection)}: {plural(total.num_images, 'image')}{left_out}{apart}")
+    if total.num_foreign:
+        values = zip(manifest.class_names[:3], manifest.class_values, strict=False)
+        known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 3 else "")
+        print(
+            f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes. Known are "
+            f"the values 0 background, {known}; others are ignored."
+        )
+    for text in skipped_images((figure.labels, figure.skipped) for figure in figures):
         print(f"evaluate: {text}.")
     for resolution in dict.fromkeys(figure.resolution for figure in figures):
         shown = [figure for figure in figures if figure.resolution == resolution]
@@ -258,16 +266,19 @@ def _selected_units(manifest: Manifest, selection: Selection, unit_size: int) ->
     Raises:
         ValueError: no selected image has a mask.
     """
-    is_selected, has_mask, other_has = [], False, False
+    is_selected, has_mask, others = [], False, set[str]()
     for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
         for image_id, split, mask_uri in zip(*batch.values(), strict=True):
             is_selected.append(selection.includes(image_id, split))
             has_mask |= is_selected[-1] and bool(mask_uri)
-            other_has |= bool(mask_uri)
+            others |= {split} if mask_uri else set()
     if not has_mask:
+        elsewhere = sorted(others - set(selection.splits))
         remedy = (
-            "Others have: choose another --split or --part."
-            if other_has
+            f"Those of {', '.join(elsewhere)} have: --split {elsewhere[0]}."
+            if elsewhere
+            else "Others of these splits have: --part all."
+            if others
             else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
         )
         raise ValueError(f"evaluate: no image of {_named(selection)} has a mask. {remedy}")

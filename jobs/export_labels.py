@@ -23,7 +23,7 @@ import torch
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from ficklenet.seeds import resize_labels
-from jobs.command_line import job_parser, run_main
+from jobs.command_line import job_parser, run_main, underscored
 from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
@@ -64,9 +64,11 @@ EXAMPLES = """examples:
 def main(arguments: list[str]) -> None:
     parser = job_parser("export_labels", f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("--format", choices=get_args(Format), required=True, help="of the files, see above")
-    parser.add_argument("--labels", choices=get_args(Labels), default="seeds", help="default: seeds")
+    parser.add_argument("--labels", choices=get_args(Labels), type=underscored, default="seeds", help="default: seeds")
     parser.add_argument(
-        "--out", metavar="FOLDER", help="local folder or s3:// prefix; default: <run>/exports/<format>-<labels>"
+        "--out",
+        metavar="FOLDER",
+        help="local folder or s3:// prefix; default: in <run>/exports, png-seeds for example",
     )
     parser.add_argument("--restart", choices=[PROGRESS], help="export everything anew")
     given = parser.parse_args(arguments)

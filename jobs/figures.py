@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,19 +80,21 @@ def store_figures(run: Run, figures: Sequence[Figure], class_names: Sequence[str
     place.write_bytes(json.dumps({"figures": kept + records}, indent=1).encode())
 
 
-def skipped_images(by_labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+def skipped_images(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
     """'1 image skipped by an earlier step (empty file): all missed', and by which labels where not by all.
 
     Args:
-        by_labels: for each kind of labels the measured images without any, by reason.
+        measured: kinds of labels, and the number of measured images that have none, by reason.
     """
-    without: dict[tuple[str, int], list[str]] = {}
-    for labels, reasons in by_labels.items():
+    without: dict[tuple[str, int], dict[str, None]] = {}
+    kinds: dict[str, None] = {}
+    for labels, reasons in measured:
+        kinds[labels] = None
         for reason, count in reasons.items():
-            without.setdefault((reason, count), []).append(labels)
+            without.setdefault((reason, count), {})[labels] = None
     return [
         f"{plural(count, 'image')} skipped by an earlier step ({reason}): all missed"
-        + (f" by {', '.join(labels)}" if len(labels) < len(by_labels) else "")
+        + (f" by {', '.join(labels)}" if len(labels) < len(kinds) else "")
         for (reason, count), labels in without.items()
     ]
 
@@ -103,7 +105,8 @@ def summary_table(figures: Sequence[Figure]) -> str:
     for figure in figures:
         found = asdict(label_figures(figure.matrix))
         rows.append([figure.labels, *(_text(found[name]) for name in SUMMARY)])
-    return f"{_aligned(rows)}\n  (fg: pixels of classes, bg: of the background; coverage: the share labelled at all)"
+    note = "fg: pixels of classes, bg: of the background; coverage: the share labelled at all"
+    return f"{_aligned(rows)}\n  ({note}; -: no such pixels, mIoU is over the rest)"
 
 
 def class_table(figures: Sequence[Figure], class_names: Sequence[str]) -> str:

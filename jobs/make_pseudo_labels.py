@@ -16,7 +16,7 @@ from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from cluster.quarantine import LEFT_OUT
 from ficklenet.crf import require_pydensecrf
-from jobs.command_line import job_parser, run_main
+from jobs.command_line import job_parser, run_main, underscored
 from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
@@ -47,7 +47,9 @@ EXAMPLES = """examples:
 def main(arguments: list[str]) -> None:
     parser = job_parser("make_pseudo_labels", f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="only every N-th unit, from the I-th on")
-    parser.add_argument("--restart", choices=["pseudo_labels"], help="delete this step's results and start it anew")
+    parser.add_argument(
+        "--restart", choices=["pseudo_labels"], type=underscored, help="delete this step's results and start it anew"
+    )
     given = parser.parse_args(arguments)
     run = open_run(given.run, given.config, given.set)
     shard = parse_shard(given.shard)

@@ -11,6 +11,7 @@ from storage.location import Location
 from storage.manifest import Manifest
 
 UNREADABLE_SHOWN = 3
+PAIRS_SHOWN, MOST_NAMES = 5, 2000  # of class names that may be one
 SHORT = 5  # letters below which class names are not held against each other: "cat" and "bat"
 
 
@@ -25,25 +26,33 @@ def describe_manifest(manifest: Manifest, place: Location, config: Config, *, is
     labels: Counter[str] = Counter()
     problems: dict[str, list[str]] = defaultdict(list)  # ids
     unreadable: list[str] = []
-    num_unlabelled = 0
-    for batch in manifest.iter_columns(["image_id", "uri", "split", "labels", "problem", "height"]):
+    num_unlabelled, with_file = 0, Counter[str]()
+    columns = ["image_id", "uri", "split", "labels", "problem", "height", "mask_uri", "saliency_uri"]
+    for batch in manifest.iter_columns(columns):
         splits.update(batch["split"])
+        for noun, column in (("a mask", "mask_uri"), ("a saliency map", "saliency_uri")):
+            with_file.update([noun] * sum(uri is not None for uri in batch[column]))
         labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
         num_unlabelled += sum(not (found or bad) for found, bad in zip(batch["labels"], batch["problem"], strict=True))
         for image_id, problem in zip(batch["image_id"], batch["problem"], strict=True):
             if problem:
                 problems[problem].append(image_id)
-        columns = (batch[name] for name in ("uri", "height", "problem"))
-        unreadable += [uri for uri, height, problem in zip(*columns, strict=True) if height is None and not problem]
+        sizes = zip(batch["uri"], batch["height"], batch["problem"], strict=True)
+        unreadable += [uri for uri, height, problem in sizes if height is None and not problem]
     print(f"prepare: {plural(manifest.num_images, 'image')} in {place}")
     print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
-    without = f"; {num_unlabelled:,} without a label" if num_unlabelled else ""
-    print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names) + without)
+    print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
+    if num_unlabelled:
+        print(f"  without a label: {num_unlabelled:,}; not trained on, and mapped with maps.classes=predicted alone")
+    if with_file:
+        print("  with:    " + ", ".join(f"{noun} {count:,}" for noun, count in with_file.items()))
     if not any(name in config.classifier.val_splits for name in splits):
-        predicted = "" if any(name in config.predicted_splits for name in splits) else ", and none is predicted"
+        named = ", ".join(config.classifier.val_splits)
+        why = f"no image is in the split {named}" if named else "no split is named for it"
+        predicted = "" if any(name in config.predicted_splits for name in splits) else ", no masks are predicted"
         print(
-            f"  no validation: no image is in the split {', '.join(config.classifier.val_splits)}{predicted}. "
-            "If another split is for validation: --set classifier.val_splits=NAME."
+            f"  no validation: {why}. All can be trained on and mapped{predicted}. "
+            "If a split is for validation: --set classifier.val_splits=NAME."
         )
     if is_found:
         _doubt(manifest.class_names, labels)
@@ -59,8 +68,11 @@ def describe_manifest(manifest: Manifest, place: Location, config: Config, *, is
 
 def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
     """Asks about names that may be slips."""
-    for name, other in alike(names):
+    pairs = alike(names) if len(names) <= MOST_NAMES else []
+    for name, other in pairs[:PAIRS_SHOWN]:
         print(f"  two classes, or one misspelt? {name!r} {count[name]:,}, {other!r} {count[other]:,}")
+    if len(pairs) > PAIRS_SHOWN:
+        print(f"  and {len(pairs) - PAIRS_SHOWN:,} more such pairs")
     for name in names:
         if "," in name and {part.strip() for part in name.split(",")} & set(names):
             print(f"  one class, or several? {name!r} {count[name]:,}; labels are separated by ';' or '|'")
@@ -77,7 +89,7 @@ def alike(names: Sequence[str]) -> list[tuple[str, str]]:
         (name, other)
         for number, name in enumerate(names)
         for other in names[number + 1 :]
-        if numbers[name] == numbers[other] and _is_alike(plain[name], plain[other])
+        if plain[name] and numbers[name] == numbers[other] and _is_alike(plain[name], plain[other])
     ]
 
 

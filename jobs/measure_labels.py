@@ -34,7 +34,7 @@ Source = Literal[
 ]
 Resolution = Literal["map", "image"]
 
-MADE_BY: dict[Source, str] = {  # the step whose folder holds what a recipe measures, or makes labels of
+HELD_IN: dict[Source, str] = {  # the step whose folder holds what a recipe measures, or makes labels of
     "stored seeds": "seeds",
     "stored pseudo-labels": "pseudo_labels",
     "stored predictions": "predictions",
@@ -91,12 +91,14 @@ class Counts:
     """Confusion matrices by recipe and resolution, and the images they are of.
 
     Attributes:
+        num_foreign: measured ones whose mask has no pixel of any of their classes.
         left_out: images not measured, by reason.
         skipped: by recipe, measured ones that its step skipped, so that they have no labels, by the reason.
     """
 
     matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
     num_images: int = 0
+    num_foreign: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
@@ -104,6 +106,7 @@ class Counts:
         for measured, matrix in other.matrices.items():
             self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
         self.num_images += other.num_images
+        self.num_foreign += other.num_foreign
         self.left_out.update(other.left_out)
         for recipe, reasons in other.skipped.items():
             self.skipped[recipe].update(reasons)
@@ -151,8 +154,10 @@ class UnitMeter:
                     counts.left_out[subject] += 1
                     continue
                 counts.add(self.measure(subject))
+                labels = [label + 1 for label in entries[number].labels]
+                counts.num_foreign += bool(labels) and not np.isin(subject.truth, labels).any()
                 for recipe in self.measurement.recipes:
-                    if reason := row["skipped"][MADE_BY[recipe.source]].get(entries[number].image_id):
+                    if reason := row["skipped"][HELD_IN[recipe.source]].get(entries[number].image_id):
                         counts.skipped[recipe.name][reason] += 1
         return {"counts": counts, "num_images": len(selected)}
 
@@ -171,6 +176,9 @@ class UnitMeter:
         ):
             if isinstance(truth, BadImage):
                 subjects.append(f"mask: {truth.reason}")
+                continue
+            if None not in (entry.height, entry.width) and truth.shape != (entry.height, entry.width):
+                subjects.append("mask: not of its image's size")
                 continue
             labels = {source: self._or_ignored(found[index], truth) for source, found in stored.items()}
             if seeds is not None:

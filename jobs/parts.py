@@ -47,7 +47,7 @@ def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
         for image_id, split, mask_uri in zip(*batch.values(), strict=True):
             if mask_uri and split not in masked and (split in validation or not is_tuning_image(image_id)):
                 masked.add(split)
-    training = {split for split in masked if (split in chosen if chosen else split not in validation)}
+    training = {split for split in masked if split not in validation and (not chosen or split in chosen)}
     return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
 
 
@@ -67,7 +67,7 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
     if unknown:
         raise ValueError(f"--split {unknown[0]}: no such split; the manifest has {', '.join(known) or 'none'}.")
     validation, training = config.classifier.val_splits, config.classifier.train_splits
-    chosen = splits or list(training) or [name for name in known if name not in validation]
+    chosen = splits or [name for name in training or known if name not in validation]
     is_validation = [split in validation for split in chosen]
     if any(is_validation):
         if not all(is_validation):

@@ -68,10 +68,10 @@ def predict_masks(
     results = run_stages(plan.rows, stages, run.config.cluster, connection, device, job.trial)
     labels: set[int] = set()
     book_units("predictions", plan, _noting_labels(results, labels), run.config.images.max_skipped_fraction)
-    if len(labels) == 1:
+    if len(labels) == 1 and len(plan.missing) == len(plan.units):
         name = ("background", *manifest.class_names)[labels.pop()]
         print(
-            f"predictions: every pixel of this launch is {name}: the network tells no class from another. Look at the "
+            f"predictions: every pixel is {name}: the network tells no class from another. Look at the "
             "seeds in the report; more segmenter.epochs or better segmenter.weights may help."
         )
 

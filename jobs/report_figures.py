@@ -42,7 +42,8 @@ def measured_figures(run: Run, settings: Sequence[Setting], state: RunState) -> 
 
 
 def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: RunState) -> Measured:
-    first = group[0]
+    first, notes = group[0], tuple(_made_otherwise(figure, now, state) for figure in group)
+    kinds = [figure["labels"] + (f" by {note}" if note else "") for figure, note in zip(group, notes, strict=True)]
     return Measured(
         splits=tuple(first["splits"]),
         part=first["part"],
@@ -50,9 +51,9 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
         size=first["size"],
         num_images=first["num_images"],
         left_out=first["left_out"],
-        skipped=tuple(skipped_images({figure["labels"]: figure.get("skipped", {}) for figure in group})),
+        skipped=tuple(skipped_images(zip(kinds, (figure.get("skipped", {}) for figure in group), strict=True))),
         figures=tuple(group),
-        notes=tuple(_made_otherwise(figure, now, state) for figure in group),
+        notes=notes,
     )
 
 

@@ -87,7 +87,8 @@ class Worst:
     Attributes:
         grid: (h, w) of the seeds, None where none are shown.
         num_compared: of the predicted images, those that were looked at.
-        labels: that occur in their predictions.
+        labels: that occur in their predictions, before the CRF or after it.
+        classes: of the images shown and of the predictions, for the legend.
     """
 
     examples: tuple[Example, ...]
@@ -95,6 +96,7 @@ class Worst:
     num_compared: int
     num_predicted: int
     labels: frozenset[int]
+    classes: tuple[int, ...]
 
 
 def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
@@ -144,11 +146,13 @@ def worst_predictions(
         worst = sorted(sample, key=lambda index: -1.0 if (error := errors[index]) is None else error, reverse=True)
         examples = tuple(pool.map(draw, worst[:NUM_WORST]))
     labels = frozenset[int]().union(*(labels for _, labels in found.values()))
-    return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted), labels)
+    shown = {label for index in worst[:NUM_WORST] for label in manifest.rows(index, index + 1)[0].labels}
+    classes = tuple(sorted(shown | {label - 1 for label in labels if 0 < label <= manifest.num_classes}))
+    return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted), labels, classes)
 
 
 def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float | None, frozenset[int]]:
-    """An image's error and the labels in its prediction.
+    """An image's error and the labels in its prediction, before the CRF or after it.
 
     The error is 1 - mean IoU, in [0, 1], over the labels in its mask or prediction; None where there is no mask.
     """
@@ -156,7 +160,9 @@ def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float 
     truth, labels = read_truth(run, manifest, row), _read_prediction(run, manifest, row.image_id)
     if isinstance(labels, BadImage):
         return None, frozenset()
-    found = frozenset(np.unique(labels).tolist())
+    unrefined = _read_prediction(run, manifest, row.image_id, "unrefined")
+    kinds = (labels, unrefined) if isinstance(unrefined, np.ndarray) else (labels,)
+    found = frozenset[int]().union(*(np.unique(kind).tolist() for kind in kinds))
     if not isinstance(truth, np.ndarray):
         return None, found
     num_classes = manifest.num_classes
@@ -177,9 +183,9 @@ def _example(run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None,
     return Example(picture_of(run, index, row, truth), error, tuple(tiles))
 
 
-def _read_prediction(run: Run, manifest: Manifest, image_id: str) -> np.ndarray | BadImage:
+def _read_prediction(run: Run, manifest: Manifest, image_id: str, place: str = "labels") -> np.ndarray | BadImage:
     try:
-        uri = prediction_location(run, image_id).uri
+        uri = prediction_location(run, image_id, place).uri
         return read_mask(uri, range(1, manifest.num_classes + 1), run.config.images.max_pixels)
     except BadImage as bad:
         return bad

@@ -12,6 +12,7 @@ from cluster.connect import Connection
 from ficklenet.crf import require_pydensecrf
 from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device
+from jobs.config import Config
 from jobs.run import Run, open_run
 from jobs.segmentation_worker import segmentation_plan, segmentation_worker
 from jobs.train_segmentation import check_images, fingerprint, require_start_weights
@@ -44,11 +45,7 @@ def retrain_segmenter(
         ValueError: there is no first network, or it learnt all masks and has nothing to add to them.
     """
     config, manifest = run.config.segmenter, run.manifest()
-    if config.supervision == "masks":
-        raise ValueError(
-            "retrain_segmentation: segmenter.supervision=masks learns all there is to learn; retraining is for "
-            "networks that learnt seeds."
-        )
+    require_something_to_teach(run.config)
     teacher = require_segmenter(run, manifest.class_names, "retrain_segmentation")
     device = resolved_device(config.device, connection)
     if device == "cpu":
@@ -64,6 +61,15 @@ def retrain_segmenter(
         subject=f"{config.backbone}, taught by the first network,",
     )
     return run_training_job(run, connection, job, restart=restart, dry_run=dry_run)
+
+
+def require_something_to_teach(config: Config) -> None:
+    """Refuses to retrain a network that learnt all masks."""
+    if config.segmenter.supervision == "masks":
+        raise ValueError(
+            "retrain_segmentation: segmenter.supervision=masks learns all there is to learn; retraining is for "
+            "networks that learnt seeds."
+        )
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from jobs.make_pseudo_labels import make_pseudo_labels
 from jobs.parts import measurable_splits
 from jobs.predict_masks import predict_masks, units_to_predict
 from jobs.report import write_report
-from jobs.retrain_segmentation import retrain_segmenter
+from jobs.retrain_segmentation import require_something_to_teach, retrain_segmenter
 from jobs.run import Run, open_run
 from jobs.segmentation_worker import segmentation_plan
 from jobs.step_states import TRAININGS
 from jobs.train_ficklenet import train_classifier
 from jobs.train_segmentation import check_images, require_start_weights, train_segmenter
+from jobs.training_job import require_workers
 from storage.errors import NotYet
 from storage.units import plan_units
 
@@ -93,12 +94,13 @@ def require_possible(run: Run) -> None:
     Raises:
         ValueError: nothing to predict, or nothing that the segmentation network can learn or begin with.
     """
-    manifest = run.manifest()
+    manifest, config = run.manifest(), run.config
     units_to_predict(run, manifest)
-    if _is_to_train(run):
-        check_images(run.config, manifest)
-        if run.config.segmenter.weights != "classifier":
-            require_start_weights(run, manifest)
+    if config.predictions.network == "retrained":
+        require_something_to_teach(config)
+    require_workers(config.cluster, segmentation_plan(config, check_images(config, manifest)))
+    if config.segmenter.weights != "classifier":  # which is trained first
+        require_start_weights(run, manifest)
 
 
 def _is_to_train(run: Run) -> bool:
@@ -120,7 +122,8 @@ def foretell(run: Run, connection: Connection) -> None:
         except NotYet:
             print(f"{name}, dry run: {_extent(run, name)}, once the steps above are done; a dry run then tells more.")
     figures = "".join(f"figures of {', '.join(splits)}, " for splits in measurable_splits(run.manifest(), run.config))
-    print(f"pipeline: then {figures}the contact sheet and the report.")
+    without = "" if figures else "no figures, as no image to report on has a mask, "
+    print(f"pipeline: then {figures}{without}the contact sheet and the report.")
 
 
 def _extent(run: Run, name: str) -> str:

@@ -114,9 +114,12 @@ class SegmentationImages(Dataset):
         present[[0, *(label + 1 for label in entry.labels)]] = True
         seeds, truth = unknown, unknown
         try:
-            pixels = resize_square(read_image(entry.uri, max_pixels), size)
+            image = read_image(entry.uri, max_pixels)
+            pixels = resize_square(image, size)
             if entry.mask_uri is not None:
                 mask = read_mask(entry.mask_uri, self.class_values, max_pixels)
+                if mask.shape != image.shape[:2]:
+                    raise BadImage("its mask is not of its size")
                 truth = resize_labels(mask, grid).astype(np.int64)
         except BadImage as error:
             blank = np.zeros((3, size, size), np.uint8)

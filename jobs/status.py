@@ -6,8 +6,7 @@ driver's sign of life, renewed every 15 s; one that has grown stale is named so.
 
 import json
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -18,6 +17,7 @@ from jobs.run import Run, open_run
 from jobs.step_states import JOBS, StepState, run_state
 from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
+from storage.steps import ids_by_reason
 
 EXAMPLES = """examples:
   python jobs/status.py --run s3://bucket/voc
@@ -117,7 +117,7 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         done=state.done,
         left=state.left,
         num_skipped=len(state.skipped),
-        skipped=_by_reason(state.skipped),
+        skipped=ids_by_reason(state.skipped),
         pace=pace,
         seconds_left=state.left / pace if pace else None,
         objects=stored[0],
@@ -125,13 +125,6 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         drivers=[Driver(beat.launch, beat.host, beat.pid, beat.age(now), beat.is_stale(now)) for beat in beats],
         command=state.command,
     )
-
-
-def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for image_id, reason in skipped.items():
-        by_reason[reason].append(image_id)
-    return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -147,7 +147,9 @@ def _training_state(
         unit="epochs",
         done=training.epochs,
         skipped={
-            image_id: reason for line in training.lines for image_id, reason in line.get("skipped_images", {}).items()
+            image_id: reason
+            for metrics in (*training.lines, training.metrics)
+            for image_id, reason in metrics.get("skipped_images", {}).items()
         },
         left=left,
         seconds=0.0,
@@ -189,11 +191,15 @@ def _unit_step_state(
 
 
 def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Training]) -> StepState:
-    """Outdated where every figure is of networks that the run has no longer."""
-    figures, measurable = read_figures(run), measurable_splits(manifest, run.config)
-    is_outdated = bool(figures) and not any(is_of_these_networks(figure, trainings) for figure in figures)
-    state = "outdated" if is_outdated else "done" if figures else "not started" if measurable else "not possible"
-    only_validation = measurable and set(measurable[0]) <= set(run.config.classifier.val_splits)
+    """What was measured on the tune part are trials, and no evaluation."""
+    figures = [figure for figure in read_figures(run) if figure["part"] != "tune"]
+    measurable, stale = measurable_splits(manifest, run.config), _stale_splits(figures, trainings)
+    if not measurable and (stale or not figures):
+        state = "not possible"
+    else:
+        state = "outdated" if stale else "done" if figures else "not started"
+    only_validation = bool(measurable) and set(measurable[0]) <= set(run.config.classifier.val_splits)
+    splits = stale or (measurable[0] if only_validation else ())
     return StepState(
         name="evaluation",
         state=state,
@@ -203,8 +209,17 @@ def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Trai
         left=0,
         seconds=0.0,
         finished="",
-        command=evaluate_command(run, measurable[0] if only_validation else ()) if measurable else "",
+        command=evaluate_command(run, splits) if measurable else "",
     )
+
+
+def _stale_splits(figures: Sequence[Mapping[str, Any]], trainings: Mapping[str, Training]) -> Sequence[str]:
+    """Splits whose labels, of seeds or of a segmentation network, were measured of earlier networks alone."""
+    is_current: dict[tuple[Any, ...], bool] = {}
+    for figure in figures:
+        kind = tuple(figure["splits"]), figure.get("segmenter") is not None
+        is_current[kind] = is_current.get(kind, False) or is_of_these_networks(figure, trainings)
+    return next((kind[0] for kind, current in is_current.items() if not current), ())
 
 
 def evaluate_command(run: Run, splits: Sequence[str]) -> str:
@@ -225,7 +240,9 @@ def is_of_these_networks(figure: Mapping[str, Any], trainings: Mapping[str, Trai
 
 
 def _command(run: Run, name: str, *, is_outdated: bool) -> str:
-    return f"python jobs/{JOBS[name]}.py --run {run.uri}" + (f" --restart {name}" if is_outdated else "")
+    return shlex.join(
+        ["python", f"jobs/{JOBS[name]}.py", "--run", run.uri, *(["--restart", name] if is_outdated else [])]
+    )
 
 
 def _when(seconds: float | None) -> str:

@@ -15,7 +15,7 @@ from jobs.compute import connected, resolved_device, resolved_precision
 from jobs.config import Config
 from jobs.run import Run, open_run
 from jobs.trained_classifier import require_classifier
-from jobs.training_data import image_list
+from jobs.training_data import image_list, validation_images
 from jobs.training_job import TrainingJob, run_training_job
 from storage.manifest import Manifest
 
@@ -54,7 +54,7 @@ def train_classifier(run: Run, connection: Connection, *, restart: bool = False,
         require_imagenet_weights(config.backbone, "classifier.weights")  # which the workers download
     else:
         new_classifier(run.config, manifest.class_names)
-    num_validation = len(image_list(manifest, config.val_splits))
+    num_validation = len(validation_images(manifest, run.config))
     job = TrainingJob(
         script="train_ficklenet",
         plan=training_plan(run.config, num_images),
@@ -83,7 +83,7 @@ def _check_images(config: Config, manifest: Manifest) -> int:
             f"train_ficklenet: no labelled image in the training splits {list(settings.train_splits) or 'given'}; "
             f"the manifest has {sorted(_splits(manifest))}. Set classifier.train_splits."
         )
-    if settings.keep == "best" and not image_list(manifest, settings.val_splits):
+    if settings.keep == "best" and not validation_images(manifest, config):
         raise ValueError(
             f"classifier.keep: given 'best', but there is no labelled image in the validation splits "
             f"{list(settings.val_splits)}. Set classifier.val_splits, or keep the 'last'."

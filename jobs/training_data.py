@@ -67,6 +67,12 @@ def image_list(manifest: Manifest, splits: Sequence[str], without: Sequence[str]
     ]
 
 
+def validation_images(manifest: Manifest, config: Config) -> list[ListedImage]:
+    """The labelled, usable images that the classifier is validated on; none where no split is named."""
+    splits = config.classifier.val_splits
+    return image_list(manifest, splits) if splits else []
+
+
 class ListedImages(Dataset):
     """Images of a list; one that cannot be read is all zeros with weight 0."""
 

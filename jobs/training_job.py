@@ -7,7 +7,7 @@ from typing import Any
 from cluster.connect import Connection
 from cluster.training import Worker, train
 from cluster.words import plural
-from jobs.config import training_worker_range
+from jobs.config import ClusterConfig, training_worker_range
 from jobs.dry_run import print_training
 from jobs.kept_model import keep_epoch
 from jobs.progress import duration
@@ -53,13 +53,13 @@ def run_training_job(
     """
     plan, name, cluster = job.plan, job.plan.name, run.config.cluster
     workers = training_worker_range(cluster)
-    _check_workers(max(workers), plan)
+    require_workers(cluster, plan)
 
     # 1. The step, made or joined
     step, command = Step(run.location / name), run.command(job.script)
     if dry_run:
         step.check_start(job.fingerprint, command, restart=restart)
-        print_training(run, connection, job.device, plan)
+        print_training(run, connection, job.device, plan, restart=restart)
         return {}
     if restart:
         step.restart()
@@ -67,7 +67,7 @@ def run_training_job(
     record_run(run, name)
     if (step.location / "complete.json").exists():
         metrics = keep_epoch(step.location, job.keep)
-        print(f"{name}: already trained ({described(metrics)}); '{command} --restart {name}' trains anew.")
+        print(f"{name}: already trained ({described(metrics)}); --restart {name} of {job.script}.py trains anew.")
         return metrics
 
     # 2. Train; the checkpoints of an interrupted training are found by their place
@@ -99,8 +99,9 @@ def run_training_job(
     return metrics
 
 
-def _check_workers(most: int, plan: Plan) -> None:
-    allowed = min(plan.batch_size, plan.num_images)
+def require_workers(config: ClusterConfig, plan: Plan) -> None:
+    """Refuses more training workers than a batch has images."""
+    most, allowed = max(training_worker_range(config)), min(plan.batch_size, plan.num_images)
     if most > allowed:
         raise ValueError(
             f"cluster.training_workers: given {most}, allowed: 1 to {allowed}, as each needs an image of every batch. "

@@ -13,6 +13,7 @@ from cluster.training_context import Metrics
 from jobs.progress import duration
 from jobs.report_curves import read_metrics
 from storage.location import Location
+from storage.steps import ids_by_reason
 
 NAMES = {
     "loss": "loss {:.3f}",
@@ -47,11 +48,7 @@ class TrainingLog:
     @property
     def skipped(self) -> dict[str, list[str]]:
         """The ids of the images that could not be read, by reason."""
-        found: dict[str, list[str]] = {}
-        for line in self.lines:
-            for image_id, reason in line.get("skipped_images", {}).items():
-                found.setdefault(reason, []).append(image_id)
-        return found
+        return ids_by_reason({key: why for line in self.lines for key, why in line.get("skipped_images", {}).items()})
 
     @property
     def seconds(self) -> float:

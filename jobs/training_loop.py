@@ -128,9 +128,9 @@ def run_training(
 
     Mid-epoch reports have `step`, `losses` ([step, mean loss up to it] pairs), `learning_rate`, `images_per_second` and
     the number of `workers`. Those at an epoch's end also have `epoch`, its mean `loss`, what validation found and,
-    where there are any, how many images were `skipped` so far and, as `skipped_images`, those new in this epoch with
-    the reasons. `best.pt` is written whenever no earlier validation was better, `last.pt` at the end; each before the
-    checkpoint that counts it.
+    where there are any, how many images were `skipped` so far and, as `skipped_images`, those new in this epoch, or at
+    the last one all, with the reasons. `best.pt` is written whenever no earlier validation was better, `last.pt` at the
+    end; each before the checkpoint that counts it.
 
     Args:
         batches_of: this worker's share of each of these global steps, in order.
@@ -183,13 +183,16 @@ def _finish_epoch(
 ) -> Metrics:
     """Validates when it is time, and writes the best and the last model; the epoch's metrics."""
     _require_readable(plan, progress.skipped)
+    is_last = epoch == plan.epochs
     metrics: Metrics = {"epoch": epoch, "loss": progress.loss / plan.epoch_steps}
     progress.loss = 0.0
     if progress.skipped:
-        new = dict(list(progress.skipped.items())[progress.reported :])
-        metrics |= {"skipped": len(progress.skipped), "skipped_images": new}
+        start = 0 if is_last else progress.reported  # an epoch's report may have been lost with its driver
+        metrics |= {
+            "skipped": len(progress.skipped),
+            "skipped_images": dict(list(progress.skipped.items())[start:]),
+        }
         progress.reported = len(progress.skipped)
-    is_last = epoch == plan.epochs
     if is_last or epoch % plan.validate_every == 0:
         metrics |= learner.validate()
     score = metrics.get(learner.score)

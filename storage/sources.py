@@ -4,6 +4,7 @@ Readers (`storage.voc`, `storage.coco`, `storage.image_table`) yield plain `Sour
 become class numbers, and an image that cannot be used becomes a row that says why.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -94,4 +95,7 @@ def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | 
     if image.image_id in seen:
         return "its id is already taken by an earlier image"
     unknown = sorted(set(image.labels) - set(known))
-    return f"label {unknown[0]!r} is not in the class list" if unknown else None
+    if not unknown:
+        return None
+    near = difflib.get_close_matches(unknown[0], list(known), n=1)
+    return f"label {unknown[0]!r} is not in the class list" + (f"; did you mean {near[0]!r}?" if near else "")

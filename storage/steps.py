@@ -249,6 +249,18 @@ def _short(flat: Mapping[str, Any], key: str) -> str:
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
+def ids_by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    """Ids of images by the reason why they were skipped, the most frequent first.
+
+    Args:
+        skipped: reasons by id.
+    """
+    found: dict[str, list[str]] = {}
+    for image_id, reason in skipped.items():
+        found.setdefault(reason, []).append(image_id)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
 def require_complete(step: Step, units: Sequence[Unit], manifest: Manifest, asked_by: str, command: str) -> None:
     """Refuse to build on a step that is not finished.
 

@@ -25,7 +25,7 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
         ("maps.num_samples=0", "maps.num_samples: given 0, allowed: whole numbers from 1."),
         ("maps.num_samples=many", "maps.num_samples: given 'many', allowed: whole numbers from 1."),
         ("maps.num_samples=3.5", "maps.num_samples: given 3.5, allowed: whole numbers from 1."),
-        ("maps.num_samples=1e400", "maps.num_samples: given inf, allowed: whole numbers from 1."),
+        ("maps.num_samples=1e400", "maps.num_samples: given inf, allowed: finite whole numbers from 1."),
         ("seeds.theta=high", "seeds.theta: given 'high', allowed: numbers from 0 to 1."),
         ("seeds.theta=2", "seeds.theta: given 2, allowed: numbers from 0 to 1."),
         ("classifier.drop_rate=1", "classifier.drop_rate: given 1, allowed: numbers from 0 to below 1."),
@@ -53,6 +53,11 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
             "cluster.training_workers=8..2",
             "cluster.training_workers: given '8..2', allowed: a number from 1, or a range of them such as 2..8.",
         ),
+        (
+            "segmenter.weights=classifier",
+            "segmenter.weights: given 'classifier', allowed: where both have one backbone, but segmenter.backbone is "
+            "vgg16 and classifier.backbone resnet101; give other weights.",
+        ),
         ("images.input_size=320", "images.input_size: given 320, allowed: 8 g + 1, such as 321."),
         (
             "maps.num_samples",
@@ -62,7 +67,7 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
 )
 def test_wrong_assignment_is_refused_in_one_sentence(assignment, sentence):
     with pytest.raises(ValueError) as refusal:
-        resolve_config({}, None, [assignment])
+        resolve_config({"classifier": {"backbone": "resnet101"}}, None, [assignment])
     assert str(refusal.value) == sentence
 
 

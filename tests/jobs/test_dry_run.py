@@ -94,6 +94,11 @@ def test_resources_are_told_without_starting_a_ray(finished_maps_run, capsys):
     assert "storage: at most " in text  # storage, by the grid and the labels
 
 
+def test_a_training_begun_anew_is_foretold_whole(finished_maps_run, capsys):
+    text = foretell(train_ficklenet, finished_maps_run, capsys, "--restart", "classifier")
+    assert "classifier, dry run: 1 of 1 epoch to do" in text and "  first:   deletes " in text and "time: " in text
+
+
 def test_only_an_own_ray_that_is_not_there_yet_takes_time_to_start():
     there, promised = (Connection(4, 0, num_nodes=1, is_to_start=is_to_start) for is_to_start in (False, True))
     assert describe_connection(ClusterConfig(), there) == "on a Ray of 1 node, 4 CPUs, 0 GPUs"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.connect import connect
 from ficklenet.metrics import confusion_matrix, label_figures
@@ -14,10 +15,11 @@ from jobs.aggregate_seeds import aggregate_run
 from jobs.evaluate import evaluate_seeds, main, sweep
 from jobs.figures import Figure
 from jobs.make_pseudo_labels import make_pseudo_labels, pseudo_label_location
-from jobs.parts import is_tuning_image, resolve_selection
+from jobs.parts import is_tuning_image, measurable_splits, resolve_selection
 from jobs.run import Run, open_run
 from storage.images import read_mask
 from storage.seed_store import SeedStore
+from storage.steps import Skipped, Step
 
 
 @pytest.fixture
@@ -222,3 +224,45 @@ def test_command_prints_a_table_of_every_kind_and_class(seeded_run, capsys):
     assert "train: 12 images" in out and "at map resolution (9 x 9)" in out
     for word in ("mIoU", "fg precision", "coverage", "densified seeds", "background", "moon"):
         assert word in out
+
+
+def test_only_what_the_skipping_step_made_misses_an_image(predicted_run, capsys):
+    step = Step(predicted_run.location / "predictions")
+    [receipt] = step.receipts().values()
+    step.write_receipt(replace(receipt, skipped=(Skipped("scene_0012", "empty file"),)))
+    for place in ("labels", "unrefined"):
+        (predicted_run.location / "predictions" / place / "scene_0012.png").delete()
+    found = evaluate(predicted_run, ["val"], part=None, resolutions=("image",))
+    assert {labels for (labels, _), figure in found.items() if figure.skipped == {"empty file": 1}} == {
+        "predictions",
+        "predictions without CRF",
+    }
+    assert found["seeds", "image"].skipped == found["densified seeds", "image"].skipped == {}
+    told = "1 image skipped by an earlier step (empty file): all missed by predictions, predictions without CRF.\n"
+    assert told in capsys.readouterr().out
+
+
+def test_training_and_validation_images_are_measured_apart_even_where_one_is_both(seeded_run):
+    run = open_run(seeded_run.uri, None, ["classifier.train_splits=train,val"])
+    assert measurable_splits(run.manifest(), run.config) == [["train"], ["val"]]
+    assert resolve_selection(run.manifest(), run.config, [], None).splits == ("train",)
+
+
+def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_images, drawn_images, tmp_path, capsys):
+    size = Image.open(drawn_images[0].uri).size
+    Image.new("L", (50, 50), 1).save(tmp_path / "small.png")
+    binary = Image.new("L", size)
+    binary.paste(255, (0, 0, 20, 20))
+    binary.save(tmp_path / "binary.png")
+    masks = [str(tmp_path / "small.png"), str(tmp_path / "binary.png")]
+    images = [replace(image, mask_uri=mask) for image, mask in zip(drawn_images, masks, strict=False)]
+    run = map_images([*images, drawn_images[2]])
+    with connect("in-process") as connection:
+        aggregate_run(run, connection)
+    capsys.readouterr()
+    assert evaluate(run)["seeds", "map"].left_out == {"mask: not of its image's size": 1}
+    printed = capsys.readouterr().out
+    assert (
+        "evaluate: 1 mask without a pixel of any of the image's classes. Known are the values 0 background, " in printed
+    )
+    assert "1 star, 2 ring, 3 cross, ...; others are ignored.\n" in printed

@@ -9,7 +9,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs.generate_maps import generate
 from jobs.manifest_summary import alike
 from jobs.prepare_dataset import main, prepare
 from jobs.run import open_run
@@ -160,8 +162,8 @@ def test_manifest_may_be_made_anew_until_a_step_starts(drawn_images, trained_run
 def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys):
     training = [replace(image, split="train") for image in drawn_images]
     prepare(open_run(str(tmp_path / "run")), training, DRAWN_CLASS_NAMES)
-    told = "  no validation: no image is in the split val, and none is predicted. If another split is for validation: "
-    assert f"{told}--set classifier.val_splits=NAME.\n" in capsys.readouterr().out
+    told = "  no validation: no image is in the split val. All can be trained on and mapped, no masks are predicted. "
+    assert f"{told}If a split is for validation: --set classifier.val_splits=NAME.\n" in capsys.readouterr().out
     named = open_run(str(tmp_path / "other"), None, ["classifier.val_splits=train"])
     prepare(named, training, DRAWN_CLASS_NAMES)
     assert "no validation" not in capsys.readouterr().out
@@ -173,7 +175,7 @@ def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys
         (["shep", "cat", "sheep"], [("shep", "sheep")]),
         (["horse", "hrose"], [("horse", "hrose")]),
         (["horse", "hirse"], [("horse", "hirse")]),
-        (["horse", "house_2", "herso"], []),
+        (["horse", "house_2", "herso", "!", "?"], []),
         (["Dog", "dog", "potted plant", "potted_plant"], [("Dog", "dog"), ("potted plant", "potted_plant")]),
         (["cat", "bat", "car", "cart", "class 1", "class 2", "class 10", *VOC_CLASSES], []),
     ],
@@ -199,5 +201,16 @@ def test_labels_separated_by_commas_and_images_without_any_are_told(drawn_images
     table.write_text("\n".join(["image,labels", *rows]))
     main(["--run", str(tmp_path / "run"), "--csv", str(table)])
     printed = capsys.readouterr().out
-    assert "  classes: star 1, star, ring 1; 1 without a label\n" in printed
+    assert "  without a label: 1; not trained on" in printed
     assert "  one class, or several? 'star, ring' 1; labels are separated by ';' or '|'\n" in printed
+
+
+def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, map_images, capsys):
+    run = map_images([replace(image, mask_uri=None) for image in drawn_images])
+    prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    assert "  with:    a mask 14\n" in capsys.readouterr().out
+    with connect("in-process") as connection:
+        generate(run, connection)  # nothing that the maps are made of has changed
+        assert "0 of 4 units to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="differs in more than its masks"):
+        prepare(run, drawn_images[:-1], DRAWN_CLASS_NAMES)

@@ -109,5 +109,5 @@ def test_what_cannot_be_retrained_is_refused(seeded_run, segmented_run):
 def test_pipeline_retrains_where_that_network_is_to_predict(segmented_run, capsys):
     pipeline(["--run", segmented_run.uri, "--dry-run", "--set", "predictions.network=retrained"])
     printed = capsys.readouterr().out
-    assert "step 6 of 7, retrained\nretrained, dry run: 2 of 2 epochs to do, 12 images each." in printed
-    assert "predictions, dry run: not foreseeable" in printed
+    assert "step 6 of 7, retrained\nretrained, dry run: 2 of 2 epochs to do, 3 steps of 4 images each." in printed
+    assert "predictions, dry run: 1 unit (2 images), once the steps above are done" in printed

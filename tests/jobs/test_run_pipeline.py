@@ -54,6 +54,7 @@ def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, 
         ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere\.pt"),
         ("segmenter.weights=imagenet", r'segmenter\.weights: the backbone "small" has no ImageNet weights'),
         ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold, which has no training image"),
+        ("cluster.training_workers=5", r"cluster\.training_workers: given 5, allowed: 1 to 4, .*segmenter\.batch_size"),
     ],
 )
 @pytest.mark.parametrize("step", [run_pipeline, foretell])
@@ -62,6 +63,13 @@ def test_what_the_segmentation_network_cannot_begin_with_is_refused_before_the_f
 ):
     with connect("in-process") as connection, pytest.raises(ValueError, match=sentence):
         step(open_run(trained_run.uri, None, [assignment]), connection)
+    assert "step 1" not in capsys.readouterr().out
+
+
+def test_a_network_with_nothing_to_teach_is_refused_before_the_first_step(trained_run, capsys):
+    settings = ("segmenter.supervision=masks", "predictions.network=retrained")
+    with pytest.raises(ValueError, match="learns all there is to learn"):
+        launch(trained_run, *settings)
     assert "step 1" not in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import pytest
 from cluster.connect import connect
 from jobs import status
 from jobs.aggregate_seeds import aggregate_run
-from jobs.evaluate import evaluate_seeds
+from jobs.evaluate import evaluate_seeds, sweep
 from jobs.run import open_run
 from jobs.status import run_status
 from storage.location import Location
@@ -124,11 +124,27 @@ def test_the_evaluation_is_told_by_its_figures(seeded_run, map_images, drawn_ima
     capsys.readouterr()
     assert told(seeded_run).startswith("evaluation: done; 2 figures done; ")
     (seeded_run.location / "classifier/complete.json").delete()
-    assert told(seeded_run) == f"  anew: python jobs/evaluate.py --run {seeded_run.uri}"
+    assert told(seeded_run) == f"  anew: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
 
     only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
     run = map_images(only_val)
     assert told(run) == f"evaluation: not started; python jobs/evaluate.py --run {run.uri} --split=val"
+
+
+def test_an_evaluation_is_outdated_with_the_network_alone_and_trials_are_none(predicted_run):
+    def state() -> tuple[str, str]:
+        step = run_status(predicted_run).steps[-1]
+        return step.state, step.command.rpartition(" ")[2]
+
+    with connect("in-process") as connection:
+        sweep(predicted_run, connection, ["theta=0.1"], [], None, deterministic=False)
+        assert state() == ("not started", predicted_run.uri)
+        evaluate_seeds(predicted_run, connection, ["train"], "all", ("map",), deterministic=False)
+        evaluate_seeds(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
+    assert state()[0] == "done"
+    marker = predicted_run.location / "segmenter/complete.json"
+    marker.write_bytes(json.dumps(json.loads(marker.read_bytes()) | {"sha256": "of another"}).encode())
+    assert state() == ("outdated", "--split=val")
 
 
 def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):

@@ -18,8 +18,10 @@ from ficklenet.model_file import model_record
 from jobs import classifier_worker
 from jobs.prepare_dataset import prepare
 from jobs.run import Run, open_run
+from jobs.step_states import run_state
 from jobs.train_ficklenet import train_classifier
 from jobs.trained_classifier import load_classifier, require_classifier
+from jobs.training_log import TrainingLog
 from storage.images import read_image
 from storage.steps import Step
 
@@ -134,6 +136,31 @@ def test_unreadable_image_is_absent_from_training_and_counted(fresh_run, drawn_i
     assert record(run)["metrics"]["skipped"] == 1
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line == "classifier: skipped 1: missing: no such file (scene_0000)"
+
+
+def test_skipped_images_are_told_by_whatever_launch_ends_the_training(fresh_run, drawn_images, tmp_path, monkeypatch):
+    images = [replace(drawn_images[0], uri="/nowhere.png"), *drawn_images[1:]]
+    run = open_run(str(tmp_path / "gap"), defaults=fresh_run.config.model_dump())
+    prepare(run, images, DRAWN_CLASS_NAMES)
+    keep_line = TrainingLog.add
+
+    def killed_before_its_line(self: TrainingLog, report: dict) -> None:
+        raise Killed
+
+    monkeypatch.setattr(TrainingLog, "add", killed_before_its_line)
+    with pytest.raises(Killed):
+        train(run)
+    monkeypatch.setattr(TrainingLog, "add", keep_line)
+    train(run)
+    assert [line.get("skipped") for line in metrics(run)] == [1, 1]  # of epochs 2 and 3: the first was lost
+    told = [step.skipped for step in run_state(run, run.manifest()).steps.values() if step.name == "classifier"]
+    assert told == [{"scene_0000": "missing: no such file"}]
+
+
+def test_without_a_validation_split_nothing_is_validated(fresh_run, capsys):
+    train(fresh_run, "classifier.val_splits=[]")
+    assert "images (labelled, of the training splits), none to validate on" in capsys.readouterr().out
+    assert "val_map" not in record(fresh_run)["metrics"]
 
 
 def test_training_stops_where_too_many_images_cannot_be_read(fresh_run, drawn_images, tmp_path):

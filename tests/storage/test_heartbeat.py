@@ -53,6 +53,18 @@ def test_a_silent_or_vanished_driver_is_stale() -> None:
     assert not here.is_stale(900.0)  # another clock
 
 
+def test_a_driver_that_ended_unasked_for_is_stale() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "print()"], stdout=subprocess.PIPE)
+    assert ended.stdout is not None
+    ended.stdout.read()  # to its end; its parent, this process, does not ask for the exit code
+    here = Heartbeat("1-of-1", socket.gethostname(), ended.pid, started=0.0, beat=1000.0)
+    give_up = time.monotonic() + 30
+    while not here.is_stale(1001.0) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert here.is_stale(1001.0)
+    ended.wait()
+
+
 @pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"launch": "1-of-1"}'])
 def test_what_is_no_sign_of_life_is_none(body: bytes, tmp_path: Path) -> None:
     (Location(str(tmp_path)) / "drivers/1-of-1.json").write_bytes(body)

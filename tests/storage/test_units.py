@@ -38,7 +38,7 @@ def test_a_unit_names_its_marker() -> None:
 
 @pytest.mark.parametrize("text", ["", "0/4", "5/4", "2", "1/0", "-1/4", "a/b", "1/4/2"])
 def test_other_shards_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected i/n"):
+    with pytest.raises(ValueError, match="expected I/N"):
         parse_shard(text)
 
 
