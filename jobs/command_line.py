@@ -94,6 +94,8 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         main(given)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a reader who has gone can be told from a fault
+    except SystemExit as end:  # argparse's
+        _exit(end.code if isinstance(end.code, int) else 0)
     except (KeyboardInterrupt, SystemError) as error:
         interruption = _interruption(error)
         if interruption is None:
@@ -133,7 +135,7 @@ def _nobody_reads() -> bool:
         return False
     poll = select.poll()
     poll.register(output, 0)  # an error, which a pipe without a reader is, is told without being asked for
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:

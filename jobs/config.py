@@ -43,7 +43,7 @@ Workers = Annotated[int | str, BeforeValidator(_parse_workers), WithJsonSchema({
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ImagesConfig(Section):
@@ -85,7 +85,7 @@ class ClassifierConfig(Section):
     micro_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="images a worker has on its device at once, for small memories; 0: its whole share of the batch"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the head; Adam")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-3, description="of the head; Adam")
     backbone_learning_rate_factor: Annotated[float, Field(ge=0)] = Field(
         1.0, description="the backbone learns at learning_rate times this"
     )
@@ -162,7 +162,7 @@ class SegmenterConfig(Section):
     micro_batch_size: Annotated[int, Field(ge=0)] = Field(
         0, description="images at once on a device, their gradients summed; 0: a worker's whole share of a batch"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         5e-4,
         description="of the backbone, 0.33 times less from each eighth of the training to the next; head: times 10",
     )

@@ -98,7 +98,7 @@ class Artist:
         stacks = zip(self.mapper(image, maps.classes), maps.max, maps.mean, strict=True)
         return [
             SheetRow(
-                f"{entry.image_id}: {self.manifest.class_names[number]}, score {score:.1f}{_remark(stack[1])}",
+                f"{entry.image_id}: {self.manifest.class_names[number]}, score {score:.1f}{_remark(stack[1], score)}",
                 [tile, *(heat_tile(tile, evidence) for evidence in stack), truth_tile],
             )
             for number, score, stack in zip(maps.classes, maps.score, stacks, strict=True)
@@ -111,8 +111,10 @@ class Artist:
         return {names.get(label, "ignored"): label_colours(np.array(label), ignored) for label in sorted(self.labels)}
 
 
-def _remark(maximum: np.ndarray) -> str:
-    return "" if maximum.any() else ": maps are blank, as no sample found any evidence"
+def _remark(maximum: np.ndarray, score: float) -> str:
+    if not maximum.any():
+        return ": maps are blank, as no sample found any evidence"
+    return ": not recognised by the classifier" if score < 0 else ""
 
 
 if __name__ == "__main__":

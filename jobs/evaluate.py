@@ -20,7 +20,7 @@ from jobs.command_line import job_parser, run_main
 from jobs.compute import connected, resolved_device, run_stages
 from jobs.config import resolve_config
 from jobs.dry_run import describe_connection, print_other_job
-from jobs.figures import Figure, class_table, skipped_images, store_figures, summary_table
+from jobs.figures import Figure, class_table, skipped_in_words, store_figures, summary_table
 from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
 from jobs.measure_labels import HELD_IN, Counts, Measurement, Recipe, Resolution, UnitMeter
 from jobs.parts import Part, Selection, resolve_selection
@@ -177,7 +177,7 @@ def _measure(
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
-    skipped = {name: _skipped(run, name) for name in {HELD_IN[recipe.source] for recipe in recipes}}
+    skipped = {name: _skipped(run, name) for recipe in recipes for name in HELD_IN[recipe.source]}
     rows: list[Payload] = [
         {
             "unit": unit.index,
@@ -245,7 +245,7 @@ def _print(figures: list[Figure], manifest: Manifest, selection: Selection, tota
             f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes. Known are "
             f"the values 0 background, {known}; others are ignored."
         )
-    for text in skipped_images((figure.labels, figure.skipped) for figure in figures):
+    for text in skipped_in_words((figure.labels, figure.skipped) for figure in figures):
         print(f"evaluate: {text}.")
     for resolution in dict.fromkeys(figure.resolution for figure in figures):
         shown = [figure for figure in figures if figure.resolution == resolution]

@@ -80,7 +80,7 @@ def store_figures(run: Run, figures: Sequence[Figure], class_names: Sequence[str
     place.write_bytes(json.dumps({"figures": kept + records}, indent=1).encode())
 
 
-def skipped_images(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
+def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
     """'1 image skipped by an earlier step (empty file): all missed', and by which labels where not by all.
 
     Args:

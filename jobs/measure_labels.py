@@ -34,13 +34,13 @@ Source = Literal[
 ]
 Resolution = Literal["map", "image"]
 
-HELD_IN: dict[Source, str] = {  # the step whose folder holds what a recipe measures, or makes labels of
-    "stored seeds": "seeds",
-    "stored pseudo-labels": "pseudo_labels",
-    "stored predictions": "predictions",
-    "stored unrefined": "predictions",
-    "maps": "maps",
-    "deterministic maps": "maps",
+HELD_IN: dict[Source, tuple[str, ...]] = {  # the steps by whose hands a recipe's labels went, or its evidence
+    "stored seeds": ("seeds",),
+    "stored pseudo-labels": ("pseudo_labels",),
+    "stored predictions": ("predictions",),
+    "stored unrefined": ("predictions",),
+    "maps": ("maps", "seeds"),  # an unreadable saliency map is found by the seeds
+    "deterministic maps": ("maps", "seeds"),
 }
 
 
@@ -157,7 +157,8 @@ class UnitMeter:
                 labels = [label + 1 for label in entries[number].labels]
                 counts.num_foreign += bool(labels) and not np.isin(subject.truth, labels).any()
                 for recipe in self.measurement.recipes:
-                    if reason := row["skipped"][HELD_IN[recipe.source]].get(entries[number].image_id):
+                    reasons = (row["skipped"][step].get(entries[number].image_id) for step in HELD_IN[recipe.source])
+                    if reason := next(filter(None, reasons), None):
                         counts.skipped[recipe.name][reason] += 1
         return {"counts": counts, "num_images": len(selected)}
 

@@ -6,7 +6,7 @@ they were before in <run>/predictions/unrefined. Reads no mask. The same command
 computes exactly the missing units.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from cluster.connect import Connection
@@ -71,8 +71,8 @@ def predict_masks(
     if len(labels) == 1 and len(plan.missing) == len(plan.units):
         name = ("background", *manifest.class_names)[labels.pop()]
         print(
-            f"predictions: every pixel is {name}: the network tells no class from another. Look at the "
-            "seeds in the report; more segmenter.epochs or better segmenter.weights may help."
+            f"predictions: every pixel is {name}. Unless that is true the network is stuck at one label: look at the "
+            "seeds in the report; a lower segmenter.learning_rate or more segmenter.epochs may help."
         )
 
 
@@ -83,6 +83,21 @@ def _noting_labels(results: Iterable[Payload], labels: set[int]) -> Iterator[Pay
         yield result
 
 
+def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
+    """Refuses splits of which the manifest says that no image can be used."""
+    problems = [
+        problem
+        for batch in manifest.iter_columns(["split", "problem"])
+        for split, problem in zip(*batch.values(), strict=True)
+        if split in splits
+    ]
+    if problems and all(problems):
+        raise ValueError(
+            f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used, "
+            f"because {problems[0]}. Mend the table and prepare it anew, in another --run if steps were started."
+        )
+
+
 def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
     """The units that hold an image of the predicted splits.
 
@@ -90,6 +105,7 @@ def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
         ValueError: there is none.
     """
     splits = run.config.predicted_splits
+    _require_usable(manifest, splits)
     units = units_of_splits(manifest, splits, run.config.unit_size)
     if not units:
         known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})

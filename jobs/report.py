@@ -160,8 +160,9 @@ def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number:
     if predictions.state == "outdated" or not predictions.receipts:
         return None
     splits = (Step(run.location / "predictions").fingerprint() or {})["predictions"]["splits"]
+    skipped = {skip.image_id for skip in predictions.skipped}
     is_wanted = [
-        split in splits and image_id not in predictions.skipped
+        split in splits and image_id not in skipped
         for batch in manifest.iter_columns(["image_id", "split"])
         for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
     ]

@@ -82,13 +82,13 @@ def skipped_images(steps: Collection[StepState]) -> list[SkippedImages]:
     by_reason: dict[str, SkippedImages] = {}
     seen: set[tuple[str, str]] = set()
     for step in steps:
-        for image_id, reason in step.skipped.items():
-            found = by_reason.setdefault(reason, SkippedImages(reason))
+        for skip in step.skipped:
+            found = by_reason.setdefault(skip.reason, SkippedImages(skip.reason))
             if step.name not in found.steps:
                 found.steps.append(step.name)
-            if (reason, image_id) not in seen:
-                found.image_ids.append(image_id)
-                seen.add((reason, image_id))
+            if (skip.reason, skip.image_id) not in seen:
+                found.image_ids.append(skip.image_id)
+                seen.add((skip.reason, skip.image_id))
     return sorted(by_reason.values(), key=lambda skipped: -len(skipped.image_ids))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.figures import skipped_images
+from jobs.figures import skipped_in_words
 from jobs.report_facts import Setting
 from jobs.run import Run
 from jobs.step_states import RunState, read_figures
@@ -51,7 +51,7 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
         size=first["size"],
         num_images=first["num_images"],
         left_out=first["left_out"],
-        skipped=tuple(skipped_images(zip(kinds, (figure.get("skipped", {}) for figure in group), strict=True))),
+        skipped=tuple(skipped_in_words(zip(kinds, (figure.get("skipped", {}) for figure in group), strict=True))),
         figures=tuple(group),
         notes=notes,
     )
@@ -69,11 +69,11 @@ def _made_otherwise(figure: Mapping[str, Any], now: Mapping[str, Any], state: Ru
 
 
 def headline(measured: Sequence[Measured]) -> tuple[Measured, Mapping[str, Any]] | None:
-    """The one figure to name first: the stored seeds by the present settings, at map resolution where there is one."""
+    """The one figure to name first: the stored seeds by the present settings, at image resolution if it can be."""
     candidates = [
         (each, figure)
         for each in measured
         for figure, note in zip(each.figures, each.notes, strict=True)
         if figure["labels"] == "seeds" and not note and not each.is_trial
     ]
-    return min(candidates, key=lambda pair: pair[0].resolution != "map", default=None)
+    return min(candidates, key=lambda pair: pair[0].resolution != "image", default=None)

@@ -24,7 +24,6 @@ from jobs.report import write_report
 from jobs.retrain_segmentation import require_something_to_teach, retrain_segmenter
 from jobs.run import Run, open_run
 from jobs.segmentation_worker import segmentation_plan
-from jobs.step_states import TRAININGS
 from jobs.train_ficklenet import train_classifier
 from jobs.train_segmentation import check_images, require_start_weights, train_segmenter
 from jobs.training_job import require_workers
@@ -114,14 +113,15 @@ def foretell(run: Run, connection: Connection) -> None:
         ValueError: the pipeline would stop there.
     """
     require_possible(run)
-    steps = steps_of(run.config)
+    manifest, steps = run.manifest(), steps_of(run.config)
     for number, (name, step) in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {name}", flush=True)
         try:
             step(run, connection, dry_run=True)
         except NotYet:
             print(f"{name}, dry run: {_extent(run, name)}, once the steps above are done; a dry run then tells more.")
-    figures = "".join(f"figures of {', '.join(splits)}, " for splits in measurable_splits(run.manifest(), run.config))
+    measured = (", ".join(split or "unnamed" for split in splits) for splits in measurable_splits(manifest, run.config))
+    figures = "".join(f"figures of {splits}, " for splits in measured)
     without = "" if figures else "no figures, as no image to report on has a mask, "
     print(f"pipeline: then {figures}{without}the contact sheet and the report.")
 
@@ -129,7 +129,7 @@ def foretell(run: Run, connection: Connection) -> None:
 def _extent(run: Run, name: str) -> str:
     """How much a step is to do."""
     manifest = run.manifest()
-    if name in TRAININGS:
+    if name in ("segmenter", "retrained"):
         plan = segmentation_plan(run.config, check_images(run.config, manifest))
         return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
     is_prediction = name == "predictions"

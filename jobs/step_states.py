@@ -11,7 +11,7 @@ from jobs.parts import measurable_splits, units_of_splits
 from jobs.report_curves import read_metrics
 from jobs.run import Run
 from storage.manifest import Manifest
-from storage.steps import Receipt, Step
+from storage.steps import Receipt, Skipped, Step
 from storage.units import plan_units
 
 JOBS = {  # what makes which step, in order
@@ -36,7 +36,7 @@ class StepState:
             "not possible": of the evaluation, where no image to report on has a mask.
         unit: what the counts count: "images" of a step made of units, "epochs" of a training, "figures".
         done, left: so many of them.
-        skipped: why images were left out, by id.
+        skipped: the images left out, and why; ids of a table may repeat.
         seconds: of work, over all workers; 0 of a training.
         finished: when its last unit was, "" where none was.
         command: what starts it, or goes on with it; "" where nothing would.
@@ -48,7 +48,7 @@ class StepState:
     state: str
     unit: Literal["images", "epochs", "figures"]
     done: int
-    skipped: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
     left: int
     seconds: float
     finished: str
@@ -146,16 +146,19 @@ def _training_state(
         state="outdated" if is_outdated else state,
         unit="epochs",
         done=training.epochs,
-        skipped={
-            image_id: reason
-            for metrics in (*training.lines, training.metrics)
-            for image_id, reason in metrics.get("skipped_images", {}).items()
-        },
+        skipped=_skipped_in_training(training),
         left=left,
         seconds=0.0,
         finished="",
         command=_command(run, name, is_outdated=is_outdated),
     )
+
+
+def _skipped_in_training(training: Training) -> tuple[Skipped, ...]:
+    reasons: dict[str, str] = {}
+    for metrics in (*training.lines, training.metrics):
+        reasons |= metrics.get("skipped_images", {})
+    return tuple(Skipped(image_id, reason) for image_id, reason in reasons.items())
 
 
 def _unit_step_state(
@@ -173,7 +176,7 @@ def _unit_step_state(
     missing = {unit.index for unit in step.missing_units(units, found)}
     receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
     left = sum(images[index] for index in missing)
-    skipped = {skip.image_id: skip.reason for receipt in receipts for skip in receipt.skipped}
+    skipped = tuple(skip for receipt in receipts for skip in receipt.skipped)
     state = "not started" if fingerprint is None else "outdated" if is_outdated else "partly done" if left else "done"
     return StepState(
         name=name.replace("_", "-"),
@@ -193,7 +196,7 @@ def _unit_step_state(
 def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Training]) -> StepState:
     """What was measured on the tune part are trials, and no evaluation."""
     figures = [figure for figure in read_figures(run) if figure["part"] != "tune"]
-    measurable, stale = measurable_splits(manifest, run.config), _stale_splits(figures, trainings)
+    measurable, stale = measurable_splits(manifest, run.config), _stale_splits(run, figures, trainings)
     if not measurable and (stale or not figures):
         state = "not possible"
     else:
@@ -205,7 +208,7 @@ def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Trai
         state=state,
         unit="figures",
         done=len(figures),
-        skipped={},
+        skipped=(),
         left=0,
         seconds=0.0,
         finished="",
@@ -213,11 +216,18 @@ def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Trai
     )
 
 
-def _stale_splits(figures: Sequence[Mapping[str, Any]], trainings: Mapping[str, Training]) -> Sequence[str]:
-    """Splits whose labels, of seeds or of a segmentation network, were measured of earlier networks alone."""
+def _stale_splits(run: Run, figures: Sequence[Mapping[str, Any]], trainings: Mapping[str, Training]) -> Sequence[str]:
+    """Splits whose labels, of seeds or of a segmentation network, were measured of earlier networks alone.
+
+    A network's figures count where its predictions would be measured again.
+    """
+    predicted = ((Step(run.location / "predictions").fingerprint() or {}).get("predictions") or {}).get("splits", [])
     is_current: dict[tuple[Any, ...], bool] = {}
     for figure in figures:
-        kind = tuple(figure["splits"]), figure.get("segmenter") is not None
+        is_of_network = figure.get("segmenter") is not None
+        if is_of_network and not set(figure["splits"]) <= set(predicted):
+            continue
+        kind = tuple(figure["splits"]), is_of_network
         is_current[kind] = is_current.get(kind, False) or is_of_these_networks(figure, trainings)
     return next((kind[0] for kind, current in is_current.items() if not current), ())
 

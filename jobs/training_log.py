@@ -13,7 +13,7 @@ from cluster.training_context import Metrics
 from jobs.progress import duration
 from jobs.report_curves import read_metrics
 from storage.location import Location
-from storage.steps import ids_by_reason
+from storage.steps import Skipped, ids_by_reason
 
 NAMES = {
     "loss": "loss {:.3f}",
@@ -48,7 +48,8 @@ class TrainingLog:
     @property
     def skipped(self) -> dict[str, list[str]]:
         """The ids of the images that could not be read, by reason."""
-        return ids_by_reason({key: why for line in self.lines for key, why in line.get("skipped_images", {}).items()})
+        reasons = {key: why for line in self.lines for key, why in line.get("skipped_images", {}).items()}
+        return ids_by_reason(Skipped(image_id, reason) for image_id, reason in reasons.items())
 
     @property
     def seconds(self) -> float:

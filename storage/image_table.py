@@ -111,9 +111,12 @@ def _to_image(columns: Sequence[str], row: Sequence[str], folder: Location, plac
         return SourceImage(image_id, uri="", split=split, problem=problem)
     if not path:
         return SourceImage(image_id, uri="", split=split, problem=f"its row ({place}) names no image")
-    try:
-        uris = {name: resolve_path(folder, cells[name]) for name in ("image", "mask", "saliency") if cells.get(name)}
-    except ValueError:
-        return SourceImage(image_id, uri="", split=split, problem="a path in its row leads out of the folder")
+    uris: dict[str, str] = {}
+    for name in ("image", "mask", "saliency"):
+        try:
+            uris |= {name: resolve_path(folder, cells[name])} if cells.get(name) else {}
+        except ValueError:
+            problem = f"the path of its {name} leads out of the folder; write it absolute"
+            return SourceImage(image_id, uri="", split=split, problem=problem)
     labels = tuple(name for name in (part.strip() for part in re.split("[;|]", cells["labels"])) if name)
     return SourceImage(image_id, uris["image"], labels, split, uris.get("mask"), uris.get("saliency"))

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -244,20 +244,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _short(flat: Mapping[str, Any], key: str) -> str:
-    """A value for people: hashes by their first characters."""
+    """A value for people: hashes, of networks for example, by their first characters."""
     text = str(flat.get(key, "absent"))
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
-def ids_by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Ids of images by the reason why they were skipped, the most frequent first.
-
-    Args:
-        skipped: reasons by id.
-    """
+def ids_by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    """Ids of images by the reason why they were skipped, the most frequent first."""
     found: dict[str, list[str]] = {}
-    for image_id, reason in skipped.items():
-        found.setdefault(reason, []).append(image_id)
+    for skip in skipped:
+        found.setdefault(skip.reason, []).append(skip.image_id)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 

@@ -174,7 +174,7 @@ def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence, run_j
     assert answer.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", ["status --run {run}", "report --run {run} --dry-run"])
+@pytest.mark.parametrize("arguments", ["status --run {run}", "report --run {run} --dry-run", "--help"])
 def test_a_reader_who_has_gone_ends_a_job_without_a_word(arguments, finished_maps_run):
     reading, writing = os.pipe()
     os.close(reading)

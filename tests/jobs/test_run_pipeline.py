@@ -66,6 +66,15 @@ def test_what_the_segmentation_network_cannot_begin_with_is_refused_before_the_f
     assert "step 1" not in capsys.readouterr().out
 
 
+def test_splits_without_a_usable_image_are_refused_before_the_first_step(trained_run, drawn_images, tmp_path, capsys):
+    images = [replace(image, problem="no good" if image.split == "val" else None) for image in drawn_images]
+    run = open_run(str(tmp_path / "other"), defaults=trained_run.config.model_dump())
+    prepare(run, images, DRAWN_CLASS_NAMES)
+    with pytest.raises(ValueError, match="no image of the splits val can be used, because no good"):
+        launch(run)
+    assert "step 1" not in capsys.readouterr().out
+
+
 def test_a_network_with_nothing_to_teach_is_refused_before_the_first_step(trained_run, capsys):
     settings = ("segmenter.supervision=masks", "predictions.network=retrained")
     with pytest.raises(ValueError, match="learns all there is to learn"):

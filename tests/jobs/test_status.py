@@ -153,6 +153,14 @@ def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, c
     assert capsys.readouterr().out.endswith("evaluation: not possible, as no image to report on has a mask\n")
 
 
+def test_rows_that_share_an_id_are_counted_each(finished_maps_run):
+    step = Step(finished_maps_run.location / "maps")
+    twice = (Skipped("scene_0004", "its id is already taken by an earlier image"),) * 2
+    step.write_receipt(replace(step.receipts()[1], skipped=twice))
+    maps = maps_status(finished_maps_run)
+    assert (maps.done, maps.num_skipped) == (12, 2)
+
+
 def test_programs_read_one_json_object(finished_maps_run, capsys):
     status.main(["--run", finished_maps_run.uri, "--json"])
     found = json.loads(capsys.readouterr().out)

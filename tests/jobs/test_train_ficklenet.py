@@ -23,7 +23,7 @@ from jobs.train_ficklenet import train_classifier
 from jobs.trained_classifier import load_classifier, require_classifier
 from jobs.training_log import TrainingLog
 from storage.images import read_image
-from storage.steps import Step
+from storage.steps import Skipped, Step
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -154,7 +154,7 @@ def test_skipped_images_are_told_by_whatever_launch_ends_the_training(fresh_run,
     train(run)
     assert [line.get("skipped") for line in metrics(run)] == [1, 1]  # of epochs 2 and 3: the first was lost
     told = [step.skipped for step in run_state(run, run.manifest()).steps.values() if step.name == "classifier"]
-    assert told == [{"scene_0000": "missing: no such file"}]
+    assert told == [(Skipped("scene_0000", "missing: no such file"),)]
 
 
 def test_without_a_validation_split_nothing_is_validated(fresh_run, capsys):

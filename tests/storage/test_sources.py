@@ -269,7 +269,7 @@ def test_a_row_that_cannot_be_used_is_an_image_with_a_problem(location: Location
     table = put_text(location / "labels.csv", "\n".join(["image,labels,id", *rows]))
     found = [row.problem for row in manifest_rows(read_image_table(table, location), ["cat"])]
     assert found == [
-        "a path in its row leads out of the folder",
+        "the path of its image leads out of the folder; write it absolute",
         "its row (line 3) has 2 fields, the first line has 3",
         "its row (line 4) names no image",
         "its id is not a plain name: 1 to 200 printable characters, no slash or backslash, no leading dot",
@@ -325,7 +325,10 @@ def test_a_parquet_table_says_the_same_as_csv(labels: list[object], location: Lo
 def test_a_parquet_row_that_cannot_be_used_is_an_image_with_a_problem(location: Location) -> None:
     table = put_parquet(location / "labels.parquet", image=["../up.jpg", None], labels=["cat", "cat"])
     problems = [row.problem for row in manifest_rows(read_parquet_table(table, location), ["cat"])]
-    assert problems == ["a path in its row leads out of the folder", "its row (row 2) names no image"]
+    assert problems == [
+        "the path of its image leads out of the folder; write it absolute",
+        "its row (row 2) names no image",
+    ]
 
 
 def test_a_parquet_table_without_its_columns_is_refused(location: Location) -> None:
