@@ -68,9 +68,9 @@ class Plan:
 
     @property
     def epoch_in_words(self) -> str:
-        """'1 step of 5 images (4 left out, others each time)'."""
+        """'1 step of 5 images (4 left out by chance)'."""
         left_out = self.num_images - self.epoch_images
-        note = f" ({left_out:,} left out, others each time)" if left_out else ""
+        note = f" ({left_out:,} left out by chance)" if left_out else ""
         step = plural(min(self.batch_size, self.num_images), "image")
         return f"{plural(self.epoch_steps, 'step')} of {step}{note}"
 
