@@ -239,8 +239,8 @@ def _print(figures: list[Figure], manifest: Manifest, selection: Selection, tota
     apart = {"report": "; the others are the tune part, for choosing settings", "tune": "", "all": ""}[selection.part]
     print(f"evaluate: {_named(selection)}: {plural(total.num_images, 'image')}{left_out}{apart}")
     if total.num_foreign:
-        values = zip(manifest.class_names[:3], manifest.class_values, strict=False)
-        known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 3 else "")
+        values = zip(manifest.class_names[:10], manifest.class_values, strict=False)
+        known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 10 else "")
         print(
             f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes. Known are "
             f"the values 0 background, {known}; others are ignored."

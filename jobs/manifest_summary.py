@@ -79,9 +79,9 @@ def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of class names that differ by case, by punctuation or, unless they are short, by one slip.
+    """Pairs of class names that differ by case, by punctuation or by one slip, never of a digit.
 
-    A slip is a letter more, less or other, or two that changed places; never a digit.
+    A slip is two letters that changed places or, unless the names are short, a letter more, less or other.
     """
     plain = {name: re.sub(r"[\W_]+", "", name.casefold()) for name in names}
     numbers = {name: re.findall(r"\d+", name) for name in names}
@@ -94,12 +94,13 @@ def alike(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _is_alike(one: str, other: str) -> bool:
-    if one == other or abs(len(one) - len(other)) > 1 or max(len(one), len(other)) < SHORT:
+    if one == other or abs(len(one) - len(other)) > 1:
         return one == other
     start = _num_equal(one, other)
     end = _num_equal(one[start:][::-1], other[start:][::-1])
     rest = one[start : len(one) - end], other[start : len(other) - end]
-    return max(map(len, rest)) == 1 or (len(rest[0]) == 2 and rest[0] == rest[1][::-1])
+    has_changed_places = len(rest[0]) == 2 and rest[0] == rest[1][::-1]
+    return has_changed_places or (max(map(len, rest)) == 1 and max(len(one), len(other)) >= SHORT)
 
 
 def _num_equal(one: str, other: str) -> int:

@@ -173,7 +173,7 @@ def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys
     ("names", "pairs"),
     [
         (["shep", "cat", "sheep"], [("shep", "sheep")]),
-        (["horse", "hrose"], [("horse", "hrose")]),
+        (["horse", "hrose", "dog", "dgo"], [("horse", "hrose"), ("dog", "dgo")]),
         (["horse", "hirse"], [("horse", "hirse")]),
         (["horse", "house_2", "herso", "!", "?"], []),
         (["Dog", "dog", "potted plant", "potted_plant"], [("Dog", "dog"), ("potted plant", "potted_plant")]),
