@@ -98,5 +98,6 @@ def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | 
     if not unknown:
         return None
     near = difflib.get_close_matches(unknown[0], list(known), n=1)
-    hint = "; labels are separated by ';' or '|'" if "," in unknown[0] else f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = "; labels are separated by ';' or '|'" if "," in unknown[0] else hint
     return f"label {unknown[0]!r} is not in the class list{hint}"
