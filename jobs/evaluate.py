@@ -229,6 +229,7 @@ def _figure(
         segmenter=segmenter,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
+        num_foreign=total.num_foreign,
         skipped=dict(total.skipped[recipe.name]),
         matrix=total.matrices[recipe.name, resolution],
     )
@@ -242,8 +243,8 @@ def _print(figures: list[Figure], manifest: Manifest, selection: Selection, tota
         values = zip(manifest.class_names[:10], manifest.class_values, strict=False)
         known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 10 else "")
         print(
-            f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes. Known are "
-            f"the values 0 background, {known}; others are ignored."
+            f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes (first: "
+            f"{total.first_foreign!r}). Known are the values 0 background, {known}; others are ignored."
         )
     for text in skipped_in_words((figure.labels, figure.skipped) for figure in figures):
         print(f"evaluate: {text}.")

@@ -46,6 +46,7 @@ class Figure:
         segmenter: sha256 of the segmentation network that predicted them, None of other labels.
         num_images: measured.
         left_out: images of the selection that could not be measured, by reason.
+        num_foreign: measured ones whose mask has no pixel of any of the image's classes.
         skipped: measured ones that the step which made the labels skipped, so that all is missed, by its reason.
     """
 
@@ -59,6 +60,7 @@ class Figure:
     segmenter: str | None
     num_images: int
     left_out: Mapping[str, int]
+    num_foreign: int
     skipped: Mapping[str, int]
     matrix: ConfusionMatrix
 

@@ -91,7 +91,7 @@ class Counts:
     """Confusion matrices by recipe and resolution, and the images they are of.
 
     Attributes:
-        num_foreign: measured ones whose mask has no pixel of any of their classes.
+        num_foreign: measured ones whose mask has no pixel of any of their classes; `first_foreign` is one of them.
         left_out: images not measured, by reason.
         skipped: by recipe, measured ones that its step skipped, so that they have no labels, by the reason.
     """
@@ -99,6 +99,7 @@ class Counts:
     matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
     num_images: int = 0
     num_foreign: int = 0
+    first_foreign: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
@@ -107,6 +108,7 @@ class Counts:
             self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
         self.num_images += other.num_images
         self.num_foreign += other.num_foreign
+        self.first_foreign = min(filter(None, (self.first_foreign, other.first_foreign)), default="")
         self.left_out.update(other.left_out)
         for recipe, reasons in other.skipped.items():
             self.skipped[recipe].update(reasons)
@@ -155,7 +157,8 @@ class UnitMeter:
                     continue
                 counts.add(self.measure(subject))
                 labels = [label + 1 for label in entries[number].labels]
-                counts.num_foreign += bool(labels) and not np.isin(subject.truth, labels).any()
+                if labels and not np.isin(subject.truth, labels).any():
+                    counts.add(Counts(num_foreign=1, first_foreign=entries[number].image_id))
                 for recipe in self.measurement.recipes:
                     reasons = (row["skipped"][step].get(entries[number].image_id) for step in HELD_IN[recipe.source])
                     if reason := next(filter(None, reasons), None):

@@ -92,9 +92,10 @@ def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
         if split in splits
     ]
     if problems and all(problems):
+        reason = f"{problems[0]}{'' if problems[0].endswith('?') else '.'}"
         raise ValueError(
-            f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used, "
-            f"because {problems[0]}. Mend the table and prepare it anew, in another --run if steps were started."
+            f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
+            f"(the first: {reason}) Mend the table and prepare it anew, in another --run if steps were started."
         )
 
 
@@ -112,7 +113,7 @@ def units_to_predict(run: Run, manifest: Manifest) -> list[Unit]:
         raise ValueError(
             f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has "
             f"{', '.join(name or 'one without a name, --set predictions.splits=' for name in known)}. "
-            "Set classifier.val_splits, or predictions.splits alone."
+            "Set classifier.val_splits or, to predict images that are trained on, predictions.splits."
         )
     return units
 

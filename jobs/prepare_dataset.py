@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     else:
         _prepare_table(run, given, class_names)
     if not given.dry_run:
-        print(f"  next:    'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step")
+        print(f"  next:    {next_step(run)}")
 
 
 def _prepare_voc(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
@@ -218,6 +218,22 @@ def prepare(
         place.write_bytes(data)
         Manifest.forget()
     record_run(run)
+
+
+def next_step(run: Run) -> str:
+    """The command that goes on with a prepared run."""
+    wanted = run.config.predicted_splits
+    is_predictable = any(
+        split in wanted and not problem
+        for batch in run.manifest().iter_columns(["split", "problem"])
+        for split, problem in zip(*batch.values(), strict=True)
+    )
+    if is_predictable:
+        return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
+    return (
+        f"'python jobs/train_ficklenet.py --run {run.uri}', then the maps and seeds; run_pipeline.py asks for an image "
+        "to predict, so name a split for it: --set predictions.splits=NAME"
+    )
 
 
 def _class_names(given: str) -> tuple[str, ...]:

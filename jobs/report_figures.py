@@ -21,6 +21,7 @@ class Measured:
     size: str
     num_images: int
     left_out: Mapping[str, int]
+    num_foreign: int  # masks without a pixel of any of their image's classes
     skipped: tuple[str, ...]  # in words
     figures: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
@@ -42,7 +43,10 @@ def measured_figures(run: Run, settings: Sequence[Setting], state: RunState) -> 
 
 
 def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: RunState) -> Measured:
-    first, notes = group[0], tuple(_made_otherwise(figure, now, state) for figure in group)
+    noted = [(figure, _made_otherwise(figure, now, state)) for figure in group]
+    noted.sort(key=lambda pair: pair[1] != "")  # those of now first
+    group, notes = [figure for figure, _ in noted], tuple(note for _, note in noted)
+    first = group[0]
     kinds = [figure["labels"] + (f" by {note}" if note else "") for figure, note in zip(group, notes, strict=True)]
     return Measured(
         splits=tuple(first["splits"]),
@@ -51,6 +55,7 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
         size=first["size"],
         num_images=first["num_images"],
         left_out=first["left_out"],
+        num_foreign=max(figure.get("num_foreign", 0) for figure in group),
         skipped=tuple(skipped_in_words(zip(kinds, (figure.get("skipped", {}) for figure in group), strict=True))),
         figures=tuple(group),
         notes=notes,

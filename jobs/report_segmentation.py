@@ -103,9 +103,9 @@ def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
     """One for each selection of images that predictions were measured on, at image resolution where there is that."""
     found: dict[tuple[tuple[str, ...], str], Comparison] = {}
     for each in sorted(measured, key=lambda group: group.resolution != "image"):
-        by_name = {
-            figure["labels"]: (dict(figure), note) for figure, note in zip(each.figures, each.notes, strict=True)
-        }
+        by_name: dict[str, tuple[dict[str, Any], str]] = {}
+        for figure, note in zip(each.figures, each.notes, strict=True):
+            by_name.setdefault(figure["labels"], (dict(figure), note))  # the figures of now come first
         if NETWORK in by_name:
             found.setdefault((each.splits, each.part), _comparison(each, by_name))
     return list(found.values())

@@ -217,10 +217,11 @@ def _evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Trai
 
 
 def _stale_splits(run: Run, figures: Sequence[Mapping[str, Any]], trainings: Mapping[str, Training]) -> Sequence[str]:
-    """Splits whose labels, of seeds or of a segmentation network, were measured of earlier networks alone.
+    """Splits whose labels, of seeds or of a segmentation network, were measured of earlier ones alone.
 
-    A network's figures count where its predictions would be measured again.
+    Seeds count by their settings too; a network's figures where its predictions would be measured again.
     """
+    seeds = (Step(run.location / "seeds").fingerprint() or {}).get("seeds", {})
     predicted = ((Step(run.location / "predictions").fingerprint() or {}).get("predictions") or {}).get("splits", [])
     is_current: dict[tuple[Any, ...], bool] = {}
     for figure in figures:
@@ -228,7 +229,10 @@ def _stale_splits(run: Run, figures: Sequence[Mapping[str, Any]], trainings: Map
         if is_of_network and not set(figure["splits"]) <= set(predicted):
             continue
         kind = tuple(figure["splits"]), is_of_network
-        is_current[kind] = is_current.get(kind, False) or is_of_these_networks(figure, trainings)
+        is_current[kind] = is_current.get(kind, False) or (
+            is_of_these_networks(figure, trainings)
+            and (is_of_network or all(figure["settings"]["seeds"].get(key) == seeds[key] for key in seeds))
+        )
     return next((kind[0] for kind, current in is_current.items() if not current), ())
 
 

@@ -262,7 +262,5 @@ def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_i
     capsys.readouterr()
     assert evaluate(run)["seeds", "map"].left_out == {"mask: not of its image's size": 1}
     printed = capsys.readouterr().out
-    assert (
-        "evaluate: 1 mask without a pixel of any of the image's classes. Known are the values 0 background, " in printed
-    )
+    assert "evaluate: 1 mask without a pixel of any of the image's classes (first: 'scene_0001'). Known are " in printed
     assert "1 star, 2 ring, 3 cross, 4 stripes, 5 moon; others are ignored.\n" in printed

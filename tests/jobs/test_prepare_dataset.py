@@ -205,6 +205,16 @@ def test_labels_separated_by_commas_and_images_without_any_are_told(drawn_images
     assert "  one class, or several? 'star, ring' 1; labels are separated by ';' or '|'\n" in printed
 
 
+@pytest.mark.parametrize(("split", "command"), [("val", "run_pipeline"), ("train", "train_ficklenet")])
+def test_the_next_command_is_one_that_goes_on(split, command, drawn_images, tmp_path, capsys):
+    table, run = tmp_path / "labels.csv", tmp_path / "run"
+    rows = [f"{image.uri},star,{name}" for image, name in zip(drawn_images, ("train", split), strict=False)]
+    table.write_text("\n".join(["image,labels,split", *rows]))
+    main(["--run", str(run), "--csv", str(table)])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"  next:    'python jobs/{command}.py --run {run}'")
+
+
 def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, map_images, capsys):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)

@@ -147,6 +147,17 @@ def test_an_evaluation_is_outdated_with_the_network_alone_and_trials_are_none(pr
     assert state() == ("outdated", "--split=val")
 
 
+def test_an_evaluation_is_outdated_with_the_settings_of_the_seeds(seeded_run):
+    with connect("in-process") as connection:
+        evaluate_seeds(seeded_run, connection, [], None, ("map",), deterministic=False)
+        assert run_status(seeded_run).steps[-1].state == "done"
+        changed = open_run(seeded_run.uri, None, ["seeds.theta=0.5"])
+        aggregate_run(changed, connection, restart=True)
+        assert run_status(changed).steps[-1].state == "outdated"
+        evaluate_seeds(changed, connection, [], None, ("map",), deterministic=False)
+    assert run_status(changed).steps[-1].state == "done"
+
+
 def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     status.main(["--run", run.uri])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cluster.connect import connect
+from jobs.aggregate_seeds import aggregate_run
 from jobs.evaluate import evaluate_seeds
 from jobs.figures import MEANINGS, SUMMARY
 from jobs.generate_maps import generate
@@ -53,6 +54,27 @@ def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, t
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
     assert "3 images skipped by an earlier step (empty file): all missed by seeds;" in html_of(run)
+
+
+def test_page_tells_of_masks_of_other_values_and_has_the_figures_of_now_first(finished_run, tmp_path, html_of):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    with connect("in-process") as connection:
+        run = open_run(str(tmp_path / "run"))
+        (run.location / "evaluation" / "metrics.json").delete()
+        evaluate_seeds(run, connection, [], "all", ("map",), deterministic=False)
+        changed = open_run(run.uri, None, ["seeds.theta=0.5"])
+        aggregate_run(changed, connection, restart=True)
+        evaluate_seeds(changed, connection, [], "all", ("map",), deterministic=False)
+    place = run.location / "evaluation" / "metrics.json"
+    record = json.loads(place.read_bytes())
+    assert [figure["settings"]["seeds"]["theta"] for figure in record["figures"]][::2] == [0.35, 0.5]
+    record["figures"][0]["num_foreign"] = 2
+    place.write_bytes(json.dumps(record).encode())
+    write_report(changed)
+    _, _, table = html_of(changed).partition('<table class="measured">')
+    assert "; 2 masks without a pixel of any of the image's classes" in table.partition("</caption>")[0]
+    heading = table.partition("</thead>")[0]
+    assert heading.index("seeds</th>") < heading.index("seeds.theta = 0.35")
 
 
 def test_page_says_what_every_figure_means(finished_run, html_of):

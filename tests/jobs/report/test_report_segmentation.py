@@ -155,7 +155,7 @@ def test_figures_of_an_earlier_network_say_so_and_its_images_are_gone(measured_r
 def measured_over(num_labels: int, resolution: str, matrix: np.ndarray) -> Measured:
     iou = {f"class {number}": 0.5 for number in range(num_labels)}
     figure = {"labels": "predictions", "iou": iou, "mean_iou": 0.5, "confusion_matrix": matrix.tolist()}
-    return Measured(("val",), "all", resolution, "", 1, {}, {}, (figure,), ("",))
+    return Measured(("val",), "all", resolution, "", 1, {}, 0, (), (figure,), ("",))
 
 
 def test_matrix_of_many_classes_becomes_a_list_of_the_largest_confusions():
