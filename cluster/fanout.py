@@ -30,7 +30,7 @@ from cluster.words import plural
 Payload = dict[str, Any]
 """What a unit is at some stage: a flat dict of anything that pickles (arrays, numbers, strings, bytes, lists)."""
 
-RUNNING, DONE, FAILED, POISON = "running", "done", "failed", "poison"  # the states of a row
+RUNNING, FAILED, POISON = "running", "failed", "poison"  # the states of a row; one that comes out running is done
 
 MAX_BEGINS = 2
 """How often a unit is begun in one stage when its process keeps dying."""
@@ -43,20 +43,25 @@ receipt 6 s after the start)."""
 
 @dataclass(frozen=True)
 class Stages:
-    """What happens to a unit, in order. All three run in worker processes and must pickle.
+    """What happens to a unit, in order: read, compute, write. All run in worker processes and must pickle.
 
     Each may run more than once for the same unit, and must then do the same. An error in one stops the fan-out
-    and reaches the caller as itself.
+    and reaches the caller unchanged.
 
     Attributes:
-        read: A unit to its input payload, in a task.
         make_compute: Called once in every actor; what it returns turns an input payload into an output payload.
-        write: An output payload to the unit's receipt, in a task.
+        read: A unit to its input payload, in a task; None where the actor reads the unit itself.
+        write: An output payload to the unit's receipt, in a task; None where the actor returns the receipt itself.
     """
 
-    read: Callable[[Payload], Payload]
     make_compute: Callable[[], Callable[[Payload], Payload]]
-    write: Callable[[Payload], Payload]
+    read: Callable[[Payload], Payload] | None = None
+    write: Callable[[Payload], Payload] | None = None
+
+    def run(self, compute: Callable[[Payload], Payload], unit: Payload) -> Payload:
+        """All stages of one unit in this process; its receipt."""
+        payload = compute(self.read(unit) if self.read else unit)
+        return self.write(payload) if self.write else payload
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def fan_out_in_process(
     """
     compute = stages.make_compute()
     for unit in units:
-        yield stages.write(compute(stages.read(unit)))
+        yield stages.run(compute, unit)
 
 
 # --- the driver's side -----------------------------------------------------------------------------------------
@@ -166,27 +171,28 @@ def _dataset(units: Sequence[Payload], stages: Stages, pool: Pool, ledger: Any) 
     """The lazy data set whose rows are the units and, at its end, their receipts."""
     count = len(units)  # Ray Data warns of stages that could run more units at once than there are
     rows = [{"index": i, "unit": data, "state": RUNNING, "payload": data} for i, data in enumerate(map(_pack, units))]
-    return (
-        ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
-        .repartition(target_num_rows_per_block=1)
-        .map(
+    data = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
+    data = data.repartition(target_num_rows_per_block=1)
+    if stages.read:
+        data = data.map(
             partial(_run_stage, "read", stages.read, ledger),
             compute=ray.data.TaskPoolStrategy(size=min(pool.reads_per_actor * pool.max_actors, count)),
             num_cpus=pool.read_cpus,
         )
-        .map(
-            _ComputeActor,  # type: ignore[arg-type]  # a class runs as an actor
-            fn_constructor_args=(stages.make_compute, ledger),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(pool.min_actors, count),
-                max_size=min(pool.max_actors, count),
-                max_tasks_in_flight_per_actor=2,  # with 1 the pool never grows beyond min_size
-            ),
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor,
-        )
-        .map(partial(_run_stage, "write", stages.write, ledger), num_cpus=pool.write_cpus)
+    data = data.map(
+        _ComputeActor,  # type: ignore[arg-type]  # a class runs as an actor
+        fn_constructor_args=(stages.make_compute, ledger),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(pool.min_actors, count),
+            max_size=min(pool.max_actors, count),
+            max_tasks_in_flight_per_actor=2,  # with 1 the pool never grows beyond min_size
+        ),
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor,
     )
+    if stages.write:
+        data = data.map(partial(_run_stage, "write", stages.write, ledger), num_cpus=pool.write_cpus)
+    return data
 
 
 def _rows(blocks: Iterator[Any]) -> Iterator[dict[str, Any]]:
@@ -205,7 +211,7 @@ def _receipt(row: dict[str, Any]) -> Payload:
     """What a row that came out of the last stage means to the caller."""
     if row["state"] == FAILED:
         raise pickle.loads(row["payload"])
-    if row["state"] == DONE:
+    if row["state"] == RUNNING:
         return pickle.loads(row["payload"])
     raise ClusterError(
         f"cluster: unit {pickle.loads(row['unit'])} ended its process {MAX_BEGINS} times in stage "
@@ -260,7 +266,7 @@ def _run_stage(stage: str, function: Callable[[Payload], Payload], ledger: Any, 
         return row | {"state": FAILED, "payload": _pack(error)}
     observe_stage(stage, time.monotonic() - start)
     ledger.end.remote(stage, row["index"])
-    return row | {"state": DONE if stage == "write" else RUNNING, "payload": result}
+    return row | {"payload": result}
 
 
 class _ComputeActor:

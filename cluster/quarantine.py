@@ -1,7 +1,8 @@
-"""The quarantine: a unit that keeps ending its processes is tried image by image, and run without the culprits.
+"""The quarantine: a unit whose process keeps dying is tried image by image, then run without the crashing images.
 
-It happens in a worker process of its own, with what a compute actor reserves, after all other units; the death of
-that process costs no more than its start. A process may also end for its node's sake, so every image has two chances.
+The trial runs in a process of its own, with the resources of one compute actor, after all other units. When that
+process dies, only its start has to be repeated. A process can also die because its node does, so every image is tried
+twice.
 """
 
 import pickle
@@ -23,11 +24,11 @@ REASON = f"it ended the process at work on it {MAX_BEGINS} times: a decoder's fa
 
 Compute = Callable[[Payload], Payload]
 Trial = Callable[[Any, Payload], object]
-"""What may end a process, done by an actor's compute to a unit but for the images it leaves out; keeps nothing."""
+"""Does to a unit, without the images it leaves out, all that may end a process; stores nothing."""
 
 
 def run_quarantined(unit: Payload, num_images: int, stages: Stages, trial: Trial, pool: Pool) -> Payload:
-    """Finds the images that end their process, then runs the unit without them.
+    """Finds the images that crash their process, then runs the unit without them.
 
     Args:
         unit: as `fan_out` took it.
@@ -40,58 +41,58 @@ def run_quarantined(unit: Payload, num_images: int, stages: Stages, trial: Trial
         The unit's receipt.
 
     Raises:
-        ClusterError: The unit, or the making of a compute actor, ends its process even so.
+        ClusterError: The process still dies, at the unit or while the compute actor is made ready.
         Exception: Whatever a stage raised, as itself.
     """
-    cell, everyone = _Cell(stages, trial, pool), dict.fromkeys(range(num_images), REASON)
+    process, everyone = _TrialProcess(stages, trial, pool), dict.fromkeys(range(num_images), REASON)
     try:
-        culprits = {}
+        crashing = {}
         for number in everyone:
             others = {other: reason for other, reason in everyone.items() if other != number}
-            if not cell.call("try_out", unit | {LEFT_OUT: others}):
-                culprits[number] = REASON
-        outcome = cell.call("run", unit | {LEFT_OUT: culprits})
+            if not process.call("try_out", unit | {LEFT_OUT: others}):
+                crashing[number] = REASON
+        outcome = process.call("run", unit | {LEFT_OUT: crashing})
     finally:
-        cell.close()
+        process.close()
     if not outcome:
         raise ClusterError(
-            f"cluster: unit {unit} ends its process even without the {plural(len(culprits), 'image')} found to do "
+            f"cluster: unit {unit} ends its process even without the {plural(len(crashing), 'image')} found to do "
             "so alone. Look for lack of memory: take fewer actors on a node, or smaller units."
         )
     return outcome[0]
 
 
-class _Cell:
-    """One worker process at a time, and a new one where the last has died."""
+class _TrialProcess:
+    """One worker process at a time; a new one replaces one that died."""
 
     def __init__(self, stages: Stages, trial: Trial, pool: Pool) -> None:
         reserved: dict[str, Any] = {"num_cpus": pool.cpus_per_actor, "num_gpus": pool.gpus_per_actor}
-        self._new_inmate = lambda: ray.remote(**reserved, max_restarts=0)(_Inmate).remote(stages, trial)
-        self._inmate: Any = None
+        self._new_actor = lambda: ray.remote(**reserved, max_restarts=0)(_TrialActor).remote(stages, trial)
+        self._actor: Any = None
 
     def call(self, method: str, unit: Payload) -> list[Payload]:
         """[what the method returns]; [] where its process died every time."""
         for _ in range(MAX_BEGINS):
-            if self._inmate is None:
+            if self._actor is None:
                 self._start()
             try:
-                return [_outcome(getattr(self._inmate, method).remote(unit))]
+                return [_outcome(getattr(self._actor, method).remote(unit))]
             except RayError:
-                self._inmate = None
+                self._actor = None
         return []
 
     def close(self) -> None:
-        if self._inmate is not None:
-            ray.kill(self._inmate)
+        if self._actor is not None:
+            ray.kill(self._actor)
 
     def _start(self) -> None:
         for _ in range(MAX_BEGINS):
-            inmate: Any = self._new_inmate()
+            actor: Any = self._new_actor()
             try:
-                _outcome(inmate.make_ready.remote())
+                _outcome(actor.make_ready.remote())
             except RayError:
                 continue
-            self._inmate = inmate
+            self._actor = actor
             return
         raise ClusterError(
             f"cluster: a compute actor's process ended {MAX_BEGINS} times while it was made ready. "
@@ -100,14 +101,14 @@ class _Cell:
 
 
 def _outcome(reference: Any) -> Payload:
-    """What a method of the inmate returned, or raises what it raised; a RayError where its process died."""
+    """What a method of the actor returned, or raises what it raised; a RayError where its process died."""
     result = pickle.loads(ray.get(reference))
     if isinstance(result, Exception):
         raise result
     return result
 
 
-class _Inmate:
+class _TrialActor:
     """The actor; errors travel as data, so that they arrive as themselves."""
 
     def __init__(self, stages: Stages, trial: Trial) -> None:
@@ -131,7 +132,7 @@ class _Inmate:
     def run(self, unit: Payload) -> bytes:
         def attempt() -> Payload:
             assert self._compute is not None
-            return self._stages.write(self._compute(self._stages.read(unit)))
+            return self._stages.run(self._compute, unit)
 
         return _packed(attempt)
 

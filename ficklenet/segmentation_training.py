@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ficklenet.backbones import OUTPUT_STRIDE
 from ficklenet.growing import grow_seeds
-from ficklenet.losses import average_over_images
+from ficklenet.classifier_losses import average_over_images
 from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
 from ficklenet.segmenter import Segmenter
-from ficklenet.training import set_learning_rate, step_in_portions
+from ficklenet.classifier_training import set_learning_rate, step_in_micro_batches
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 
@@ -51,7 +51,7 @@ class SegmentationBatch(NamedTuple):
         """The same batch on a device."""
         return SegmentationBatch(*(values.to(device, non_blocking=True) for values in self))
 
-    def portion(self, chosen: slice) -> "SegmentationBatch":
+    def micro_batch(self, chosen: slice) -> "SegmentationBatch":
         """Some of its images."""
         return SegmentationBatch(*(values[chosen] for values in self))
 
@@ -89,7 +89,7 @@ def segmentation_loss(
         model: a ``Segmenter``, or one wrapped for distributed training.
         batch: on the model's device.
         loss_weights: what each loss counts.
-        total_weight: as in ``ficklenet.losses.average_over_images``.
+        total_weight: as in ``ficklenet.classifier_losses.average_over_images``.
         precision: of the network; everything after its logits is float32.
         crf_method, map_images: as in ``ficklenet.training_crf.refine_batch``.
 
@@ -130,24 +130,24 @@ def segmentation_step(
 
     Args:
         model, batch, loss_weights, precision, map_images: as in ``segmentation_loss``.
-        total_weight, micro_batch_size: as in ``ficklenet.training.step_in_portions``.
+        total_weight, micro_batch_size: as in ``ficklenet.classifier_training.step_in_micro_batches``.
     """
 
-    def loss_of(portion: slice, total: float) -> Tensor:
-        part = batch.portion(portion)
+    def loss_of(chosen: slice, total: float) -> Tensor:
+        part = batch.micro_batch(chosen)
         return segmentation_loss(model, part, loss_weights, total, precision=precision, map_images=map_images)["loss"]
 
-    return step_in_portions(
+    return step_in_micro_batches(
         model, optimizer, loss_of, batch.weights, total_weight=total_weight, micro_batch_size=micro_batch_size
     )
 
 
 @torch.no_grad()
-def taught_batch(
+def relabelled_batch(
     teacher: nn.Module,
     batch: SegmentationBatch,
     *,
-    portion_size: int = 0,
+    micro_batch_size: int = 0,
     precision: torch.dtype = torch.float32,
     map_images: Map = map,
 ) -> SegmentationBatch:
@@ -157,12 +157,12 @@ def taught_batch(
     Args:
         teacher: in evaluation mode, on the batch's device. Its probabilities are refined by the CRF; the most probable
             of an image's labels is the truth.
-        portion_size: images in one pass of the teacher; 0: all.
+        micro_batch_size: images in one pass of the teacher; 0: all.
         precision, map_images: as in ``segmentation_loss``.
     """
     truths = []
-    for start in range(0, len(batch.images), portion_size or len(batch.images)):
-        part = batch.portion(slice(start, start + (portion_size or len(batch.images))))
+    for start in range(0, len(batch.images), micro_batch_size or len(batch.images)):
+        part = batch.micro_batch(slice(start, start + (micro_batch_size or len(batch.images))))
         probabilities_BLhw = _predict(teacher, part.images, precision)
         refined_BLhw = refine_batch(probabilities_BLhw, _cells(part.images), map_images=map_images)
         label_Bhw = refined_BLhw.masked_fill(~part.present[:, :, None, None], -1.0).argmax(1)

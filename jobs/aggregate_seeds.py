@@ -19,7 +19,7 @@ from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, read_saliencies
-from jobs.finished_maps import FinishedMaps, handed_on, label_settings, maps_location, require_maps, rows_of
+from jobs.finished_maps import FinishedMaps, label_settings, maps_location, require_maps, rows_of
 from jobs.run import Run, open_run, record_run
 from jobs.unit_steps import Launch, Shard, book_units, finish_unit, unit_of
 from storage.errors import BadImage
@@ -90,7 +90,7 @@ def aggregate_run(
     record_run(run, "seeds")
 
     # 3. The missing units
-    stages = Stages(handed_on, partial(SeedMaker, job), handed_on)
+    stages = Stages(partial(SeedMaker, job))
     results = run_stages(rows_of(plan, maps.receipts), stages, run.config.cluster, connection, "cpu")
     book_units("seeds", plan, results, run.config.images.max_skipped_fraction)
 

@@ -10,7 +10,7 @@ from cluster.training_context import TrainingContext
 from ficklenet.batches import addressed_batches
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
 from ficklenet.metrics import average_precision
-from ficklenet.training import learning_rate_at, make_optimizer, training_step
+from ficklenet.classifier_training import learning_rate_at, make_optimizer, training_step
 from ficklenet.transforms import normalize
 from jobs.backbone_weights import load_weights
 from jobs.compute import resolved_precision

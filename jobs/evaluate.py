@@ -21,7 +21,7 @@ from jobs.compute import connected, resolved_device, run_stages
 from jobs.config import resolve_config
 from jobs.dry_run import describe_connection, print_other_job
 from jobs.figures import Figure, class_table, skipped_in_words, store_figures, summary_table
-from jobs.finished_maps import FinishedMaps, handed_on, require_labels, require_maps
+from jobs.finished_maps import FinishedMaps, require_labels, require_maps
 from jobs.measure_labels import HELD_IN, Counts, Measurement, Recipe, Resolution, UnitMeter
 from jobs.parts import Part, Selection, resolve_selection
 from jobs.predict_masks import units_to_predict
@@ -187,7 +187,7 @@ def _measure(
         }
         for unit in units
     ]
-    stages = Stages(handed_on, partial(UnitMeter, measurement), handed_on)
+    stages = Stages(partial(UnitMeter, measurement))
     total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
 
     # 2. Reduce: they add up, in any order

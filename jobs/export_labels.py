@@ -28,7 +28,7 @@ from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, resized
-from jobs.finished_maps import FinishedMaps, handed_on, maps_location, require_labels, require_maps, rows_of
+from jobs.finished_maps import FinishedMaps, maps_location, require_labels, require_maps, rows_of
 from jobs.finished_predictions import FinishedPredictions, require_predictions
 from jobs.label_files import coco_annotations, coco_image, encode_cam_npy, encode_label_png
 from jobs.make_pseudo_labels import pseudo_label_location
@@ -121,7 +121,7 @@ def export(
         print_unit_step("export", launch, run.config.cluster, connection, "cpu", Rough())
         return
     plan = launch.begin()
-    stages = Stages(handed_on, partial(Exporter, job), handed_on)
+    stages = Stages(partial(Exporter, job))
     results = run_stages(rows_of(plan, source.receipts), stages, run.config.cluster, connection, "cpu")
     book_units("export", plan, results, run.config.images.max_skipped_fraction)
 

@@ -98,8 +98,3 @@ def rows_of(plan: UnitPlan, made: Mapping[int, Receipt]) -> list[Payload]:
         made: the receipts of that step's units, by index.
     """
     return [{**row, "skipped": [asdict(skip) for skip in made[row["unit"]].skipped]} for row in plan.rows]
-
-
-def handed_on(row: Payload) -> Payload:
-    """The reading and writing stage of steps whose actor reads, computes and writes a unit piece by piece."""
-    return row

@@ -91,7 +91,7 @@ def generate(
     record_run(run, "maps")
 
     # 3. The missing units stream through the cluster; receipts come back.
-    stages = Stages(job.read, partial(MapMaker, job), job.write)
+    stages = Stages(partial(MapMaker, job), job.read, job.write)
     results = run_stages(plan.rows, stages, run.config.cluster, connection, job.device, job.trial)
     book_units("maps", plan, results, run.config.images.max_skipped_fraction)
 

@@ -21,7 +21,7 @@ from jobs.compute import connected, run_stages
 from jobs.config import Config
 from jobs.dry_run import Rough, print_unit_step
 from jobs.evidence import Evidence, read_saliencies
-from jobs.finished_maps import FinishedMaps, handed_on, label_settings, maps_location, require_maps, rows_of
+from jobs.finished_maps import FinishedMaps, label_settings, maps_location, require_maps, rows_of
 from jobs.label_files import encode_label_png
 from jobs.run import Run, open_run, record_run
 from jobs.unit_steps import Launch, Shard, book_units, finish_unit, unit_of
@@ -81,7 +81,7 @@ def make_pseudo_labels(
     plan = launch.begin()
     record_run(run, "pseudo_labels")
 
-    stages = Stages(handed_on, partial(PseudoLabelMaker, job), handed_on)
+    stages = Stages(partial(PseudoLabelMaker, job))
     results = run_stages(rows_of(plan, maps.receipts), stages, run.config.cluster, connection, "cpu", try_labels)
     book_units("pseudo-labels", plan, results, run.config.images.max_skipped_fraction)
 

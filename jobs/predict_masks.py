@@ -64,7 +64,7 @@ def predict_masks(
     record_run(run, "predictions")
 
     # 3. The missing units
-    stages = Stages(job.read, partial(Predictor, job), job.write)
+    stages = Stages(partial(Predictor, job), job.read, job.write)
     results = run_stages(plan.rows, stages, run.config.cluster, connection, device, job.trial)
     labels: set[int] = set()
     book_units("predictions", plan, _noting_labels(results, labels), run.config.images.max_skipped_fraction)

@@ -16,7 +16,7 @@ from ficklenet.segmentation_training import (
     learning_rate_at,
     make_optimizer,
     segmentation_step,
-    taught_batch,
+    relabelled_batch,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
 from ficklenet.training_crf import Map
@@ -52,10 +52,10 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         def step(loaded: LoadedBatch, number: int) -> Tensor:
             batch = loaded.batch.to(context.device)
             if teacher is not None:
-                batch = taught_batch(
+                batch = relabelled_batch(
                     teacher,
                     batch,
-                    portion_size=config.micro_batch_size,
+                    micro_batch_size=config.micro_batch_size,
                     precision=precision,
                     map_images=map_images,
                 )
@@ -64,7 +64,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
                 model,
                 optimizer,
                 batch,
-                loss_weights(run.config, is_taught=teacher is not None),
+                loss_weights(run.config, is_relabelled=teacher is not None),
                 total_weight=min(plan.batch_size, plan.num_images) / context.world_size,
                 micro_batch_size=config.micro_batch_size,
                 precision=precision,
@@ -125,9 +125,9 @@ def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
     return segmenter
 
 
-def loss_weights(config: Config, *, is_taught: bool = False) -> LossWeights:
+def loss_weights(config: Config, *, is_relabelled: bool = False) -> LossWeights:
     """What each loss counts under the configured supervision, or under another network's."""
-    if is_taught or config.segmenter.supervision == "masks":
+    if is_relabelled or config.segmenter.supervision == "masks":
         return LossWeights(seed=0.0, boundary=0.0, full=1.0)
     return LossWeights(full=config.segmenter.full_loss_weight)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cluster.training_context import Metrics, TrainingContext
 from cluster.words import plural
 from ficklenet.batches import steps_per_epoch
-from ficklenet.training import set_learning_rate
+from ficklenet.classifier_training import set_learning_rate
 from ficklenet.training_state import is_finite, pack_training, unpack_training
 
 COMPARE_EVERY = 10
@@ -81,7 +81,7 @@ class Learner(Generic[B_contra]):
 
     Attributes:
         model: without the wrapper of distributed training.
-        optimizer: its parameter groups have factors, as ``ficklenet.training.make_optimizer`` makes them.
+        optimizer: its parameter groups have factors, as ``ficklenet.classifier_training.make_optimizer`` makes them.
         learning_rate: of a global step, before the groups' factors.
         step: makes one step with this worker's share of the batch; returns its loss, detached, whose mean over the
             workers is the batch's.

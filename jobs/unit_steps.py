@@ -26,7 +26,7 @@ class UnitPlan:
 
     Attributes:
         step: what they belong to.
-        opening: the id of the step's start; "" where it is not started.
+        start_id: the id of the step's start; "" where it is not started.
         shard: this launch's share of all units.
         units: those of the shard.
         receipts: of all finished units, by index.
@@ -35,7 +35,7 @@ class UnitPlan:
     """
 
     step: Step
-    opening: str
+    start_id: str
     shard: Shard
     units: Sequence[Unit]
     receipts: Mapping[int, Receipt]
@@ -47,7 +47,7 @@ class UnitPlan:
         """What is left of a step; everything where it is foretold that the step begins anew."""
         receipts, chosen = {} if anew else step.receipts(), units_of_shard(units, shard)
         images = {unit.index: unit.num_images for unit in units}
-        return cls(step, step.opening(), shard, chosen, receipts, step.missing_units(chosen, receipts), images)
+        return cls(step, step.start_id(), shard, chosen, receipts, step.missing_units(chosen, receipts), images)
 
     @property
     def num_finished(self) -> int:
@@ -63,7 +63,7 @@ class UnitPlan:
     def rows(self) -> list[Payload]:
         """The missing units as the fan-out takes them; stages hand these keys on to `finish_unit`."""
         return [
-            {"unit": unit.index, "start": unit.start, "stop": unit.stop, "opening": self.opening}
+            {"unit": unit.index, "start": unit.start, "stop": unit.stop, "start_id": self.start_id}
             for unit in self.missing
         ]
 
@@ -104,7 +104,7 @@ class Launch:
         return UnitPlan.of(self.step, self.units, self.shard, anew=self.restart)
 
 
-UNIT_KEYS = ("unit", "start", "stop", "opening")  # of a row; every stage hands them on
+UNIT_KEYS = ("unit", "start", "stop", "start_id")  # of a row; every stage hands them on
 
 
 def unit_of(row: Payload) -> Unit:
@@ -125,7 +125,7 @@ def known_problems(row: Payload, entries: Sequence[ManifestRow]) -> dict[int, st
 def finish_unit(step: Step, row: Payload, skipped: Sequence[Skipped], seconds: float) -> Payload:
     """Writes a unit's receipt, after all of its data, and returns it for the driver."""
     unit = unit_of(row)
-    receipt = Receipt(unit.index, unit.start, unit.stop, seconds, time.time(), tuple(skipped), row["opening"])
+    receipt = Receipt(unit.index, unit.start, unit.stop, seconds, time.time(), tuple(skipped), row["start_id"])
     step.write_receipt(receipt)
     return {"receipt": receipt.to_json()}
 

@@ -42,7 +42,7 @@ class Receipt:
         skipped: the images left out; all others of the step are done.
         seconds: time spent on the unit.
         finished: when, in seconds since 1970 (UTC).
-        opening: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
+        start_id: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
     """
 
     unit: int
@@ -51,7 +51,7 @@ class Receipt:
     seconds: float
     finished: float
     skipped: tuple[Skipped, ...] = field(default=())
-    opening: str = ""
+    start_id: str = ""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -68,7 +68,7 @@ class Receipt:
             skipped = tuple(Skipped(str(each["image_id"]), str(each["reason"])) for each in found["skipped"])
             unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
             times = float(found["seconds"]), float(found["finished"])
-            return cls(unit, start, stop, *times, skipped, str(found.get("opening", "")))
+            return cls(unit, start, stop, *times, skipped, str(found.get("start_id", "")))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a receipt: {error!r}") from error
 
@@ -93,10 +93,10 @@ class Step:
             ValueError: started with another fingerprint; the sentence names each difference and the remedy.
         """
         if not self.is_started_with(fingerprint, command):
-            content = {"fingerprint": fingerprint, "command": command, "opening": uuid4().hex}
+            content = {"fingerprint": fingerprint, "command": command, "start_id": uuid4().hex}
             self._record.create_bytes(json.dumps(content, indent=1, sort_keys=True).encode())
             self.is_started_with(fingerprint, command)  # where another launch was first, it is verified
-        return self.opening()
+        return self.start_id()
 
     def is_started_with(self, fingerprint: Mapping[str, Any], command: str) -> bool:
         """Whether the step was started, with this fingerprint; False when it never was. Writes nothing.
@@ -131,7 +131,7 @@ class Step:
         Raises:
             ValueError: the step was started anew since the unit was begun.
         """
-        if receipt.opening and receipt.opening != self.opening():
+        if receipt.start_id and receipt.start_id != self.start_id():
             raise ValueError(
                 f"{self.location}: was started anew by another launch while this one was at work. "
                 f"Nothing of this one counts; run its command again if the new settings are yours."
@@ -141,10 +141,10 @@ class Step:
     def receipts(self) -> dict[int, Receipt]:
         """All receipts by unit index: one listing, bodies read concurrently."""
         names = [name for name in self._done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
-        counted = {"", self.opening()}
+        counted = {"", self.start_id()}
         with ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(self._read_receipt, names)
-            return {receipt.unit: receipt for receipt in found if receipt is not None and receipt.opening in counted}
+            return {receipt.unit: receipt for receipt in found if receipt is not None and receipt.start_id in counted}
 
     def missing_units(self, units: Sequence[Unit], receipts: Mapping[int, Receipt] | None = None) -> list[Unit]:
         """Those of ``units`` that have no receipt; give ``receipts`` where they are already read."""
@@ -159,9 +159,9 @@ class Step:
         """
         return None if (record := self._read_record()) is None else record["fingerprint"]
 
-    def opening(self) -> str:
+    def start_id(self) -> str:
         """The id of the step's start; "" when it never was, or by an earlier version."""
-        return "" if (record := self._read_record()) is None else str(record.get("opening", ""))
+        return "" if (record := self._read_record()) is None else str(record.get("start_id", ""))
 
     def restart(self) -> None:
         """Delete the step: receipts first, so that an interrupted restart leaves none without its data.

@@ -42,7 +42,7 @@ from ficklenet.segmentation_training import (
     segmentation_loss,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights
-from ficklenet.training import set_learning_rate
+from ficklenet.classifier_training import set_learning_rate
 from ficklenet.transforms import normalize, resize_square
 
 IGNORE = 255

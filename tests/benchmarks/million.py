@@ -66,12 +66,12 @@ def make_run(run: Run) -> None:
     started, step = time.monotonic(), Step(run.location / "maps")
     write_manifest(manifest, rows(), [f"class {number}" for number in range(NUM_CLASSES)])
     record_run(run)
-    opening = step.open({"unit_size": UNIT_SIZE, "classifier": None}, "python jobs/generate_maps.py")
+    start_id = step.open({"unit_size": UNIT_SIZE, "classifier": None}, "python jobs/generate_maps.py")
     finished = [unit for unit in plan_units(NUM_IMAGES, UNIT_SIZE) if unit.index % 10]
 
     def write(unit: Unit) -> None:
         skipped = (Skipped(f"photo_{unit.start:09d}", "empty file"),)
-        body = Receipt(unit.index, unit.start, unit.stop, 12.5, 1.7e9 + unit.index, skipped, opening).to_json()
+        body = Receipt(unit.index, unit.start, unit.stop, 12.5, 1.7e9 + unit.index, skipped, start_id).to_json()
         (step.location / "done" / f"{unit.name}.json").write_bytes(body)
 
     with ThreadPoolExecutor(16) as pool:
@@ -105,7 +105,7 @@ def hand_over(run: Run) -> str:
     with connect("local", num_cpus=4):
         resources()
         began = time.monotonic()
-        receipts = fan_out(units, Stages(same, lambda: same, same), Pool())
+        receipts = fan_out(units, Stages(lambda: same, same, same), Pool())
         first = next(receipts)
         told = f"Ray up after {began - started:.1f} s, first receipt {time.monotonic() - began:.1f} s later"
         hundred = [first, *(next(receipts) for _ in range(99))]

@@ -8,7 +8,7 @@ beyond the built model is reported:
 
     backbone        the features, and a gradient for each of them
     head            from given features to the loss and back: masks, head, loss, Adam on the head's weights
-    step            `ficklenet.training.training_step`: the two together
+    step            `ficklenet.classifier_training.training_step`: the two together
     literal head    as `head`, by `ficklenet.expansion`: the expanded map, masked, under a strided convolution
     literal step    backbone and literal head together
 """
@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from ficklenet.classifier import ClassifierSpec, FickleNet
 from ficklenet.expansion import literal_logits
-from ficklenet.losses import multilabel_loss
+from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.masks import TRAINING_STREAM, dropout_masks, mask_key
-from ficklenet.training import training_step
+from ficklenet.classifier_training import training_step
 from ficklenet.transforms import normalize
 
 NUM_CLASSES = 20

@@ -49,7 +49,7 @@ def main():
         watcher = threading.Thread(target=watch)
         watcher.start()
         pool = Pool(1, 2, gpus_per_actor=1, autoscaling=True)
-        receipts = list(fan_out([{{"unit": n}} for n in range(24)], Stages(same, lambda: computed, same), pool))
+        receipts = list(fan_out([{{"unit": n}} for n in range(24)], Stages(lambda: computed, same, same), pool))
         deadline = time.monotonic() + 240
         while seen[-1][0] and time.monotonic() < deadline:
             time.sleep(0.5)

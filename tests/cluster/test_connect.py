@@ -37,7 +37,7 @@ def where(payload):
 def main():
     with connect({address!r}, num_cpus=2) as connection:
         print("cpus", connection.num_cpus)
-        stages = Stages(where, lambda: where, where)
+        stages = Stages(lambda: where, where, where)
         for receipt in fan_out([{{"unit": n}} for n in range(3)], stages, Pool()):
             print("unit", receipt["unit"])
         children = psutil.Process().children(recursive=True)

@@ -54,8 +54,8 @@ def run_noted(folder: Path, stage: str, fault: dict[tuple[str, int], str], paylo
 def noted_stages(folder: Path, fault: dict[tuple[str, int], str] | None = None) -> Stages:
     stage = partial(run_noted, folder)
     return Stages(
-        partial(stage, "read", fault or {}),
         lambda: partial(stage, "compute", fault or {}),
+        partial(stage, "read", fault or {}),
         partial(finish, partial(stage, "write", fault or {})),
     )
 
@@ -89,7 +89,7 @@ def timed(stage: str, payload: Payload) -> Payload:
 
 
 def test_stages_overlap_in_processes_of_their_own(local_ray: Connection) -> None:
-    stages = Stages(partial(timed, "read"), lambda: partial(timed, "compute"), partial(timed, "write"))
+    stages = Stages(lambda: partial(timed, "compute"), partial(timed, "read"), partial(timed, "write"))
     receipts, arrivals = [], []
     for receipt in fan_out(units(12), stages, ONE):
         receipts.append(receipt)
@@ -98,6 +98,13 @@ def test_stages_overlap_in_processes_of_their_own(local_ray: Connection) -> None
     assert any(r[0] < c[1] and c[0] < r[1] for r in reads for c in computes), "reading waited for computing"
     assert not {r[2] for r in reads} & {c[2] for c in computes}, "Ray Data fused reading into the actor"
     assert arrivals[0] < max(c[0] for c in computes), "the first receipt came after all units were computed"
+
+
+def test_reading_and_writing_are_optional(local_ray: Connection, tmp_path: Path) -> None:
+    stages = Stages(lambda: partial(run_noted, tmp_path, "compute", {}))
+    receipts = in_order(list(fan_out(units(5), stages, ONE)))
+    assert receipts == list(fan_out_in_process(units(5), stages))
+    assert [receipt["unit"] for receipt in receipts] == list(range(5))
 
 
 def echo(payload: Payload) -> Payload:
@@ -116,7 +123,7 @@ AWKWARD = {
 
 
 def test_payloads_and_receipts_arrive_as_they_were_sent(local_ray: Connection) -> None:
-    [receipt] = fan_out([AWKWARD], Stages(echo, lambda: echo, echo), ONE)
+    [receipt] = fan_out([AWKWARD], Stages(lambda: echo, echo, echo), ONE)
     for name, value in AWKWARD.items():
         if isinstance(value, np.ndarray):
             assert receipt[name].dtype == value.dtype
@@ -134,9 +141,9 @@ def small(payload: Payload) -> Payload:
 
 
 def test_driver_never_holds_a_payload(local_ray: Connection) -> None:
-    list(fan_out(units(1), Stages(large, lambda: large, small), ONE))
+    list(fan_out(units(1), Stages(lambda: large, large, small), ONE))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    receipts = list(fan_out(units(12), Stages(large, lambda: large, small), ONE))
+    receipts = list(fan_out(units(12), Stages(lambda: large, large, small), ONE))
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert {receipt["sum"] for receipt in receipts} == {16 << 20}
     assert grown_mib < 16, "one payload has 16 MiB"
@@ -163,12 +170,12 @@ def die() -> None:
 
 def test_an_error_while_an_actor_is_made_ready_comes_back_as_itself(local_ray: Connection) -> None:
     with pytest.raises(FileNotFoundError, match=r"^no classifier: train one first\."):
-        list(fan_out(units(3), Stages(echo, refuse, echo), ONE))
+        list(fan_out(units(3), Stages(refuse, echo, echo), ONE))
 
 
 def test_an_actor_that_dies_while_it_is_made_ready_stops_the_fan_out(local_ray: Connection) -> None:
     with pytest.raises(ClusterError, match="while it was made ready"):
-        list(fan_out(units(3), Stages(echo, die, echo), ONE))
+        list(fan_out(units(3), Stages(die, echo, echo), ONE))
 
 
 @pytest.mark.parametrize("stage", ["read", "compute", "write"])
@@ -201,7 +208,7 @@ def slow(payload: Payload) -> Payload:
 
 def test_a_caller_who_has_had_enough_ends_the_execution(local_ray: Connection, tmp_path: Path) -> None:
     stages = noted_stages(tmp_path)
-    receipts = fan_out(units(300), Stages(stages.read, lambda: slow, echo), ONE)
+    receipts = fan_out(units(300), Stages(lambda: slow, stages.read, echo), ONE)
     next(receipts)
     receipts.close()
     time.sleep(0.5)  # what was under way ends
@@ -211,14 +218,14 @@ def test_a_caller_who_has_had_enough_ends_the_execution(local_ray: Connection, t
 
 
 def test_no_units_give_no_receipts(local_ray: Connection) -> None:
-    assert list(fan_out([], Stages(echo, refuse, echo), ONE)) == []
+    assert list(fan_out([], Stages(refuse, echo, echo), ONE)) == []
 
 
 def test_a_pool_larger_than_the_cluster_is_refused(local_ray: Connection) -> None:
     with pytest.raises(ClusterError, match=r"8 compute actors .* need 9 CPUs, the cluster has 4"):
-        next(fan_out(units(1), Stages(echo, refuse, echo), Pool(8, 8)))
+        next(fan_out(units(1), Stages(refuse, echo, echo), Pool(8, 8)))
     with pytest.raises(ClusterError, match=r"1 compute actor .* needs 1 GPU, the cluster has 0"):
-        next(fan_out(units(1), Stages(echo, refuse, echo), Pool(gpus_per_actor=1)))
+        next(fan_out(units(1), Stages(refuse, echo, echo), Pool(gpus_per_actor=1)))
 
 
 @pytest.mark.parametrize("numbers", [{"min_actors": 0}, {"min_actors": 3, "max_actors": 2}, {"reads_per_actor": 1}])

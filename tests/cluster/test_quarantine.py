@@ -53,7 +53,7 @@ def write(unit: Payload) -> Payload:
 
 
 def stages_of(killers: dict[int, str], folder: Path, make: Callable[[], object] = lambda: compute) -> Stages:
-    return Stages(partial(read, killers, folder), make, write)
+    return Stages(make, partial(read, killers, folder), write)
 
 
 def quarantined(stages: Stages, unit: Payload = UNIT) -> Payload:

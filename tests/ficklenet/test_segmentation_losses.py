@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ficklenet.losses import average_over_images
+from ficklenet.classifier_losses import average_over_images
 from ficklenet.segmentation_losses import boundary_loss, full_loss, label_probabilities, seed_loss
 
 UNKNOWN = 255

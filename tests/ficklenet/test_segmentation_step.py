@@ -16,7 +16,7 @@ from ficklenet.segmentation_training import (
     learning_rate_at,
     make_optimizer,
     segmentation_loss,
-    taught_batch,
+    relabelled_batch,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.training_crf import refine_batch
@@ -81,7 +81,7 @@ def test_only_images_with_masks_take_the_full_loss():
     assert weak["full"] == 0 and weak["loss"] == weak["seed"] + weak["boundary"]
     half = batch._replace(truth=torch.cat([batch.truth[:2], torch.full_like(batch.truth[2:], UNKNOWN)]))
     semi = segmentation_loss(model, half, LossWeights())
-    masked = segmentation_loss(model, batch.portion(slice(0, 2)), LossWeights())
+    masked = segmentation_loss(model, batch.micro_batch(slice(0, 2)), LossWeights())
     torch.testing.assert_close(semi["full"], masked["full"] / 2)
     torch.testing.assert_close(semi["seed"], weak["seed"])
 
@@ -97,7 +97,7 @@ def test_full_supervision_needs_neither_seeds_nor_crf():
 
 def test_an_image_of_weight_zero_counts_for_nothing():
     model, batch = segmenter(), drawn_batch()
-    without_last = segmentation_loss(model, batch.portion(slice(0, 3)), LossWeights())
+    without_last = segmentation_loss(model, batch.micro_batch(slice(0, 3)), LossWeights())
     blank = batch._replace(images=batch.images.clone(), weights=torch.tensor([1.0, 1, 1, 0]))
     blank.images[3] = 0
     torch.testing.assert_close(segmentation_loss(model, blank, LossWeights()), without_last)
@@ -109,7 +109,7 @@ def test_two_workers_average_to_the_loss_of_one():
     model, batch = segmenter(), drawn_batch(5)
     whole = segmentation_loss(model, batch, LossWeights())["loss"]
     shares = [
-        segmentation_loss(model, batch.portion(slice(rank, None, 2)), LossWeights(), total_weight=2.5)["loss"]
+        segmentation_loss(model, batch.micro_batch(slice(rank, None, 2)), LossWeights(), total_weight=2.5)["loss"]
         for rank in range(2)
     ]
     torch.testing.assert_close(sum(shares) / 2, whole)
@@ -197,17 +197,17 @@ def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():
     assert learning_rate_at(2, 3, 1.0) == pytest.approx(0.33**5)
 
 
-@pytest.mark.parametrize("portion_size", [0, 1, 3])
-def test_a_teacher_labels_what_has_no_mask_among_the_images_labels(portion_size):
+@pytest.mark.parametrize("micro_batch_size", [0, 1, 3])
+def test_a_teacher_labels_what_has_no_mask_among_the_images_labels(micro_batch_size):
     teacher, batch = segmenter(), drawn_batch()
     torch.nn.init.normal_(teacher.head.branches[0][-1].weight)  # so that it has opinions
     half = batch._replace(truth=torch.cat([batch.truth[:2], torch.full_like(batch.truth[2:], UNKNOWN)]))
-    taught = taught_batch(teacher, half, portion_size=portion_size)
+    relabelled = relabelled_batch(teacher, half, micro_batch_size=micro_batch_size)
     probabilities = label_probabilities(teacher(normalize(batch.images)))
     refined = refine_batch(probabilities, batch.images[:, :, ::8, ::8])
     absent = ~batch.present[:, :, None, None]
     expected = refined.masked_fill(absent, -1).argmax(1)
     assert (refined.argmax(1) != expected).any()  # it would name labels that the image does not have
-    assert torch.equal(taught.truth, torch.cat([batch.truth[:2], expected[2:]]))
-    assert all(torch.equal(getattr(taught, name), getattr(half, name)) for name in ("images", "seeds", "weights"))
-    assert not taught.truth.requires_grad
+    assert torch.equal(relabelled.truth, torch.cat([batch.truth[:2], expected[2:]]))
+    assert all(torch.equal(getattr(relabelled, name), getattr(half, name)) for name in ("images", "seeds", "weights"))
+    assert not relabelled.truth.requires_grad

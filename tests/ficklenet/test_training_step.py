@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from ficklenet.classifier import ClassifierSpec, FickleNet
 from ficklenet.drawing import draw_scene
-from ficklenet.losses import multilabel_loss
+from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.masks import mask_key
-from ficklenet.training import (
+from ficklenet.classifier_training import (
     learning_rate_at,
     make_optimizer,
     set_learning_rate,
@@ -113,7 +113,7 @@ def test_a_few_steps_learn_two_drawn_classes():
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_portions_of_a_batch_make_the_same_step_as_the_whole(images, size):
+def test_micro_batches_of_a_batch_make_the_same_step_as_the_whole(images, size):
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0])
     losses, trained = [], []
     for micro_batch_size in (0, size):

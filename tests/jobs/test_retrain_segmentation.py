@@ -43,17 +43,17 @@ def test_a_second_network_learns_from_the_first_and_predicts_when_asked(segmente
 
 
 def test_the_first_networks_labels_are_what_is_learnt(segmented_run, monkeypatch):
-    taught = []
+    relabelled = []
     whole_step = segmentation_worker.segmentation_step
 
     def look(model, optimizer, batch, loss_weights, **options):
-        taught.append((batch.truth, loss_weights))
+        relabelled.append((batch.truth, loss_weights))
         return whole_step(model, optimizer, batch, loss_weights, **options)
 
     monkeypatch.setattr(segmentation_worker, "segmentation_step", look)
     retrain(segmented_run)
-    assert all((truth <= 5).all() for truth, _ in taught)  # every pixel is labelled
-    assert all((losses.seed, losses.boundary, losses.full) == (0, 0, 1) for _, losses in taught)
+    assert all((truth <= 5).all() for truth, _ in relabelled)  # every pixel is labelled
+    assert all((losses.seed, losses.boundary, losses.full) == (0, 0, 1) for _, losses in relabelled)
 
 
 class Killed(BaseException):

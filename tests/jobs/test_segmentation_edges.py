@@ -69,7 +69,7 @@ def seeded_run(
                     if label not in never_seeded:
                         seeds[place, 1 + position % (GRID - 1), 1:] = label + 1
         store.write_unit(unit, seeds)
-        step.write_receipt(Receipt(unit.index, unit.start, unit.stop, 1.0, 1.7e9, (), step.opening()))
+        step.write_receipt(Receipt(unit.index, unit.start, unit.stop, 1.0, 1.7e9, (), step.start_id()))
     return run
 
 

@@ -136,7 +136,7 @@ def test_interrupted_training_continues_to_the_same_weights(seeded_run, monkeypa
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
-def test_portions_of_a_batch_add_up_but_for_dropout(seeded_run):
+def test_micro_batches_of_a_batch_add_up_but_for_dropout(seeded_run):
     assert np.isfinite(train(seeded_run, "segmenter.micro_batch_size=1")["loss"])
 
 

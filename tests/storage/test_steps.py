@@ -112,23 +112,23 @@ def test_restart_forgets_the_step_and_spares_its_neighbours(location: Location) 
 
 def test_a_driver_that_did_not_notice_a_restart_leaves_no_receipt_that_counts(location: Location) -> None:
     step = Step(location / "maps")
-    late = replace(receipt_of(UNITS[0]), opening=step.open({"a": 1}, COMMAND))
+    late = replace(receipt_of(UNITS[0]), start_id=step.open({"a": 1}, COMMAND))
     step.write_receipt(late)
     assert step.missing_units(UNITS) == UNITS[1:]
     step.restart()
-    opening = step.open({"a": 1}, COMMAND)  # the same settings: the fingerprint alone would not tell
+    start_id = step.open({"a": 1}, COMMAND)  # the same settings: the fingerprint alone would not tell
     with pytest.raises(ValueError, match="was started anew by another launch while this one was at work"):
         step.write_receipt(late)
     (location / "maps/done/000000.json").write_bytes(late.to_json())  # written before the restart was seen
     assert step.missing_units(UNITS) == UNITS
-    step.write_receipt(replace(late, opening=opening))
+    step.write_receipt(replace(late, start_id=start_id))
     assert step.missing_units(UNITS) == UNITS[1:]
 
 
-def test_all_launches_of_a_step_share_its_opening(location: Location) -> None:
-    assert Step(location / "maps").opening() == ""
+def test_all_launches_of_a_step_share_its_start_id(location: Location) -> None:
+    assert Step(location / "maps").start_id() == ""
     first = Step(location / "maps").open({"a": 1}, COMMAND)
-    assert first == Step(location / "maps").open({"a": 1}, COMMAND) == Step(location / "maps").opening() != ""
+    assert first == Step(location / "maps").open({"a": 1}, COMMAND) == Step(location / "maps").start_id() != ""
 
 
 def test_restart_beside_a_living_driver_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ficklenet.classifier import FickleNet
-from ficklenet.losses import multilabel_loss
+from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.masks import TRAINING_STREAM, dropout_masks
 from ficklenet.transforms import normalize
 
@@ -70,25 +70,25 @@ def training_step(
     Args:
         model, images_BCHW, targets_BC, keys, epoch, weights_B: as in ``training_loss``; the tensors on the model's
             device.
-        total_weight, micro_batch_size: as in ``step_in_portions``.
+        total_weight, micro_batch_size: as in ``step_in_micro_batches``.
         precision: of the network; the loss and the weights stay float32.
 
     Returns:
         Scalar loss of the batch, detached.
     """
 
-    def loss_of(portion: slice, total: float) -> Tensor:
+    def loss_of(chosen: slice, total: float) -> Tensor:
         with torch.autocast(images_BCHW.device.type, precision, enabled=precision != torch.float32):
             return training_loss(
-                model, images_BCHW[portion], targets_BC[portion], keys[portion], epoch, weights_B[portion], total
+                model, images_BCHW[chosen], targets_BC[chosen], keys[chosen], epoch, weights_B[chosen], total
             )
 
-    return step_in_portions(
+    return step_in_micro_batches(
         model, optimizer, loss_of, weights_B, total_weight=total_weight, micro_batch_size=micro_batch_size
     )
 
 
-def step_in_portions(
+def step_in_micro_batches(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[[slice, float], Tensor],
@@ -104,7 +104,7 @@ def step_in_portions(
     Args:
         loss_of: the loss of some of the batch's images, divided by the weight given with them.
         weights_B: each image's weight.
-        total_weight: as in ``ficklenet.losses.average_over_images``.
+        total_weight: as in ``ficklenet.classifier_losses.average_over_images``.
         micro_batch_size: images in a portion; 0 for all at once.
 
     Returns:
@@ -117,9 +117,9 @@ def step_in_portions(
     for start in range(0, len(weights_B), size):
         # Workers average their gradients once, with the last portion
         with nullcontext() if start + size >= len(weights_B) else getattr(model, "no_sync", nullcontext)():
-            portion_loss = loss_of(slice(start, start + size), total_weight)
-            portion_loss.backward()
-        loss += portion_loss.detach()
+            micro_batch_loss = loss_of(slice(start, start + size), total_weight)
+            micro_batch_loss.backward()
+        loss += micro_batch_loss.detach()
     optimizer.step()
     return loss
 
