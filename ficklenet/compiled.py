@@ -31,9 +31,10 @@ from ficklenet.masks import (
     WORD,
     WORDS_PER_CALL,
     num_draws,
+    table_entries,
     windows_inside,
 )
-from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW, draw_table
+from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW
 
 TILE = 64  # L, positions worked on together
 GROUP = 8  # M, samples drawn and summed together, as many as _add_kept names
@@ -92,7 +93,7 @@ def sample_maps(
         np.uint64(key & WORD),
         np.uint64(key >> 32),
         samples.start,
-        np.array(draw_table(drop_rate).entries, np.int32),
+        table_entries(drop_rate, torch.int32).numpy(),
         num_draws(kernel_size),
         maps_SNV,
     )

@@ -162,7 +162,7 @@ def _fill_image_by_image(
     keys: Sequence[int],
     drop_rate: float,
 ) -> None:
-    """For the samplers that run on a CPU: what they need of one image fits in its cache."""
+    """For the compiled and the plain torch sampler: one image after another bounds the memory."""
     for image, key in enumerate(keys):
         slots_1S = (classes_BS[image] >= 0).nonzero().T
         if slots_1S.numel() == 0:
@@ -198,8 +198,9 @@ def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFol
     maps.max_BSHW[images, slots] = fold.maximum.float()
     maps.mean_BSHW[images, slots] = fold.mean.float()
     maps.score_BS[images, slots] = score.float()
-    if maps.votes_BSHW is not None and fold.vote_share is not None:
-        maps.votes_BSHW[images, slots] = fold.vote_share
+    votes = fold.vote_share
+    if maps.votes_BSHW is not None and votes is not None:
+        maps.votes_BSHW[images, slots] = votes
 
 
 @functools.cache

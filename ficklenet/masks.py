@@ -56,6 +56,13 @@ def keep_rate(drop_rate: float) -> float:
     return draw_table(drop_rate).keep_rate
 
 
+@functools.cache
+@torch.inference_mode(False)  # what is kept for later calls must be usable in training too
+def table_entries(drop_rate: float, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """The 1024 entries of ``draw_table`` on a device, not to be changed."""
+    return torch.tensor(draw_table(drop_rate).entries, dtype=dtype, device=device)
+
+
 def num_draws(kernel_size: int) -> int:
     """G, how many draws decide the offsets of one position."""
     return -(-(kernel_size**2 - 1) // OFFSETS_PER_DRAW)
@@ -173,9 +180,8 @@ def drawn_patterns(
     draws_BNGV = torch.stack(words, dim=3).flatten(2, 3)[:, :, : num_draws(kernel_size)] >> 1
 
     # 2. One look into the table per draw.
-    table = torch.tensor(draw_table(drop_rate).entries, device=device)
     columns, heights = draws_BNGV % NUM_PATTERNS, draws_BNGV // NUM_PATTERNS
-    entries = table[columns]
+    entries = table_entries(drop_rate, torch.int64, device)[columns]
     return torch.where(heights < entries // NUM_PATTERNS, columns, entries % NUM_PATTERNS)
 
 

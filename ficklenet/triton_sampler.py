@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ficklenet import triton_kernels
 from ficklenet.folding import Normalization, SampleFold
-from ficklenet.masks import num_draws
-from ficklenet.patterns import draw_table
+from ficklenet.masks import num_draws, table_entries
 
 BYTES_PER_CHUNK = 2**28  # of draws and maps together
 
@@ -139,7 +138,7 @@ def drawn_patterns(
         triton_kernels.draw_patterns[programs](
             patterns_BNGV,
             torch.tensor(signed_keys, device=device),
-            torch.tensor(draw_table(drop_rate).entries, dtype=torch.int32, device=device),
+            table_entries(drop_rate, torch.int32, device),
             samples.start,
             len(samples),
             num_positions,
