@@ -17,7 +17,7 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.units import plan_units
 
-ALGORITHM_VERSION = 1  # of all that happens between an image's bytes and its stored maps
+ALGORITHM_VERSION = 2  # of all that happens between an image's bytes and its stored maps
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
 
 

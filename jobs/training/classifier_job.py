@@ -12,7 +12,7 @@ from jobs.training.training_data import image_list, validation_images
 from jobs.training.training_job import TrainingJob
 from storage.manifest import Manifest
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
