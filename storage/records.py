@@ -28,19 +28,18 @@ def read_json(location: Location, what: str, remedy: str = "") -> dict[str, Any]
 def read_json_lines(location: Location, what: str, remedy: str = "") -> list[dict[str, Any]]:
     """The JSON objects of a file that has one in each line; none where there is no file.
 
-    A last line without its end is left out: its writer was killed, or is still writing.
+    The file is written whole, so a last line without its end is damage too.
 
     Raises:
-        ValueError: a finished line is no JSON object; the sentence names the file and the line.
+        ValueError: a line is no JSON object; the sentence names the file and the line.
     """
     try:
-        data = location.read_bytes()
+        lines = location.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    *lines, _unfinished = data.split(b"\n")
-    return [
-        parse_json(line, location, f"{what} (line {number})", remedy) for number, line in enumerate(lines, 1) if line
-    ]
+    if lines[-1]:
+        raise _damaged(location, f"{what} (line {len(lines)})", "it has no end", remedy)
+    return [parse_json(line, location, f"{what} (line {number})", remedy) for number, line in enumerate(lines[:-1], 1)]
 
 
 def parse_json(data: bytes, location: Location, what: str, remedy: str = "") -> dict[str, Any]:
@@ -59,9 +58,13 @@ def parse_json(data: bytes, location: Location, what: str, remedy: str = "") -> 
     except (ValueError, RecursionError) as error:
         reason = f"no JSON: {error}" if isinstance(error, json.JSONDecodeError) else "no JSON text"
     if reason:
-        remedy = remedy or "Put the file back from a copy, or use another run."
-        raise ValueError(f"{location}: damaged, cannot be read as {what} ({reason}). {remedy}")
+        raise _damaged(location, what, reason, remedy)
     return found
+
+
+def _damaged(location: Location, what: str, reason: str, remedy: str) -> ValueError:
+    remedy = remedy or "Put the file back from a copy, or use another run."
+    return ValueError(f"{location}: damaged, cannot be read as {what} ({reason}). {remedy}")
 
 
 def seal(content: Mapping[str, Any], indent: int | None = None) -> bytes:

@@ -49,7 +49,7 @@ class Step:
             fingerprint: everything that changes the step's results, as plain (nested) data.
             command: the command of this launch, recorded and named in the refusal.
             restart: begin from nothing, whatever is there.
-            images: the id of the manifest's images (`Manifest.images_id`), which readers compare.
+            images: the id of the manifest's images (`image_identity.images_id`), which readers compare.
 
         Returns:
             The id of the step's start, for `data` and for receipts.
@@ -122,7 +122,7 @@ class Step:
         """Refuse to read the step's results by a manifest that has other images than they were made of.
 
         Args:
-            images: `Manifest.images_id` of the manifest to read by.
+            images: `image_identity.images_id` of the manifest to read by.
 
         Raises:
             ValueError: they differ.

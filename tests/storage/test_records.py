@@ -49,11 +49,17 @@ def test_a_damaged_file_is_one_sentence_with_its_name_and_the_remedy(body: bytes
     assert "\n" not in str(refusal.value)
 
 
-def test_lines_are_read_but_for_one_that_is_still_being_written(tmp_path: Path) -> None:
+def test_lines_are_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     place = Location(str(tmp_path / "metrics.jsonl"))
     assert read_json_lines(place, "metrics") == []
-    place.write_bytes(b'{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    place.write_bytes(b'{"epoch": 1}\n{"epoch": 2}\n')
     assert read_json_lines(place, "metrics") == [{"epoch": 1}, {"epoch": 2}]
-    place.write_bytes(b'{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: damaged, cannot be read as metrics \(line 2\)"):
-        read_json_lines(place, "metrics")
+    for body in (
+        b'{"epoch": 1}\n{"epo\n{"epoch": 3}\n',
+        b'{"epoch": 1}\n{"epo',
+        b'{"epoch": 1}\n{"epoch": 2}',
+        b"{}\n\n",
+    ):
+        place.write_bytes(body)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: damaged, cannot be read as metrics \(line 2\)"):
+            read_json_lines(place, "metrics")
