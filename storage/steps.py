@@ -273,12 +273,12 @@ def _is_of(receipt: Receipt, unit: Unit) -> bool:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name what differs between two fingerprints: ``"maps.num_samples: 200 -> 100, ..."``.
 
-    Of upstream steps, which a fingerprint names by their ids, it says that they changed: ``"other maps upstream"``.
+    Of upstream steps, which a fingerprint names by their ids, it says that they changed: ``"its maps changed since"``.
     """
     flat_old, flat_new = _flatten(old), _flatten(new)
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
     named = [
-        f"other {key.removeprefix('upstream.')} upstream"
+        f"its {key.removeprefix('upstream.')} changed since"
         if key.startswith("upstream.")
         else f"{key}: {_short(flat_old, key)} -> {_short(flat_new, key)}"
         for key in keys[:MOST_DIFFERENCES]

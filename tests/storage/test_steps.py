@@ -97,7 +97,7 @@ def test_differences_name_only_what_differs() -> None:
 def test_an_upstream_step_that_changed_is_named_by_its_name() -> None:
     old = {"seeds": {"theta": 1}, "upstream": {"maps": "12ab"}}
     new = {"seeds": {"theta": 4}, "upstream": {"maps": "34cd"}}
-    assert differences(old, new) == "seeds.theta: 1 -> 4, other maps upstream"
+    assert differences(old, new) == "seeds.theta: 1 -> 4, its maps changed since"
 
 
 def test_restart_begins_from_nothing_and_spares_its_neighbours(location: Location) -> None:
