@@ -59,7 +59,7 @@ def parse_json(data: bytes, location: Location, what: str, remedy: str = "") -> 
         reason = f"no JSON: {error}" if isinstance(error, json.JSONDecodeError) else "no JSON text"
     if reason:
         raise _damaged(location, what, reason, remedy)
-    return found
+    return {key: value for key, value in found.items() if key not in ("sealed", "checksum")}
 
 
 def _damaged(location: Location, what: str, reason: str, remedy: str) -> ValueError:

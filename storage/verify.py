@@ -62,6 +62,18 @@ def verify_headers(data: Location) -> list[Damage]:
     return found
 
 
+def damaged_receipts(data: Location, receipts: Mapping[int, Receipt]) -> dict[int, Damage]:
+    """The receipts of a start that cannot be read, by unit; their units count as missing.
+
+    Args:
+        data: the folder of the start.
+        receipts: those that can be read.
+    """
+    done = data / "done"
+    names = [name for name in done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
+    return {int(name[:-5]): Damage(done / name, "cannot be read") for name in names if int(name[:-5]) not in receipts}
+
+
 def repair(step: Step, units: Sequence[Unit], headers: Sequence[Damage] = ()) -> None:
     """Make damaged units count as missing, and delete damaged descriptions of arrays; the step's job does the rest.
 

@@ -216,8 +216,9 @@ def test_label_files_are_verified_like_shards(location: Location) -> None:
     step = Step(location / "predictions")
     step.open({"a": 1}, COMMAND)
     folder = LabelFolder(step.data() / "labels", 5)
-    names = {f"image_{row}": folder.write(f"image_{row}", np.full((3, 4), row)) for row in range(4)}
-    objects = {f"labels/{name}.png": value for name, value in names.items()}
+    objects = {
+        path: value for row in range(4) for path, value in folder.write(f"image_{row}", np.full((3, 4), row)).items()
+    }
     receipt = receipt_of(step, UNITS[0], objects)
     assert verify_unit(step.data(), receipt) == []
     folder.place("image_1").delete()

@@ -14,8 +14,13 @@ from storage.checksums import checksum, mismatch
 from storage.errors import Damaged
 from storage.label_folder import LabelFolder, decode_label_png, encode_label_png, voc_palette
 from storage.location import Location
+from storage.receipts import Receipt
 
 IDS = ["2007_000032", "a b*[1]", "\u00e9t\u00e9"]
+
+
+def receipt_with(objects: dict[str, str]) -> Receipt:
+    return Receipt(0, 0, 4, 1.0, 1.7e9, objects=objects)
 
 
 def drawn_labels(num_classes: int, ignore: int, shape: tuple[int, int] = (9, 7)) -> np.ndarray:
@@ -26,12 +31,12 @@ def drawn_labels(num_classes: int, ignore: int, shape: tuple[int, int] = (9, 7))
 def test_labels_come_back_as_written(image_id: str, location: Location) -> None:
     folder, labels = LabelFolder(location / "labels", 20), drawn_labels(20, 255)
     assert not folder.exists(image_id)
-    expected = folder.write(image_id, labels)
+    written = folder.write(image_id, labels)
     assert folder.exists(image_id)
-    found = folder.read(image_id, expected)
+    found = folder.read(image_id, receipt_with(written))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, labels)
-    assert expected == checksum(folder.place(image_id).read_bytes())
+    assert [*written.values()] == [checksum(folder.place(image_id).read_bytes())]
 
 
 def test_labels_of_long_class_lists_keep_255_as_a_class(tmp_path: Path) -> None:
@@ -53,7 +58,7 @@ def test_a_label_that_is_no_class_is_not_written(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_of_a_label_file_is_found(tmp_path: Path) -> None:
     folder = LabelFolder(Location(str(tmp_path)), 20)
-    expected = folder.write("a", drawn_labels(20, 255))
+    receipt = receipt_with(folder.write("a", drawn_labels(20, 255)))
     path = Path(folder.place("a").uri)
     good, generator = path.read_bytes(), random.Random(0)
     for _ in range(300):
@@ -61,19 +66,19 @@ def test_a_flipped_bit_of_a_label_file_is_found(tmp_path: Path) -> None:
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         with pytest.raises(Damaged, match="other bytes than were written"):
-            folder.read("a", expected)
+            folder.read("a", receipt)
 
 
 def test_a_missing_truncated_or_exchanged_label_file_is_damage_with_its_remedy(tmp_path: Path) -> None:
     folder = LabelFolder(Location(str(tmp_path)), 20)
-    expected = folder.write("a", drawn_labels(20, 255))
+    receipt = receipt_with(folder.write("a", drawn_labels(20, 255)))
     folder.write("b", np.zeros((9, 7), int))
     folder.place("a").write_bytes(folder.place("b").read_bytes())
     with pytest.raises(Damaged, match=r"a\.png: damaged \(\d+ bytes, \d+ were written\)\. Run .*verify.*--repair"):
-        folder.read("a", expected)
+        folder.read("a", receipt)
     folder.place("a").delete()
     with pytest.raises(Damaged, match="the file is missing"):
-        folder.read("a", expected)
+        folder.read("a", receipt)
     with pytest.raises(FileNotFoundError):
         folder.read("a")
 
