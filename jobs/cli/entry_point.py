@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "export_labels",
     "report": "report",
     "status": "status",
+    "verify": "verify",
     "run": "run_pipeline",
 }
 

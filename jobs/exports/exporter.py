@@ -24,7 +24,7 @@ from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
 from storage.map_store import UnitMaps
 from storage.names import safe_name
-from storage.steps import Skipped, Step
+from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
 IGNORED_IN_PNG = 255
@@ -48,9 +48,9 @@ class ExportStages:
     def step(self) -> Step:
         return Step(self.out / PROGRESS)
 
-    def part_location(self, unit: Unit) -> Location:
-        """A unit's COCO records."""
-        return self.out / PROGRESS / "parts" / f"{unit.name}.json"
+    def part_location(self, unit: Unit, start_id: str) -> Location:
+        """A unit's COCO records, of a start of the export."""
+        return self.step.data(start_id) / "parts" / f"{unit.name}.json"
 
     def includes(self, entry: ManifestRow) -> bool:
         """Whether there is anything of this image."""
@@ -84,20 +84,20 @@ class Exporter:
             results = list(pool.map(attempt, usable))
         if self.job.format == "coco":
             records = [result for result in results if isinstance(result, dict)]
-            self.job.part_location(unit).write_bytes(json.dumps(records).encode())
+            self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
         skipped += [result for result in results if isinstance(result, Skipped)]
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
-    def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | None:
-        """The unit's maps or seeds; None for labels of image size, which are a file each."""
+    def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
+        """The unit's maps or seeds; for labels of image size, which are a file each, their receipt."""
         if self.job.format == "npy":
             return self.run.maps().read_unit(unit)
         if self.job.labels == "seeds":
             return self.run.seeds().read_unit(unit)
-        return None
+        return self.run.receipt(self.job.labels, unit)
 
     def export_image(
-        self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | None, number: int
+        self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | Receipt | None, number: int
     ) -> Record | None:
         """Writes one image's file; for COCO its records instead.
 
@@ -111,10 +111,10 @@ class Exporter:
             maps = resized(evidence.max, _size(entry))
             (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, evidence.classes))
             return None
-        if stored is None:
-            labels = self.run.labels(self.job.labels).read(entry.image_id)
-        else:
+        if isinstance(stored, np.ndarray):
             labels = resize_labels(stored[number], _size(entry))
+        else:
+            labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         if self.job.format == "png":
             (self.job.out / f"{name}.png").write_bytes(encode_label_png(self._source_values()[labels]))
             return None
@@ -130,12 +130,12 @@ class Exporter:
         return table
 
 
-def merge_coco(job: ExportStages, manifest: Manifest, units: Sequence[Unit]) -> None:
+def merge_coco(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
     """Writes annotations.json of the units' parts, holding one part in memory at a time."""
 
     def parts() -> Iterator[Record]:
         for unit in units:
-            yield from json.loads(job.part_location(unit).read_bytes())
+            yield from json.loads(job.part_location(unit, start_id).read_bytes())
 
     categories = [
         {"id": value, "name": name} for value, name in zip(manifest.class_values, manifest.class_names, strict=True)

@@ -81,7 +81,7 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         step=step,
         validate=lambda: _validate(context, classifier, manifest, run.config),
         score="val_map",
-        write=lambda name, metrics: (run.location / "classifier" / name).write_bytes(
+        write=lambda name, metrics: (job["folder"] / name).write_bytes(
             pack_classifier(classifier, job["about"] | {"metrics": metrics})
         ),
     )

@@ -86,7 +86,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             step=step,
             validate=dict,
             score="",
-            write=lambda name, metrics: (run.location / plan.name / name).write_bytes(
+            write=lambda name, metrics: (job["folder"] / name).write_bytes(
                 pack_segmenter(segmenter, job["about"] | {"metrics": metrics})
             ),
         )

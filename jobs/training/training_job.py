@@ -19,6 +19,7 @@ from jobs.training.kept_network import keep_epoch
 from jobs.training.training_log import TrainingLog, described
 from jobs.training.training_loop import Plan
 from storage.heartbeat import beating
+from storage.image_identity import images_id
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         step.check_start(job.fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
-    if options.restart:
-        step.restart()
-    step.open(job.fingerprint, command)
+    start_id = step.open(job.fingerprint, command, restart=options.restart, images=images_id(run.manifest()))
     record_run(run, name)
-    if read_complete(step.location):
-        metrics = keep_epoch(step.location, job.keep)
+    folder = step.data(start_id)
+    if read_complete(folder):
+        metrics = keep_epoch(folder, name, job.keep)
         script = BY_NAME[name].script
         print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
         return
@@ -76,14 +76,15 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     print(f"{name}: {images}; {epochs}; {job.subject} on {job.device}.", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
-    with TrainingLog(step.location, name, plan.epochs) as log, beating(step.location, "1-of-1"):
+    beats = beating(step.location, options.launch, start_id=start_id)
+    with beats, TrainingLog(folder, name, plan.epochs) as log:
         train(
             job.worker,
-            {"run": run, "step": name, "about": about},
+            {"run": run, "step": name, "about": about, "folder": folder},
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             cpus_per_worker=cluster.cpus_per_training_worker,
             use_gpu=job.device == "cuda",
-            storage_uri=step.location.uri,
+            storage_uri=folder.uri,
             name="checkpoints",
             autoscaling=cluster.autoscaling,
             in_process=connection.in_process,
@@ -91,7 +92,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         )
 
     # 3. The marker comes last: the networks, which rank 0 wrote, are whole
-    metrics = keep_epoch(step.location, job.keep)
+    metrics = keep_epoch(folder, name, job.keep)
     kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     for reason, ids in log.skipped.items():
@@ -114,7 +115,7 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     Raises:
         ClusterError: the cluster is too small for the workers asked for.
     """
-    plan, cluster, folder = job.plan, run.config.cluster, run.location / job.plan.name
+    plan, cluster, folder = job.plan, run.config.cluster, run.step(job.plan.name).data()
     lines = read_epochs(folder)
     epochs_done = plan.epochs if read_complete(folder) else len(lines)
     epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done

@@ -162,7 +162,7 @@ def test_a_lost_shard_is_not_read_as_empty_maps(location: Location) -> None:
     store = create(location)
     store.write_unit(UNITS[0], **drawn_unit(UNITS[0]))
     (location / "mean/c/0/0/0/0").delete()
-    with pytest.raises(ValueError, match="mean of images 3 to 3 is incomplete"):
+    with pytest.raises(ValueError, match=r"unit 000000 .* is not written"):
         store.read(3)
 
 
