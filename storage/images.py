@@ -86,6 +86,8 @@ def read_mask(
 ) -> np.ndarray:
     """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1, unlisted values ignored.
 
+    Grey values stored as colour and 1-bit masks (0 and 1) are read too; a JPEG and colours are refused.
+
     Args:
         class_values: the value of class 0, 1, ... in the file.
         max_pixels, max_bytes, max_scans: as for `read_image`.
@@ -112,9 +114,14 @@ def read_saliency(
     """
 
     def decode(image: Image.Image) -> np.ndarray:
-        if image.mode.startswith("I;16"):
-            return np.asarray(image, dtype=np.float32) / 65535
-        return np.asarray(_to_8_bits(image).convert("L"), dtype=np.float32) / 255
+        if image.mode.startswith("I"):
+            return np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)
+        if image.mode == "F":
+            values = np.asarray(image, dtype=np.float32)
+            if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+                raise BadImage("floating-point saliency outside of 0 to 1; save it as 8-bit grey, 255 the most salient")
+            return values
+        return np.asarray(image.convert("L"), dtype=np.float32) / 255
 
     return _decode(whole_file(uri, max_bytes), max_pixels, max_scans, decode)
 
@@ -216,8 +223,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _mask_values(image: Image.Image) -> np.ndarray:
-    """The stored numbers, not their palette's colours."""
-    if image.mode not in ("P", "L") and not image.mode.startswith("I;16"):
-        raise BadImage(f"mask has {image.mode} pixels; expected a palette or grey PNG whose values are classes")
-    return np.array(image, dtype=np.uint16)
+def _mask_values(image: Image.Image, *, is_jpeg_fine: bool = False) -> np.ndarray:
+    """The stored numbers, not their palette's colours; of grey that is stored as colour, the grey.
+
+    Args:
+        is_jpeg_fine: JPEG changes values, so it is refused unless the caller knows what to do with them.
+    """
+    if image.format in ("JPEG", "MPO") and not is_jpeg_fine:
+        raise BadImage("mask is a JPEG, which changes its values; save masks as PNG, or prepare with --mask-values")
+    if image.mode in ("P", "L", "1") or image.mode.startswith("I;16"):
+        return np.array(image, dtype=np.uint16)
+    bands = image.getbands()
+    pixels = np.asarray(image)
+    if image.mode == "I" and pixels.min() >= 0 and pixels.max() <= 65535:
+        return pixels.astype(np.uint16)
+    grey = 1 if bands[0] in ("L", "P") else 3
+    if bands[0] in ("L", "P", "R") and (pixels[..., :grey] == pixels[..., :1]).all():
+        return pixels[..., 0].astype(np.uint16)
+    raise BadImage(
+        f"mask has {image.mode} pixels; expected a palette or grey PNG whose values are classes. For colours prepare "
+        "with --mask-values '#800000=cat,...'"
+    )
