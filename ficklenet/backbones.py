@@ -3,7 +3,7 @@
 All are cut into stages that can be frozen from the input on. With their pooling (3 x 3, padding 1) an input
 of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i lies exactly at input pixel 8 i: 321 -> 41, 129 ->
 17. Another backbone is a module with the attributes and methods of ``Backbone`` and that geometry; it is named
-in ``BACKBONE_NAMES`` and ``build_backbone`` (and, to be trained by the job, in ``jobs/config.py``).
+in ``BACKBONE_NAMES`` and ``build_backbone`` (and, to be trained by the job, in ``jobs/run/config.py``).
 """
 
 import itertools

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ficklenet.backbones import OUTPUT_STRIDE
-from ficklenet.growing import grow_seeds
 from ficklenet.classifier_losses import average_over_images
+from ficklenet.classifier_training import set_learning_rate, step_in_micro_batches
+from ficklenet.growing import grow_seeds
 from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
 from ficklenet.segmenter import Segmenter
-from ficklenet.classifier_training import set_learning_rate, step_in_micro_batches
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 

@@ -1,10 +1,13 @@
 """From images to label maps: sizes, mirroring, the frame of the grid."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from ficklenet.segmentation_inference import enlarge, input_sizes, label_image, predict_grid
+from ficklenet.label_image import label_image
+from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.transforms import normalize
 
@@ -52,7 +55,7 @@ def test_crf_moves_the_border_to_the_edge_of_the_image():
     image[:, 22:] = 200
     right = np.tile(np.linspace(0.2, 0.8, 7), (7, 1))  # its border at pixel 23.5
     probabilities = np.stack([1 - right, right])
-    plain, refined = (label_image(probabilities, image, use_crf=use_crf) for use_crf in (False, True))
+    plain, refined = (label_image(partial(enlarge, probabilities), image, use_crf=use_crf) for use_crf in (False, True))
     assert plain[0].tolist() == [0] * 24 + [1] * 24
     assert refined[0].tolist() == [0] * 22 + [1] * 26
 
@@ -62,7 +65,7 @@ def test_long_images_are_labelled_at_a_smaller_size():
     image[:50] = 255
     probabilities = np.random.default_rng(1).dirichlet(np.ones(3), (4, 4)).transpose(2, 0, 1)
     for use_crf in (False, True):
-        labels = label_image(probabilities, image, use_crf=use_crf, max_side=50)
-        whole = label_image(probabilities, image, use_crf=use_crf)
+        labels = label_image(partial(enlarge, probabilities), image, use_crf=use_crf, max_side=50)
+        whole = label_image(partial(enlarge, probabilities), image, use_crf=use_crf)
         assert labels.shape == whole.shape == (100, 60)
         assert (labels == whole).mean() > 0.8 and len(np.unique(labels, axis=0)) <= 50

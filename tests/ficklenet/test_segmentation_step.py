@@ -15,8 +15,8 @@ from ficklenet.segmentation_training import (
     SegmentationBatch,
     learning_rate_at,
     make_optimizer,
-    segmentation_loss,
     relabelled_batch,
+    segmentation_loss,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.training_crf import refine_batch

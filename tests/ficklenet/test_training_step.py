@@ -6,9 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from ficklenet.classifier import ClassifierSpec, FickleNet
-from ficklenet.drawing import draw_scene
 from ficklenet.classifier_losses import multilabel_loss
-from ficklenet.masks import mask_key
 from ficklenet.classifier_training import (
     learning_rate_at,
     make_optimizer,
@@ -17,6 +15,8 @@ from ficklenet.classifier_training import (
     training_step,
     unwrapped,
 )
+from ficklenet.drawing import draw_scene
+from ficklenet.masks import mask_key
 from ficklenet.training_state import is_finite, pack_training, unpack_training
 from ficklenet.transforms import normalize, resize_square
 
