@@ -72,6 +72,12 @@ def fit(declared: tuple[int, int], picture: Header) -> Fit:
     return "other"
 
 
+def is_turned(size: tuple[int, int], picture: Header) -> bool:
+    """Whether something of this (height, width) belongs to the picture as it is stored, before it is turned upright."""
+    is_upright = size == picture.size or _is_scaled(size, picture.size)
+    return not is_upright and fit(size, picture) in ("turned", "scaled")
+
+
 def fit_mask(mask: np.ndarray, picture: Header) -> np.ndarray:
     """An (H, W) mask turned and scaled to its picture, by the nearest pixel; itself where it fits.
 
@@ -81,7 +87,7 @@ def fit_mask(mask: np.ndarray, picture: Header) -> np.ndarray:
     size = (mask.shape[0], mask.shape[1])
     if fit(size, picture) == "other":
         raise BadImage(f"mask of {size[1]} x {size[0]} pixels for a picture of {picture.width} x {picture.height}")
-    if size != picture.size and not _is_scaled(size, picture.size):
+    if is_turned(size, picture):
         mask = np.asarray(Image.fromarray(mask).transpose(_SIDEWAYS[picture.orientation]))
     if mask.shape != picture.size:
         mask = np.asarray(Image.fromarray(mask).resize(picture.size[::-1], Image.Resampling.NEAREST))

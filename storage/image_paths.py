@@ -22,7 +22,7 @@ def resolve_path(folder: Location, path: str) -> str:
         ValueError: it cannot be read from; the reason continues the words "the path of its image ...".
     """
     if _DRIVE.match(path):
-        raise ValueError("is one of Windows; write it with slashes, relative to the folder of the images (--images)")
+        raise ValueError("is a Windows path; write it with slashes, relative to the folder of the images (--images)")
     scheme = _scheme(path)
     if scheme in ("http", "https", "ftp"):
         raise ValueError("is a web address; download the image and name the file")

@@ -5,8 +5,9 @@ saliency_uri, problem, negative. Class names and their values in source masks ar
 are small, so that a unit's rows are read without the other million.
 
 Addresses are read where the files lie now, and compared as they were written: one without a leading ``/`` or a scheme
-is relative to the run, and those below a folder that was moved are read at its new place (`move_images`). So a run and
-its images can be moved, and nothing that was computed becomes outdated.
+is relative to the run, and those below a folder that was moved are read at its new place (`moves`). So a run and
+its images can be moved, and nothing that was computed becomes outdated. The file itself holds whole addresses, for
+other readers, and the place of the run where it was written (`home`).
 """
 
 import hashlib
@@ -74,12 +75,14 @@ def write_manifest(
     class_names: Sequence[str],
     class_values: Sequence[int] | None = None,
     moves: Mapping[str, str] | None = None,
+    home: Location | None = None,
 ) -> int:
     """Write the manifest, whole or not at all, streaming; the same rows give the same bytes.
 
     Args:
         class_values: the value of each class in source masks; 1..C in order unless given.
         moves: folder as the rows write it -> where it lies now.
+        home: the run, to which addresses may be relative; the manifest's folder unless given.
 
     Returns:
         The number of images.
@@ -97,13 +100,15 @@ def write_manifest(
     translation_table(values)
     metadata = {"class_names": json.dumps(list(class_names)), "class_values": json.dumps(values)}
     metadata |= {"moves": json.dumps(dict(moves))} if moves else {}
+    home = home or location.parent
+    metadata |= {"home": home.uri}
     schema = _COLUMNS.with_metadata(metadata)
     remaining, count = iter(rows), 0
     with location.open_output() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while batch := list(islice(remaining, ROW_GROUP_SIZE)):
             for row in batch:
                 _check_labels(row, len(class_names))
-            writer.write_table(_to_table(batch, schema))
+            writer.write_table(_to_table(batch, schema, home))
             count += len(batch)
     Manifest.forget()
     return count
@@ -130,6 +135,7 @@ class Manifest:
             self.class_names: tuple[str, ...] = tuple(json.loads(stored[b"class_names"]))
             self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
             self.moves: dict[str, str] = json.loads(stored.get(b"moves", b"{}"))
+            self._home = stored.get(b"home", b"").decode()
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
 
@@ -176,7 +182,10 @@ class Manifest:
     def iter_written_rows(self) -> Iterator[ManifestRow]:
         """All rows in order with their addresses as they were written, to be written again."""
         for table in self._iter_tables(None):
-            yield from (_to_row(row) for row in table.to_pylist())
+            records = table.to_pylist()
+            for record in records:
+                record.update({name: self._written(record[name]) for name in _ADDRESSES})
+            yield from map(_to_row, records)
 
     def iter_columns(self, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
         """The named columns in order, as lists, a row group at a time; much cheaper than whole rows.
@@ -227,6 +236,8 @@ class Manifest:
                 if name == "labels":
                     is_negative = table.column("negative").to_pylist()
                     values = [None if no else labels for labels, no in zip(values, is_negative, strict=True)]
+                if name in _ADDRESSES:
+                    values = [self._written(address) for address in values]
                 hashes[name].update((json.dumps(values)[1:-1] + ", ").encode())
         digests = {name: each.hexdigest() for name, each in hashes.items()}
         whole = [self.num_images, self.class_names, self.class_values, digests]
@@ -251,7 +262,12 @@ class Manifest:
 
     def _resolved(self, addresses: Sequence[str | None]) -> list[Any]:
         """Where the files lie now."""
-        return [address and resolve_address(address, self.location.parent, self.moves) for address in addresses]
+        run = self.location.parent
+        return [address and resolve_address(self._written(address) or "", run, self.moves) for address in addresses]
+
+    def _written(self, address: str | None) -> str | None:
+        """An address as the row had it: relative to the run, or whole."""
+        return address.removeprefix(f"{self._home}/") if address and self._home else address
 
 
 def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> str:
@@ -262,12 +278,6 @@ def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> st
         if address.startswith(f"{old.rstrip('/')}/"):
             return new.rstrip("/") + address[len(old.rstrip("/")) :]
     return address
-
-
-def move_images(manifest: Manifest, place: Location, moves: Mapping[str, str]) -> None:
-    """Write a manifest again with other places for folders; its rows, and so their hashes, stay as they are."""
-    rows = list(manifest.iter_written_rows())
-    write_manifest(place, rows, manifest.class_names, manifest.class_values, moves)
 
 
 @lru_cache(maxsize=8)
@@ -295,8 +305,10 @@ def _check_labels(row: ManifestRow, num_classes: int) -> None:
         raise ValueError(f"{row.image_id}: a negative image has no labels, given {row.labels}.")
 
 
-def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema) -> pa.Table:
+def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema, home: Location) -> pa.Table:
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(ManifestRow)}
+    for name in _ADDRESSES:
+        columns[name] = [address and resolve_address(address, home, {}) for address in columns[name]]
     return pa.table(columns, schema=schema)
 
 

@@ -17,7 +17,7 @@ from storage.drawings import encode_mask
 from storage.errors import BadImage
 from storage.headers import Header, fit_mask
 from storage.image_bytes import whole_file
-from storage.images import MAX_PIXELS, MAX_SCANS, _decode, _mask_values
+from storage.images import MAX_PIXELS, MAX_SCANS, _decode, _mask_values, read_many, read_saliency
 
 BACKGROUND, IGNORED, OWN_LABEL = "background", "ignore", "label"
 
@@ -147,19 +147,40 @@ def mask_colours(uri: str) -> tuple[tuple[int, int, int], ...]:
     return tuple((int(r), int(g), int(b)) for r, g, b in colours[np.argsort(-counts)[:20]])
 
 
-def highest_saliency(uri: str) -> int:
-    """The highest value stored in a saliency map, as a number of its 8 or 16 bits.
+def saliency_scale(uris: Sequence[str]) -> int | None:
+    """The value that the most salient pixels have, where it is less than the largest number; None where it is that.
+
+    Args:
+        uris: a sample of a data set's maps. 0 and 1 in 8 bits give 1; 8 or 12 bits in files of 16 give 255 or 4095.
+    """
+    found = [each for each in read_many(uris, _highest) if not isinstance(each, BadImage)]
+    highest, largest = max((each[0] for each in found), default=0), max((each[1] for each in found), default=0)
+    scales = (1,) if largest == 255 else (1, 255, 1023, 4095, 16383)
+    return next((scale for scale in scales if 0 < highest <= scale < largest), None)
+
+
+def rescale_saliency(uri: str, scale: int | None) -> np.ndarray:
+    """A saliency map as (H, W) uint8, in which 255 stands for the given value; None: for the largest number.
 
     Raises:
         BadImage: it cannot be read.
     """
-    return int(_pixels(uri, lambda image: np.asarray(_grey(image))).max(initial=0))
-
-
-def rescale_saliency(uri: str, highest: int) -> bytes:
-    """A saliency map as 8-bit PNG whose 255 stands for the given value, above which nothing lies."""
+    if scale is None:
+        return np.rint(read_saliency(uri) * 255).astype(np.uint8)
     pixels = _pixels(uri, lambda image: np.asarray(_grey(image), dtype=np.float64))
-    return encode_mask(np.clip(np.rint(pixels * (255 / highest)), 0, 255).astype(np.uint8))
+    return np.clip(np.rint(pixels * (255 / scale)), 0, 255).astype(np.uint8)
+
+
+def _highest(uri: str) -> tuple[int, int]:
+    """The highest value stored in a map, and the largest that its bits could hold."""
+
+    def look(image: Image.Image) -> np.ndarray:
+        if image.mode in ("1", "F"):  # read as 0 to 1 in any case
+            return np.array([255, 255])
+        return np.array([int(np.asarray(_grey(image)).max()), 65535 if image.mode.startswith("I") else 255])
+
+    highest, largest = _pixels(uri, look).tolist()
+    return highest, largest
 
 
 def _pixels(uri: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

@@ -217,8 +217,8 @@ def test_paths_that_cannot_be_read_have_their_true_reason(folder: Location) -> N
     paths = {
         "https://example.org/1.jpg": "is a web address; download the image and name the file",
         "gs://bucket/2.jpg": "begins with gs://; only folders and s3:// are read",
-        "C:\\Users\\me\\3.jpg": "is one of Windows; write it with slashes",
-        "\\\\server\\share\\4.jpg": "is one of Windows",
+        "C:\\Users\\me\\3.jpg": "is a Windows path; write it with slashes",
+        "\\\\server\\share\\4.jpg": "is a Windows path",
         "a/../../5.jpg": "leads out of the folder",
         "s3://b/../6.jpg": "is not an s3:// address",
     }

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.location import Location
-from storage.manifest import _COLUMNS, ROW_GROUP_SIZE, Manifest, ManifestRow, move_images, write_manifest
+from storage.manifest import _COLUMNS, ROW_GROUP_SIZE, Manifest, ManifestRow, write_manifest
 
 NAMES = ["cat", "dog", "sheep"]
 
@@ -158,15 +158,25 @@ def test_a_manifest_of_an_earlier_version_has_no_negative_images(location: Locat
 def test_files_of_the_run_are_found_wherever_it_lies(location: Location) -> None:
     row = ManifestRow("a", "images/a.jpg", (0,), mask_uri="masks/a.png", saliency_uri="/elsewhere/a.png")
     hashes = set()
+    write_manifest(location / "draft", [row], NAMES, home=location / "here")
     for run in (location / "here", location / "there"):
-        write_manifest(run / "manifest.parquet", [row], NAMES)
+        (run / "manifest.parquet").write_bytes((location / "draft").read_bytes())
         manifest = Manifest.open(run / "manifest.parquet")
         (found,) = manifest.rows(0, 1)
         assert (found.uri, found.mask_uri) == ((run / "images/a.jpg").uri, (run / "masks/a.png").uri)
         assert found.saliency_uri == "/elsewhere/a.png"
         assert next(manifest.iter_columns(["mask_uri"])) == {"mask_uri": [(run / "masks/a.png").uri]}
+        assert list(manifest.iter_written_rows()) == [row]
         hashes.add(manifest.column_hash(["uri", "mask_uri"]))
+    write_manifest(location / "elsewhere/manifest.parquet", [row], NAMES)
+    hashes.add(Manifest.open(location / "elsewhere/manifest.parquet").column_hash(["uri", "mask_uri"]))
     assert len(hashes) == 1
+
+
+def test_other_programs_read_whole_addresses(location: Location) -> None:
+    write_manifest(location / "run/manifest.parquet", [ManifestRow("a", "images/a.jpg", (0,))], NAMES)
+    with (location / "run/manifest.parquet").open_input() as file:
+        assert pq.read_table(file)["uri"].to_pylist() == [(location / "run/images/a.jpg").uri]
 
 
 def test_moved_images_are_read_at_their_new_place_and_nothing_becomes_outdated(location: Location) -> None:
@@ -175,7 +185,8 @@ def test_moved_images_are_read_at_their_new_place_and_nothing_becomes_outdated(l
     write_manifest(place, rows, NAMES, [8, 12, 17])
     before = Manifest.open(place).column_hash(["uri", "mask_uri"])
     for new in ("/new", "s3://bucket/new"):
-        move_images(Manifest.open(place), place, {"/old": new})
+        written = list(Manifest.open(place).iter_written_rows())
+        write_manifest(place, written, NAMES, [8, 12, 17], {"/old": new})
         manifest = Manifest.open(place)
         a, b = manifest.rows(0, 2)
         assert (a.uri, a.mask_uri, b.uri) == (f"{new}/sub/a.jpg", f"{new}/a.png", "/older/b.jpg")

@@ -12,11 +12,11 @@ from storage.images import read_mask, read_saliency
 from storage.location import Location
 from storage.masks import (
     Translation,
-    highest_saliency,
     mask_colours,
     mask_values,
     parse_mask_values,
     rescale_saliency,
+    saliency_scale,
 )
 
 CLASSES = {"cat": 8, "dog": 12}
@@ -144,16 +144,17 @@ def test_a_slip_in_the_values_is_refused(text: str, sentence: str) -> None:
 
 def test_saliency_of_zero_and_one_is_found_and_rescaled(place: Location) -> None:
     uri = put(place, Image.fromarray((TRUTH > 0).astype(np.uint8)))
-    assert highest_saliency(uri) == 1 and read_saliency(uri).max() < 0.01
-    place.write_bytes(rescale_saliency(uri, 1))
-    np.testing.assert_array_equal(read_saliency(place.uri), TRUTH > 0)
+    assert saliency_scale([uri, f"{uri}-absent"]) == 1 and read_saliency(uri).max() < 0.01
+    np.testing.assert_array_equal(rescale_saliency(uri, 1), (TRUTH > 0) * 255)
+    assert saliency_scale([put(place, Image.fromarray(TRUTH))]) is None  # up to 2: nobody knows
+    assert saliency_scale([put(place, Image.fromarray(TRUTH > 0))]) is None
+    assert saliency_scale([put(place, Image.fromarray(TRUTH * 0))]) is None
 
 
 def test_saliency_of_few_bits_in_16_is_rescaled(place: Location) -> None:
     uri = put(place, Image.fromarray(TRUTH.astype(np.uint16) * 2047))
-    assert highest_saliency(uri) == 4094
-    place.write_bytes(rescale_saliency(uri, 4095))
-    np.testing.assert_allclose(read_saliency(place.uri), TRUTH * (2047 / 4095), atol=0.005)
+    assert saliency_scale([uri]) == 4095
+    np.testing.assert_allclose(rescale_saliency(uri, 4095) / 255, TRUTH * (2047 / 4095), atol=0.005)
 
 
 def test_saliency_of_one_bit_and_of_floats_is_read(place: Location) -> None:
