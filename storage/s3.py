@@ -76,11 +76,11 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 def is_bucket_missing(error: BaseException) -> bool:
     """Whether a `FileNotFoundError` means the whole bucket; s3fs reports it like a missing object."""
-    return _server_code(error) == "NoSuchBucket"
+    return server_code(error) == "NoSuchBucket"
 
 
 def _sentence(error: Exception) -> str:
-    code = _server_code(error)
+    code = server_code(error)
     if code in _ADVICE:
         return _ADVICE[code]
     if isinstance(error, PermissionError):
@@ -94,7 +94,7 @@ def _sentence(error: Exception) -> str:
     return f"{str(error).rstrip('.')}; check AWS_ENDPOINT_URL and the AWS_* credentials"
 
 
-def _server_code(error: BaseException | None) -> str | None:
+def server_code(error: BaseException | None) -> str | None:
     """The S3 error code behind an exception, e.g. ``"AccessDenied"``; None when no server answered."""
     while error is not None:
         if isinstance(error, ClientError):
