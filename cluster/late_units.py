@@ -196,7 +196,7 @@ class LateUnits:
     def _name(self, late: Late, reason: str) -> None:
         self._seen.add((late.stage, late.index, late.process))
         count_late(late.stage)
-        unit, process = self._units[late.index], late.process
+        unit, process = dict(self._units[late.index]), late.process
         self._on_late(LateUnit(unit, late.stage, process.node, process.pid, late.seconds, reason))
 
 

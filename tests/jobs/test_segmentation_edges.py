@@ -23,7 +23,14 @@ from storage.units import plan_units
 SETTINGS = {
     "unit_size": 4,
     "images": {"input_size": 33},
-    "segmenter": {"backbone": "small", "weights": "none", "dilations": [2], "epochs": 2, "batch_size": 2},
+    "segmenter": {
+        "backbone": "small",
+        "weights": "none",
+        "dilations": [2],
+        "epochs": 2,
+        "batch_size": 2,
+        "min_steps": 1,
+    },
     "predictions": {"splits": ["train"]},
 }
 GRID = grid_size(33)
