@@ -129,7 +129,7 @@ class LearningPart(nn.Module):
     def __init__(self, model: Segmenter, num_frozen: int) -> None:
         super().__init__()
         self.stages = model.backbone.stages(num_frozen, model.backbone.num_stages)
-        self.head = model.head
+        self.head, self.spec = model.head, model.spec
         self.features = torch.empty(0)
 
     def forward(self, _: Tensor) -> Tensor:

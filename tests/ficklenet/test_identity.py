@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.expansion import expand, expand_masks, literal_logits, literal_maps
 from ficklenet.head import StochasticHead
 from ficklenet.localizer import expected_evidence, sample_evidence
-from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.masks import INFERENCE_STREAM, dropout_masks, expected_mask, mask_key
 
 TOLERANCE = 1e-10
