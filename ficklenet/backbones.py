@@ -12,6 +12,7 @@ from ``build_backbone`` under a name of ``BACKBONE_NAMES``.
 import itertools
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Protocol, cast
 
 from torch import Tensor, nn
@@ -154,6 +155,7 @@ def build_backbone(name: str, output_stride: int = 8) -> Backbone:
     return TimmBackbone(name.removeprefix(TIMM_PREFIX), output_stride)
 
 
+@cache
 def backbone_geometry(name: str, output_stride: int = 8) -> GridGeometry:
     """Where the cells of a backbone's output lie, without building it. Arguments as in ``build_backbone``."""
     require_backbone_name(name)

@@ -19,7 +19,7 @@ from ficklenet.crf import AT_MAP_SIZE, CrfParameters
 from ficklenet.geometry import GridGeometry
 from ficklenet.growing import grow_seeds
 from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
-from ficklenet.segmenter import Segmenter, SegmenterSpec
+from ficklenet.segmenter import FC_HEADS, Segmenter, SegmenterSpec
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 
@@ -229,6 +229,11 @@ def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: floa
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM)
     set_learning_rate(optimizer, learning_rate)
     return optimizer
+
+
+def default_learning_rate(backbone: str) -> float:
+    """The backbone's rate at the start: DSRG's 5e-4 for VGG-16, and for deeper networks DeepLab's 2.5e-4."""
+    return 5e-4 if backbone in FC_HEADS else 2.5e-4
 
 
 def learning_rate_at(step: int, num_steps: int, base: float, schedule: Schedule = "steps") -> float:

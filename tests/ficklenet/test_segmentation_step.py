@@ -16,6 +16,7 @@ from ficklenet.segmentation_training import (
     LossWeights,
     SegmentationBatch,
     crf_parameters,
+    default_learning_rate,
     learning_rate_at,
     make_optimizer,
     relabelled_batch,
@@ -203,6 +204,10 @@ def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():
 def test_poly_schedule_falls_to_zero_at_the_end():
     rates = [learning_rate_at(step, 1000, 1e-3, "poly") for step in (0, 500, 999)]
     assert rates == pytest.approx([1e-3, 1e-3 * 0.5**0.9, 1e-3 * 0.001**0.9])
+
+
+def test_deep_networks_start_at_deeplabs_rate():
+    assert [default_learning_rate(name) for name in ("vgg16", "resnet101")] == [5e-4, 2.5e-4]
 
 
 def test_the_crf_reaches_as_many_pixels_at_every_stride():
