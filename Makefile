@@ -27,8 +27,8 @@ lint: $(VENV)/.installed        ## style and types
 docs: $(VENV)/.installed        ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-reference: $(VENV)/.installed   ## the pages that follow from the code: docs/commands.md, docs/configuration.md
-	PYTHONPATH=$(CURDIR) $(BIN)/python jobs/reference.py
+reference: $(VENV)/.installed   ## the pages of docs/ that follow from the code
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m jobs.cli.reference
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): 7 GB, 2 to 5 minutes, silent meanwhile."

@@ -12,7 +12,7 @@ import pickle
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -109,7 +109,7 @@ class Pool:
 
 
 def fan_out(
-    units: Sequence[Payload],
+    units: Sequence[Mapping[str, Any]],
     stages: Stages,
     pool: Pool,
     on_poison: Callable[[Payload], Payload] | None = None,
@@ -150,7 +150,7 @@ def fan_out(
 
 
 def fan_out_in_process(
-    units: Sequence[Payload],
+    units: Sequence[Mapping[str, Any]],
     stages: Stages,
     pool: Pool | None = None,
     on_poison: Callable[[Payload], Payload] | None = None,
@@ -161,17 +161,17 @@ def fan_out_in_process(
     """
     compute = stages.make_compute()
     for unit in units:
-        yield stages.run(compute, unit)
+        yield stages.run(compute, dict(unit))
 
 
 # --- the driver's side -----------------------------------------------------------------------------------------
 
 
-def _dataset(units: Sequence[Payload], stages: Stages, pool: Pool, ledger: Any) -> ray.data.Dataset:
+def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, ledger: Any) -> ray.data.Dataset:
     """The lazy data set whose rows are the units and, at its end, their receipts."""
     count = len(units)  # Ray Data warns of stages that could run more units at once than there are
-    rows = [{"index": i, "unit": data, "state": RUNNING, "payload": data} for i, data in enumerate(map(_pack, units))]
-    data = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
+    rows = [{"index": i, "unit": unit, "state": RUNNING, "payload": unit} for i, unit in enumerate(map(_pack, units))]
+    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
     data = data.repartition(target_num_rows_per_block=1)
     if stages.read:
         data = data.map(

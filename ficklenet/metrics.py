@@ -70,7 +70,7 @@ def confusion_matrix(
 
 
 @dataclass(frozen=True)
-class LabelFigures:
+class LabelMetrics:
     """How good label maps are; each in [0, 1], NaN where nothing counts for it.
 
     Attributes:
@@ -92,13 +92,13 @@ class LabelFigures:
     coverage: float
 
 
-def label_figures(matrix: ConfusionMatrix) -> LabelFigures:
+def label_metrics(matrix: ConfusionMatrix) -> LabelMetrics:
     """The figures of a pooled confusion matrix."""
     right = matrix.diagonal()
     true, given = matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)
     iou = tuple(_ratio(*counts) for counts in zip(right, true + given - right, strict=True))
     defined = [value for value in iou if not np.isnan(value)]
-    return LabelFigures(
+    return LabelMetrics(
         iou=iou,
         mean_iou=float(np.mean(defined)) if defined else float("nan"),
         foreground_precision=_ratio(right[1:].sum(), given[1:].sum()),
@@ -111,3 +111,22 @@ def label_figures(matrix: ConfusionMatrix) -> LabelFigures:
 
 def _ratio(part: np.integer, whole: np.integer) -> float:
     return float(part / whole) if whole else float("nan")
+
+
+def disagreement(max_hw: NDArray[np.floating], mean_hw: NDArray[np.floating], theta: float) -> float | None:
+    """1 - |mean > theta| / |maximum > theta|, in [0, 1]: how far the samples of one map disagree; needs no mask.
+
+    It is the share of the cells above theta in some sample that are not above theta on average. None where no sample
+    reaches theta.
+
+    Args:
+        max_hw, mean_hw: a class's maximum and mean over the samples, in [0, 1].
+    """
+    num_by_maximum = int((max_hw > theta).sum())
+    return 1 - int((mean_hw > theta).sum()) / num_by_maximum if num_by_maximum else None
+
+
+def seed_error(is_seed_hw: NDArray[np.bool_], is_true_hw: NDArray[np.bool_]) -> float | None:
+    """1 - IoU of a class's seeds with its truth, in [0, 1]; None where both are empty."""
+    union = int((is_seed_hw | is_true_hw).sum())
+    return 1 - int((is_seed_hw & is_true_hw).sum()) / union if union else None

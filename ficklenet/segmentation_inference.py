@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ficklenet.backbones import STRIDE_8
-from ficklenet.crf import AT_IMAGE_SIZE, refine
 from ficklenet.geometry import GridGeometry
-from ficklenet.seeds import resize_labels
 from ficklenet.segmenter import Segmenter
-from ficklenet.transforms import normalize, resize_maps
+from ficklenet.transforms import normalize
 
 
 def input_sizes(input_size: int, scales: Sequence[float], geometry: GridGeometry = STRIDE_8) -> tuple[int, ...]:
@@ -62,41 +60,10 @@ def predict_grid(
 def enlarged_probabilities(
     logits_Lhw: NDArray[np.floating], size: tuple[int, int], geometry: GridGeometry = STRIDE_8
 ) -> NDArray[np.float32]:
-    """One image's label probabilities at another size, float32 (L, H, W): the softmax of its enlarged logits."""
-    return geometry.resize_maps(torch.from_numpy(logits_Lhw.astype(np.float32)), size).softmax(0).numpy()
-
-
-def label_image(
-    logits_Lhw: NDArray[np.floating],
-    image_HWC: NDArray[np.uint8],
-    *,
-    use_crf: bool,
-    max_side: int | None = None,
-    geometry: GridGeometry = STRIDE_8,
-) -> NDArray[np.integer]:
-    """The most probable label of every pixel, (H, W): 0 background, class number + 1.
+    """One image's label probabilities at another size, float32 (L, H, W): the softmax of its enlarged logits.
 
     Args:
-        logits_Lhw: of one image, on the grid.
-        image_HWC: uint8 RGB; gives the size, and the edges where the CRF is used.
-        use_crf: refine by the CRF at this size first.
-        max_side: a longer image is labelled at this size, and its labels enlarged.
-        geometry: of the network that predicted the logits.
-
-    Raises:
-        ValueError: the CRF is to be used and pydensecrf is not installed.
+        logits_Lhw: of one image, on the grid, as ``predict_grid`` gives them.
+        geometry: of the network that predicted them.
     """
-    size = image_HWC.shape[0], image_HWC.shape[1]
-    shrink = min(1.0, (max_side or max(size)) / max(size))
-    working_size = round(size[0] * shrink) or 1, round(size[1] * shrink) or 1
-    probabilities_LHW = enlarged_probabilities(logits_Lhw, working_size, geometry)
-    if use_crf:
-        probabilities_LHW = refine(probabilities_LHW, _resized_image(image_HWC, working_size), AT_IMAGE_SIZE)
-    return resize_labels(probabilities_LHW.argmax(0), size)
-
-
-def _resized_image(image_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    if image_HWC.shape[:2] == size:
-        return image_HWC
-    planes_CHW = resize_maps(torch.from_numpy(image_HWC.astype(np.float32)).permute(2, 0, 1), size)
-    return planes_CHW.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return geometry.resize_maps(torch.from_numpy(logits_Lhw.astype(np.float32)), size).softmax(0).numpy()

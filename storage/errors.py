@@ -22,3 +22,20 @@ class BadImage(ValueError):  # noqa: N818  a finding about data, not a fault
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Damaged(ValueError):  # noqa: N818  a finding about data, not a fault of the program
+    """A stored object is missing, or is not what was written, though a receipt says that it was."""
+
+    @classmethod
+    def of(cls, place: object, what: str) -> "Damaged":
+        """The finding as one sentence with its remedy.
+
+        Args:
+            place: the object.
+            what: is wrong with it, e.g. ``"the file is missing"``.
+        """
+        return cls(
+            f"{place}: damaged ({what}). Run 'python jobs/verify.py --run RUN --repair' with this run's path: it finds "
+            "everything that is damaged and has it computed again."
+        )

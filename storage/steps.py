@@ -21,7 +21,6 @@ from storage.manifest import Manifest
 from storage.units import Unit
 
 MOST_DIFFERENCES = 6  # named in a refusal
-_OUTER_STEPS = r"^.*\b(\w+)\.(?=\1\.)"  # of a key such as seeds.maps.maps.num_samples: seeds.maps.
 _READERS = 32  # markers are small: their reading is all latency
 
 
@@ -146,6 +145,11 @@ class Step:
             found = pool.map(self._read_receipt, names)
             return {receipt.unit: receipt for receipt in found if receipt is not None and receipt.start_id in counted}
 
+    def forget_units(self, units: Sequence[Unit]) -> None:
+        """Delete the receipts of units, so that they count as missing; their data stays until it is written again."""
+        for unit in units:
+            (self._done / f"{unit.name}.json").delete()
+
     def missing_units(self, units: Sequence[Unit], receipts: Mapping[int, Receipt] | None = None) -> list[Unit]:
         """Those of ``units`` that have no receipt; give ``receipts`` where they are already read."""
         known = self.receipts() if receipts is None else receipts
@@ -231,13 +235,14 @@ class Step:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name what differs between two fingerprints: ``"maps.num_samples: 200 -> 100, ..."``.
 
-    A fingerprint may hold those of earlier steps; a setting goes by its own name all the same: the
-    ``seeds.maps.maps.num_samples`` of a training is ``maps.num_samples``.
+    Of upstream steps, which a fingerprint names by their ids, it says that they changed: ``"its maps changed since"``.
     """
     flat_old, flat_new = _flatten(old), _flatten(new)
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
     named = [
-        f"{re.sub(_OUTER_STEPS, '', key)}: {_short(flat_old, key)} -> {_short(flat_new, key)}"
+        f"its {key.removeprefix('upstream.')} changed since"
+        if key.startswith("upstream.")
+        else f"{key}: {_short(flat_old, key)} -> {_short(flat_new, key)}"
         for key in keys[:MOST_DIFFERENCES]
     ]
     return ", ".join(named) + (f" and {len(keys) - len(named)} more" if len(keys) > len(named) else "")
@@ -257,18 +262,26 @@ def ids_by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def require_complete(step: Step, units: Sequence[Unit], manifest: Manifest, asked_by: str, command: str) -> None:
+def require_complete(
+    step: Step,
+    units: Sequence[Unit],
+    manifest: Manifest,
+    asked_by: str,
+    command: str,
+    receipts: Mapping[int, Receipt] | None = None,
+) -> None:
     """Refuse to build on a step that is not finished.
 
     Args:
         units: all units of the manifest.
         asked_by: who needs it, e.g. ``"aggregate_seeds"``.
         command: what makes it, e.g. ``"python jobs/generate_maps.py --run s3://b/run1"``.
+        receipts: of the step, where they are already read.
 
     Raises:
         NotYet: how many images are there, the first missing one, and the command.
     """
-    missing = step.missing_units(units)
+    missing = step.missing_units(units, receipts)
     if missing:
         total = sum(unit.num_images for unit in units)
         done = total - sum(unit.num_images for unit in missing)

@@ -7,6 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+Shard = tuple[int, int]
+"""(i, n): every n-th unit, from the i-th on."""
+
 
 @dataclass(frozen=True, order=True)
 class Unit:
@@ -61,7 +64,7 @@ def units_with(is_wanted: Sequence[bool], unit_size: int) -> list[Unit]:
     return [unit for unit in units if unit.num_images]
 
 
-def parse_shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> Shard:
     """Read ``--shard i/n``: launch i (counted from 1) of n.
 
     Raises:
@@ -73,7 +76,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def units_of_shard(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
+def units_of_shard(units: Sequence[Unit], shard: Shard) -> list[Unit]:
     """Every n-th unit from the i-th on: the shards 1/n to n/n share all units among them."""
     number, count = shard
     return [unit for unit in units if unit.index % count == number - 1]

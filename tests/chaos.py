@@ -25,11 +25,10 @@ import psutil
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs import demo
-from jobs.generate_maps import generate
-from jobs.prepare_dataset import prepare
-from jobs.run import open_run
-from jobs.train_ficklenet import train_classifier
+from jobs.cli.launch import launch_step
+from jobs.preparation import demo
+from jobs.preparation.prepare import prepare
+from jobs.run.directory import open_run
 from storage.location import Location
 from storage.steps import Step
 
@@ -95,9 +94,9 @@ def undisturbed(folder: Path) -> tuple[Path, dict[str, bytes]]:
     run = open_run(str(folder / "prepared"), defaults=SETTINGS)
     prepare(run, demo.draw_data_set(Location(str(folder / "data"))), DRAWN_CLASS_NAMES)
     with connect("in-process") as connection:
-        train_classifier(run, connection)
+        launch_step(run, connection, "classifier")
         shutil.copytree(folder / "prepared", folder / "undisturbed")
-        generate(open_run(str(folder / "undisturbed")), connection)
+        launch_step(open_run(str(folder / "undisturbed")), connection, "maps")
     return folder / "prepared", objects(folder / "undisturbed" / "maps" / "maps.zarr")
 
 

@@ -24,6 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project need not be installed
 
+from functools import partial
+
 import numpy as np
 import torch
 from machine import describe
@@ -32,8 +34,10 @@ from torch import Tensor, nn
 
 from ficklenet.backbones import LayerChain, build_backbone, load_backbone_weights
 from ficklenet.batches import batch_indices, keyed_generator, steps_per_epoch
-from ficklenet.metrics import confusion_matrix, label_figures
-from ficklenet.segmentation_inference import input_sizes, label_image, predict_grid
+from ficklenet.classifier_training import set_learning_rate
+from ficklenet.label_image import label_image
+from ficklenet.metrics import confusion_matrix, label_metrics
+from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
 from ficklenet.segmentation_training import (
     LossWeights,
     SegmentationBatch,
@@ -42,7 +46,6 @@ from ficklenet.segmentation_training import (
     segmentation_loss,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights
-from ficklenet.classifier_training import set_learning_rate
 from ficklenet.transforms import normalize, resize_square
 
 IGNORE = 255
@@ -197,9 +200,9 @@ def report(name: str, pack: dict[str, Any], probabilities: np.ndarray, *, use_cr
     names = pack["class_names"]
     matrix = np.zeros((len(names) + 1, len(names) + 2), np.int64)
     for grid, image, truth in zip(probabilities, pack["val"]["images"], pack["val"]["truth"], strict=True):
-        labels = label_image(grid, pixels(image), use_crf=use_crf)
+        labels = label_image(partial(enlarge, grid), pixels(image), use_crf=use_crf)
         matrix += confusion_matrix(truth.numpy(), labels, len(names), IGNORE)
-    figures = label_figures(matrix)
+    figures = label_metrics(matrix)
     iou = dict(zip(["background", *names], (round(value, 4) for value in figures.iou), strict=True))
     print(json.dumps({"name": name, "crf": use_crf, "val_miou": round(figures.mean_iou, 4), "iou": iou}), flush=True)
 

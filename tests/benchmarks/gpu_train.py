@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from ficklenet.backbones import BACKBONE_NAMES, load_backbone_weights
 from ficklenet.batches import addressed_batches, keyed_generator, steps_per_epoch
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
+from ficklenet.classifier_training import learning_rate_at, make_optimizer, set_learning_rate, training_step
 from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
 from ficklenet.masks import mask_key
 from ficklenet.metrics import average_precision
-from ficklenet.classifier_training import learning_rate_at, make_optimizer, set_learning_rate, training_step
 from ficklenet.transforms import normalize, resize_square, training_crop
 
 NUM_DRAWN, NUM_DRAWN_VALIDATION = 300, 60

@@ -22,11 +22,10 @@ from machine import describe
 
 from cluster.connect import connect, resources
 from cluster.fanout import Payload, Pool, Stages, fan_out
-from jobs.generate_maps import num_slots
-from jobs.map_stages import MANIFEST_COLUMNS
-from jobs.run import Run, open_run, record_run
-from jobs.status import run_status
-from jobs.unit_steps import UnitPlan
+from jobs.maps.maps_job import MANIFEST_COLUMNS, num_slots
+from jobs.reporting.run_status import run_status
+from jobs.run.directory import Run, open_run, record_run
+from jobs.steps.launch import LaunchOptions, UnitPlan
 from storage.manifest import ManifestRow, write_manifest
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit, plan_units
@@ -66,7 +65,7 @@ def make_run(run: Run) -> None:
     started, step = time.monotonic(), Step(run.location / "maps")
     write_manifest(manifest, rows(), [f"class {number}" for number in range(NUM_CLASSES)])
     record_run(run)
-    start_id = step.open({"unit_size": UNIT_SIZE, "classifier": None}, "python jobs/generate_maps.py")
+    start_id = step.open({"unit_size": UNIT_SIZE, "upstream": {}}, "python jobs/generate_maps.py")
     finished = [unit for unit in plan_units(NUM_IMAGES, UNIT_SIZE) if unit.index % 10]
 
     def write(unit: Unit) -> None:
@@ -89,7 +88,7 @@ def plan(run: Run) -> str:
 
 def resume(run: Run) -> str:
     """What a relaunch reads of the markers."""
-    rows = UnitPlan.of(Step(run.location / "maps"), plan_units(NUM_IMAGES, UNIT_SIZE)).rows
+    rows = UnitPlan.of(run.step("maps"), plan_units(NUM_IMAGES, UNIT_SIZE), LaunchOptions()).rows({})
     return f"{len(rows):,} units missing"
 
 

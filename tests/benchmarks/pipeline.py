@@ -36,14 +36,14 @@ from machine import describe
 from PIL import Image
 
 from cluster.connect import connect
-from cluster.fanout import Payload
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
-from jobs.generate_maps import generate
-from jobs.map_stages import MapMaker, MapsJob
-from jobs.run import Run, open_run
-from jobs.trained_classifier import require_classifier
-from jobs.unit_steps import UnitPlan
+from jobs.cli.launch import launch_step
+from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.run.directory import Run, open_run
+from jobs.steps.launch import LaunchOptions, UnitPlan
+from jobs.steps.networks import require_network
+from jobs.steps.unit_rows import UnitRow
 from storage.manifest import ManifestRow, write_manifest
 from storage.map_store import MapStore
 from storage.steps import Step
@@ -80,7 +80,7 @@ def main() -> None:
 
 def steady(options: argparse.Namespace, folder: Path) -> None:
     run = make_run(folder / "run", options, options.images, options.size, "vgg16")
-    rows = UnitPlan.of(job_of(run).step, plan_units(run.manifest().num_images, run.config.unit_size)).rows
+    rows = rows_of(run)
     print(
         f"{run.manifest().num_images} images in units of {run.config.unit_size}, {options.samples} samples\n",
         flush=True,
@@ -93,20 +93,20 @@ def steady(options: argparse.Namespace, folder: Path) -> None:
     print(f"\nbare loop / Ray: {(before.per_image + after.per_image) / 2 / ray.per_image:.3f}")
 
 
-def bare_loop(run: Run, rows: list[Payload]) -> Pace:
+def bare_loop(run: Run, rows: list[UnitRow]) -> Pace:
     """Every second unit in each of two processes."""
     started = time.time()
     with ProcessPoolExecutor(NUM_WORKERS, mp_context=get_context("spawn")) as pool:
-        halves = [pool.submit(run_bare, job_of(run), rows[worker::NUM_WORKERS]) for worker in range(NUM_WORKERS)]
+        halves = [pool.submit(run_bare, stages_of(run), rows[worker::NUM_WORKERS]) for worker in range(NUM_WORKERS)]
         return Pace.of(started, [unit for half in halves for unit in half.result()])
 
 
-def run_bare(job: MapsJob, rows: list[Payload]) -> list[tuple[float, int]]:
+def run_bare(stages: MapStages, rows: list[UnitRow]) -> list[tuple[float, int]]:
     """Reads and computes some units in this process; when each was finished, and its images."""
-    compute, finished = MapMaker(job), []
+    compute, finished = MapMaker(stages), []
     for row in rows:
-        compute(job.read(row))
-        finished.append((time.time(), row["stop"] - row["start"]))
+        compute(stages.read(row))
+        finished.append((time.time(), row["unit"].num_rows))
     return finished
 
 
@@ -114,7 +114,7 @@ def on_ray(run: Run, warm_up: int = NUM_WORKERS) -> Pace:
     """`generate_maps` on an own Ray; Ray's own start counts as start-up."""
     started = time.time()
     with connect("local", num_cpus=NUM_WORKERS) as connection:
-        generate(run, connection, restart=True)
+        launch_step(run, connection, "maps", restart=True)
     receipts = Step(run.location / "maps").receipts().values()
     return Pace.of(started, [(receipt.finished, receipt.stop - receipt.start) for receipt in receipts], warm_up)
 
@@ -143,11 +143,11 @@ def stages(options: argparse.Namespace, folder: Path) -> None:
     """Wall time of each stage in this process, one thread: the median over units after the first."""
     torch.set_num_threads(1)
     run = make_run(folder / "run", options, options.images, options.size, "vgg16")
-    job, unit_size = job_of(run), run.config.unit_size
-    MapStore.create(job.store_location, run.manifest().num_images, job.num_slots, job.grid, unit_size)
+    job, unit_size = stages_of(run), run.config.unit_size
+    MapStore.create(run.maps_location, run.manifest().num_images, job.num_slots, job.grid, unit_size)
     print(f"units of {unit_size} images, {job.num_slots} slots, {options.samples} samples, one thread\n")
     compute = TimedMapMaker(job)
-    rows = UnitPlan.of(job.step, plan_units(run.manifest().num_images, unit_size)).rows
+    rows = rows_of(run)
     times = [stage_seconds(job, compute, row) for row in rows]
     print("stage | ms per image | of the backbone")
     print("--- | --- | ---")
@@ -168,7 +168,7 @@ class TimedMapMaker(MapMaker):
         return features
 
 
-def stage_seconds(job: MapsJob, compute: TimedMapMaker, row: Payload) -> dict[str, float]:
+def stage_seconds(job: MapStages, compute: TimedMapMaker, row: UnitRow) -> dict[str, float]:
     """One unit through the stages, as it goes through Ray: pickled from one to the next."""
     stamps = [time.perf_counter()]
 
@@ -232,17 +232,28 @@ def write_classifier(run: Run, spec: ClassifierSpec) -> None:
     torch.manual_seed(0)
     data = pack_classifier(FickleNet(spec))
     (run.location / "classifier" / "model.pt").write_bytes(data)
-    record = {"sha256": hashlib.sha256(data).hexdigest(), "metrics": {}}
+    geometry = {name: value for name, value in vars(spec).items() if name != "class_names"}
+    record = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "metrics": {},
+        "class_names": spec.class_names,
+        "geometry": geometry,
+    }
     (run.location / "classifier" / "complete.json").write_bytes(json.dumps(record).encode())
 
 
-def job_of(run: Run) -> MapsJob:
+def stages_of(run: Run) -> MapStages:
     """The stages that `generate_maps` makes of a run, on a CPU."""
-    manifest = run.manifest()
-    classifier = require_classifier(run, manifest.class_names)
-    job = MapsJob(run.uri, run.config, classifier.sha256, classifier.spec.grid, manifest.max_labels(), "cpu")
-    job.step.open(job.fingerprint(manifest), "")  # as the driver does; workers look for it
-    return job
+    classifier = require_network(run, "classifier", "pipeline")
+    stages = MapStages(run, classifier.spec.grid, run.manifest().max_labels(), "cpu")
+    stages.step.open({"upstream": {}}, "")  # as the driver does; workers look for it
+    return stages
+
+
+def rows_of(run: Run) -> list[UnitRow]:
+    """All units as the driver hands them out."""
+    units = plan_units(run.manifest().num_images, run.config.unit_size)
+    return UnitPlan.of(stages_of(run).step, units, LaunchOptions()).rows({})
 
 
 def parse_options() -> argparse.Namespace:

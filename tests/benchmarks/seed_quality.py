@@ -28,12 +28,12 @@ from ficklenet.crf import AT_MAP_SIZE, refine
 from ficklenet.folding import Normalization
 from ficklenet.localizer import deterministic_maps, localize
 from ficklenet.masks import mask_key
-from ficklenet.metrics import confusion_matrix, label_figures
+from ficklenet.metrics import confusion_matrix, label_metrics
 from ficklenet.seeds import aggregate, background_cue, densify, resize_labels
 from ficklenet.transforms import normalize, resize_maps, resize_square
-from jobs.parts import is_tuning_image
-from jobs.run import Run, open_run
-from jobs.trained_classifier import load_classifier
+from jobs.run.directory import Run, open_run
+from jobs.run.selection import is_tuning_image
+from jobs.steps.networks import load_classifier
 from storage.images import read_image, read_mask, read_saliency
 from storage.manifest import ManifestRow
 
@@ -131,7 +131,7 @@ def measure(
     if run_uri not in _LOADED:
         torch.set_num_threads(1)
         run = open_run(run_uri)
-        _LOADED[run_uri] = run, load_classifier(run)[0].to(memory_format=torch.channels_last)
+        _LOADED[run_uri] = run, load_classifier(run).to(memory_format=torch.channels_last)
     run, classifier = _LOADED[run_uri]
     counts: dict[tuple[str, str, Rule], np.ndarray] = {}
     for index in indices:
@@ -230,7 +230,7 @@ def report(counts: dict[tuple[str, str, Rule], np.ndarray], out: Path, given: ar
     """Writes all figures, prints the best rule of each maker (chosen on tune) as measured on report."""
     out.mkdir(parents=True, exist_ok=True)
     figures = [
-        {"part": part, "maps": maker, **asdict(rule), **asdict(label_figures(matrix))}
+        {"part": part, "maps": maker, **asdict(rule), **asdict(label_metrics(matrix))}
         for (part, maker, rule), matrix in counts.items()
     ]
     (out / "seed_quality.json").write_text(json.dumps({"split": given.split, "figures": figures}, indent=0))

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ficklenet.seeds import resize_labels
-from jobs.run import Run, open_run
+from jobs.run.directory import Run, open_run
 from storage.images import read_image, read_mask
 from storage.manifest import Manifest, ManifestRow
 from storage.seed_store import SeedStore

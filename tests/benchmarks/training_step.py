@@ -30,10 +30,10 @@ from machine import describe
 from torch import Tensor, nn
 
 from ficklenet.classifier import ClassifierSpec, FickleNet
-from ficklenet.expansion import literal_logits
 from ficklenet.classifier_losses import multilabel_loss
-from ficklenet.masks import TRAINING_STREAM, dropout_masks, mask_key
 from ficklenet.classifier_training import training_step
+from ficklenet.expansion import literal_logits
+from ficklenet.masks import TRAINING_STREAM, dropout_masks, mask_key
 from ficklenet.transforms import normalize
 
 NUM_CLASSES = 20

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from ficklenet.metrics import average_precision, confusion_matrix, label_figures
+from ficklenet.metrics import average_precision, confusion_matrix, label_metrics
 
 IGNORED = 255
 
@@ -32,7 +32,7 @@ def test_hand_counted_image():
     predicted = np.array([[0, 0, 1, 1], [1, IGNORED, 1, 2], [0, 2, IGNORED, IGNORED]])
     matrix = confusion_matrix(truth, predicted, 2, IGNORED)
     assert matrix.tolist() == [[2, 1, 0, 1], [0, 2, 0, 1], [0, 1, 1, 1]]
-    figures = label_figures(matrix)
+    figures = label_metrics(matrix)
     assert figures.iou == pytest.approx((2 / 4, 2 / 5, 1 / 3))  # an ignored pixel is a miss of its true class
     assert figures.mean_iou == pytest.approx((2 / 4 + 2 / 5 + 1 / 3) / 3)
     assert figures.foreground_precision == pytest.approx(3 / 5)  # of five pixels given a class three have it
@@ -43,18 +43,18 @@ def test_hand_counted_image():
 
 def test_a_class_in_neither_truth_nor_prediction_does_not_count():
     labels = np.array([[0, 1]])
-    figures = label_figures(confusion_matrix(labels, labels, 3, IGNORED))
+    figures = label_metrics(confusion_matrix(labels, labels, 3, IGNORED))
     assert figures.iou[:2] == (1.0, 1.0) and all(map(math.isnan, figures.iou[2:]))
     assert figures.mean_iou == 1.0
 
 
 def test_a_class_only_predicted_counts_as_zero():
-    figures = label_figures(confusion_matrix(np.array([0, 0]), np.array([0, 2]), 2, IGNORED))
+    figures = label_metrics(confusion_matrix(np.array([0, 0]), np.array([0, 2]), 2, IGNORED))
     assert figures.iou[2] == 0.0 and figures.mean_iou == pytest.approx((0.5 + 0.0) / 2)
 
 
 def test_nothing_known_gives_no_figure():
-    figures = label_figures(confusion_matrix(np.full(3, IGNORED), np.zeros(3, int), 2, IGNORED))
+    figures = label_metrics(confusion_matrix(np.full(3, IGNORED), np.zeros(3, int), 2, IGNORED))
     assert math.isnan(figures.mean_iou) and math.isnan(figures.coverage)
 
 
@@ -63,7 +63,7 @@ def test_complete_predictions_agree_with_torchmetrics(seed):
     generator = np.random.default_rng(seed)
     truth, predicted = generator.integers(0, 4, (2, 60))
     truth[generator.random(60) < 0.2] = IGNORED
-    found = label_figures(confusion_matrix(truth, predicted, 3, IGNORED)).iou
+    found = label_metrics(confusion_matrix(truth, predicted, 3, IGNORED)).iou
     known = truth != IGNORED
     expected = multiclass_jaccard_index(
         torch.from_numpy(predicted[known]), torch.from_numpy(truth[known]), num_classes=4, average="none"

@@ -1,11 +1,14 @@
 """From images to label maps: sizes, mirror images, summed logits, the frame of the grid."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from ficklenet.geometry import GridGeometry
-from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, label_image, predict_grid
+from ficklenet.label_image import label_image
+from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.transforms import normalize, resize_maps
 
@@ -60,7 +63,8 @@ def test_patches_have_their_labels_on_their_own_pixels():
     logits = np.zeros((2, 2, 2))
     logits[1, 0, 0] = logits[0, 0, 1] = logits[0, 1] = 5.0
     image = np.zeros((32, 32, 3), np.uint8)
-    labels = label_image(logits, image, use_crf=False, geometry=GridGeometry(16, "centres"))
+    scores_at = partial(enlarged_probabilities, logits, geometry=GridGeometry(16, "centres"))
+    labels = label_image(scores_at, image, use_crf=False)
     expected = np.zeros((32, 32), int)
     expected[:16, :16] = 1
     assert (labels == expected).mean() > 0.97 and (labels[:8, :8] == 1).all()
@@ -71,7 +75,8 @@ def test_crf_moves_the_border_to_the_edge_of_the_image():
     image[:, 22:] = 200
     right = np.tile(np.linspace(0.2, 0.8, 7), (7, 1))  # its border at pixel 23.5
     logits = np.log(np.stack([1 - right, right]))
-    plain, refined = (label_image(logits, image, use_crf=use_crf) for use_crf in (False, True))
+    scores_at = partial(enlarged_probabilities, logits)
+    plain, refined = (label_image(scores_at, image, use_crf=use_crf) for use_crf in (False, True))
     assert plain[0].tolist() == [0] * 24 + [1] * 24
     assert refined[0].tolist() == [0] * 22 + [1] * 26
 
@@ -81,7 +86,7 @@ def test_long_images_are_labelled_at_a_smaller_size():
     image[:50] = 255
     logits = np.log(np.random.default_rng(1).dirichlet(np.ones(3), (4, 4)).transpose(2, 0, 1))
     for use_crf in (False, True):
-        labels = label_image(logits, image, use_crf=use_crf, max_side=50)
-        whole = label_image(logits, image, use_crf=use_crf)
+        labels = label_image(partial(enlarged_probabilities, logits), image, use_crf=use_crf, max_side=50)
+        whole = label_image(partial(enlarged_probabilities, logits), image, use_crf=use_crf)
         assert labels.shape == whole.shape == (100, 60)
         assert (labels == whole).mean() > 0.8 and len(np.unique(labels, axis=0)) <= 50

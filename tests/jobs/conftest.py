@@ -18,14 +18,10 @@ from pycocotools import mask as run_lengths
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs import demo
-from jobs.aggregate_seeds import aggregate_run
-from jobs.generate_maps import generate
-from jobs.predict_masks import predict_masks
-from jobs.prepare_dataset import prepare
-from jobs.run import Run, open_run
-from jobs.train_ficklenet import train_classifier
-from jobs.train_segmentation import train_segmenter
+from jobs.cli.launch import launch_step
+from jobs.preparation import demo
+from jobs.preparation.prepare import prepare
+from jobs.run.directory import Run, open_run
 from storage.images import read_mask
 from storage.location import Location
 from storage.sources import SourceImage
@@ -34,7 +30,8 @@ NUM_IMAGES = 14  # units of 4: the last one is short
 SETTINGS = {
     "unit_size": 4,
     "images": {"input_size": 65},
-    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1, "train_splits": ["train"]},
+    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1},
+    "data": {"train_splits": ["train"]},
     "maps": {"num_samples": 8},
     "segmenter": {"backbone": "small", "weights": "none", "dilations": [2], "epochs": 2, "batch_size": 4},
     "cluster": {"address": "in-process"},
@@ -83,7 +80,7 @@ def trained_run_folder(drawn_images, tmp_path_factory) -> Path:
     run = open_run(str(folder), defaults=SETTINGS)
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
     with connect("in-process") as connection:
-        train_classifier(run, connection)
+        launch_step(run, connection, "classifier")
     return folder
 
 
@@ -106,7 +103,7 @@ def mapped_run_folder(trained_run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mapped") / "run"
     shutil.copytree(trained_run_folder, folder)
     with connect("in-process") as connection:
-        generate(open_run(str(folder)), connection)
+        launch_step(open_run(str(folder)), connection, "maps")
     return folder
 
 
@@ -122,7 +119,7 @@ def seeded_run_folder(mapped_run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("seeded") / "run"
     shutil.copytree(mapped_run_folder, folder)
     with connect("in-process") as connection:
-        aggregate_run(open_run(str(folder)), connection)
+        launch_step(open_run(str(folder)), connection, "seeds")
     return folder
 
 
@@ -138,7 +135,7 @@ def segmented_run_folder(seeded_run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmented") / "run"
     shutil.copytree(seeded_run_folder, folder)
     with connect("in-process") as connection:
-        train_segmenter(open_run(str(folder)), connection)
+        launch_step(open_run(str(folder)), connection, "segmenter")
     return folder
 
 
@@ -154,7 +151,7 @@ def predicted_run_folder(segmented_run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("predicted") / "run"
     shutil.copytree(segmented_run_folder, folder)
     with connect("in-process") as connection:
-        predict_masks(open_run(str(folder)), connection)
+        launch_step(open_run(str(folder)), connection, "predictions")
     return folder
 
 
@@ -191,7 +188,7 @@ def map_images(trained_run_folder, tmp_path):
         prepare(run, images, DRAWN_CLASS_NAMES, class_values)
         (tmp_path / "other" / "classifier").symlink_to(trained_run_folder / "classifier")
         with connect("in-process") as connection:
-            generate(run, connection)
+            launch_step(run, connection, "maps")
         return run
 
     return make

@@ -9,9 +9,8 @@ from PIL import Image
 
 from cluster.connect import connect
 from ficklenet.seeds import aggregate, background_cue
-from jobs.aggregate_seeds import aggregate_run
-from jobs.make_pseudo_labels import make_pseudo_labels, pseudo_label_location
-from jobs.run import Run, open_run
+from jobs.cli.launch import launch_step
+from jobs.run.directory import Run, open_run
 from storage.images import read_image, read_mask
 from storage.map_store import MapStore
 from storage.seed_store import SeedStore
@@ -21,13 +20,13 @@ from storage.steps import Step
 def make_seeds(run: Run, *assignments: str, **options) -> Run:
     changed = open_run(run.uri, None, assignments)
     with connect("in-process") as connection:
-        aggregate_run(changed, connection, **options)
+        launch_step(changed, connection, "seeds", **options)
     return changed
 
 
 def make_labels(run: Run, *assignments: str, **options) -> None:
     with connect("in-process") as connection:
-        make_pseudo_labels(open_run(run.uri, None, assignments), connection, **options)
+        launch_step(open_run(run.uri, None, assignments), connection, "pseudo_labels", **options)
 
 
 def stored_seeds(run: Run) -> np.ndarray:
@@ -106,7 +105,7 @@ def test_seeds_of_replaced_maps_are_refused(finished_maps_run):
     make_seeds(finished_maps_run)
     step = finished_maps_run.location / "maps" / "step.json"
     step.write_bytes(step.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
-    with pytest.raises(ValueError, match=r"maps.seed: 0 -> 1"):
+    with pytest.raises(ValueError, match=r"its maps changed since"):
         make_seeds(finished_maps_run)
 
 
@@ -144,7 +143,7 @@ def test_images_without_maps_are_ignored_everywhere_and_reported(map_images, dra
     assert skipped(run, "seeds") == {images[1].image_id: "missing: no such file"}
     make_labels(run)
     assert skipped(run, "pseudo_labels") == skipped(run, "seeds")
-    unlabelled = read_mask(pseudo_label_location(run, images[2].image_id).uri, range(1, 6))
+    unlabelled = read_mask(run.labels("pseudo_labels").place(images[2].image_id).uri, range(1, 6))
     assert unlabelled.shape == (120, 160) and (unlabelled == 255).all()
 
 
@@ -161,7 +160,7 @@ def test_pseudo_labels_label_every_pixel_by_the_images_classes(finished_maps_run
     make_labels(finished_maps_run)
     manifest = finished_maps_run.manifest()
     for row in manifest.iter_rows():
-        labels = read_mask(pseudo_label_location(finished_maps_run, row.image_id).uri, manifest.class_values)
+        labels = read_mask(finished_maps_run.labels("pseudo_labels").place(row.image_id).uri, manifest.class_values)
         assert labels.shape == read_image(row.uri).shape[:2]
         assert set(np.unique(labels)) <= {0, *(label + 1 for label in row.labels)}
     assert "14 images done, 0 skipped, 0 left" in capsys.readouterr().out
@@ -172,7 +171,7 @@ def test_pseudo_labels_label_every_pixel_by_the_images_classes(finished_maps_run
 
 def test_large_images_are_labelled_at_a_smaller_size(finished_maps_run):
     make_labels(finished_maps_run, "pseudo_labels.max_side=40")
-    labels = read_mask(pseudo_label_location(finished_maps_run, "scene_0000").uri, range(1, 6))
+    labels = read_mask(finished_maps_run.labels("pseudo_labels").place("scene_0000").uri, range(1, 6))
     assert labels.shape == (120, 160)
     assert (labels[::4] == labels[1::4]).mean() > 0.9  # enlarged
 
@@ -182,5 +181,5 @@ def test_seeds_from_ray_are_those_made_in_process(finished_maps_run, local_ray):
     make_seeds(finished_maps_run)
     expected = stored_seeds(finished_maps_run)
     run = open_run(finished_maps_run.uri, None, ["cluster.address="])
-    aggregate_run(run, local_ray, restart=True)
+    launch_step(run, local_ray, "seeds", restart=True)
     np.testing.assert_array_equal(stored_seeds(run), expected)

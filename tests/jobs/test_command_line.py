@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import entry_point
-from jobs.command_line import Stopped, job_parser, run_main
-from jobs.entry_point import COMMANDS, overview
+from jobs.cli import entry_point
+from jobs.cli.command_line import Stopped, job_parser, run_main
+from jobs.cli.entry_point import COMMANDS, overview
+from jobs.steps import compute
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted(file for file in (REPOSITORY / "jobs").glob("*.py") if "run_main(" in file.read_text())
@@ -179,7 +180,9 @@ def test_a_reader_who_has_gone_ends_a_job_without_a_word(arguments, finished_map
     reading, writing = os.pipe()
     os.close(reading)
     words = arguments.format(run=finished_maps_run.uri).split()
-    done = subprocess.run([sys.executable, "jobs/entry_point.py", *words], stdout=writing, stderr=-1, cwd=REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli.entry_point", *words], stdout=writing, stderr=-1, cwd=REPOSITORY
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -187,7 +190,7 @@ def test_a_reader_who_has_gone_ends_a_job_without_a_word(arguments, finished_map
 @pytest.mark.parametrize("output", ["closed pipe", "closed", "full"])
 def test_a_refusal_is_said_whatever_became_of_the_output(output, finished_maps_run):
     """Something lies in the output's buffer when the refusal comes."""
-    script = "import jobs.command_line as c; c.run_main(lambda given: print('begun') or int('x'))"
+    script = "import jobs.cli.command_line as c; c.run_main(lambda given: print('begun') or int('x'))"
     redirection = {"closed": ">&-", "full": ">/dev/full", "closed pipe": "| true"}[output]
     command = f'PYTHONUNBUFFERED= "{sys.executable}" -c "{script}" {redirection}'
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
@@ -196,7 +199,7 @@ def test_a_refusal_is_said_whatever_became_of_the_output(output, finished_maps_r
 
 
 def test_a_job_without_an_output_ends_well():
-    script = "import jobs.command_line as c; c.run_main(lambda given: None)"
+    script = "import jobs.cli.command_line as c; c.run_main(lambda given: None)"
     done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{script}" >&-'], capture_output=True, cwd=REPOSITORY)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -217,7 +220,7 @@ def test_a_job_without_an_output_ends_well():
 )
 def test_run_without_a_manifest_is_refused_before_a_ray_is_started(job, arguments, tmp_path, monkeypatch):
     module = importlib.import_module(f"jobs.{job}")
-    monkeypatch.setattr(module, "connected", lambda *_, **__: pytest.fail("a Ray was started"))
+    monkeypatch.setattr(compute, "connected", lambda *_, **__: pytest.fail("a Ray was started"))
     with pytest.raises(ValueError, match="holds no manifest"):
         module.main(["--run", str(tmp_path), *arguments])
 

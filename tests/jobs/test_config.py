@@ -1,6 +1,7 @@
 import pytest
 
-from jobs.config import Config, config_keys, resolve_config, training_worker_range
+from jobs.run.config import resolve_config
+from jobs.run.config_keys import Config, config_keys, training_worker_range
 
 
 def test_defaults_are_the_papers():
@@ -34,7 +35,7 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
         ("predictions.mirror=[]", "predictions.mirror: given [], allowed: true or false."),
         ("segmenter.dilations=6,x", "segmenter.dilations: given 'x', allowed: a list of whole numbers from 1."),
         ("segmenter.dilations=[]", "segmenter.dilations: given [], allowed: a list of one or more."),
-        ("classifier.val_splits=3", "classifier.val_splits: given 3, allowed: a list, separated by commas."),
+        ("data.val_splits=3", "data.val_splits: given 3, allowed: a list, separated by commas."),
         ("classifier.weights=3", "classifier.weights: given 3, allowed: text."),
         ("maps=3", "maps: given 3, allowed: a section of keys; set one of them, as in maps.num_samples=100."),
         ("maps.normalization=mean", "maps.normalization: given 'mean', allowed: 'max' or 'percentile'."),
@@ -77,7 +78,7 @@ def test_false_means_false():
 
 
 def test_names_may_be_given_separated_by_commas():
-    assert resolve_config({}, None, ["classifier.val_splits=val,test"]).classifier.val_splits == ("val", "test")
+    assert resolve_config({}, None, ["data.val_splits=val,test"]).data.val_splits == ("val", "test")
 
 
 @pytest.mark.parametrize(("given", "workers"), [("3", (3, 3)), ("2..8", (2, 8))])

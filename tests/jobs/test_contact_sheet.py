@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.contact_sheet import COLUMNS, draw_contact_sheet, main
-from jobs.pictures import GAP, TILE, SheetRow, contact_sheet, heat_tile, image_tile, label_colours, label_tile
+from jobs.contact_sheet import main
+from jobs.reporting.contact_sheet import COLUMNS, draw_contact_sheet
+from jobs.reporting.pictures import GAP, TILE, SheetRow, contact_sheet, heat_tile, image_tile, label_colours, label_tile
 from storage.map_store import MapStore
 
 
@@ -21,7 +22,7 @@ def shown(monkeypatch):
         seen.update(rows=rows, names=list(colours))
         return contact_sheet(columns, rows, colours)
 
-    monkeypatch.setattr("jobs.contact_sheet.contact_sheet", record)
+    monkeypatch.setattr("jobs.reporting.contact_sheet.contact_sheet", record)
     return seen
 
 

@@ -16,8 +16,8 @@ from jobs import (
     report,
     train_ficklenet,
 )
-from jobs.config import ClusterConfig
-from jobs.dry_run import describe_connection
+from jobs.run.config_keys import ClusterConfig
+from jobs.steps.dry_run import describe_connection
 from storage.heartbeat import beating, heartbeats
 from storage.steps import Step
 
@@ -27,7 +27,7 @@ def files_of(run) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
-def foretell(job, run, capsys, *arguments: str) -> str:
+def dry_run_of(job, run, capsys, *arguments: str) -> str:
     """What the job's dry run prints; it must not touch the run."""
     before = files_of(run)
     job.main(["--run", run.uri, "--dry-run", *arguments])
@@ -43,7 +43,7 @@ def foretell(job, run, capsys, *arguments: str) -> str:
         (
             train_ficklenet,
             [],
-            "dry run: 0 of 1 epoch to do, 1 step of 10 images (2 left out by chance) each.",
+            "dry run: 0 of 1 epoch to do, 1 step of 10 images (2 random images are skipped in each epoch) each.",
         ),
         (generate_maps, [], "maps, dry run: 0 of 4 units to do (0 of 14 images)."),
         (aggregate_seeds, [], "seeds, dry run: 4 of 4 units to do (14 of 14 images)."),
@@ -53,18 +53,18 @@ def foretell(job, run, capsys, *arguments: str) -> str:
         (contact_sheet, [], "contact_sheet, dry run: 8 of 14 mapped images on one picture"),
     ],
 )
-def test_every_job_foretells_what_it_would_do(job, arguments, sentence, finished_maps_run, capsys):
-    assert sentence in foretell(job, finished_maps_run, capsys, *arguments)
+def test_every_job_says_what_it_would_do(job, arguments, sentence, finished_maps_run, capsys):
+    assert sentence in dry_run_of(job, finished_maps_run, capsys, *arguments)
 
 
-def test_evaluation_is_foretold(finished_maps_run, capsys):
+def test_evaluation_is_described(finished_maps_run, capsys):
     aggregate_seeds.main(["--run", finished_maps_run.uri])
     capsys.readouterr()
-    text = foretell(evaluate, finished_maps_run, capsys, "--split", "val")
+    text = dry_run_of(evaluate, finished_maps_run, capsys, "--split", "val")
     assert "2 kinds of labels measured on val, 1 unit" in text
 
 
-def test_a_manifest_is_foretold(finished_maps_run, tmp_path, capsys):
+def test_a_manifest_is_described(finished_maps_run, tmp_path, capsys):
     images = finished_maps_run.manifest().rows(0, 3)
     table = tmp_path / "labels.csv"
     table.write_text("image,labels\n" + "".join(f"{row.uri},star\n" for row in images))
@@ -79,7 +79,7 @@ def test_a_manifest_is_foretold(finished_maps_run, tmp_path, capsys):
 def test_time_and_storage_follow_from_the_finished_units(finished_maps_run, capsys):
     step = Step(finished_maps_run.location / "maps")
     (step.location / "done/000001.json").delete()
-    text = foretell(generate_maps, finished_maps_run, capsys)
+    text = dry_run_of(generate_maps, finished_maps_run, capsys)
     assert "1 of 4 units to do (4 of 14 images)" in text
     assert "1 worker (cpu), in this process\n" in text  # without a Ray to start
     assert "as in the finished units" in text
@@ -88,21 +88,21 @@ def test_time_and_storage_follow_from_the_finished_units(finished_maps_run, caps
 
 def test_resources_are_told_without_starting_a_ray(finished_maps_run, capsys):
     settings = ["--restart", "maps", "--set", "cluster.address=local", "--set", "cluster.cpus=4"]
-    text = foretell(generate_maps, finished_maps_run, capsys, *settings)
+    text = dry_run_of(generate_maps, finished_maps_run, capsys, *settings)
     assert "first:   deletes" in text
     assert "4 workers (cpu), on a Ray of 1 node, 4 CPUs" in text
     assert "storage: at most " in text  # storage, by the grid and the labels
 
 
-def test_a_training_begun_anew_is_foretold_whole(finished_maps_run, capsys):
-    text = foretell(train_ficklenet, finished_maps_run, capsys, "--restart", "classifier")
+def test_a_training_begun_anew_is_described_whole(finished_maps_run, capsys):
+    text = dry_run_of(train_ficklenet, finished_maps_run, capsys, "--restart", "classifier")
     assert "classifier, dry run: 1 of 1 epoch to do" in text and "  first:   deletes " in text and "time: " in text
 
 
 def test_only_an_own_ray_that_is_not_there_yet_takes_time_to_start():
     there, promised = (Connection(4, 0, num_nodes=1, is_to_start=is_to_start) for is_to_start in (False, True))
     assert describe_connection(ClusterConfig(), there) == "on a Ray of 1 node, 4 CPUs, 0 GPUs"
-    assert describe_connection(ClusterConfig(), promised).endswith(" 0 GPUs (some 10 s to start it)")
+    assert describe_connection(ClusterConfig(), promised).endswith(" 0 GPUs (about 10 s to start it)")
 
 
 def test_a_dry_run_is_refused_like_the_launch(finished_maps_run, capsys):

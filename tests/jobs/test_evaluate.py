@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from ficklenet.metrics import confusion_matrix, label_figures
+from ficklenet.metrics import confusion_matrix, label_metrics
 from ficklenet.seeds import resize_labels
-from jobs.aggregate_seeds import aggregate_run
-from jobs.evaluate import evaluate_seeds, main, sweep
-from jobs.figures import Figure
-from jobs.make_pseudo_labels import make_pseudo_labels, pseudo_label_location
-from jobs.parts import is_tuning_image, measurable_splits, resolve_selection
-from jobs.run import Run, open_run
+from jobs.cli.launch import launch_step
+from jobs.evaluate import main
+from jobs.evaluation.measuring import evaluate_labels, sweep
+from jobs.evaluation.metrics import MeasuredLabels
+from jobs.run.directory import Run, open_run
+from jobs.run.selection import is_tuning_image, measurable_splits, resolve_selection
 from storage.images import read_mask
 from storage.seed_store import SeedStore
 from storage.steps import Skipped, Step
@@ -25,25 +25,25 @@ from storage.steps import Skipped, Step
 @pytest.fixture
 def seeded_run(finished_maps_run) -> Run:
     with connect("in-process") as connection:
-        aggregate_run(finished_maps_run, connection)
+        launch_step(finished_maps_run, connection, "seeds")
     return finished_maps_run
 
 
 def evaluate(
     run: Run, splits=(), part="all", resolutions=("map", "image"), deterministic=False
-) -> dict[tuple[str, str], Figure]:
+) -> dict[tuple[str, str], MeasuredLabels]:
     with connect("in-process") as connection:
-        figures = evaluate_seeds(run, connection, list(splits), part, resolutions, deterministic=deterministic)
+        figures = evaluate_labels(run, connection, list(splits), part, resolutions, deterministic=deterministic)
     return {(figure.labels, figure.resolution): figure for figure in figures}
 
 
-def sweep_settings(run: Run, *assignments: str, splits=(), part=None) -> list[Figure]:
+def sweep_settings(run: Run, *assignments: str, splits=(), part=None) -> list[MeasuredLabels]:
     with connect("in-process") as connection:
         return sweep(run, connection, list(assignments), list(splits), part, deterministic=False)
 
 
 def recorded(run: Run) -> list[dict]:
-    return json.loads((run.location / "evaluation" / "metrics.json").read_bytes())["figures"]
+    return json.loads((run.location / "evaluation" / "metrics.json").read_bytes())["metrics"]
 
 
 def counted(run: Run, resolution: str, splits: tuple[str, ...]) -> np.ndarray:
@@ -68,14 +68,14 @@ def test_figures_are_those_of_the_stored_seeds(seeded_run, resolution):
 def test_densified_seeds_and_pseudo_labels_stand_beside_the_seeds(seeded_run, capsys):
     assert {labels for labels, _ in evaluate(seeded_run)} == {"seeds", "densified seeds"}
     with connect("in-process") as connection:
-        make_pseudo_labels(seeded_run, connection)
+        launch_step(seeded_run, connection, "pseudo_labels")
     figures = evaluate(seeded_run)
     assert {labels for labels, _ in figures} == {"seeds", "densified seeds", "pseudo-labels"}
-    assert label_figures(figures["densified seeds", "map"].matrix).coverage == 1.0
+    assert label_metrics(figures["densified seeds", "map"].matrix).coverage == 1.0
     expected = sum(
         confusion_matrix(
             read_mask(row.mask_uri, range(1, 6)),
-            read_mask(pseudo_label_location(seeded_run, row.image_id).uri, range(1, 6)),
+            read_mask(seeded_run.labels("pseudo_labels").place(row.image_id).uri, range(1, 6)),
             5,
             255,
         )
@@ -87,7 +87,7 @@ def test_densified_seeds_and_pseudo_labels_stand_beside_the_seeds(seeded_run, ca
 def test_a_single_undropped_sample_and_the_deterministic_map_agree(map_images, drawn_images):
     run = map_images(drawn_images, "maps.drop_rate=0.0", "maps.num_samples=1")
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     figures = evaluate(run, resolutions=("map",), deterministic=True)
     sampled, deterministic = figures["seeds", "map"].matrix, figures["deterministic seeds", "map"].matrix
     assert abs(sampled - deterministic).sum() <= 0.01 * sampled.sum()  # but for the store's half precision
@@ -177,7 +177,7 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
     ]
     run = map_images(images)
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     figure = evaluate(run, deterministic=True)["seeds", "map"]
     assert figure.num_images == 2
     assert figure.left_out == {"no mask": 1, "mask: missing: no such file": 1}
@@ -190,7 +190,7 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
 def test_nothing_to_measure_is_said(map_images, drawn_images):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     with pytest.raises(ValueError, match=r"no image of train has a mask\. Prepare a run with masks .*--masks"):
         evaluate(run)
 
@@ -198,7 +198,7 @@ def test_nothing_to_measure_is_said(map_images, drawn_images):
 def test_masks_that_cannot_be_read_are_said(map_images, drawn_images):
     run = map_images([replace(image, mask_uri="/gone.png") for image in drawn_images])
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     with pytest.raises(ValueError, match=r"no image of train could be measured \(12 mask: missing: no such file\)"):
         evaluate(run)
 
@@ -243,7 +243,7 @@ def test_only_what_the_skipping_step_made_misses_an_image(predicted_run, capsys)
 
 
 def test_training_and_validation_images_are_measured_apart_even_where_one_is_both(seeded_run):
-    run = open_run(seeded_run.uri, None, ["classifier.train_splits=train,val"])
+    run = open_run(seeded_run.uri, None, ["data.train_splits=train,val"])
     assert measurable_splits(run.manifest(), run.config) == [["train"], ["val"]]
     assert resolve_selection(run.manifest(), run.config, [], None).splits == ("train",)
 
@@ -258,7 +258,7 @@ def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_i
     images = [replace(image, mask_uri=mask) for image, mask in zip(drawn_images, masks, strict=False)]
     run = map_images([*images, drawn_images[2]])
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     capsys.readouterr()
     assert evaluate(run)["seeds", "map"].left_out == {"mask: not of its image's size": 1}
     printed = capsys.readouterr().out

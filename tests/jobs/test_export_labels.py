@@ -12,14 +12,12 @@ from pycocotools.coco import COCO
 from cluster.connect import connect
 from ficklenet.seeds import resize_labels
 from ficklenet.transforms import resize_maps
-from jobs.aggregate_seeds import aggregate_run
-from jobs.export_labels import export, export_folder
-from jobs.label_files import encode_label_png
-from jobs.make_pseudo_labels import make_pseudo_labels
-from jobs.pictures import voc_palette
-from jobs.run import Run, open_run
-from jobs.train_segmentation import train_segmenter
+from jobs.cli.launch import launch_step
+from jobs.exports.export_job import export, export_folder
+from jobs.run.directory import Run, open_run
+from jobs.steps.launch import LaunchOptions
 from storage.images import read_mask
+from storage.label_folder import encode_label_png, voc_palette
 from storage.location import Location
 from storage.manifest import write_manifest
 from storage.map_store import MapStore
@@ -34,13 +32,13 @@ def seeded_run(map_images, drawn_images) -> Run:
     images = [replace(drawn_images[0], image_id="a b:c"), *drawn_images[1:3], replace(drawn_images[3], uri="/gone.png")]
     run = map_images(images, class_values=VALUES)
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     return run
 
 
 def export_to(run: Run, format: str, out: Path, labels: str = "seeds", **options) -> None:
     with connect("in-process") as connection:
-        export(run, connection, format, labels, Location(str(out)), **options)
+        export(run, connection, format, labels, Location(str(out)), LaunchOptions(**options))
 
 
 def labels_at_image_size(run: Run, index: int) -> np.ndarray:
@@ -125,7 +123,7 @@ def test_pseudo_labels_are_exported_as_they_are(seeded_run, tmp_path):
     with pytest.raises(ValueError, match=r"pseudo_labels are complete for 0 of 4.*jobs/make_pseudo_labels.py"):
         export_to(seeded_run, "png", tmp_path / "png", "pseudo_labels")
     with connect("in-process") as connection:
-        make_pseudo_labels(seeded_run, connection)
+        launch_step(seeded_run, connection, "pseudo_labels")
     export_to(seeded_run, "png", tmp_path / "png", "pseudo_labels")
     exported = read_mask(str(tmp_path / "png" / "scene_0001.png"), VALUES)
     stored = read_mask(f"{seeded_run.uri}/pseudo_labels/labels/scene_0001.png", range(1, 6))
@@ -167,8 +165,8 @@ def test_predictions_that_are_not_of_this_network_and_these_settings_are_refused
     with pytest.raises(ValueError, match=r"mirror: False -> True.*--restart predictions"):
         export_to(open_run(predicted_run.uri, None, ["predictions.mirror=true"]), "png", tmp_path, "predictions")
     with connect("in-process") as connection:
-        train_segmenter(open_run(predicted_run.uri, None, ["segmenter.epochs=1"]), connection, restart=True)
-    with pytest.raises(ValueError, match=r"segmenter: \w{8} -> \w{8}.*--restart predictions"):
+        launch_step(open_run(predicted_run.uri, None, ["segmenter.epochs=1"]), connection, "segmenter", restart=True)
+    with pytest.raises(ValueError, match=r"its segmenter changed since.*--restart predictions"):
         export_to(predicted_run, "png", tmp_path / "png", "predictions")
 
 
@@ -188,7 +186,7 @@ def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_p
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {f"scene_{number:04d}.npy" for number in range(4, 8)}
     with connect("in-process") as connection:
-        aggregate_run(finished_maps_run, connection)
+        launch_step(finished_maps_run, connection, "seeds")
     with pytest.raises(ValueError, match=r"format: npy -> png.*--restart ficklenet_export"):
         export_to(finished_maps_run, "png", tmp_path / "npy")
 
@@ -196,7 +194,7 @@ def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_p
 def test_class_values_beyond_a_palette_are_refused(map_images, drawn_images, tmp_path):
     run = map_images(drawn_images[:2], class_values=(1, 2, 3, 4, 255))
     with connect("in-process") as connection:
-        aggregate_run(run, connection)
+        launch_step(run, connection, "seeds")
     with pytest.raises(ValueError, match="255 means ignore"):
         export_to(run, "png", tmp_path / "png")
 

@@ -22,10 +22,10 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.localizer import Normalization, localize
 from ficklenet.masks import mask_key
 from ficklenet.transforms import normalize, resize_square
-from jobs.generate_maps import generate
-from jobs.prepare_dataset import prepare
-from jobs.run import Run, open_run
-from jobs.trained_classifier import load_classifier
+from jobs.cli.launch import launch_step
+from jobs.preparation.prepare import prepare
+from jobs.run.directory import Run, open_run
+from jobs.steps.networks import load_classifier
 from storage.images import read_image
 from storage.map_store import MapStore
 from storage.steps import Step
@@ -37,7 +37,7 @@ def make_maps(run: Run, *assignments: str, **options) -> None:
     """generate_maps in this process, with a changed configuration."""
     changed = open_run(run.uri, None, assignments)
     with connect("in-process") as connection:
-        generate(changed, connection, **options)
+        launch_step(changed, connection, "maps", **options)
 
 
 def stored_bytes(run: Run) -> dict[str, bytes]:
@@ -67,7 +67,7 @@ def test_every_image_has_the_maps_of_its_labels(mapped_run, capsys):
 
 def test_stored_maps_are_the_localizers(mapped_run):
     row = mapped_run.manifest().rows(5, 6)[0]
-    classifier, _ = load_classifier(mapped_run)
+    classifier = load_classifier(mapped_run)
     inputs = normalize(torch.from_numpy(resize_square(read_image(row.uri), 65))[None])
     with torch.no_grad():
         expected = localize(
@@ -126,7 +126,7 @@ def test_relaunch_with_another_config_is_refused(mapped_run):
 
 def test_relaunch_with_another_checkpoint_is_refused(mapped_run):
     folder = Path(mapped_run.uri) / "classifier"
-    classifier, _ = load_classifier(mapped_run)
+    classifier = load_classifier(mapped_run)
     with torch.no_grad():
         classifier.head.bias += 1
     (folder / "model.pt").write_bytes(pack_classifier(classifier))
@@ -135,7 +135,7 @@ def test_relaunch_with_another_checkpoint_is_refused(mapped_run):
     record = json.loads((folder / "complete.json").read_text())
     record["sha256"] = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
     (folder / "complete.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"classifier: \w+ -> \w+.*another run.*--restart maps"):
+    with pytest.raises(ValueError, match=r"its classifier changed since.*another run.*--restart maps"):
         make_maps(mapped_run)
 
 
@@ -225,7 +225,7 @@ def test_number_of_workers_does_not_change_a_map(mapped_run, local_ray):
     expected = stored_bytes(mapped_run)
     for workers in (1, 3):
         run = open_run(mapped_run.uri, None, [f"cluster.max_actors={workers}", "cluster.address="])
-        generate(run, local_ray, restart=True)
+        launch_step(run, local_ray, "maps", restart=True)
         assert stored_bytes(run) == expected
 
 

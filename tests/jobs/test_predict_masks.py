@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from jobs.evaluate import evaluate_seeds
-from jobs.predict_masks import predict_masks
-from jobs.prediction_stages import PredictionsJob, Predictor
-from jobs.run import Run, open_run
-from jobs.train_segmentation import train_segmenter
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.predictions.prediction_stages import PredictionStages, Predictor
+from jobs.run.directory import Run, open_run
 from storage.location import Location
+from storage.units import Unit
 
 VAL = ("scene_0012", "scene_0013")
 
@@ -20,7 +20,7 @@ VAL = ("scene_0012", "scene_0013")
 def predict(run: Run, *assignments: str, restart: bool = False) -> Run:
     changed = open_run(run.uri, None, assignments)
     with connect("in-process") as connection:
-        predict_masks(changed, connection, restart=restart)
+        launch_step(changed, connection, "predictions", restart=restart)
     return changed
 
 
@@ -47,8 +47,8 @@ def probabilities(run: Run, *assignments: str) -> tuple[list[tuple[int, ...]], n
     """Of the last unit: the shapes of the network's inputs, and what the actor makes of them."""
     predict(run, *assignments, restart=True)
     run = open_run(run.uri, None, assignments)
-    job = PredictionsJob(run.uri, run.config, "", 65, 5, "cpu")
-    read = job.read({"unit": 3, "start": 12, "stop": 14})
+    job = PredictionStages(run, 65, "cpu")
+    read = job.read({"unit": Unit(3, 12, 14), "start_id": "", "skipped": ()})
     return [inputs.shape for inputs in read["inputs"]], Predictor(job)(read)["probabilities"]
 
 
@@ -89,13 +89,13 @@ def test_another_network_or_setting_is_refused(segmented_run):
     with pytest.raises(ValueError, match=r"predictions\.mirror: False -> True.*--restart predictions"):
         predict(segmented_run, "predictions.mirror=true")
     with connect("in-process") as connection:
-        train_segmenter(open_run(segmented_run.uri, None, ["segmenter.epochs=1"]), connection, restart=True)
-    with pytest.raises(ValueError, match=r"segmenter: \w{8} -> \w{8}.*--restart predictions"):
+        launch_step(open_run(segmented_run.uri, None, ["segmenter.epochs=1"]), connection, "segmenter", restart=True)
+    with pytest.raises(ValueError, match=r"its segmenter changed since.*--restart predictions"):
         predict(segmented_run)
 
 
 def test_an_image_that_cannot_be_read_is_skipped_and_counted(segmented_run, drawn_images, monkeypatch, capsys):
-    from jobs import prediction_stages
+    from jobs.predictions import prediction_stages
 
     original = prediction_stages.read_image
 
@@ -113,20 +113,20 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(segmented_run, draw
 def test_what_is_missing_is_named(seeded_run, segmented_run):
     with pytest.raises(ValueError, match=r"predict_masks: .* no trained segmentation network.*train_segmentation"):
         predict(seeded_run)
-    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set classifier\.val_splits"):
+    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set data\.val_splits"):
         predict(segmented_run, "predictions.splits=gold")
 
 
 def test_figures_stand_beside_those_of_densified_seeds_on_the_same_images(segmented_run):
     predict(segmented_run)
     with connect("in-process") as connection:
-        figures = evaluate_seeds(segmented_run, connection, ["val"], None, ("image",), deterministic=False)
+        figures = evaluate_labels(segmented_run, connection, ["val"], None, ("image",), deterministic=False)
         by_name = {figure.labels: figure for figure in figures}
         assert {"densified seeds", "predictions", "predictions without CRF"} <= by_name.keys()
         assert {figure.num_images for figure in figures} == {2}
         assert by_name["predictions"].matrix.sum() == by_name["densified seeds"].matrix.sum()
         assert "predictions" in by_name["predictions"].settings and "predictions" not in by_name["seeds"].settings
-        of_train = evaluate_seeds(segmented_run, connection, ["train"], "all", ("image",), deterministic=False)
+        of_train = evaluate_labels(segmented_run, connection, ["train"], "all", ("image",), deterministic=False)
     assert all("predictions" not in figure.labels for figure in of_train)
 
 
@@ -150,5 +150,5 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
 
     monkeypatch.setattr(Predictor, "predict", predict_one)
     predict(segmented_run, "predictions.refine=false", restart=True)
-    sentence = "predictions: every pixel is background. Unless that is true the network is stuck at one label"
+    sentence = "predictions: every pixel is background. Unless that is true, the network has learnt nothing"
     assert (sentence in capsys.readouterr().out) == is_told

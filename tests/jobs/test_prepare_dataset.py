@@ -11,10 +11,11 @@ from PIL import Image
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs.generate_maps import generate
-from jobs.manifest_summary import alike
-from jobs.prepare_dataset import main, prepare
-from jobs.run import open_run
+from jobs.cli.launch import launch_step
+from jobs.preparation.manifest_summary import alike
+from jobs.preparation.prepare import prepare
+from jobs.prepare_dataset import main
+from jobs.run.directory import open_run
 from storage.images import read_mask
 from storage.voc import VOC_CLASSES
 
@@ -120,7 +121,9 @@ def test_table_without_a_usable_row_says_why(table, tmp_path):
 def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, trained_run, capsys):
     run = open_run(trained_run.uri, None, ["classifier.epochs=9", "maps.num_samples=9"])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
-    assert "classifier.epochs: stays 1, not 9, since the step classifier was started" in capsys.readouterr().out
+    assert (
+        "classifier.epochs: stays 1; 9 is ignored, because the step classifier was started" in capsys.readouterr().out
+    )
     config = open_run(trained_run.uri).config
     assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)
 
@@ -163,8 +166,8 @@ def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys
     training = [replace(image, split="train") for image in drawn_images]
     prepare(open_run(str(tmp_path / "run")), training, DRAWN_CLASS_NAMES)
     told = "  no validation: no image is in the split val. All can be trained on and mapped, no masks are predicted. "
-    assert f"{told}If a split is for validation: --set classifier.val_splits=NAME.\n" in capsys.readouterr().out
-    named = open_run(str(tmp_path / "other"), None, ["classifier.val_splits=train"])
+    assert f"{told}If a split is for validation: --set data.val_splits=NAME.\n" in capsys.readouterr().out
+    named = open_run(str(tmp_path / "other"), None, ["data.val_splits=train"])
     prepare(named, training, DRAWN_CLASS_NAMES)
     assert "no validation" not in capsys.readouterr().out
 
@@ -220,7 +223,7 @@ def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, 
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
     assert "  with:    a mask 14\n" in capsys.readouterr().out
     with connect("in-process") as connection:
-        generate(run, connection)  # nothing that the maps are made of has changed
+        launch_step(run, connection, "maps")  # nothing that the maps are made of has changed
         assert "0 of 4 units to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="differs in more than its masks"):
         prepare(run, drawn_images[:-1], DRAWN_CLASS_NAMES)

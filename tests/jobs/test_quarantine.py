@@ -10,10 +10,11 @@ from ray import cloudpickle
 
 from cluster.fanout import Payload
 from cluster.quarantine import REASON
-from jobs import generate_maps
-from jobs.map_stages import MapsJob
-from jobs.run import open_run
-from jobs.unit_steps import known_problems, unit_of
+from jobs.cli.launch import launch_step
+from jobs.maps import maps_job
+from jobs.maps.map_stages import MapStages
+from jobs.run.directory import open_run
+from jobs.steps.unit_rows import known_problems
 from storage.map_store import MapStore
 from storage.steps import Step
 
@@ -22,27 +23,27 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 KILLER = "scene_0005"
 
 
-class KillingJob(MapsJob):
+class KillingStages(MapStages):
     """Reads as ever, with a decoder that one image is fatal to."""
 
     def read(self, row: Payload) -> Payload:
-        unit = unit_of(row)
+        unit = row["unit"]
         entries = self.run.manifest().rows(unit.start, unit.stop)
         problems = known_problems(row, entries)
         if any(entry.image_id == KILLER and number not in problems for number, entry in enumerate(entries)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return MapsJob.read(self, row)
+        return MapStages.read(self, row)
 
 
 @pytest.mark.timeout(400)
 def test_an_image_that_kills_its_process_is_skipped_and_harms_no_other(
     finished_maps_run, local_ray, monkeypatch, capsys
 ):
-    monkeypatch.setattr(generate_maps, "MapsJob", KillingJob)
+    monkeypatch.setattr(maps_job, "MapStages", KillingStages)
     run = open_run(finished_maps_run.uri, None, ["cluster.address=", "cluster.max_actors=1"])
     store = finished_maps_run.location / "maps/maps.zarr"
     good = [MapStore.open(store).read(index).max for index in range(14)]
-    generate_maps.generate(run, local_ray, restart=True)
+    launch_step(run, local_ray, "maps", restart=True)
 
     [receipt] = [each for each in Step(run.location / "maps").receipts().values() if each.skipped]
     assert [(skip.image_id, skip.reason) for skip in receipt.skipped] == [(KILLER, REASON)]

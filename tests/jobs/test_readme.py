@@ -14,7 +14,7 @@ from PIL import Image
 
 from ficklenet.backbones import build_backbone
 from jobs import prepare_dataset, run_pipeline
-from jobs.run import open_run
+from jobs.run.directory import open_run
 from storage.image_table import read_image_table
 from storage.images import read_mask
 from storage.location import Location

@@ -7,24 +7,24 @@ import pytest
 import torch
 
 from cluster.connect import connect
-from jobs import segmentation_worker
-from jobs.predict_masks import predict_masks
-from jobs.retrain_segmentation import retrain_segmenter
-from jobs.run import Run, open_run
+from jobs.cli.launch import launch_step
+from jobs.reporting.run_status import run_status
+from jobs.run.directory import Run, open_run
+from jobs.run.training_record import read_training
 from jobs.run_pipeline import main as pipeline
-from jobs.status import run_status
-from jobs.train_segmentation import train_segmenter
-from jobs.trained_segmenter import load_segmenter
+from jobs.steps.networks import load_segmenter
+from jobs.training import segmentation_worker
 from storage.steps import Step
 
 
 def retrain(run: Run, *assignments: str, restart: bool = False) -> dict:
     with connect("in-process") as connection:
-        return retrain_segmenter(open_run(run.uri, None, assignments), connection, restart=restart)
+        launch_step(open_run(run.uri, None, assignments), connection, "retrained", restart=restart)
+    return read_training(run.location / "retrained").metrics
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load_segmenter(run, "retrained")[0].state_dict()
+    return load_segmenter(run, "retrained").state_dict()
 
 
 def test_a_second_network_learns_from_the_first_and_predicts_when_asked(segmented_run):
@@ -33,13 +33,14 @@ def test_a_second_network_learns_from_the_first_and_predicts_when_asked(segmente
     assert np.isfinite(retrain(segmented_run)["loss"])
     assert (segmented_run.location / "segmenter/model.pt").read_bytes() == first
     with connect("in-process") as connection:
-        predict_masks(segmented_run, connection)
+        launch_step(segmented_run, connection, "predictions")
         retrained = open_run(segmented_run.uri, None, ["predictions.network=retrained"])
         with pytest.raises(ValueError, match=r"network: segmenter -> retrained.*--restart predictions"):
-            predict_masks(retrained, connection)
-        predict_masks(retrained, connection, restart=True)
+            launch_step(retrained, connection, "predictions")
+        launch_step(retrained, connection, "predictions", restart=True)
     fingerprint = Step(segmented_run.location / "predictions").fingerprint()
-    assert fingerprint is not None and fingerprint["segmenter"] == load_segmenter(retrained, "retrained")[1]
+    retrained_id = read_training(segmented_run.location / "retrained").sha256
+    assert fingerprint is not None and fingerprint["upstream"] == {"retrained": retrained_id}
 
 
 def test_the_first_networks_labels_are_what_is_learnt(segmented_run, monkeypatch):
@@ -88,9 +89,9 @@ def test_status_tells_of_it_once_it_is_started_and_when_its_teacher_is_another(s
     retrain(segmented_run)
     assert states()["retrained"] == "done"
     with connect("in-process") as connection:
-        train_segmenter(open_run(segmented_run.uri, None, ["segmenter.epochs=1"]), connection, restart=True)
+        launch_step(open_run(segmented_run.uri, None, ["segmenter.epochs=1"]), connection, "segmenter", restart=True)
     assert states()["retrained"] == "outdated"
-    with pytest.raises(ValueError, match=r"teacher: \w{8} -> \w{8}.*retrain_segmentation\.py.*--restart retrained"):
+    with pytest.raises(ValueError, match=r"its segmenter changed since.*retrain_segmentation\.py.*--restart retrained"):
         retrain(segmented_run)
 
 
@@ -102,7 +103,7 @@ def test_what_cannot_be_retrained_is_refused(seeded_run, segmented_run):
     retrained = open_run(segmented_run.uri, None, ["predictions.network=retrained"])
     sentence = r"retrained holds no trained segmentation network.*jobs/retrain_segmentation\.py"
     with connect("in-process") as connection, pytest.raises(ValueError, match=sentence):
-        predict_masks(retrained, connection)
+        launch_step(retrained, connection, "predictions")
     assert not Path(segmented_run.uri, "retrained").exists()
 
 
@@ -110,4 +111,4 @@ def test_pipeline_retrains_where_that_network_is_to_predict(segmented_run, capsy
     pipeline(["--run", segmented_run.uri, "--dry-run", "--set", "predictions.network=retrained"])
     printed = capsys.readouterr().out
     assert "step 6 of 7, retrained\nretrained, dry run: 2 of 2 epochs to do, 3 steps of 4 images each." in printed
-    assert "predictions, dry run: 1 unit (2 images), once the steps above are done" in printed
+    assert "predictions, dry run: 1 unit (2 images); more is known once the steps above are done" in printed

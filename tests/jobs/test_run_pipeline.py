@@ -9,12 +9,12 @@ import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs import backbone_weights
-from jobs.aggregate_seeds import aggregate_run
-from jobs.make_pseudo_labels import make_pseudo_labels
-from jobs.prepare_dataset import prepare
-from jobs.run import Run, open_run
-from jobs.run_pipeline import foretell, main, run_pipeline
+from jobs.cli.launch import launch_step
+from jobs.cli.pipeline import plan_pipeline, run_pipeline
+from jobs.preparation.prepare import prepare
+from jobs.run.directory import Run, open_run
+from jobs.run_pipeline import main
+from jobs.training import backbone_weights
 
 
 def launch(run: Run, *assignments: str) -> None:
@@ -42,8 +42,8 @@ def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, 
     assert "step 5 of 6, segmenter" in capsys.readouterr().out
     assert not Path(trained_run.uri, "predictions").exists()
     with connect("in-process") as connection:
-        aggregate_run(open_run(trained_run.uri, None, ["seeds.theta=0.35"]), connection, restart=True)
-        make_pseudo_labels(open_run(trained_run.uri), connection, restart=True)
+        launch_step(open_run(trained_run.uri, None, ["seeds.theta=0.35"]), connection, "seeds", restart=True)
+        launch_step(open_run(trained_run.uri), connection, "pseudo_labels", restart=True)
     launch(trained_run, "segmenter.weights=none")
     assert "classifier: already trained" in capsys.readouterr().out
 
@@ -57,7 +57,7 @@ def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, 
         ("cluster.training_workers=5", r"cluster\.training_workers: given 5, allowed: 1 to 4, .*segmenter\.batch_size"),
     ],
 )
-@pytest.mark.parametrize("step", [run_pipeline, foretell])
+@pytest.mark.parametrize("step", [run_pipeline, plan_pipeline])
 def test_what_the_segmentation_network_cannot_begin_with_is_refused_before_the_first_step(
     step, assignment, sentence, trained_run, capsys
 ):
@@ -100,7 +100,7 @@ def test_either_a_run_or_the_demo_is_asked_for(arguments):
 
 
 def test_a_run_without_images_to_predict_is_refused_before_anything_is_trained(trained_run, capsys):
-    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set classifier\.val_splits"):
+    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set data\.val_splits"):
         main(["--run", trained_run.uri, "--set", "predictions.splits=gold"])
     assert "step 1" not in capsys.readouterr().out
 
@@ -109,7 +109,7 @@ def files_of(run: Run) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in Path(run.uri).rglob("*")}
 
 
-def test_a_dry_run_foretells_every_step_and_changes_nothing(trained_run, capsys):
+def test_a_dry_run_describes_every_step_and_changes_nothing(trained_run, capsys):
     before = files_of(trained_run)
     main(["--run", trained_run.uri, "--dry-run"])
     printed = capsys.readouterr().out
@@ -120,14 +120,14 @@ def test_a_dry_run_foretells_every_step_and_changes_nothing(trained_run, capsys)
         ("segmenter", "2 epochs of 3 steps of 4 images"),
         ("predictions", "1 unit (2 images)"),
     ):
-        assert f"{name}, dry run: {extent}, once the steps above are done; a dry run then tells more.\n" in printed
-    assert printed.endswith("pipeline: then figures of train, figures of val, the contact sheet and the report.\n")
+        assert f"{name}, dry run: {extent}; more is known once the steps above are done.\n" in printed
+    assert printed.endswith("pipeline: then metrics of train, metrics of val, the contact sheet and the report.\n")
     assert files_of(trained_run) == before
 
 
 def test_a_dry_run_of_a_finished_run_finds_nothing_to_do(predicted_run, capsys):
     with connect("in-process") as connection:
-        make_pseudo_labels(predicted_run, connection)
+        launch_step(predicted_run, connection, "pseudo_labels")
     capsys.readouterr()
     main(["--run", predicted_run.uri, "--dry-run"])
     printed = capsys.readouterr().out

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.connect import connect
-from jobs.generate_maps import generate
-from jobs.run import Run
+from jobs.cli.launch import launch_step
+from jobs.run.directory import Run
 from storage.errors import StorageError
 from storage.location import Location
 from storage.steps import Step
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def make_maps(run: Run) -> None:
     with connect("in-process") as connection:
-        generate(run, connection)
+        launch_step(run, connection, "maps")
 
 
 def stored(location: Location) -> dict[str, bytes]:

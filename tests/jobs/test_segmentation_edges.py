@@ -11,11 +11,9 @@ from PIL import Image
 from cluster.connect import connect
 from ficklenet.backbones import grid_size
 from ficklenet.segmenter import unpack_segmenter
-from jobs.kept_model import kept_bytes
-from jobs.predict_masks import predict_masks
-from jobs.run import Run, open_run, record_run
-from jobs.segmentation_data import seeds_location
-from jobs.train_segmentation import train_segmenter
+from jobs.cli.launch import launch_step
+from jobs.run.directory import Run, open_run, record_run
+from jobs.run.training_record import kept_bytes, read_training
 from storage.label_values import ignore_value
 from storage.manifest import ManifestRow, write_manifest
 from storage.seed_store import SeedStore
@@ -58,8 +56,8 @@ def seeded_run(
     write_manifest(run.location / "manifest.parquet", rows, [f"class {number}" for number in range(num_classes)])
     record_run(run)
     step = Step(run.location / "seeds")
-    step.open({"made": "by hand"}, "")
-    store = SeedStore.create(seeds_location(run.location), len(rows), num_classes, (GRID, GRID), 4)
+    step.open({"unit_size": 4, "seeds": run.config.seeds.result_settings(), "upstream": {}}, "")
+    store = SeedStore.create(run.seeds_location, len(rows), num_classes, (GRID, GRID), 4)
     for unit in plan_units(len(rows), 4):
         seeds = np.full((unit.num_images, GRID, GRID), ignore_value(num_classes))
         for place, number in enumerate(range(unit.start, unit.stop)):
@@ -76,8 +74,9 @@ def seeded_run(
 def trained(run: Run, *assignments: str) -> dict[str, np.ndarray]:
     """Trains and predicts; the predicted labels by image, after a look at the weights."""
     with connect("in-process") as connection:
-        metrics = train_segmenter(open_run(run.uri, None, assignments), connection)
-        predict_masks(run, connection)
+        launch_step(open_run(run.uri, None, assignments), connection, "segmenter")
+        metrics = read_training(run.location / "segmenter").metrics
+        launch_step(run, connection, "predictions")
     assert np.isfinite(metrics["loss"])
     model = unpack_segmenter(kept_bytes(run.location / "segmenter")[0])
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -11,10 +11,10 @@ import pytest
 
 from cluster.connect import connect
 from jobs import status
-from jobs.aggregate_seeds import aggregate_run
-from jobs.evaluate import evaluate_seeds, sweep
-from jobs.run import open_run
-from jobs.status import run_status
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels, sweep
+from jobs.reporting.run_status import run_status
+from jobs.run.directory import open_run
 from storage.location import Location
 from storage.steps import Skipped, Step
 
@@ -81,11 +81,11 @@ def test_network_and_predictions_are_told_and_outdated_with_what_they_were_made_
     (predicted_run.location / "segmenter/complete.json").delete()
     assert network_and_predictions() == [("epochs", "partly done", 2, 0), ("images", "outdated", 2, 0)]
     with connect("in-process") as connection:
-        aggregate_run(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, restart=True)
+        launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
     assert [state for _, state, _, _ in network_and_predictions()] == ["outdated", "outdated"]
     status.main(["--run", predicted_run.uri])
     printed = capsys.readouterr().out
-    assert f"anew: python jobs/train_segmentation.py --run {predicted_run.uri} --restart segmenter" in printed
+    assert f"make again: python jobs/train_segmentation.py --run {predicted_run.uri} --restart segmenter" in printed
 
 
 def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_run, capsys):
@@ -113,18 +113,18 @@ def test_images_that_a_training_skipped_are_told_like_those_of_other_steps(finis
     assert (classifier.num_skipped, classifier.skipped) == (2, {"cut off": ["scene_0004", "scene_0001"]})
 
 
-def test_the_evaluation_is_told_by_its_figures(seeded_run, map_images, drawn_images, capsys):
+def test_the_evaluation_is_told_by_its_metrics(seeded_run, map_images, drawn_images, capsys):
     def told(run) -> str:
         status.main(["--run", run.uri])
         return capsys.readouterr().out.splitlines()[-1]
 
     assert told(seeded_run) == f"evaluation: not started; python jobs/evaluate.py --run {seeded_run.uri}"
     with connect("in-process") as connection:
-        evaluate_seeds(seeded_run, connection, [], None, ("map",), deterministic=False)
+        evaluate_labels(seeded_run, connection, [], None, ("map",), deterministic=False)
     capsys.readouterr()
-    assert told(seeded_run).startswith("evaluation: done; 2 figures done; ")
+    assert told(seeded_run).startswith("evaluation: done; 2 metrics done; ")
     (seeded_run.location / "classifier/complete.json").delete()
-    assert told(seeded_run) == f"  anew: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
+    assert told(seeded_run) == f"  make again: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
 
     only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
     run = map_images(only_val)
@@ -139,8 +139,8 @@ def test_an_evaluation_is_outdated_with_the_network_alone_and_trials_are_none(pr
     with connect("in-process") as connection:
         sweep(predicted_run, connection, ["theta=0.1"], [], None, deterministic=False)
         assert state() == ("not started", predicted_run.uri)
-        evaluate_seeds(predicted_run, connection, ["train"], "all", ("map",), deterministic=False)
-        evaluate_seeds(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
+        evaluate_labels(predicted_run, connection, ["train"], "all", ("map",), deterministic=False)
+        evaluate_labels(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
     assert state()[0] == "done"
     marker = predicted_run.location / "segmenter/complete.json"
     marker.write_bytes(json.dumps(json.loads(marker.read_bytes()) | {"sha256": "of another"}).encode())
@@ -149,12 +149,12 @@ def test_an_evaluation_is_outdated_with_the_network_alone_and_trials_are_none(pr
 
 def test_an_evaluation_is_outdated_with_the_settings_of_the_seeds(seeded_run):
     with connect("in-process") as connection:
-        evaluate_seeds(seeded_run, connection, [], None, ("map",), deterministic=False)
+        evaluate_labels(seeded_run, connection, [], None, ("map",), deterministic=False)
         assert run_status(seeded_run).steps[-1].state == "done"
         changed = open_run(seeded_run.uri, None, ["seeds.theta=0.5"])
-        aggregate_run(changed, connection, restart=True)
+        launch_step(changed, connection, "seeds", restart=True)
         assert run_status(changed).steps[-1].state == "outdated"
-        evaluate_seeds(changed, connection, [], None, ("map",), deterministic=False)
+        evaluate_labels(changed, connection, [], None, ("map",), deterministic=False)
     assert run_status(changed).steps[-1].state == "done"
 
 

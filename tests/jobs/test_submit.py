@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cluster.connect import connect
-from jobs.generate_maps import generate
-from jobs.run import Run, open_run
+from jobs.cli.launch import launch_step
+from jobs.run.directory import Run, open_run
 from storage.heartbeat import heartbeats
 from storage.steps import Step
 
@@ -75,7 +75,7 @@ def submit(run: Run, environment: dict[str, str], name: str, *options: str) -> s
 @pytest.mark.timeout(1200)
 def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, s3_run, finished_maps_run):
     with connect("in-process") as connection:
-        generate(open_run(finished_maps_run.uri, None, [MANY]), connection, restart=True)
+        launch_step(open_run(finished_maps_run.uri, None, [MANY]), connection, "maps", restart=True)
     step = Step(s3_run.location / "maps")
     first = submit(s3_run, dashboard, "first", "--no-wait")
     assert first.returncode == 0, first.stderr

@@ -1,6 +1,5 @@
 """Training on a tiny run: what it leaves, resume, refusals."""
 
-import hashlib
 import json
 import runpy
 import sys
@@ -15,13 +14,13 @@ from cluster.connect import connect
 from ficklenet.classifier import unpack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.model_file import model_record
-from jobs import classifier_worker
-from jobs.prepare_dataset import prepare
-from jobs.run import Run, open_run
-from jobs.step_states import run_state
-from jobs.train_ficklenet import train_classifier
-from jobs.trained_classifier import load_classifier, require_classifier
-from jobs.training_log import TrainingLog
+from jobs.cli.launch import launch_step
+from jobs.preparation.prepare import prepare
+from jobs.run.directory import Run, open_run
+from jobs.steps.networks import load_classifier, require_network
+from jobs.steps.states import run_state
+from jobs.training import classifier_worker
+from jobs.training.training_log import TrainingLog
 from storage.images import read_image
 from storage.steps import Skipped, Step
 
@@ -31,7 +30,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def train(run: Run, *assignments: str, restart: bool = False) -> Run:
     changed = open_run(run.uri, None, assignments)
     with connect("in-process") as connection:
-        train_classifier(changed, connection, restart=restart)
+        launch_step(changed, connection, "classifier", restart=restart)
     return changed
 
 
@@ -46,7 +45,7 @@ def fresh_run(trained_run, drawn_images, tmp_path) -> Run:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load_classifier(run)[0].state_dict()
+    return load_classifier(run).state_dict()
 
 
 def metrics(run: Run) -> list[dict]:
@@ -60,7 +59,7 @@ def record(run: Run) -> dict:
 
 def test_finished_training_leaves_a_classifier_that_knows_its_classes(fresh_run):
     train(fresh_run)
-    trained = require_classifier(fresh_run, DRAWN_CLASS_NAMES)
+    trained = require_network(fresh_run, "classifier", "test")
     assert trained.spec.class_names == DRAWN_CLASS_NAMES
     assert trained.spec.input_size == 65
     assert 0 <= trained.metrics["val_map"] <= 1
@@ -123,8 +122,8 @@ def test_diverging_training_stops_with_a_sentence_and_no_classifier(fresh_run):
     with pytest.raises(ValueError, match=r"loss became .* by step 10 .* Lower classifier\.learning_rate"):
         train(fresh_run, *settings)
     assert not (Path(fresh_run.uri) / "classifier" / "checkpoints").exists()  # none of weights that are no numbers
-    with pytest.raises(ValueError, match="no trained classifier"):
-        require_classifier(fresh_run, DRAWN_CLASS_NAMES)
+    with pytest.raises(ValueError, match="holds no trained classifier"):
+        require_network(fresh_run, "classifier", "test")
 
 
 def test_unreadable_image_is_absent_from_training_and_counted(fresh_run, drawn_images, tmp_path, capsys):
@@ -158,7 +157,7 @@ def test_skipped_images_are_told_by_whatever_launch_ends_the_training(fresh_run,
 
 
 def test_without_a_validation_split_nothing_is_validated(fresh_run, capsys):
-    train(fresh_run, "classifier.val_splits=[]")
+    train(fresh_run, "data.val_splits=[]")
     assert "images (labelled, of the training splits), none to validate on" in capsys.readouterr().out
     assert "val_map" not in record(fresh_run)["metrics"]
 
@@ -183,13 +182,15 @@ def test_weights_that_are_no_weights_are_refused(fresh_run, tmp_path):
 
 def test_split_without_labelled_images_is_refused(fresh_run):
     with pytest.raises(ValueError, match=r"no labelled image in the training splits \['tarin'\].*'train', 'val'"):
-        train(fresh_run, "classifier.train_splits=tarin")
+        train(fresh_run, "data.train_splits=tarin")
 
 
 def test_classifier_of_another_class_list_is_refused(fresh_run):
     train(fresh_run)
+    complete = fresh_run.location / "classifier" / "complete.json"
+    complete.write_bytes(json.dumps(record(fresh_run) | {"class_names": ["cat", "dog"]}).encode())
     with pytest.raises(ValueError, match="the classifier knows"):
-        require_classifier(fresh_run, ("cat", "dog"))
+        require_network(fresh_run, "classifier", "test")
 
 
 def test_masks_are_never_read(fresh_run, drawn_images, tmp_path):
@@ -212,12 +213,12 @@ def test_best_epochs_classifier_is_kept_beside_the_last(fresh_run, monkeypatch):
 
     train(fresh_run, "classifier.keep=last")  # needs no training
     assert (folder / "model.pt").read_bytes() == (folder / "last.pt").read_bytes()
-    assert require_classifier(fresh_run, DRAWN_CLASS_NAMES).metrics["epoch"] == 3
+    assert require_network(fresh_run, "classifier", "test").metrics["epoch"] == 3
 
 
 def test_best_without_validation_images_is_refused(fresh_run):
     with pytest.raises(ValueError, match=r"given 'best', but there is no labelled image .* \['tset'\]"):
-        train(fresh_run, "classifier.keep=best", "classifier.val_splits=tset")
+        train(fresh_run, "classifier.keep=best", "data.val_splits=tset")
 
 
 def test_files_say_where_they_come_from(fresh_run):
@@ -230,17 +231,6 @@ def test_files_say_where_they_come_from(fresh_run):
     assert found["fingerprint"]["seed"] == 0
     about = model_record((Path(fresh_run.uri) / "classifier" / "model.pt").read_bytes())["about"]
     assert about["fingerprint"] == found["fingerprint"] and about["metrics"] == found["metrics"]
-
-
-def test_classifier_of_an_earlier_version_still_serves(fresh_run):
-    """Its file says nothing about itself, its record holds hash and metrics only."""
-    train(fresh_run)
-    folder = Path(fresh_run.uri) / "classifier"
-    content = torch.load(folder / "model.pt", weights_only=True)
-    torch.save({name: content[name] for name in ("format", "spec", "state")}, folder / "model.pt")
-    sha256 = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
-    (folder / "complete.json").write_text(json.dumps({"sha256": sha256, "metrics": {"loss": 0.5}}))
-    assert require_classifier(train(fresh_run), DRAWN_CLASS_NAMES).metrics == {"loss": 0.5}
 
 
 def test_bare_machine_trains_the_same_classifier_from_decoded_images(fresh_run, drawn_images, tmp_path, monkeypatch):
@@ -260,7 +250,7 @@ def test_bare_machine_trains_the_same_classifier_from_decoded_images(fresh_run, 
     monkeypatch.syspath_prepend(BENCHMARKS)
     runpy.run_path(str(BENCHMARKS / "gpu_train.py"), run_name="__main__")
     found = unpack_classifier((tmp_path / "model.pt").read_bytes())
-    assert found.spec == load_classifier(fresh_run)[0].spec
+    assert found.spec == load_classifier(fresh_run).spec
     for name, value in weights(fresh_run).items():
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
@@ -277,7 +267,7 @@ def test_two_workers_train_what_one_trains(fresh_run, local_ray):
     expected = weights(fresh_run)
     settings += ["cluster.training_workers=2", "classifier.micro_batch_size=2", "classifier.loader_workers=1"]
     two = open_run(fresh_run.uri, None, settings)
-    train_classifier(two, local_ray, restart=True)
+    launch_step(two, local_ray, "classifier", restart=True)
     # Adam makes a full step of 1e-3 of a gradient that is all rounding, so a few weights may differ; their mean may not
     differences = torch.cat([(value - expected[name]).abs().flatten() for name, value in weights(two).items()])
     assert differences.mean() < 3e-5  # 3e-4 where each worker averages over its own share
@@ -293,7 +283,7 @@ def test_worker_killed_in_mid_epoch_changes_nothing(fresh_run, local_ray, kill_a
     alone = open_run(fresh_run.uri, None, settings)
     Step(alone.location / "classifier").restart()
     killed = kill_at_checkpoint(Path(fresh_run.uri, "classifier"))
-    train_classifier(alone, local_ray)
+    launch_step(alone, local_ray, "classifier")
     assert len(killed) == 1
     for name, value in weights(alone).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

@@ -10,18 +10,15 @@ import torch
 
 from cluster.connect import Connection, connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from ficklenet.metrics import label_figures
+from ficklenet.metrics import label_metrics
 from ficklenet.segmenter import unpack_segmenter
-from jobs import backbone_weights, segmentation_data, segmentation_worker
-from jobs.aggregate_seeds import aggregate_run
-from jobs.evaluate import evaluate_seeds
-from jobs.kept_model import kept_bytes
-from jobs.predict_masks import predict_masks
-from jobs.report_curves import read_metrics
-from jobs.run import Run, open_run
-from jobs.segmentation_data import SegmentationImages, seeds_location, training_images
-from jobs.train_segmentation import train_segmenter
-from jobs.trained_classifier import load_classifier
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.run.directory import Run, open_run
+from jobs.run.training_record import kept_bytes, read_epochs, read_training
+from jobs.steps.networks import load_classifier
+from jobs.training import backbone_weights, segmentation_data, segmentation_worker
+from jobs.training.segmentation_data import SegmentationImages, training_images
 from storage.location import Location
 from storage.seed_store import SeedStore
 from storage.steps import Step
@@ -30,12 +27,13 @@ from storage.units import plan_units
 
 def train(run: Run, *assignments: str, restart: bool = False) -> dict:
     with connect("in-process") as connection:
-        return train_segmenter(open_run(run.uri, None, assignments), connection, restart=restart)
+        launch_step(open_run(run.uri, None, assignments), connection, "segmenter", restart=restart)
+    return read_training(run.location / "segmenter").metrics
 
 
 def losses(run: Run) -> list[float]:
     """Of each epoch."""
-    return [line["loss"] for line in read_metrics(run.location / "segmenter" / "metrics.jsonl")]
+    return [line["loss"] for line in read_epochs(run.location / "segmenter")]
 
 
 def copy_run(run: Run, target: Location) -> None:
@@ -155,12 +153,12 @@ def test_one_unreadable_image_is_skipped_and_reported(seeded_run, drawn_images, 
         metrics = train(seeded_run)
     assert metrics["skipped"] == 1
     assert capsys.readouterr().out.endswith(f"segmenter: skipped 1: cut off ({images[3].image_id})\n")
-    lines = read_metrics(seeded_run.location / "segmenter" / "metrics.jsonl")
+    lines = read_epochs(seeded_run.location / "segmenter")
     assert [line["skipped_images"] for line in lines] == [{images[3].image_id: "cut off"}] * 2  # new, and all
 
 
 def test_the_runs_classifier_can_be_the_start(seeded_run):
-    wanted = load_classifier(seeded_run)[0].backbone.state_dict()
+    wanted = load_classifier(seeded_run).backbone.state_dict()
     run = open_run(seeded_run.uri, None, ["segmenter.weights=classifier"])
     model = segmentation_worker.new_segmenter(run, DRAWN_CLASS_NAMES)
     assert all(torch.equal(value, wanted[name]) for name, value in model.backbone.state_dict().items())
@@ -168,7 +166,7 @@ def test_the_runs_classifier_can_be_the_start(seeded_run):
 
 
 def test_frozen_stages_keep_the_weights_they_began_with(seeded_run):
-    start = load_classifier(seeded_run)[0].backbone
+    start = load_classifier(seeded_run).backbone
     train(seeded_run, "segmenter.weights=classifier", "segmenter.frozen_stages=2")
     model, num_frozen = unpack_segmenter(kept_bytes(seeded_run.location / "segmenter")[0]), len(start.stages(0, 2))
     for number, (before, after) in enumerate(zip(start.features, model.backbone.features, strict=True)):
@@ -180,7 +178,7 @@ def test_frozen_stages_keep_the_weights_they_began_with(seeded_run):
     ("assignment", "message"),
     [
         ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold"),
-        ("classifier.train_splits=gold", "no labelled image in the training splits"),
+        ("data.train_splits=gold", "no labelled image in the training splits"),
         ("images.input_size=129", "the seeds are 9 x 9, images.input_size = 129 needs 17 x 17"),
         ("segmenter={weights='classifier', frozen_stages=5}", "frozen stages: 5 given; this backbone has 0 to 4"),
         ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere.pt"),
@@ -201,7 +199,7 @@ def test_unfinished_or_empty_seeds_are_refused(seeded_run):
 
 
 def test_seeds_that_are_all_unknown_are_refused_and_some_are_trained(seeded_run):
-    store = SeedStore.open(seeds_location(seeded_run.location), "r+")
+    store = SeedStore.open(seeded_run.seeds_location, "r+")
     units = plan_units(14, 4)
     for unit in units:
         store.write_unit(unit, np.full((unit.num_images, 9, 9), 255))
@@ -216,8 +214,8 @@ def test_seeds_that_are_all_unknown_are_refused_and_some_are_trained(seeded_run)
 def test_other_seeds_are_another_training(seeded_run):
     train(seeded_run)
     with connect("in-process") as connection:
-        aggregate_run(open_run(seeded_run.uri, None, ["seeds.theta=0.5"]), connection, restart=True)
-    with pytest.raises(ValueError, match=r"\(seeds\.theta: 0.35 -> 0.5.*--restart segmenter"):
+        launch_step(open_run(seeded_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
+    with pytest.raises(ValueError, match=r"\(its seeds changed since.*--restart segmenter"):
         train(seeded_run)
 
 
@@ -231,9 +229,9 @@ def test_crfs_of_a_batch_run_in_as_many_processes_as_the_worker_has_cpus(count):
 @pytest.mark.cluster
 def test_a_run_on_s3_comes_to_the_same_network_and_figures_as_a_local_one(seeded_run, s3_environment):
     def figures(run: Run, connection: Connection) -> dict[str, float]:
-        predict_masks(run, connection)
-        measured = evaluate_seeds(run, connection, ["val"], None, ("image",), deterministic=False)
-        return {figure.labels: label_figures(figure.matrix).mean_iou for figure in measured}
+        launch_step(run, connection, "predictions")
+        measured = evaluate_labels(run, connection, ["val"], None, ("image",), deterministic=False)
+        return {figure.labels: label_metrics(figure.matrix).mean_iou for figure in measured}
 
     remote = Location.parse(f"s3://{BUCKET}/segmentation/run")
     copy_run(seeded_run, remote)
@@ -242,7 +240,7 @@ def test_a_run_on_s3_comes_to_the_same_network_and_figures_as_a_local_one(seeded
     with connect("in-process") as connection:
         expected = figures(seeded_run, connection)
     with connect("local", num_cpus=2) as connection:
-        train_segmenter(run, connection)
+        launch_step(run, connection, "segmenter")
         found = figures(run, connection)
     for name, value in weights(run).items():
         torch.testing.assert_close(value, weights(seeded_run)[name], rtol=1e-4, atol=1e-5)
@@ -257,7 +255,7 @@ def test_worker_killed_in_mid_training_changes_nothing(seeded_run, local_ray, ki
     expected, wanted = weights(seeded_run), losses(seeded_run)
     Step(seeded_run.location / "segmenter").restart()
     killed = kill_at_checkpoint(Path(seeded_run.uri, "segmenter"))
-    train_segmenter(open_run(seeded_run.uri, None, [*settings, "cluster.address="]), local_ray)
+    launch_step(open_run(seeded_run.uri, None, [*settings, "cluster.address="]), local_ray, "segmenter")
     assert len(killed) == 1
     assert losses(seeded_run) == pytest.approx(wanted, rel=1e-3)
     for name, value in weights(seeded_run).items():
@@ -268,7 +266,8 @@ def test_worker_killed_in_mid_training_changes_nothing(seeded_run, local_ray, ki
 def test_two_workers_that_decode_and_refine_in_processes_of_their_own_finish(seeded_run, local_ray):
     settings = ["cluster.address=", "cluster.training_workers=2", "segmenter.loader_workers=1"]
     settings += ["cluster.cpus_per_training_worker=2", "segmenter.micro_batch_size=1"]
-    metrics = train_segmenter(open_run(seeded_run.uri, None, settings), local_ray)
+    launch_step(open_run(seeded_run.uri, None, settings), local_ray, "segmenter")
+    metrics = read_training(seeded_run.location / "segmenter").metrics
     assert metrics["epoch"] == 2 and np.isfinite(metrics["loss"])
 
 

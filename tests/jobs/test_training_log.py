@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs.training_log import TrainingLog
+from jobs.training.training_log import TrainingLog
 from storage.location import Location
 
 
@@ -68,7 +68,7 @@ def test_launch_that_does_nothing_leaves_no_event_file(tmp_path):
 
 def test_start_up_is_not_taken_for_the_time_of_an_epoch(tmp_path, monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr("jobs.training_log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("jobs.training.training_log.time.monotonic", lambda: now[0])
     with TrainingLog(Location(str(tmp_path)), "classifier", num_epochs=5) as log:
         for epoch, seconds in ((1, 100.0), (2, 110.0), (3, 120.0)):
             now[0] = seconds

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier, unpack_classifier
-from jobs.config import resolve_config
+from jobs.run.config import resolve_config
 from storage.image_table import read_image_table
 from storage.images import image_size, read_image, read_mask, read_saliency
 from storage.label_file import read_label_file

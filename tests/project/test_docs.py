@@ -12,9 +12,11 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from jobs.config import config_keys, resolve_config
-from jobs.entry_point import COMMANDS
-from jobs.reference import commands_page, configuration_page, flags, job_parser_of
+from jobs.cli.entry_point import COMMANDS
+from jobs.cli.reference import PAGES as PAGES_FROM_CODE
+from jobs.cli.reference import flags, job_parser_of
+from jobs.run.config import resolve_config
+from jobs.run.config_keys import config_keys
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -25,10 +27,9 @@ NOTEBOOK = ROOT / "docs" / "examples" / "one_image.ipynb"
 # What follows from the code
 
 
-def test_pages_made_from_the_code_are_up_to_date():
-    remedy = "run 'make reference'"
-    assert (ROOT / "docs" / "commands.md").read_text() == commands_page(), remedy
-    assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), remedy
+@pytest.mark.parametrize("name", PAGES_FROM_CODE)
+def test_pages_made_from_the_code_are_up_to_date(name):
+    assert (ROOT / "docs" / name).read_text() == PAGES_FROM_CODE[name](), "run 'make reference'"
 
 
 def test_every_job_flag_and_key_is_documented_with_a_meaning():
@@ -44,12 +45,18 @@ def test_every_job_flag_and_key_is_documented_with_a_meaning():
         assert len(row.split("|")[-2].strip()) > 0, f"{key} has no description"
 
 
-def test_readmes_tree_has_a_line_for_every_file():
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
-    named = dict(re.findall(r"^(\w+)/ (.*?)(?=^\w+/ |```$)", tree, re.M | re.S))
-    for package in ("ficklenet", "storage", "cluster", "jobs"):
-        listed = re.findall(r"^  (\w+\.py) +\S", named[package], re.M)
-        assert sorted(listed) == sorted({file.name for file in (ROOT / package).glob("*.py")} - {"__init__.py"})
+def test_every_file_says_what_it_is():
+    rows = re.findall(r"^\| `(\w+\.py)` \| (.*) \|$", (ROOT / "docs" / "files.md").read_text(), re.M)
+    files = [file for package in ("ficklenet", "storage", "cluster", "jobs") for file in (ROOT / package).rglob("*.py")]
+    assert sorted(name for name, _ in rows) == sorted(file.name for file in files if file.name != "__init__.py")
+    assert all(what.endswith(".") for _, what in rows), "end a docstring's first paragraph with a full stop"
+
+
+def test_readmes_tree_has_a_line_for_every_folder():
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    folders = {init.parent.relative_to(ROOT).as_posix() for init in (ROOT / "jobs").rglob("__init__.py")}
+    for folder in ("ficklenet", "storage", "cluster", "tests", "docs", *folders):
+        assert re.search(rf"^ *{folder}/ +\S", tree, re.M), folder
 
 
 # Commands

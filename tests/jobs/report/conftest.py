@@ -12,11 +12,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from cluster.connect import connect
-from jobs.aggregate_seeds import aggregate_run
-from jobs.evaluate import evaluate_seeds
-from jobs.generate_maps import generate
-from jobs.report import write_report
-from jobs.run import Run, open_run, record_run
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.reporting.page import write_report
+from jobs.run.directory import Run, open_run, record_run
+from jobs.run.fingerprints import fingerprint_hash
 from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
 from storage.map_store import MapStore
@@ -34,9 +34,9 @@ def finished_run(trained_run_folder, tmp_path_factory) -> Run:
     shutil.copytree(trained_run_folder, folder)
     run = open_run(str(folder))
     with connect("in-process") as connection:
-        generate(run, connection)
-        aggregate_run(run, connection)
-        evaluate_seeds(run, connection, [], "all", ("map",), deterministic=False)
+        launch_step(run, connection, "maps")
+        launch_step(run, connection, "seeds")
+        evaluate_labels(run, connection, [], "all", ("map",), deterministic=False)
     write_report(run)
     return run
 
@@ -107,8 +107,8 @@ def _handmade_run(
     if with_maps:
         num_slots = max(len(row.labels) for row in rows)
         maps, seeds = Step(location / "maps"), Step(location / "seeds")
-        maps.open(made := {"unit_size": unit_size, "classifier": None}, "")
-        seeds.open({"maps": made}, "")
+        maps.open(made := {"unit_size": unit_size, "upstream": {}}, "")
+        seeds.open({"unit_size": unit_size, "upstream": {"maps": fingerprint_hash(made)}}, "")
         map_store = MapStore.create(maps.location / "maps.zarr", len(rows), num_slots, grid, unit_size)
         seed_store = SeedStore.create(seeds.location / "seeds.zarr", len(rows), len(class_names), grid, unit_size)
         falling = np.outer(np.linspace(1, 0, grid[0]), np.linspace(1, 0, grid[1])).astype(np.float16)

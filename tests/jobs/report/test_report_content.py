@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from cluster.connect import connect
-from jobs.aggregate_seeds import aggregate_run
-from jobs.evaluate import evaluate_seeds
-from jobs.figures import MEANINGS, SUMMARY
-from jobs.generate_maps import generate
-from jobs.report import main, write_report
-from jobs.run import open_run
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.evaluation.metrics import MEANINGS, SUMMARY
+from jobs.report import main
+from jobs.reporting.page import write_report
+from jobs.run.directory import open_run
 from storage.location import Location
 from storage.manifest import ManifestRow
 from storage.steps import Skipped
@@ -29,7 +29,7 @@ def test_report_is_one_command(finished_run, tmp_path, capsys, html_of):
 
 def test_page_shows_the_figures_of_the_evaluation(finished_run, html_of):
     with connect("in-process") as connection:
-        figures = evaluate_seeds(finished_run, connection, [], "all", ("map",), deterministic=False)
+        figures = evaluate_labels(finished_run, connection, [], "all", ("map",), deterministic=False)
 
     record = figures[0].record(finished_run.manifest().class_names)
     for value in (record["mean_iou"], record["coverage"], record["iou"]["ring"]):
@@ -40,17 +40,17 @@ def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, t
     shutil.copytree(finished_run.uri, tmp_path / "run")
     run = open_run(str(tmp_path / "run"))
     with connect("in-process") as connection:
-        evaluate_seeds(run, connection, [], "all", ("map",), deterministic=False)
+        evaluate_labels(run, connection, [], "all", ("map",), deterministic=False)
     write_report(run)
     assert "skipped by an earlier step" not in html_of(run)
     place = run.location / "evaluation" / "metrics.json"
     record = json.loads(place.read_bytes())
-    for figure in record["figures"]:
+    for figure in record["metrics"]:
         figure["skipped"] = {"empty file": 2}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
     assert "2 images skipped by an earlier step (empty file): all missed<" in html_of(run)
-    record["figures"][0]["skipped"] = {"empty file": 3}
+    record["metrics"][0]["skipped"] = {"empty file": 3}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
     assert "3 images skipped by an earlier step (empty file): all missed by seeds;" in html_of(run)
@@ -61,14 +61,14 @@ def test_page_tells_of_masks_of_other_values_and_has_the_figures_of_now_first(fi
     with connect("in-process") as connection:
         run = open_run(str(tmp_path / "run"))
         (run.location / "evaluation" / "metrics.json").delete()
-        evaluate_seeds(run, connection, [], "all", ("map",), deterministic=False)
+        evaluate_labels(run, connection, [], "all", ("map",), deterministic=False)
         changed = open_run(run.uri, None, ["seeds.theta=0.5"])
-        aggregate_run(changed, connection, restart=True)
-        evaluate_seeds(changed, connection, [], "all", ("map",), deterministic=False)
+        launch_step(changed, connection, "seeds", restart=True)
+        evaluate_labels(changed, connection, [], "all", ("map",), deterministic=False)
     place = run.location / "evaluation" / "metrics.json"
     record = json.loads(place.read_bytes())
-    assert [figure["settings"]["seeds"]["theta"] for figure in record["figures"]][::2] == [0.35, 0.5]
-    record["figures"][0]["num_foreign"] = 2
+    assert [figure["settings"]["seeds"]["theta"] for figure in record["metrics"]][::2] == [0.35, 0.5]
+    record["metrics"][0]["num_foreign"] = 2
     place.write_bytes(json.dumps(record).encode())
     write_report(changed)
     _, _, table = html_of(changed).partition('<table class="measured">')
@@ -120,7 +120,7 @@ def test_seeds_of_maps_made_anew_since_are_outdated(finished_run, tmp_path, html
     shutil.copytree(finished_run.uri, tmp_path / "run")
     changed = open_run(str(tmp_path / "run"), None, ["maps.num_samples=3"])
     with connect("in-process") as connection:
-        generate(changed, connection, restart=True)
+        launch_step(changed, connection, "maps", restart=True)
     write_report(changed)
     page = html_of(changed)
     assert '<span class="state outdated">outdated</span>' in page

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jobs.report_curves import training_curves
-from jobs.report_gallery import disagreement, seed_error, spread
+from ficklenet.metrics import disagreement, seed_error
+from jobs.reporting.curves import training_curves
+from jobs.reporting.gallery import spread
 
 
 def test_disagreement_is_the_share_of_seeded_cells_that_the_mean_does_not_seed():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs.report import write_report
+from jobs.reporting.page import write_report
 from storage.location import Location
 from storage.manifest import ManifestRow
 from storage.steps import Skipped

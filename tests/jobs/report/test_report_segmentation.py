@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from ficklenet.metrics import label_figures
-from jobs.evaluate import evaluate_seeds
-from jobs.figures import Figure
-from jobs.label_files import encode_label_png
-from jobs.report import NO_FIGURE, write_report
-from jobs.report_figures import Measured
-from jobs.report_segmentation import comparisons
-from jobs.run import Run, open_run
+from ficklenet.metrics import label_metrics
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.evaluation.metrics import MeasuredLabels
+from jobs.reporting.measured import Measured
+from jobs.reporting.page import NO_VALUE, write_report
+from jobs.reporting.segmentation import comparisons
+from jobs.run.directory import Run, open_run
+from storage.label_folder import encode_label_png
 from storage.manifest import write_manifest
 
 
@@ -27,7 +27,7 @@ def measured_folder(predicted_run_folder, tmp_path_factory) -> Path:
     shutil.copytree(predicted_run_folder, folder)
     run = open_run(str(folder))
     with connect("in-process") as connection:
-        evaluate_seeds(run, connection, ["val"], None, ("map", "image"), deterministic=False)
+        evaluate_labels(run, connection, ["val"], None, ("map", "image"), deterministic=False)
     write_report(run)
     return folder
 
@@ -38,9 +38,9 @@ def measured_run(measured_folder, tmp_path) -> Run:
     return open_run(str(tmp_path / "measured"))
 
 
-def figures_of(run: Run) -> dict[str, Figure]:
+def figures_of(run: Run) -> dict[str, MeasuredLabels]:
     with connect("in-process") as connection:
-        figures = evaluate_seeds(run, connection, ["val"], None, ("image",), deterministic=False)
+        figures = evaluate_labels(run, connection, ["val"], None, ("image",), deterministic=False)
     return {figure.labels: figure for figure in figures}
 
 
@@ -49,13 +49,13 @@ def test_network_stands_beside_the_densified_seeds_class_by_class(measured_run, 
     found = figures_of(measured_run)
     shown = page.locator("#network .facts").inner_text()
     for name in ("predictions", "predictions without CRF", "densified seeds"):
-        assert f"{label_figures(found[name].matrix).mean_iou:.3f} mIoU of the {name}" in shown
+        assert f"{label_metrics(found[name].matrix).mean_iou:.3f} mIoU of the {name}" in shown
     rows = page.locator("#network .by-class tbody tr")
     assert rows.count() == 6
     for number, values in enumerate(
-        zip(*(label_figures(found[name].matrix).iou for name in ("predictions", "densified seeds")), strict=True)
+        zip(*(label_metrics(found[name].matrix).iou for name in ("predictions", "densified seeds")), strict=True)
     ):
-        written = [NO_FIGURE if np.isnan(value) else f"{value:.3f}" for value in values]
+        written = [NO_VALUE if np.isnan(value) else f"{value:.3f}" for value in values]
         assert rows.nth(number).locator(".number").all_inner_texts() == written
         width = rows.nth(number).locator(".shares span").first.bounding_box()["width"]
         assert width == pytest.approx(np.nan_to_num(values[0]) * 200, abs=16)
@@ -172,7 +172,7 @@ def test_matrix_of_many_classes_becomes_a_list_of_the_largest_confusions():
 def test_image_resolution_is_preferred_and_labels_without_predictions_are_left_out():
     matrix = np.eye(2, 3, dtype=int)
     of_seeds = measured_over(2, "image", matrix)
-    of_seeds.figures[0]["labels"] = "seeds"  # type: ignore[index]
+    of_seeds.metrics[0]["labels"] = "seeds"  # type: ignore[index]
     groups = [measured_over(2, "map", matrix), measured_over(2, "image", matrix), of_seeds]
     [compared] = comparisons(groups)
     assert compared.measured.resolution == "image"

@@ -1,0 +1,48 @@
+"""The one way from scores to a label image: resize, refine by the dense CRF, take the best label, enlarge."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ficklenet.crf import AT_IMAGE_SIZE, refine
+from ficklenet.seeds import resize_labels
+from ficklenet.transforms import resize_maps
+
+# L labels, H W pixels of the image or of the working size
+
+
+def label_image(
+    scores_at: Callable[[tuple[int, int]], NDArray[np.floating]],
+    image_HWC: NDArray[np.uint8],
+    *,
+    use_crf: bool,
+    max_side: int | None = None,
+) -> NDArray[np.integer]:
+    """The index of the highest score at every pixel, (H, W); of equal scores the lowest index.
+
+    Args:
+        scores_at: the scores of all labels, (L, H, W), at a size (height, width). For the CRF they are probabilities:
+            in [0, 1], summing to 1 over the labels.
+        image_HWC: uint8 RGB; gives the size, and the edges where the CRF is used.
+        use_crf: refine by the CRF first.
+        max_side: a longer image is labelled at this size, and its labels are enlarged.
+
+    Raises:
+        ValueError: the CRF is wanted and pydensecrf is not installed.
+    """
+    size = image_HWC.shape[0], image_HWC.shape[1]
+    shrink = min(1.0, (max_side or max(size)) / max(size))
+    working_size = round(size[0] * shrink) or 1, round(size[1] * shrink) or 1
+    scores_LHW = scores_at(working_size)
+    if use_crf:
+        scores_LHW = refine(scores_LHW, _resized_image(image_HWC, working_size), AT_IMAGE_SIZE)
+    return resize_labels(scores_LHW.argmax(0), size)
+
+
+def _resized_image(image_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    planes_CHW = resize_maps(torch.from_numpy(image_HWC.astype(np.float32)).permute(2, 0, 1), size)
+    return planes_CHW.round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -1,0 +1,38 @@
+"""Launching a step of the table: its module says what there is to do, the driver of its kind does it."""
+
+from importlib import import_module
+
+from cluster.connect import Connection
+from jobs.run.directory import Run
+from jobs.run.steps import BY_NAME
+from jobs.steps.launch import LaunchOptions
+from jobs.steps.unit_driver import run_unit_step
+from jobs.training.training_job import run_training_job
+from storage.units import Shard
+
+
+def launch_step(
+    run: Run,
+    connection: Connection,
+    name: str,
+    shard: Shard = (1, 1),
+    *,
+    restart: bool = False,
+    retry_skipped: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Runs a step, or continues it, or says that it is done.
+
+    Args:
+        connection: where to work.
+        name: of the step.
+        shard, restart, retry_skipped, dry_run: as in `jobs.steps.launch.LaunchOptions`.
+
+    Raises:
+        NotYet: a step that it reads is not finished.
+        ValueError: the step refuses this launch; the sentence says why and what to do.
+    """
+    row = BY_NAME[name]
+    job = import_module(f"jobs.{row.module}").make_job(run, connection)
+    drive = run_unit_step if row.kind == "units" else run_training_job
+    drive(run, connection, job, LaunchOptions(shard, restart, retry_skipped, dry_run))

@@ -1,0 +1,94 @@
+"""The pipeline: all steps of the table in order, then the metrics, a contact sheet and the report."""
+
+from cluster.connect import Connection
+from cluster.words import plural
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.predictions.predictions_job import units_to_predict
+from jobs.reporting.contact_sheet import draw_contact_sheet
+from jobs.reporting.page import write_report
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.selection import measurable_splits, units_of_step
+from jobs.run.steps import STEPS, StepRow
+from jobs.run.training_record import read_complete
+from jobs.training.backbone_weights import fetch_imagenet_weights
+from jobs.training.retrained_job import require_something_to_relabel
+from jobs.training.segmentation_worker import segmentation_plan
+from jobs.training.segmenter_job import check_images, require_start_weights
+from jobs.training.training_job import require_workers
+from storage.errors import NotYet
+
+
+def pipeline_steps(config: Config) -> list[StepRow]:
+    """The steps that the pipeline runs: an optional one only where it makes the network that predicts."""
+    return [
+        row
+        for row in STEPS
+        if row.kind != "metrics" and (not row.is_optional or row.name == config.predictions.network)
+    ]
+
+
+def run_pipeline(run: Run, connection: Connection) -> None:
+    """Every step, its metrics where the manifest names masks, and the report."""
+    require_possible(run)
+    config, steps = run.config.segmenter, pipeline_steps(run.config)
+    is_to_train = not read_complete(run.location / "segmenter")
+    if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
+        print(f"pipeline: downloads the ImageNet weights of {config.backbone} unless they are here.", flush=True)
+        fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failure now costs no hours of training
+    for number, row in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
+        launch_step(run, connection, row.name)
+    measured = measurable_splits(run.manifest(), run.config)
+    if not measured:
+        print("pipeline: no metrics, because no image to report on has a mask.")
+    for splits in measured:
+        evaluate_labels(run, connection, splits, None, ("image",), deterministic=False)
+    print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
+    print(f"pipeline: look at {write_report(run)[0]}")
+
+
+def require_possible(run: Run) -> None:
+    """Refuses, before hours of training, what a later step would refuse.
+
+    Raises:
+        ValueError: nothing to predict, or nothing that the segmentation network can learn or start from.
+    """
+    config = run.config
+    units_to_predict(run)
+    if config.predictions.network == "retrained":
+        require_something_to_relabel(config)
+    require_workers(config.cluster, segmentation_plan(config, check_images(config, run.manifest())))
+    if config.segmenter.weights != "classifier":  # that one is trained first
+        require_start_weights(run, run.manifest())
+
+
+def plan_pipeline(run: Run, connection: Connection) -> None:
+    """Says what each step would do; of a step that reads what is not there yet, on how much.
+
+    Raises:
+        ValueError: the pipeline would stop there.
+    """
+    require_possible(run)
+    manifest, steps = run.manifest(), pipeline_steps(run.config)
+    for number, row in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
+        try:
+            launch_step(run, connection, row.name, dry_run=True)
+        except NotYet:
+            print(f"{row.title}, dry run: {_extent(run, row)}; more is known once the steps above are done.")
+    measured = (", ".join(split or "unnamed" for split in splits) for splits in measurable_splits(manifest, run.config))
+    metrics = "".join(f"metrics of {splits}, " for splits in measured)
+    without = "" if metrics else "no metrics, because no image to report on has a mask, "
+    print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
+
+
+def _extent(run: Run, row: StepRow) -> str:
+    """How much a step is to do."""
+    manifest = run.manifest()
+    if row.kind == "training":
+        plan = segmentation_plan(run.config, check_images(run.config, manifest))
+        return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
+    units = units_of_step(row, manifest, run.config)
+    return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"

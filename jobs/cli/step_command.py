@@ -1,0 +1,59 @@
+"""The command line of a step: one parser and one `main` for all steps of the table."""
+
+import argparse
+from collections.abc import Sequence
+
+from jobs.cli.command_line import Parser, job_parser, underscored
+from jobs.run.steps import BY_NAME
+from storage.units import parse_shard
+
+
+def step_parser(name: str, description: str, *, run_required: bool = True) -> Parser:
+    """The flags of a step: those of every job, --restart and, of a unit step, --shard and --retry-skipped."""
+    row = BY_NAME[name]
+    parser = job_parser(row.script, description, run_required=run_required)
+    if row.kind == "units":
+        parser.add_argument("--shard", metavar="I/N", default="1/1", help="only every N-th unit, from the I-th on")
+        parser.add_argument(
+            "--retry-skipped", action="store_true", help="try the images again that earlier launches skipped"
+        )
+    parser.add_argument(
+        "--restart", choices=[name], type=underscored, help="delete this step's results and start it again"
+    )
+    return parser
+
+
+def run_step(name: str, given: argparse.Namespace, assignments: Sequence[str] = ()) -> None:
+    """Runs a step as its command line asks.
+
+    Args:
+        given: what `step_parser` parsed.
+        assignments: further "key=value" settings, after those of --set.
+
+    Raises:
+        ValueError: the step refuses this launch.
+    """
+    from jobs.run.directory import open_run  # imports take a second, so --help does without
+
+    shard = parse_shard(getattr(given, "shard", "1/1"))
+    run = open_run(given.run, given.config, [*given.set, *assignments])
+    run.manifest()  # refused before anything slow is imported
+    if given.restart and shard != (1, 1):
+        raise ValueError(
+            f"--restart deletes the results of all shards: launch it without --shard first, then every shard without "
+            f"--restart {name}."
+        )
+
+    from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
+    from jobs.steps.compute import connected
+
+    with connected(run.config.cluster) as connection:
+        launch_step(
+            run,
+            connection,
+            name,
+            shard,
+            restart=bool(given.restart),
+            retry_skipped=getattr(given, "retry_skipped", False),
+            dry_run=given.dry_run,
+        )

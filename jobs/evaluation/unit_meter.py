@@ -1,0 +1,247 @@
+"""The workers' half of an evaluation: a unit's label maps against its masks, as confusion matrices."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cluster.fanout import Payload
+from ficklenet.metrics import ConfusionMatrix, confusion_matrix
+from ficklenet.seeds import resize_labels
+from jobs.maps.deterministic import DeterministicMapper
+from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.selection import Selection
+from storage.errors import BadImage
+from storage.images import read_image, read_many, read_mask
+from storage.label_values import ignore_value
+from storage.manifest import ManifestRow
+from storage.map_store import UnitMaps
+
+Source = Literal[
+    "stored seeds", "stored pseudo-labels", "stored predictions", "stored unrefined", "maps", "deterministic maps"
+]
+Resolution = Literal["map", "image"]
+
+MADE_BY: dict[Source, tuple[str, ...]] = {  # the steps that may have skipped an image of a recipe
+    "stored seeds": ("seeds",),
+    "stored pseudo-labels": ("pseudo_labels",),
+    "stored predictions": ("predictions",),
+    "stored unrefined": ("predictions",),
+    "maps": ("maps", "seeds"),  # the seeds skip an image whose saliency map cannot be read
+    "deterministic maps": ("maps", "seeds"),
+}
+LABEL_FOLDERS: dict[Source, tuple[str, str]] = {  # step and kind of labels that are stored at image size
+    "stored pseudo-labels": ("pseudo_labels", "labels"),
+    "stored predictions": ("predictions", "labels"),
+    "stored unrefined": ("predictions", "unrefined"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of label maps to measure.
+
+    Attributes:
+        name: in the results, each once.
+        source: what they are, or what they are made of.
+        config: the settings by which they are made of maps.
+        densify: make densified seeds of the maps, not seeds.
+    """
+
+    name: str
+    source: Source
+    config: Config
+    densify: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What every worker needs to know."""
+
+    run: Run
+    selection: Selection
+    resolutions: tuple[Resolution, ...]
+    recipes: tuple[Recipe, ...]
+    device: str
+
+    def needs(self, source: Source) -> bool:
+        return any(recipe.source == source for recipe in self.recipes)
+
+    @property
+    def reading_config(self) -> Config:
+        """What saliency maps are read by: a configuration that wants them, if any recipe's does."""
+        wanting = (recipe.config for recipe in self.recipes if recipe.config.seeds.background_cue == "saliency")
+        return next(wanting, self.run.config)
+
+
+@dataclass
+class Counts:
+    """Confusion matrices by recipe and resolution, and the images they are of.
+
+    Attributes:
+        num_foreign: measured ones whose mask has no pixel of any of their classes; `first_foreign` is one of them.
+        left_out: images not measured, by reason.
+        skipped: by recipe, measured ones that its step skipped, so that they have no labels, by the reason.
+    """
+
+    matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
+    num_images: int = 0
+    num_foreign: int = 0
+    first_foreign: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, other: "Counts") -> None:
+        for measured, matrix in other.matrices.items():
+            self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
+        self.num_images += other.num_images
+        self.num_foreign += other.num_foreign
+        self.first_foreign = min(filter(None, (self.first_foreign, other.first_foreign)), default="")
+        self.left_out.update(other.left_out)
+        for recipe, reasons in other.skipped.items():
+            self.skipped[recipe].update(reasons)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One image with its truth (H, W) and what its label maps are, or are made of."""
+
+    truth: np.ndarray
+    stored: Mapping[Source, np.ndarray]
+    evidence: Mapping[Source, Evidence]
+
+
+class UnitMeter:
+    """An actor that measures whole units; masks and images are read, and dropped, a few at a time."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        if measurement.device == "cpu":
+            torch.set_num_threads(1)  # the pool has an actor per CPU
+        self.measurement, self.run = measurement, measurement.run
+        self.manifest = self.run.manifest()
+        self.ignore = ignore_value(self.manifest.num_classes)
+        is_sampled = not measurement.needs("deterministic maps")
+        self.mapper = None if is_sampled else DeterministicMapper(self.run, measurement.device)
+
+    def __call__(self, row: Payload) -> Payload:
+        unit, selection = row["unit"], self.measurement.selection
+        entries = self.manifest.rows(unit.start, unit.stop)
+        selected = [n for n, entry in enumerate(entries) if selection.includes(entry.image_id, entry.split)]
+        with_mask = [n for n in selected if entries[n].mask_uri]
+        counts = Counts(left_out=Counter({"no mask": len(selected) - len(with_mask)}))
+        maps = self.run.maps().read_unit(unit)
+        seeds = None
+        if self.measurement.needs("stored seeds"):
+            seeds = self.run.seeds().read_unit(unit)
+
+        at_once = self.run.config.images.read_concurrency
+        for start in range(0, len(with_mask), at_once):
+            numbers = with_mask[start : start + at_once]
+            for number, subject in zip(
+                numbers, self.read(row, [entries[n] for n in numbers], maps, seeds, numbers), strict=True
+            ):
+                if isinstance(subject, str):
+                    counts.left_out[subject] += 1
+                    continue
+                counts.add(self.measure(subject))
+                labels = [label + 1 for label in entries[number].labels]
+                if labels and not np.isin(subject.truth, labels).any():
+                    counts.add(Counts(num_foreign=1, first_foreign=entries[number].image_id))
+                for recipe in self.measurement.recipes:
+                    reasons = (row["skipped_by"][step].get(entries[number].image_id) for step in MADE_BY[recipe.source])
+                    if reason := next(filter(None, reasons), None):
+                        counts.skipped[recipe.name][reason] += 1
+        return {"counts": counts, "num_images": len(selected)}
+
+    def read(
+        self,
+        row: Payload,
+        entries: Sequence[ManifestRow],
+        maps: UnitMaps,
+        seeds: np.ndarray | None,
+        numbers: Sequence[int],
+    ) -> list[Subject | str]:
+        """Some images of a unit; in place of one whose mask cannot be read, the reason."""
+        grid = (maps.max.shape[2], maps.max.shape[3])
+        truths = self._read_truths(entries)
+        only_maps = self.measurement.resolutions == ("map",)
+        saliencies = read_saliencies(entries, self.measurement.reading_config, grid if only_maps else None)
+        stored = self._read_stored(entries, row)
+        subjects: list[Subject | str] = []
+        for index, (number, entry, truth, saliency) in enumerate(
+            zip(numbers, entries, truths, saliencies, strict=True)
+        ):
+            if isinstance(truth, BadImage):
+                subjects.append(f"mask: {truth.reason}")
+                continue
+            if None not in (entry.height, entry.width) and truth.shape != (entry.height, entry.width):
+                subjects.append("mask: not of its image's size")
+                continue
+            nothing = np.full(truth.shape, self.ignore)
+            labels: dict[Source, np.ndarray] = {
+                source: nothing if (one := found[index]) is None else one for source, found in stored.items()
+            }
+            if seeds is not None:
+                labels["stored seeds"] = seeds[number]
+            known = Evidence.none(grid) if isinstance(saliency, BadImage) else Evidence.of(maps, number, saliency)
+            evidence: dict[Source, Evidence] = {"maps": known}
+            if self.mapper is not None:
+                evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
+            subjects.append(Subject(truth, labels, evidence))
+        return subjects
+
+    def measure(self, subject: Subject) -> Counts:
+        """Every recipe's labels of an image against its truth, in every frame."""
+        counts = Counts(num_images=1)
+        for resolution in self.measurement.resolutions:
+            height, width = subject.evidence["maps"].max.shape[1:] if resolution == "map" else subject.truth.shape
+            truth = resize_labels(subject.truth, (height, width))
+            for recipe in self.measurement.recipes:
+                labels = self.labels(recipe, subject, (height, width))
+                matrix = confusion_matrix(truth, labels, self.manifest.num_classes, self.ignore)
+                counts.matrices[recipe.name, resolution] = matrix
+        return counts
+
+    def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
+        """A recipe's labels (*size); labels are resized by their nearest neighbour, maps before they become labels."""
+        if recipe.source in subject.stored:
+            return resize_labels(subject.stored[recipe.source], size)
+        evidence = subject.evidence[recipe.source]
+        if recipe.densify:
+            return evidence.densified(size, recipe.config, self.ignore)
+        return resize_labels(evidence.seeds(recipe.config, self.ignore), size)
+
+    def _deterministic(self, mapper: DeterministicMapper, entry: ManifestRow, known: Evidence) -> Evidence:
+        """The same classes' deterministic maps: one sample is its own maximum and mean."""
+        if len(known.classes) == 0:
+            return known
+        try:
+            image = read_image(entry.uri, self.run.config.images.max_pixels)
+        except BadImage:  # it was readable when its maps were made
+            return Evidence.none((known.max.shape[1], known.max.shape[2]))
+        maps = mapper(image, known.classes)
+        return Evidence(maps, maps, known.classes, known.saliency)
+
+    def _read_stored(self, entries: Sequence[ManifestRow], row: Payload) -> dict[Source, list[np.ndarray | None]]:
+        """The label maps of image size that the recipes measure; None of an image that their step skipped."""
+
+        def read(source: Source, entry: ManifestRow) -> np.ndarray | None:
+            step, kind = LABEL_FOLDERS[source]
+            is_skipped = entry.image_id in row["skipped_by"][step]
+            return None if is_skipped else self.run.labels(step, kind).read(entry.image_id)
+
+        sources = [source for source in LABEL_FOLDERS if self.measurement.needs(source)]
+        with ThreadPoolExecutor(self.run.config.images.read_concurrency) as pool:
+            return {source: list(pool.map(partial(read, source), entries)) for source in sources}
+
+    def _read_truths(self, entries: Sequence[ManifestRow]) -> list[np.ndarray | BadImage]:
+        images, values = self.run.config.images, self.manifest.class_values
+        uris = [str(entry.mask_uri) for entry in entries]
+        return read_many(uris, lambda uri: read_mask(uri, values, images.max_pixels), images.read_concurrency)

@@ -1,0 +1,1 @@
+"""Labels and maps in other programs' formats."""

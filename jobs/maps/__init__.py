@@ -1,0 +1,1 @@
+"""From images to maps, and from maps to seeds and pseudo-labels."""

@@ -1,0 +1,86 @@
+"""The step `maps`: what there is to do, and what it depends on."""
+
+from functools import partial
+
+from cluster.connect import Connection
+from cluster.fanout import Stages
+from ficklenet.localizer import samplers_for
+from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.fingerprints import step_fingerprint
+from jobs.steps.compute import precision_name, resolved_device
+from jobs.steps.dry_run import CostEstimate
+from jobs.steps.networks import require_network
+from jobs.steps.unit_driver import UnitStepJob
+from storage.manifest import Manifest
+from storage.map_store import MapStore
+from storage.units import plan_units
+
+ALGORITHM_VERSION = 1  # of all that happens between an image's bytes and its stored maps
+MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
+
+
+def make_job(run: Run, connection: Connection) -> UnitStepJob:
+    """N stochastic Grad-CAMs per image and class, folded to maximum and mean, by the run's classifier.
+
+    Raises:
+        NotYet: there is no classifier.
+        ValueError: it was trained for other classes or another size.
+    """
+    manifest, config = run.manifest(), run.config
+    classifier = require_network(run, "classifier", "generate_maps")
+    stages = MapStages(
+        run=run,
+        grid=classifier.spec.grid,
+        num_slots=num_slots(manifest, config),
+        device=resolved_device(config.maps.device, connection),
+    )
+    fingerprint = step_fingerprint(
+        run,
+        "maps",
+        algorithm_version=ALGORITHM_VERSION,
+        columns=MANIFEST_COLUMNS,
+        upstream=["classifier"],
+        seed=config.seed,
+        images={"max_pixels": config.images.max_pixels},
+        device=stages.device,
+        precision=precision_name(stages.precision),
+        batch_size=stages.batch_size,
+        sampler=samplers_for(stages.device)[0],
+    )
+    return UnitStepJob(
+        title="maps",
+        step=stages.step,
+        fingerprint=fingerprint,
+        units=plan_units(manifest.num_images, config.unit_size),
+        stages=Stages(partial(MapMaker, stages), stages.read, stages.write),
+        command=run.step_command("maps"),
+        device=stages.device,
+        create=partial(
+            MapStore.create,
+            run.maps_location,
+            manifest.num_images,
+            stages.num_slots,
+            stages.grid,
+            config.unit_size,
+            attributes={"class_names": list(manifest.class_names)},
+        ),
+        trial=stages.trial,
+        cost=_cost(manifest, stages),
+    )
+
+
+def num_slots(manifest: Manifest, config: Config) -> int:
+    """The most classes that any image has mapped."""
+    predicted = min(config.maps.max_classes, manifest.num_classes) if config.maps.classes == "predicted" else 1
+    return max(manifest.max_labels(), predicted)
+
+
+def _cost(manifest: Manifest, stages: MapStages) -> CostEstimate:
+    """One CPU's time for an image's VGG-16 pass, 1.0 s at 321 x 321; two float16 maps for each of its labels."""
+    config = stages.run.config
+    is_measured = stages.device == "cpu" and config.classifier.backbone == "vgg16"
+    seconds = 1.05 * (config.images.input_size / 321) ** 2 if is_measured else None
+    labels_per_image = manifest.num_labels() / max(1, manifest.num_images)
+    return CostEstimate(seconds, bytes=labels_per_image * 4 * stages.grid[0] * stages.grid[1])

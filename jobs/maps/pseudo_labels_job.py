@@ -1,0 +1,111 @@
+"""The step `pseudo_labels`: densified seeds at image size, refined by the dense CRF, a PNG per image."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from cluster.connect import Connection
+from cluster.fanout import Payload, Stages
+from ficklenet.crf import require_pydensecrf
+from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.run.directory import Run
+from jobs.run.fingerprints import step_fingerprint
+from jobs.steps.finished import require_finished
+from jobs.steps.unit_driver import UnitStepJob
+from jobs.steps.unit_rows import finish_unit, known_problems
+from storage.errors import BadImage
+from storage.images import read_image, read_many
+from storage.label_values import ignore_value
+from storage.manifest import ManifestRow
+from storage.map_store import UnitMaps
+from storage.steps import Skipped
+
+ALGORITHM_VERSION = 1  # of all that happens between maps, images and stored pseudo-labels
+MANIFEST_COLUMNS = ("image_id", "uri", "saliency_uri", "problem")
+
+
+def make_job(run: Run, connection: Connection) -> UnitStepJob:
+    """The pseudo-labels of all images that have maps.
+
+    Raises:
+        NotYet: the maps are incomplete.
+        ValueError: they were made with other settings than this launch has.
+    """
+    if run.config.pseudo_labels.refine:
+        require_pydensecrf()
+    maps = require_finished(run, "maps", "make_pseudo_labels")
+    return UnitStepJob(
+        title="pseudo-labels",
+        step=run.step("pseudo_labels"),
+        fingerprint=step_fingerprint(
+            run,
+            "pseudo_labels",
+            algorithm_version=ALGORITHM_VERSION,
+            columns=MANIFEST_COLUMNS,
+            upstream=["maps"],
+            images={"max_pixels": run.config.images.max_pixels},
+        ),
+        units=maps.units,
+        stages=Stages(partial(PseudoLabelMaker, run)),
+        command=run.step_command("pseudo_labels"),
+        skipped=maps.skipped,
+        trial=PseudoLabelMaker.attempt,
+    )
+
+
+@dataclass
+class PseudoLabelMaker:
+    """All of a unit, in an actor: the CRF takes most of the time, and only a few images are in memory at once."""
+
+    run: Run
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(1)  # the pool has an actor per CPU
+        self.run.step("pseudo_labels").require_here()
+
+    def __call__(self, row: Payload) -> Payload:
+        started = time.monotonic()
+        skipped = self.label_unit(row, is_stored=True)
+        return finish_unit(self.run.step("pseudo_labels"), row, skipped, time.monotonic() - started)
+
+    def attempt(self, row: Payload) -> None:
+        """Everything but the storing, for the quarantine."""
+        self.label_unit(row, is_stored=False)
+
+    def label_unit(self, row: Payload, *, is_stored: bool) -> list[Skipped]:
+        """Makes a unit's pseudo-labels, and stores them if asked; returns the images that have none."""
+        unit = row["unit"]
+        entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.run.maps().read_unit(unit)
+        problems = known_problems(row, entries)
+        skipped = [Skipped(entries[number].image_id, reason) for number, reason in problems.items()]
+        usable = [number for number in range(len(entries)) if number not in problems]
+        at_once = self.run.config.images.read_concurrency
+        for start in range(0, len(usable), at_once):
+            skipped += self.label(entries, maps, usable[start : start + at_once], is_stored=is_stored)
+        return skipped
+
+    def label(
+        self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int], *, is_stored: bool
+    ) -> list[Skipped]:
+        """Makes some images' pseudo-labels; returns those that could not be read."""
+        config, ignore = self.run.config, ignore_value(self.run.manifest().num_classes)
+        chosen = [entries[number] for number in numbers]
+        saliencies = read_saliencies(chosen, config)
+        images = read_many(
+            [entry.uri for entry in chosen],
+            lambda uri: read_image(uri, config.images.max_pixels),
+            config.images.read_concurrency,
+        )
+        skipped = []
+        for number, entry, image, saliency in zip(numbers, chosen, images, saliencies, strict=True):
+            if isinstance(image, BadImage):
+                skipped.append(Skipped(entry.image_id, image.reason))
+            elif isinstance(saliency, BadImage):
+                skipped.append(Skipped(entry.image_id, f"saliency map: {saliency.reason}"))
+            else:
+                labels = Evidence.of(maps, number, saliency).pseudo_labels(image, config, ignore)
+                if is_stored:
+                    self.run.labels("pseudo_labels").write(entry.image_id, labels)
+        return skipped

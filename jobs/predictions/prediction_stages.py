@@ -1,0 +1,159 @@
+"""The stages that a unit's predictions pass through: read and resize, the network in an actor, refine and write."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from cluster.fanout import Payload
+from cluster.quarantine import Compute
+from ficklenet.label_image import label_image
+from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
+from ficklenet.transforms import resize_square
+from jobs.run.directory import Run
+from jobs.steps.compute import resolved_precision
+from jobs.steps.networks import load_segmenter
+from jobs.steps.unit_rows import finish_unit, known_problems
+from storage.errors import BadImage
+from storage.images import read_image, read_many
+from storage.manifest import ManifestRow
+from storage.steps import Skipped, Step
+
+CPU_BATCH, GPU_BATCH = 1, 16  # images per pass of the network
+
+
+@dataclass(frozen=True)
+class PredictionStages:
+    """What every worker needs to know; its methods are stages of the fan-out."""
+
+    run: Run
+    input_size: int
+    device: str
+
+    @property
+    def step(self) -> Step:
+        return self.run.step("predictions")
+
+    @property
+    def batch_size(self) -> int:
+        return GPU_BATCH if self.device == "cuda" else CPU_BATCH
+
+    @property
+    def precision(self) -> torch.dtype:
+        return resolved_precision(self.run.config.predictions.precision, self.device)
+
+    def read(self, row: Payload) -> Payload:
+        """Stage 1: the images of a unit's predicted splits at each input size; unusable ones are left out."""
+        started = time.monotonic()
+        self.step.require_here()
+        entries, problems = self.selected(row)
+        config = self.run.config
+        sizes = input_sizes(self.input_size, config.predictions.scales)
+
+        def read_inputs(uri: str) -> list[np.ndarray]:
+            image = read_image(uri, config.images.max_pixels)
+            return [resize_square(image, size) for size in sizes]
+
+        found = read_many([entry.uri for entry in entries], read_inputs, config.images.read_concurrency)
+        problems += [
+            Skipped(entry.image_id, image.reason)
+            for entry, image in zip(entries, found, strict=True)
+            if isinstance(image, BadImage)
+        ]
+        usable = [image for image in found if not isinstance(image, BadImage)]
+        return {
+            **row,
+            "inputs": [
+                np.stack([image[number] for image in usable]) if usable else np.zeros((0, 3, size, size), np.uint8)
+                for number, size in enumerate(sizes)
+            ],
+            "skipped": tuple(problems),
+            "seconds": time.monotonic() - started,
+        }
+
+    def trial(self, compute: Compute, row: Payload) -> None:
+        """Everything but the writing, for the quarantine."""
+        for _ in self.labelled(compute(self.read(row)), []):
+            pass
+
+    def write(self, predicted: Payload) -> Payload:
+        """Stage 3: each image's labels at its own size, refined where so configured, then the unit's receipt.
+
+        Beside the receipt the driver is told which labels occur.
+        """
+        started = time.monotonic()
+        skipped, found = list(predicted["skipped"]), set[int]()
+        for image_id, kind, labels in self.labelled(predicted, skipped):
+            self.run.labels("predictions", kind).write(image_id, labels)
+            found.update(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+        seconds = predicted["seconds"] + time.monotonic() - started
+        return finish_unit(self.step, predicted, skipped, seconds) | {"labels": sorted(found)}
+
+    def labelled(self, predicted: Payload, skipped: list[Skipped]) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Id, kind and labels (H, W) of a unit's images; one that cannot be read any more is added to `skipped`."""
+        config, left_out = self.run.config.predictions, {skip.image_id for skip in predicted["skipped"]}
+        entries = [entry for entry in self.selected(predicted)[0] if entry.image_id not in left_out]
+        for entry, probabilities in zip(entries, predicted["probabilities"], strict=True):
+            try:
+                # Read again: the images of a whole unit may not fit in memory
+                image = read_image(entry.uri, self.run.config.images.max_pixels)
+            except BadImage as bad:
+                skipped.append(Skipped(entry.image_id, bad.reason))
+                continue
+            for kind, use_crf in (("labels", config.refine), *([("unrefined", False)] if config.refine else [])):
+                labels = label_image(partial(enlarge, probabilities), image, use_crf=use_crf, max_side=config.max_side)
+                yield entry.image_id, kind, labels
+
+    def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
+        """The unit's images to predict, and those that are not even tried."""
+        unit, splits = row["unit"], self.run.config.predicted_splits
+        entries = self.run.manifest().rows(unit.start, unit.stop)
+        problems = known_problems(row, entries)
+        chosen = [number for number, entry in enumerate(entries) if entry.split in splits]
+        return (
+            [entries[number] for number in chosen if number not in problems],
+            [Skipped(entries[number].image_id, problems[number]) for number in chosen if number in problems],
+        )
+
+
+class Predictor:
+    """Stage 2, an actor: the network, averaged over input sizes and mirror images."""
+
+    def __init__(self, job: PredictionStages) -> None:
+        job.step.require_here()
+        if job.device == "cpu":
+            torch.set_num_threads(1)  # the pool has an actor per CPU
+        self.job = job
+        model = load_segmenter(job.run, job.run.config.predictions.network)
+        self.model = model.to(job.device).to(memory_format=torch.channels_last)
+
+    def __call__(self, unit: Payload) -> Payload:
+        started = time.monotonic()
+        inputs, size = unit["inputs"], self.job.batch_size
+        batches = [
+            self.predict([images[start : start + size] for images in inputs])
+            for start in range(0, len(inputs[0]), size)
+        ]
+        return {
+            **{name: value for name, value in unit.items() if name != "inputs"},
+            "probabilities": np.concatenate(batches) if batches else np.zeros((0, 1, 1, 1), np.float32),
+            "seconds": unit["seconds"] + time.monotonic() - started,
+        }
+
+    def predict(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """Probabilities float32 (n, L, h, w). A short batch is filled up with zeros: one shape, hence the same bits."""
+        num_images = len(inputs[0])
+        full = [
+            np.concatenate([images, np.zeros((self.job.batch_size - num_images, *images.shape[1:]), np.uint8)])
+            for images in inputs
+        ]
+        found = predict_grid(
+            self.model,
+            [torch.from_numpy(images).to(self.job.device) for images in full],
+            mirror=self.job.run.config.predictions.mirror,
+            precision=self.job.precision,
+        )
+        return found[:num_images].cpu().numpy()

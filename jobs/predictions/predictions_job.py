@@ -1,0 +1,116 @@
+"""The step `predictions`: a mask for every image of some splits, by a trained segmentation network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from cluster.connect import Connection
+from cluster.fanout import Payload, Stages
+from ficklenet.crf import require_pydensecrf
+from jobs.predictions.prediction_stages import PredictionStages, Predictor
+from jobs.run.directory import Run
+from jobs.run.fingerprints import step_fingerprint
+from jobs.run.selection import units_of_step
+from jobs.run.steps import BY_NAME
+from jobs.steps.compute import precision_name, resolved_device
+from jobs.steps.launch import UnitPlan
+from jobs.steps.networks import require_network
+from jobs.steps.unit_driver import UnitStepJob
+from storage.manifest import Manifest
+from storage.units import Unit
+
+ALGORITHM_VERSION = 1  # of all that happens between an image's bytes and its stored labels
+MANIFEST_COLUMNS = ("image_id", "uri", "split", "problem")
+
+
+def make_job(run: Run, connection: Connection) -> UnitStepJob:
+    """The predictions of the configured network.
+
+    Raises:
+        NotYet: it is not trained.
+        ValueError: it was trained for other classes, or the predicted splits hold no usable image.
+    """
+    config = run.config.predictions
+    if config.refine:
+        require_pydensecrf()
+    network = require_network(run, config.network, "predict_masks")
+    device = resolved_device(config.device, connection)
+    stages = PredictionStages(run, network.spec.input_size, device)
+    seen = SeenLabels(run)
+    return UnitStepJob(
+        title="predictions",
+        step=stages.step,
+        fingerprint=step_fingerprint(
+            run,
+            "predictions",
+            algorithm_version=ALGORITHM_VERSION,
+            columns=MANIFEST_COLUMNS,
+            upstream=[config.network],
+            images={"max_pixels": run.config.images.max_pixels},
+            device=device,
+            precision=precision_name(stages.precision),
+            batch_size=stages.batch_size,
+        ),
+        units=units_to_predict(run),
+        stages=Stages(partial(Predictor, stages), stages.read, stages.write),
+        command=run.step_command("predictions"),
+        device=device,
+        trial=stages.trial,
+        observe=seen.add,
+        finish=seen.warn_if_single,
+    )
+
+
+@dataclass
+class SeenLabels:
+    """The labels that occur in a launch's predictions, to warn of a network that labels all pixels alike."""
+
+    run: Run
+    labels: set[int] = field(default_factory=set)
+
+    def add(self, result: Payload) -> None:
+        self.labels.update(result["labels"])
+
+    def warn_if_single(self, plan: UnitPlan) -> None:
+        """Prints a warning where this launch predicted everything and found a single label."""
+        if len(self.labels) == 1 and len(plan.missing) == len(plan.units):
+            name = ("background", *self.run.manifest().class_names)[next(iter(self.labels))]
+            print(
+                f"predictions: every pixel is {name}. Unless that is true, the network has learnt nothing: look at "
+                "the seeds in the report; a lower segmenter.learning_rate or more segmenter.epochs may help."
+            )
+
+
+def units_to_predict(run: Run) -> list[Unit]:
+    """The units that hold an image of the predicted splits.
+
+    Raises:
+        ValueError: there is none.
+    """
+    manifest, splits = run.manifest(), run.config.predicted_splits
+    _require_usable(manifest, splits)
+    units = units_of_step(BY_NAME["predictions"], manifest, run.config)
+    if not units:
+        known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})
+        named = ", ".join(name or "one without a name (--set predictions.splits=)" for name in known)
+        raise ValueError(
+            f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has {named}. "
+            "Set data.val_splits or, to predict images that are trained on, predictions.splits."
+        )
+    return units
+
+
+def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
+    """Refuses splits of which the manifest says that no image can be used."""
+    problems = [
+        problem
+        for batch in manifest.iter_columns(["split", "problem"])
+        for split, problem in zip(*batch.values(), strict=True)
+        if split in splits
+    ]
+    if problems and all(problems):
+        reason = f"{problems[0]}{'' if problems[0].endswith('?') else '.'}"
+        raise ValueError(
+            f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
+            f"(the first: {reason}) Mend the table and prepare it again, in another --run if steps were started."
+        )

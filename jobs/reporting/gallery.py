@@ -1,0 +1,226 @@
+"""The gallery of a run's report: a sample of its images, each mapped class with its maps, seeds and truth.
+
+How far a map is to be doubted, per image and class:
+
+    score         the expected logit: below 0 the classifier does not see the class that it maps
+    disagreement  1 - |mean > theta| / |maximum > theta|: the share of the cells seeded by some samples that are not
+                  seeded by their mean. 0: all samples agree. It needs no mask
+    error         1 - IoU of the class's seeds with the truth at map resolution, true label 255 left out
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ficklenet.metrics import disagreement, seed_error
+from ficklenet.seeds import resize_labels
+from jobs.reporting.thumbnails import heat_uri, labels_uri, outcome_uri, picture_uri
+from jobs.run.directory import Run
+from storage.errors import BadImage
+from storage.images import read_image, read_mask
+from storage.label_values import ignore_value
+from storage.manifest import Manifest, ManifestRow
+from storage.map_store import ImageMaps, MapStore
+from storage.seed_store import SeedStore
+from storage.steps import Receipt
+
+TRUTH_SIDE = 160  # pixels, the longer side of a drawn mask
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of an entry: what it is, and what is laid over the photograph ("" for nothing).
+
+    Attributes:
+        kind: "image", "max", "mean", "seeds", "prediction", "truth" or "outcome"; the style sheet goes by it.
+    """
+
+    kind: str
+    caption: str
+    overlay: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mapped class of one image; figures that do not exist are None."""
+
+    class_number: int
+    score: float
+    disagreement: float | None
+    error: float | None
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sampled image.
+
+    Attributes:
+        row: in the manifest.
+        photograph: a data URI, "" where the image cannot be read any more.
+        size: (height, width) in pixels.
+        problems: what could not be shown, in sentences.
+    """
+
+    row: int
+    image_id: str
+    split: str
+    photograph: str
+    size: tuple[int, int]
+    problems: tuple[str, ...]
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The sample, and how many images it stands for."""
+
+    pictures: tuple[Picture, ...]
+    num_mapped: int
+    grid: tuple[int, int]
+    theta: float
+
+    def has(self, kind: str) -> bool:
+        """Whether any entry has such a tile."""
+        return any(t.kind == kind for picture in self.pictures for entry in picture.entries for t in entry.tiles)
+
+
+def finished_rows(receipts: Sequence[Receipt], num_images: int) -> np.ndarray:
+    """Bool (num_images,): whether a row's unit is among these."""
+    is_finished = np.zeros(num_images, bool)
+    for receipt in receipts:
+        is_finished[receipt.start : receipt.stop] = True
+    return is_finished
+
+
+def mapped_images(manifest: Manifest, receipts: Sequence[Receipt], *, without_labels: bool) -> np.ndarray:
+    """Ascending rows that have maps: of finished units, not skipped.
+
+    Args:
+        receipts: of the maps' finished units.
+        without_labels: whether images without labels are mapped, too.
+    """
+    skipped = {skip.image_id for receipt in receipts for skip in receipt.skipped}
+    is_wanted = [
+        image_id not in skipped and (without_labels or len(labels) > 0)
+        for batch in manifest.iter_columns(["image_id", "labels"])
+        for image_id, labels in zip(batch["image_id"], batch["labels"], strict=True)
+    ]
+    return np.flatnonzero(finished_rows(receipts, manifest.num_images) & np.array(is_wanted, bool))
+
+
+def spread(indices: np.ndarray, number: int) -> list[int]:
+    """At most so many of the indices, spread evenly; the same ones every time."""
+    places = np.linspace(0, len(indices) - 1, min(number, len(indices)))
+    return [int(indices[int(place)]) for place in places]
+
+
+def make_gallery(
+    run: Run, manifest: Manifest, mapped: np.ndarray, is_seeded: np.ndarray, number: int, *, theta: float
+) -> Gallery:
+    """Reads and draws a sample of a run's images, several at once.
+
+    Args:
+        mapped: rows that have maps.
+        is_seeded: bool (num_images,), the rows that have seeds.
+        number: of images in the sample.
+        theta: the seeds' threshold.
+    """
+    store = run.maps()
+    seeds = run.seeds() if is_seeded.any() else None
+    artist = Artist(run, manifest, store, seeds, is_seeded, theta)
+    with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
+        pictures = tuple(pool.map(artist.draw, spread(mapped, number)))
+    return Gallery(pictures, len(mapped), store.grid, theta)
+
+
+@dataclass(frozen=True)
+class Artist:
+    """Draws one image after the other; other attributes as `make_gallery` takes them."""
+
+    run: Run
+    manifest: Manifest
+    maps: MapStore
+    seeds: SeedStore | None
+    is_seeded: np.ndarray
+    theta: float
+
+    def draw(self, index: int) -> Picture:
+        """An image and its entries."""
+        row = self.manifest.rows(index, index + 1)[0]
+        truth = read_truth(self.run, self.manifest, row)
+        entries = self._entries(self.maps.read(index), self._seeds(index), truth)
+        return replace(picture_of(self.run, index, row, truth), entries=tuple(entries))
+
+    def _entries(self, maps: ImageMaps, seeds: np.ndarray | None, truth: np.ndarray | BadImage | None) -> list[Entry]:
+        ignore = ignore_value(self.manifest.num_classes)
+        shared: list[Tile] = []
+        if seeds is not None:
+            shared.append(Tile("seeds", "Seeds", labels_uri(seeds, ignore)))
+        if isinstance(truth, np.ndarray):
+            shared.append(Tile("truth", "Truth", labels_uri(shrunk(truth), ignore)))
+        entries = []
+        for slot, number in enumerate(maps.classes):
+            tiles = [
+                Tile("image", "Image"),
+                Tile("max", "Maximum", heat_uri(maps.max[slot])),
+                Tile("mean", "Mean", heat_uri(maps.mean[slot])),
+                *shared,
+            ]
+            error = None
+            if seeds is not None and isinstance(truth, np.ndarray):
+                cells = resize_labels(truth, self.maps.grid)
+                is_seed, is_true = (seeds == number + 1) & (cells != ignore), cells == number + 1
+                error = seed_error(is_seed, is_true)
+                tiles.append(Tile("outcome", "Right or wrong", outcome_uri(is_seed, is_true)))
+            doubt = disagreement(maps.max[slot], maps.mean[slot], self.theta)
+            entries.append(Entry(int(number), float(maps.score[slot]), doubt, error, tuple(tiles)))
+        return entries
+
+    def _seeds(self, index: int) -> np.ndarray | None:
+        return self.seeds.read(index) if self.seeds is not None and self.is_seeded[index] else None
+
+
+def picture_of(run: Run, index: int, row: ManifestRow, truth: np.ndarray | BadImage | None) -> Picture:
+    """An image, without entries.
+
+    Args:
+        truth: of `read_truth`; where it is a problem, the picture says so.
+    """
+    problems, photograph, size = [], "", (row.height or 1, row.width or 1)
+    try:
+        image = read_image(row.uri, run.config.images.max_pixels)
+        photograph, size = picture_uri(image), (image.shape[0], image.shape[1])
+    except BadImage as bad:
+        problems.append(f"The image cannot be read any more: {bad.reason}.")
+    if isinstance(truth, BadImage):
+        problems.append(f"The mask cannot be read: {truth.reason}.")
+    return Picture(index, row.image_id, row.split, photograph, size, tuple(problems))
+
+
+def read_truth(run: Run, manifest: Manifest, row: ManifestRow) -> np.ndarray | BadImage | None:
+    """True labels (H, W) of an image; None where it has no mask, the reason where that cannot be read."""
+    if row.mask_uri is None:
+        return None
+    try:
+        return read_mask(row.mask_uri, manifest.class_values, run.config.images.max_pixels)
+    except BadImage as bad:
+        return bad
+
+
+def shrunk(labels: np.ndarray) -> np.ndarray:
+    """Labels (H, W) as they are drawn, `TRUTH_SIDE` long at most."""
+    shrink = min(1.0, TRUTH_SIDE / max(labels.shape))
+    return resize_labels(labels, (max(2, round(labels.shape[0] * shrink)), max(2, round(labels.shape[1] * shrink))))
+
+
+def error_first(pictures: Sequence[Picture]) -> list[tuple[Picture, Entry]]:
+    """All entries, the ones to doubt most first: by error, then by disagreement; unknown figures last."""
+
+    def doubt(pair: tuple[Picture, Entry]) -> tuple[float, float]:
+        known = (pair[1].error, pair[1].disagreement)
+        return tuple(2.0 if value is None else -value for value in known)  # type: ignore[return-value]
+
+    return sorted(((picture, entry) for picture in pictures for entry in picture.entries), key=doubt)

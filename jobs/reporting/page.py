@@ -1,0 +1,186 @@
+"""The report as one web page: it collects the facts, metrics, curves and pictures, and fills the template."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from jobs.evaluation.metrics import MEANINGS, SUMMARY
+from jobs.reporting.curves import training_curves
+from jobs.reporting.facts import (
+    MATTERS,
+    Setting,
+    count_data,
+    run_record,
+    settings_of,
+    skipped_images,
+)
+from jobs.reporting.gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
+from jobs.reporting.measured import headline, measured_metrics
+from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
+from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
+from jobs.run.directory import Run
+from jobs.run.selection import measurable_splits
+from jobs.steps.evaluation_state import evaluate_command
+from jobs.steps.progress import duration
+from jobs.steps.states import RunState, StepState, run_state
+from storage.location import Location
+from storage.manifest import Manifest
+
+NUM_IMAGES = 200  # a page of a few MB
+NO_VALUE = "\N{EN DASH}"
+PAGE = "report/index.html"
+PARTS = Path(__file__).parent  # of the page: report.html.j2, report.css, report.js
+
+
+def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]:
+    """Makes the page of what the run has now; returns its place and size in bytes.
+
+    Args:
+        num_images: in the gallery, at most.
+
+    Raises:
+        ValueError: the run has no manifest yet, or `num_images` is negative.
+    """
+    if num_images < 0:
+        raise ValueError(f"--images {num_images}: give the number of images in the gallery, 0 or more.")
+    page = render(run, num_images).encode()
+    place = run.location / PAGE
+    place.write_bytes(page)
+    return place, len(page)
+
+
+def render(run: Run, num_images: int) -> str:
+    """The page."""
+    # 1. How far the run is
+    manifest, settings = run.manifest(), settings_of(run)
+    now = {setting.key: setting for setting in settings}
+    state = run_state(run, manifest)
+    steps = state.steps
+
+    # 2. What came out, in numbers and in pictures
+    measured = measured_metrics(run, settings, state)
+    gallery = _gallery(run, manifest, steps, num_images, now)
+    entries = error_first(gallery.pictures) if gallery else []
+    worst = _worst(run, manifest, steps, num_images)
+    pictures = [
+        *(gallery.pictures if gallery else ()),
+        *(example.picture for example in (worst.examples if worst else ())),
+    ]
+
+    # 3. The page
+    script = (PARTS / "report.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run_uri=run.uri,
+            run_name=run.location.name or run.uri,
+            record=run_record(run),
+            manifest=manifest,
+            counts=count_data(manifest),
+            steps=steps,
+            classifier=state.trainings["classifier"],
+            trainings=_trainings(state),
+            settings=settings,
+            headline_settings=[now[key] for key in MATTERS],
+            measured=measured,
+            headline=headline(measured),
+            summary=SUMMARY,
+            meanings=MEANINGS,
+            comparisons=comparisons(measured),
+            worst=worst,
+            measuring_command=_measuring_command(run, manifest),
+            pictures={picture.row: picture for picture in pictures}.values(),
+            gallery=gallery,
+            entries=entries,
+            classes_shown=sorted({entry.class_number for _, entry in entries}),
+            splits_shown=sorted({picture.split for picture, _ in entries}),
+            skipped=skipped_images(steps.values()),
+            outcome_colours={"right": RIGHT, "false": FALSE, "missed": MISSED},
+            colour_scale=colour_scale(),
+            style=Markup((PARTS / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _gallery(
+    run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int, now: dict[str, Setting]
+) -> Gallery | None:
+    """None as long as there are no maps."""
+    without_labels = now["maps.classes"].value == "predicted"
+    mapped = mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
+    if len(mapped) == 0:
+        return None
+    is_seeded = _is_seeded(manifest, steps)
+    return make_gallery(run, manifest, mapped, is_seeded, number, theta=now["seeds.theta"].value)
+
+
+def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int) -> Worst | None:
+    """None as long as there are no predictions of the network that the run has now."""
+    predictions = steps["predictions"]
+    if predictions.state == "outdated" or not predictions.receipts:
+        return None
+    splits = (run.step("predictions").fingerprint() or {})["predictions"]["splits"]
+    skipped = {skip.image_id for skip in predictions.skipped}
+    is_wanted = [
+        split in splits and image_id not in skipped
+        for batch in manifest.iter_columns(["image_id", "split"])
+        for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
+    ]
+    predicted = np.flatnonzero(finished_rows(predictions.receipts, manifest.num_images) & np.array(is_wanted, bool))
+    return worst_predictions(run, manifest, predicted, _is_seeded(manifest, steps), number)
+
+
+def _measuring_command(run: Run, manifest: Manifest) -> str:
+    """What measures predictions: of the predicted splits those that can be measured together; "" where none can."""
+    groups = measurable_splits(manifest, run.config)
+    splits = next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
+    return evaluate_command(run, splits) if splits else ""
+
+
+def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:
+    """Bool (num_images,); seeds of other maps would be shown beside maps they do not belong to."""
+    seeds = steps["seeds"]
+    return finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
+
+
+def _trainings(state: RunState) -> list[dict[str, Any]]:
+    """The trainings that have been started, with their curves."""
+    titles = {name: f"Training of the {name}" for name in ("classifier", "segmenter")}
+    titles["retrained"] = "Retraining of the segmenter"
+    return [
+        {"title": titles[name], "metrics": training.metrics, "curves": training_curves(training.epochs)}
+        for name, training in state.trainings.items()
+        if name in state.steps and state.steps[name].state != "not started"
+    ]
+
+
+def _environment() -> jinja2.Environment:
+    """Everything a template is given is escaped: class names, ids and reasons come from other people's files."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"colour_of": colour_of, "duration": duration, "number": _number, "setting": _setting}
+    return environment
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NO_VALUE if value is None else f"{value:.{digits}f}"
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ("", [], ()):
+        return "unset"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

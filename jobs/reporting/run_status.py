@@ -1,0 +1,152 @@
+"""How far a run is: per step what is done, left and skipped and why, how fast, how much is stored, who works on it."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cluster.words import plural
+from jobs.run.directory import Run
+from jobs.run.steps import STEPS
+from jobs.steps.progress import duration, size
+from jobs.steps.states import StepState, run_state
+from storage.heartbeat import Heartbeat, heartbeats
+from storage.location import Location
+from storage.steps import ids_by_reason
+
+RECENT_UNITS = 64  # over which the pace is taken
+NAMED = 3  # skipped images named for a reason
+NEXT = {"partly done": "continue", "outdated": "make again", "refused": "try again"}  # what its command does, by state
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A job at work on a step, or one that was: "1-of-1" is the whole step, "2-of-4" the second of four shards."""
+
+    launch: str
+    host: str
+    pid: int
+    seen_seconds_ago: float
+    is_stale: bool
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """One step, for people and for `--json`.
+
+    Attributes:
+        state: "not started", "partly done", "running", "done", "outdated", "refused" or, of the evaluation, "not
+            possible".
+        unit: what the counts count: "images", "epochs" or "metrics".
+        num_skipped: images left out.
+        skipped: their ids by reason, the most frequent first.
+        pace: images a second of the drivers at work, None where too little is finished to say.
+        seconds_left: at that pace.
+        objects, bytes: stored in the step's folder.
+        command: what starts or continues it.
+    """
+
+    name: str
+    state: str
+    unit: str
+    done: int
+    left: int
+    num_skipped: int
+    skipped: dict[str, list[str]]
+    pace: float | None
+    seconds_left: float | None
+    objects: int
+    bytes: int
+    drivers: Sequence[Driver]
+    command: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run: its manifest, and its steps in order."""
+
+    run: str
+    images: int
+    classes: int
+    steps: Sequence[StepStatus]
+
+
+def run_status(run: Run) -> RunStatus:
+    """What a run's folder says now; changes nothing.
+
+    Raises:
+        ValueError: it holds no manifest yet.
+    """
+    manifest, now = run.manifest(), time.time()
+    with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # while receipts are read below
+        stored = {row.name: pool.submit(Location.usage, run.location / row.name) for row in STEPS}
+        beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
+        steps = [
+            _step_status(state, beats[name].result(), stored[name].result(), now)
+            for name, state in run_state(run, manifest).steps.items()
+        ]
+    return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps)
+
+
+def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int], now: float) -> StepStatus:
+    at_work = [beat for beat in beats if not beat.is_stale(now)]
+    pace = _pace(state, min(beat.started for beat in at_work)) if at_work else None
+    return StepStatus(
+        name=state.name,
+        state="running" if at_work else state.state,
+        unit=state.unit,
+        done=state.done,
+        left=state.left,
+        num_skipped=len(state.skipped),
+        skipped=ids_by_reason(state.skipped),
+        pace=pace,
+        seconds_left=state.left / pace if pace else None,
+        objects=stored[0],
+        bytes=stored[1],
+        drivers=[Driver(beat.launch, beat.host, beat.pid, beat.age(now), beat.is_stale(now)) for beat in beats],
+        command=state.command,
+    )
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED:,} more: --json names all" if len(ids) > NAMED else "")
+
+
+def _pace(state: StepState, since: float) -> float | None:
+    """Images a second over the last units that finished since then; the first of them only starts the clock."""
+    latest = sorted(
+        (receipt for receipt in state.receipts if receipt.finished >= since), key=lambda each: each.finished
+    )
+    latest = latest[-RECENT_UNITS:]
+    if len(latest) < 2 or latest[-1].finished == latest[0].finished:
+        return None
+    images = sum(state.images[receipt.unit] for receipt in latest[1:])
+    return images / (latest[-1].finished - latest[0].finished)
+
+
+def status_lines(status: RunStatus) -> list[str]:
+    """The status for people, line by line."""
+    lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}"]
+    for step in status.steps:
+        lines += _step_lines(step)
+    return lines
+
+
+def _step_lines(step: StepStatus) -> list[str]:
+    if step.state == "not possible":
+        return [f"{step.name}: not possible, as no image to report on has a mask"]
+    if step.state == "not started" and not step.drivers:
+        return [f"{step.name}: not started; {step.command}"]
+    parts = [f"{plural(step.done, step.unit.removesuffix('s'))} done"]
+    parts += [f"{step.num_skipped:,} skipped"] if step.num_skipped and step.unit == "images" else []
+    parts += [f"{step.left:,} left"] if step.unit != "metrics" else []
+    parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
+    lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
+    lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
+    for driver in step.drivers:
+        silent = "silent, so probably killed: last seen" if driver.is_stale else "seen"
+        where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"
+        lines.append(f"  {where}, {silent} {duration(driver.seen_seconds_ago)} ago")
+    if step.state in NEXT:
+        lines.append(f"  {NEXT[step.state]}: {step.command}")
+    return lines

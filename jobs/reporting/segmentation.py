@@ -1,0 +1,187 @@
+"""The report's part on the segmentation network: its metrics beside the seeds', its confusions, its worst images."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ficklenet.metrics import confusion_matrix, label_metrics
+from ficklenet.seeds import resize_labels
+from jobs.reporting.gallery import Picture, Tile, picture_of, read_truth, shrunk, spread
+from jobs.reporting.measured import Measured
+from jobs.reporting.thumbnails import labels_uri
+from jobs.run.directory import Run
+from storage.label_values import ignore_value
+from storage.manifest import Manifest
+
+NUM_WORST = 24  # images shown
+MOST_LABELS = 31  # of a confusion matrix that is shown whole
+MOST_CONFUSIONS = 20  # named of a larger one
+NETWORK, PEERS = "predictions", ("predictions without CRF", "densified seeds")  # among evaluate's labels
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """So much, in [0, 1], of a label's true pixels is predicted as another label."""
+
+    true: str
+    predicted: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The network's metrics, and those of other labels over the same images.
+
+    Attributes:
+        metrics: as `evaluate` recorded them, the network's first; `notes` names for each the settings that differ.
+        names: of the labels, the background's first; of `columns` too, where "unlabelled" may follow.
+        matrix: share of each true label's pixels by predicted label, rows of numbers in [0, 1]; rows of a label
+            without pixels are empty.
+    """
+
+    measured: Measured
+    metrics: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the matrix can be shown whole."""
+        return len(self.names) <= MOST_LABELS
+
+    @property
+    def confusions(self) -> list[Confusion]:
+        """The largest, in falling order."""
+        found = [
+            Confusion(true, predicted, share)
+            for true, row in zip(self.names, self.matrix, strict=True)
+            for predicted, share in zip(self.columns, row, strict=False)
+            if share > 0 and predicted != true
+        ]
+        return sorted(found, key=lambda each: -each.share)[:MOST_CONFUSIONS]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A predicted image; its error is 1 - mean IoU over the labels in its mask or prediction, None without a mask."""
+
+    picture: Picture
+    error: float | None
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The images that the network labels worst, in falling order of their error.
+
+    Attributes:
+        grid: (h, w) of the seeds, None where none are shown.
+        num_compared: of the predicted images, those that were looked at.
+        labels: that occur in their predictions, before the CRF or after it.
+        classes: of the images shown and of the predictions, for the legend.
+    """
+
+    examples: tuple[Example, ...]
+    grid: tuple[int, int] | None
+    num_compared: int
+    num_predicted: int
+    labels: frozenset[int]
+    classes: tuple[int, ...]
+
+
+def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
+    """One for each selection of images that predictions were measured on, at image resolution where there is that."""
+    found: dict[tuple[tuple[str, ...], str], Comparison] = {}
+    for each in sorted(measured, key=lambda group: group.resolution != "image"):
+        by_name: dict[str, tuple[dict[str, Any], str]] = {}
+        for record, note in zip(each.metrics, each.notes, strict=True):
+            by_name.setdefault(record["labels"], (dict(record), note))  # those of now come first
+        if NETWORK in by_name:
+            found.setdefault((each.splits, each.part), _comparison(each, by_name))
+    return list(found.values())
+
+
+def _comparison(measured: Measured, by_name: dict[str, tuple[dict[str, Any], str]]) -> Comparison:
+    metrics, notes = zip(*(by_name[name] for name in (NETWORK, *PEERS) if name in by_name), strict=True)
+    counts = np.array(metrics[0]["confusion_matrix"], dtype=float)
+    names = tuple(metrics[0]["iou"])
+    is_complete = not counts[:, -1].any()
+    columns = names if is_complete else (*names, "unlabelled")
+    matrix = tuple(tuple(row / row.sum()) if row.sum() else () for row in counts[:, : len(columns)])
+    return Comparison(measured, metrics, notes, names, columns, matrix)
+
+
+def worst_predictions(
+    run: Run, manifest: Manifest, predicted: np.ndarray, is_seeded: np.ndarray, number: int
+) -> Worst | None:
+    """Compares a sample of the predicted images with their masks and draws the worst; without masks, the first.
+
+    Args:
+        predicted: rows that have predictions.
+        is_seeded: bool (num_images,), the rows that have seeds.
+        number: of images in the sample.
+    """
+    sample = spread(predicted, number)
+    if not sample:
+        return None
+    seeds = run.seeds() if is_seeded.any() else None
+
+    def draw(index: int) -> Example:
+        seeds_of = seeds.read(index) if seeds is not None and is_seeded[index] else None
+        return _example(run, manifest, index, seeds_of, errors[index])
+
+    with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
+        found = dict(zip(sample, pool.map(partial(look_at_prediction, run, manifest), sample), strict=True))
+        errors = {index: error for index, (error, _) in found.items()}
+        worst = sorted(sample, key=lambda index: -1.0 if (error := errors[index]) is None else error, reverse=True)
+        examples = tuple(pool.map(draw, worst[:NUM_WORST]))
+    labels = frozenset[int]().union(*(labels for _, labels in found.values()))
+    shown = {label for index in worst[:NUM_WORST] for label in manifest.rows(index, index + 1)[0].labels}
+    classes = tuple(sorted(shown | {label - 1 for label in labels if 0 < label <= manifest.num_classes}))
+    return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted), labels, classes)
+
+
+def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float | None, frozenset[int]]:
+    """An image's error and the labels in its prediction, before the CRF or after it.
+
+    The error is 1 - mean IoU, in [0, 1], over the labels in its mask or prediction; None where there is no mask.
+    """
+    row = manifest.rows(index, index + 1)[0]
+    truth, labels = read_truth(run, manifest, row), _read_prediction(run, row.image_id)
+    if labels is None:
+        return None, frozenset()
+    unrefined = _read_prediction(run, row.image_id, "unrefined")
+    kinds = (labels,) if unrefined is None else (labels, unrefined)
+    found = frozenset[int]().union(*(np.unique(kind).tolist() for kind in kinds))
+    if not isinstance(truth, np.ndarray):
+        return None, found
+    num_classes = manifest.num_classes
+    matrix = confusion_matrix(truth, resize_labels(labels, truth.shape), num_classes, ignore_value(num_classes))
+    return 1 - label_metrics(matrix).mean_iou if matrix.any() else None, found
+
+
+def _example(run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None, error: float | None) -> Example:
+    row = manifest.rows(index, index + 1)[0]
+    truth, labels = read_truth(run, manifest, row), _read_prediction(run, row.image_id)
+    ignore, tiles = ignore_value(manifest.num_classes), [Tile("image", "Image")]
+    if seeds is not None:
+        tiles.append(Tile("seeds", "Seeds", labels_uri(seeds, ignore)))
+    if labels is not None:
+        tiles.append(Tile("prediction", "Prediction", labels_uri(shrunk(labels), ignore)))
+    if isinstance(truth, np.ndarray):
+        tiles.append(Tile("truth", "Truth", labels_uri(shrunk(truth), ignore)))
+    return Example(picture_of(run, index, row, truth), error, tuple(tiles))
+
+
+def _read_prediction(run: Run, image_id: str, kind: str = "labels") -> np.ndarray | None:
+    """The predicted labels of an image; None where there are none."""
+    try:
+        return run.labels("predictions", kind).read(image_id)
+    except FileNotFoundError:
+        return None

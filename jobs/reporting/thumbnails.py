@@ -1,0 +1,75 @@
+"""Small pictures inside a web page: photographs, and maps and labels to be laid over them, as data URIs.
+
+Maps and labels keep one pixel per cell: the browser enlarges them over the photograph, as far as the frame of
+aligned corners asks (a page's style sheet does that), so a map costs a few hundred bytes.
+"""
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from jobs.reporting.pictures import label_palette
+
+PICTURE_SIDE = 256  # pixels, the longer side of a photograph
+PICTURE_QUALITY = 60  # WebP's
+COLOUR_MAP = "turbo"
+OPAQUE_FROM = 0.15  # evidence
+COLOUR_LEVELS = 64  # fewer compress better and look the same
+
+# What became of a class's cells, in colours that colour-blind people tell apart (Okabe and Ito, 2008).
+RIGHT, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
+
+
+def picture_uri(image: np.ndarray) -> str:
+    """A photograph uint8 (H, W, 3), made small."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return _uri(picture, quality=PICTURE_QUALITY)
+
+
+def heat_uri(evidence: np.ndarray) -> str:
+    """A map, float (h, w) in [0, 1], in colours; the photograph shows through where there is next to none."""
+    levels = np.rint(np.clip(evidence, 0, 1) * (COLOUR_LEVELS - 1)) / (COLOUR_LEVELS - 1)
+    return _uri(Image.fromarray(_heat(levels.astype(np.float32))), lossless=True)
+
+
+def labels_uri(labels: np.ndarray, ignore_value: int) -> str:
+    """A label map (h, w) in colours; the photograph shows through where it is ignored."""
+    is_known = labels != ignore_value
+    colours = label_palette()[np.where(is_known, labels, 0) % 255]  # 255 is the void's; longer lists start again
+    alpha = np.where(is_known, 255, 0).astype(np.uint8)
+    return _uri(Image.fromarray(np.dstack([colours, alpha])), lossless=True)
+
+
+def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
+    """What became of a class's cells, bool (h, w) each: right, false, missed; transparent elsewhere."""
+    colours = np.zeros((*is_seed.shape, 4), np.uint8)
+    for where, colour in ((is_seed & is_true, RIGHT), (is_seed & ~is_true, FALSE), (~is_seed & is_true, MISSED)):
+        colours[where] = (*colour, 255)
+    return _uri(Image.fromarray(colours), lossless=True)
+
+
+def colour_of(label: int) -> str:
+    """A label's colour for a style sheet, '#800000'."""
+    return "#" + bytes(label_palette()[label % 255]).hex()
+
+
+def colour_scale(number: int = 21) -> list[str]:
+    """The maps' colours from 0 to 1, for a legend."""
+    return ["#" + bytes(colour).hex() for colour in _heat(np.linspace(0, 1, number))]
+
+
+def _heat(evidence: np.ndarray) -> np.ndarray:
+    """uint8 (..., 4); opaque from `OPAQUE_FROM` on."""
+    colours: np.ndarray = matplotlib.colormaps[COLOUR_MAP](evidence, bytes=True)
+    colours[..., 3] = 255 * np.clip(evidence / OPAQUE_FROM, 0, 1)
+    return colours
+
+
+def _uri(picture: Image.Image, **options: int) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", **options)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,77 @@
+"""What is said about a configuration: the values a key may have, and why a value is refused."""
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.run.config_keys import Config, config_keys
+
+
+def allowed_values(schema: dict[str, Any]) -> str:
+    """What a key may be set to, by its JSON schema: "whole numbers from 1", "numbers from 0 to below 1"."""
+    if "allowed" in schema:
+        return schema["allowed"]
+    if "anyOf" in schema:
+        return " or ".join(allowed_values(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    match schema["type"]:
+        case "boolean":
+            return "`true`, `false`"
+        case "string":
+            return "text"
+        case "array":
+            return f"a list of {allowed_values(schema['items'])}"
+        case kind:
+            return f"{'whole numbers' if kind == 'integer' else 'numbers'}{_bounds(schema)}"
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    lower = {"minimum": "from", "exclusiveMinimum": "above"}
+    upper = {"maximum": "up to", "exclusiveMaximum": "below"}
+    if any(bound in schema for bound in lower):
+        upper = {"maximum": "to", "exclusiveMaximum": "to below"}
+    return "".join(f" {word} {schema[bound]:g}" for bound, word in (lower | upper).items() if bound in schema)
+
+
+_NUMBER_FAULTS = {
+    *("int_parsing", "int_from_float", "int_type", "float_parsing", "float_type", "finite_number"),
+    *("greater_than_equal", "greater_than", "less_than_equal", "less_than"),
+}
+
+# What is allowed, by pydantic's name of the fault; of others pydantic's own words are taken.
+_ALLOWED = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    "string_type": "text",
+    "tuple_type": "a list, separated by commas",
+    "too_short": "a list of one or more",
+    "model_type": "a section of keys; set one of them, as in maps.num_samples=100",
+}
+
+
+def refusal(error: ValidationError) -> str:
+    """The first fault as one sentence."""
+    fault = error.errors()[0]
+    # Unions and tuples add their own parts to the path: keep those that are names of keys.
+    key = ".".join(str(part) for part in fault["loc"][:2] if isinstance(part, str))
+    if fault["type"] == "extra_forbidden":
+        section = key.partition(".")[0]
+        near = difflib.get_close_matches(key, [*config_keys(), *Config.model_fields], n=1, cutoff=0.6)
+        known = [name for name in config_keys() if name.startswith(f"{section}.")] or list(Config.model_fields)
+        return f"{key}: unknown key. " + (f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.")
+    if fault["type"] in _NUMBER_FAULTS:
+        finite = "finite " if fault["type"] == "finite_number" else ""
+        allowed = finite + allowed_values(_schema_of(key))
+    elif fault["type"] in _ALLOWED:
+        allowed = _ALLOWED[fault["type"]]
+    else:
+        allowed = fault["msg"].removeprefix("Input should be ")
+    return f"{key}: given {fault['input']!r}, allowed: {allowed}."
+
+
+def _schema_of(key: str) -> dict[str, Any]:
+    schema = Config.model_json_schema()
+    section, _, name = key.partition(".")
+    found = schema["properties"][section]
+    return schema["$defs"][found["$ref"].rsplit("/", 1)[1]]["properties"][name] if name else found

@@ -1,0 +1,88 @@
+"""What a step's fingerprint holds, in one shape for all steps, and how a finished step is named by its readers.
+
+    algorithm_version   of the code between the step's inputs and its results
+    manifest            hash of the manifest's columns that the step reads
+    <section>           the settings that change its results
+    upstream            {name: id} of the steps that it read
+
+A step's id changes when its results may have changed: the sha256 of a trained network, the hash of a unit step's
+fingerprint. "Outdated" is one walk over these ids.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.steps import BY_NAME, STEPS, StepRow
+from jobs.run.training_record import read_complete
+
+UPSTREAM = "upstream"
+
+
+def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
+    """The settings that change a step's results, by section."""
+    settings = {row.section: getattr(config, row.section).result_settings()}
+    if row.name == "pseudo_labels":
+        settings["seeds"] = {"background_cue": config.seeds.background_cue}
+    if row.is_of_splits:
+        settings[row.section]["splits"] = list(config.predicted_splits)
+    if row.kind == "training":
+        settings["data"] = config.data.result_settings()
+    return settings
+
+
+def step_fingerprint(
+    run: Run,
+    name: str,
+    *,
+    algorithm_version: int,
+    columns: Sequence[str],
+    upstream: Iterable[str],
+    **others: Any,
+) -> dict[str, Any]:
+    """Everything that changes a step's results.
+
+    Args:
+        columns: of the manifest, that the step reads.
+        upstream: the steps that it reads, all finished.
+        others: what else changes results, such as the device.
+    """
+    return {
+        "algorithm_version": algorithm_version,
+        "manifest": run.manifest().column_hash(columns),
+        **step_settings(BY_NAME[name], run.config),
+        UPSTREAM: {other: step_id(run, other) for other in upstream},
+        **others,
+    }
+
+
+def step_id(run: Run, name: str) -> str | None:
+    """The id of a step's results; None where a unit step was never started or a training is not finished."""
+    if BY_NAME[name].kind == "training":
+        complete = read_complete(run.location / name)
+        return complete["sha256"] if complete else None
+    fingerprint = run.step(name).fingerprint()
+    return None if fingerprint is None else fingerprint_hash(fingerprint)
+
+
+def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
+    """sha256 of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def outdated_steps(run: Run) -> set[str]:
+    """The steps that were made from results which have changed since, or from outdated ones."""
+    found: set[str] = set()
+    for row in STEPS:  # upstream steps come first
+        made_from = upstream_ids(run.step(row.name).fingerprint())
+        if any(other in found or step_id(run, other) != id_ for other, id_ in made_from.items()):
+            found.add(row.name)
+    return found
+
+
+def upstream_ids(fingerprint: Mapping[str, Any] | None) -> dict[str, str]:
+    """{name: id} of the steps that a step read."""
+    return dict((fingerprint or {}).get(UPSTREAM, {}))

@@ -1,0 +1,89 @@
+"""Which images a figure is taken over: splits of the manifest, and the tune and report parts of their ids.
+
+Thresholds are chosen on the tune part, a quarter of the training ids, and reported on the rest. The part follows from
+the id alone, so it is the same in every run, whatever the order and the number of images.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jobs.run.config_keys import Config
+from jobs.run.steps import StepRow
+from storage.manifest import Manifest
+from storage.units import Unit, plan_units, units_with
+
+Part = Literal["tune", "report", "all"]
+
+
+def is_tuning_image(image_id: str) -> bool:
+    """Whether an id is in the tune part, as one of four is."""
+    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8, key=b"tune part")
+    return int.from_bytes(digest.digest(), "little") % 4 == 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images by split and part."""
+
+    splits: tuple[str, ...]
+    part: Part
+
+    def includes(self, image_id: str, split: str) -> bool:
+        return split in self.splits and (self.part == "all" or is_tuning_image(image_id) == (self.part == "tune"))
+
+
+def units_of_step(
+    row: StepRow, manifest: Manifest, config: Config, recorded: Mapping[str, Any] | None = None
+) -> list[Unit]:
+    """All units of a step, as configured or as it was started; each counts the images that the step covers.
+
+    Args:
+        recorded: the step's fingerprint, where its own unit size and splits are wanted.
+    """
+    unit_size = (recorded or {}).get("unit_size", config.unit_size)
+    if not row.is_of_splits:
+        return plan_units(manifest.num_images, unit_size)
+    splits = recorded[row.section]["splits"] if recorded else config.predicted_splits
+    is_wanted = [split in splits for batch in manifest.iter_columns(["split"]) for split in batch["split"]]
+    return units_with(is_wanted, unit_size)
+
+
+def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
+    """The training splits and the validation splits, each where some of the images to report on have masks."""
+    validation, chosen = config.data.val_splits, config.data.train_splits
+    masked: set[str] = set()
+    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
+        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
+            if mask_uri and split not in masked and (split in validation or not is_tuning_image(image_id)):
+                masked.add(split)
+    training = {split for split in masked if split not in validation and (not chosen or split in chosen)}
+    return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
+
+
+def resolve_selection(manifest: Manifest, config: Config, splits: list[str], part: Part | None) -> Selection:
+    """The selection that a command line asks for.
+
+    Args:
+        splits: names; empty for the training splits.
+        part: None for "report" of training splits, "all" of validation splits.
+
+    Raises:
+        ValueError: a split that the manifest does not have, training and validation splits mixed, or a part of a
+            validation split.
+    """
+    known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})
+    unknown = [split for split in splits if split not in known]
+    if unknown:
+        raise ValueError(f"--split {unknown[0]}: no such split; the manifest has {', '.join(known) or 'none'}.")
+    validation, training = config.data.val_splits, config.data.train_splits
+    chosen = splits or [name for name in training or known if name not in validation]
+    is_validation = [split in validation for split in chosen]
+    if any(is_validation):
+        if not all(is_validation):
+            raise ValueError(f"--split {', '.join(chosen)}: training and validation splits are measured apart.")
+        if part not in (None, "all"):
+            raise ValueError(f"--part {part}: only training splits have parts; leave it out for {', '.join(chosen)}.")
+        return Selection(tuple(chosen), "all")
+    return Selection(tuple(chosen), part or "report")

@@ -1,0 +1,105 @@
+"""The table of steps: what a run is made of, in order, and which step reads which.
+
+Everything that goes over steps follows from this table: the pipeline, status, report, dry runs, restarts, refusals,
+the command `ficklenet`, what is outdated, and the table in docs/architecture.md. A new step is a row here, a module
+with `make_job`, and a script.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["units", "training", "metrics"]
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step.
+
+    Attributes:
+        name: of its folder in the run, and in `--restart NAME`.
+        script: `jobs/<script>.py` runs it.
+        command: `ficklenet <command>` runs it too.
+        section: of the configuration.
+        upstream: the steps whose results it may read; the configuration decides which of them it does read.
+        kind: "units": resumable units of images; "training": Ray Train; "metrics": figures against masks.
+        module: `jobs.<module>` has `make_job(run, connection)`, which says what there is to do; "" for metrics.
+        is_of_splits: whether it covers the images of `predictions.splits` only.
+        is_optional: the pipeline runs it only where a later step reads it.
+    """
+
+    name: str
+    script: str
+    command: str
+    section: str
+    upstream: tuple[str, ...]
+    kind: Kind
+    module: str = ""
+    is_of_splits: bool = False
+    is_optional: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name for people: 'pseudo-labels'."""
+        return self.name.replace("_", "-")
+
+    @property
+    def counts(self) -> Literal["images", "epochs", "metrics"]:
+        """What its progress counts."""
+        return {"units": "images", "training": "epochs", "metrics": "metrics"}[self.kind]  # type: ignore[return-value]
+
+
+STEPS = (
+    StepRow("classifier", "train_ficklenet", "train", "classifier", (), "training", "training.classifier_job"),
+    StepRow("maps", "generate_maps", "maps", "maps", ("classifier",), "units", "maps.maps_job"),
+    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps",), "units", "maps.seeds_job"),
+    StepRow(
+        "pseudo_labels",
+        "make_pseudo_labels",
+        "pseudo-labels",
+        "pseudo_labels",
+        ("maps",),
+        "units",
+        "maps.pseudo_labels_job",
+    ),
+    StepRow(
+        "segmenter",
+        "train_segmentation",
+        "segment",
+        "segmenter",
+        ("classifier", "seeds"),
+        "training",
+        "training.segmenter_job",
+    ),
+    StepRow(
+        "retrained",
+        "retrain_segmentation",
+        "retrain",
+        "segmenter",
+        ("classifier", "segmenter"),
+        "training",
+        "training.retrained_job",
+        is_optional=True,
+    ),
+    StepRow(
+        "predictions",
+        "predict_masks",
+        "predict",
+        "predictions",
+        ("segmenter", "retrained"),
+        "units",
+        "predictions.predictions_job",
+        is_of_splits=True,
+    ),
+    StepRow(
+        "evaluation",
+        "evaluate",
+        "evaluate",
+        "",
+        ("maps", "seeds", "pseudo_labels", "predictions"),
+        "metrics",
+    ),
+)
+
+BY_NAME = {row.name: row for row in STEPS}
+UNIT_STEPS = tuple(row for row in STEPS if row.kind == "units")
+TRAININGS = tuple(row for row in STEPS if row.kind == "training")

@@ -1,0 +1,22 @@
+"""What made a run's results: versions of packages, and a hash of this project's source."""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "zarr", "s3fs", "numba", "pydensecrf2")
+ROOT = Path(__file__).parents[2]
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages that results depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def source_hash() -> str:
+    """sha256 over the project's Python files; a submitted job has no version control to ask."""
+    digest = hashlib.sha256()
+    for package in ("cluster", "ficklenet", "jobs", "storage"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            digest.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""Where a launch computes: on a cluster or in this process, on which device, with how many workers."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from cluster.connect import Connection, connect
+from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
+from cluster.quarantine import Trial, run_quarantined
+from jobs.run.config_keys import ClusterConfig
+
+
+def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
+    """The connection that the configuration asks for, for the length of a `with` block."""
+    return connect(config.address, config.cpus)
+
+
+def resolved_device(asked: str, connection: Connection) -> str:
+    """'cpu' or 'cuda': as asked, else by whether the cluster has GPUs now."""
+    if asked != "auto":
+        return asked
+    return "cuda" if connection.num_gpus >= 1 else "cpu"
+
+
+def resolved_precision(asked: str, device: str) -> torch.dtype:
+    """float32 or bfloat16: as asked, else float32 on CPU."""
+    if asked == "auto":
+        asked = "bfloat16" if device == "cuda" else "float32"
+    return getattr(torch, asked)
+
+
+def precision_name(precision: torch.dtype) -> str:
+    """'float32', for fingerprints."""
+    return str(precision).removeprefix("torch.")
+
+
+def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Pool:
+    """A pool of computing actors for the cluster: one per GPU, or one per CPU, each with one thread.
+
+    CPU actors together leave one logical CPU of a node unreserved: reading and writing, which take a few percent of
+    the backbone's time, are scheduled there.
+    """
+    on_gpu = device == "cuda"
+    most = config.max_actors or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
+    cpus_per_node = max(2.0, connection.num_cpus / max(1, connection.num_nodes))
+    return Pool(
+        min_actors=config.min_actors or (1 if config.autoscaling else most),
+        max_actors=most,
+        cpus_per_actor=1.0 if on_gpu else math.floor(1e4 * (1 - 1 / cpus_per_node)) / 1e4,  # Ray's resolution
+        gpus_per_actor=1.0 if on_gpu else 0.0,
+        read_cpus=1.0 if on_gpu else 0.25,
+        write_cpus=0.25,
+        autoscaling=config.autoscaling,
+    )
+
+
+def run_stages(
+    units: Sequence[Mapping[str, Any]],
+    stages: Stages,
+    config: ClusterConfig,
+    connection: Connection,
+    device: str,
+    trial: Trial | None = None,
+) -> Iterator[Payload]:
+    """The receipts of all units, as they finish.
+
+    Args:
+        trial: what a unit's images are tried with, one by one, where the unit keeps ending its process; None where
+            such a unit stops the launch.
+    """
+    if connection.in_process:
+        return fan_out_in_process(units, stages)
+    pool = actor_pool(config, connection, device)
+
+    def quarantine(unit: Payload) -> Payload:
+        assert trial is not None
+        return run_quarantined(unit, unit["unit"].num_rows, stages, trial, pool)
+
+    return fan_out(units, stages, pool, on_poison=quarantine if trial else None)

@@ -1,0 +1,68 @@
+"""Finished unit steps, as later steps and jobs read them: complete, and made with this launch's settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.run.directory import Run
+from jobs.run.fingerprints import UPSTREAM, step_id, step_settings, upstream_ids
+from jobs.run.selection import units_of_step
+from jobs.run.steps import BY_NAME
+from jobs.steps.tally import Tally
+from storage.steps import Receipt, Skipped, differences, require_complete
+from storage.units import Unit
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """A complete unit step.
+
+    Attributes:
+        fingerprint: what it was made with.
+        units: all of its units.
+        receipts: of these, by index.
+    """
+
+    name: str
+    fingerprint: Mapping[str, Any]
+    units: Sequence[Unit]
+    receipts: Mapping[int, Receipt]
+
+    @property
+    def skipped(self) -> dict[int, tuple[Skipped, ...]]:
+        """The images that it skipped, by unit."""
+        return {index: receipt.skipped for index, receipt in self.receipts.items() if receipt.skipped}
+
+
+def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = False) -> FinishedStep:
+    """A unit step of a run, its receipts read once.
+
+    Args:
+        asked_by: the job, for the message.
+        as_recorded: take it as it was made, whatever this launch's settings are.
+
+    Raises:
+        NotYet: it is incomplete.
+        ValueError: it was made with other settings than this launch has, or from results that have changed since, or
+            too many of its images were skipped.
+    """
+    row, step, manifest = BY_NAME[name], run.step(name), run.manifest()
+    command = run.step_command(name)
+    fingerprint = step.fingerprint() or {}
+    if fingerprint and not as_recorded:
+        settings = {"unit_size": run.config.unit_size, **step_settings(row, run.config)}
+        made_from = upstream_ids(fingerprint)
+        wanted = settings | {UPSTREAM: {other: step_id(run, other) for other in made_from}}
+        recorded = {key: fingerprint.get(key, {}) for key in wanted}
+        if recorded != wanted:
+            raise ValueError(
+                f"{asked_by}: {step.location} was made with other settings ({differences(recorded, wanted)}). "
+                f"Give the same, use another run, or make it again with '{command} --restart {name}'."
+            )
+    units, receipts = units_of_step(row, manifest, run.config, fingerprint if as_recorded else None), step.receipts()
+    require_complete(step, units, manifest, asked_by, command, receipts)
+    tally = Tally(sum(unit.num_images for unit in units))
+    for unit in units:
+        tally.add(receipts[unit.index], unit.num_images)
+    tally.check(row.title, run.config.images.max_skipped_fraction)
+    return FinishedStep(name, fingerprint, units, receipts)

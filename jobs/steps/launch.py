@@ -1,0 +1,83 @@
+"""A launch of a step: which part of the work it takes, and which units of it are missing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.steps.unit_rows import UnitRow
+from storage.steps import Receipt, Skipped, Step
+from storage.units import Shard, Unit, units_of_shard
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What a command line asks of a step.
+
+    Attributes:
+        shard: (i, n): every n-th unit, from the i-th on.
+        restart: delete what the step has and begin again.
+        retry_skipped: compute the units with skipped images again.
+        dry_run: say what would be done; start and write nothing.
+    """
+
+    shard: Shard = (1, 1)
+    restart: bool = False
+    retry_skipped: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class UnitPlan:
+    """The units of one launch.
+
+    Attributes:
+        step: what they belong to.
+        options: of the launch.
+        start_id: of the step's start; "" where it is not started.
+        units: those of the launch's shard.
+        receipts: of all finished units, by index.
+        missing: the units to run.
+        images: how many each unit of the step has, by index.
+    """
+
+    step: Step
+    options: LaunchOptions
+    start_id: str
+    units: Sequence[Unit]
+    receipts: Mapping[int, Receipt]
+    missing: Sequence[Unit]
+    images: Mapping[int, int]
+
+    @classmethod
+    def of(cls, step: Step, units: Sequence[Unit], options: LaunchOptions) -> "UnitPlan":
+        """What is left of a step; everything in a dry run of a restart."""
+        receipts = {} if options.restart and options.dry_run else step.receipts()
+        chosen = units_of_shard(units, options.shard)
+        images = {unit.index: unit.num_images for unit in units}
+        missing = step.missing_units(chosen, receipts)
+        return cls(step, options, step.start_id(), chosen, receipts, missing, images)
+
+    @property
+    def finished(self) -> list[Unit]:
+        """The units of this launch that have a receipt."""
+        missing = {unit.index for unit in self.missing}
+        return [unit for unit in self.units if unit.index not in missing]
+
+    @property
+    def num_finished(self) -> int:
+        """Images of all finished units, of this launch's shard or not."""
+        return sum(self.images.get(index, 0) for index in self.receipts)
+
+    @property
+    def launch(self) -> str:
+        """The name of this launch's heartbeat."""
+        return f"{self.options.shard[0]}-of-{self.options.shard[1]}"
+
+    def rows(self, skipped: Mapping[int, tuple[Skipped, ...]]) -> list[UnitRow]:
+        """The missing units as the fan-out takes them.
+
+        Args:
+            skipped: images that an upstream step skipped, by unit.
+        """
+        return [
+            {"unit": unit, "start_id": self.start_id, "skipped": skipped.get(unit.index, ())} for unit in self.missing
+        ]

@@ -1,0 +1,71 @@
+"""The networks that finished trainings left in a run: the classifier, the segmenter, the retrained segmenter."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ficklenet.classifier import ClassifierSpec, FickleNet, unpack_classifier
+from ficklenet.segmenter import Segmenter, SegmenterSpec, unpack_segmenter
+from jobs.run.directory import Run
+from jobs.run.training_record import kept_bytes, read_complete
+from storage.errors import NotYet
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The record of a finished training, `complete.json`; the weights are not read.
+
+    Attributes:
+        spec: what the network is built by.
+        sha256: of its file.
+        metrics: of the epoch that was kept.
+    """
+
+    spec: ClassifierSpec | SegmenterSpec
+    sha256: str
+    metrics: dict[str, Any]
+
+
+def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
+    """A finished training of a run.
+
+    Args:
+        name: of the step, "classifier", "segmenter" or "retrained".
+        asked_by: the job, for the message.
+
+    Raises:
+        NotYet: there is none.
+        ValueError: it was trained for another class list, or the classifier for another input size.
+    """
+    folder, class_names = run.location / name, run.manifest().class_names
+    complete = read_complete(folder)
+    what = "classifier" if name == "classifier" else "segmentation network"
+    if complete is None:
+        raise NotYet(f"{asked_by}: {folder} holds no trained {what}. Run '{run.step_command(name)}' first.")
+    build = ClassifierSpec if name == "classifier" else SegmenterSpec
+    spec = build(class_names=tuple(complete["class_names"]), **complete["geometry"])
+    if spec.class_names != class_names:
+        raise ValueError(
+            f"{folder}: the {what} knows {list(spec.class_names)}, the manifest {list(class_names)}. "
+            f"Train it for this class list in another run, or with --restart {name}."
+        )
+    asked = run.config.images.input_size
+    if name == "classifier" and asked != spec.input_size:
+        raise ValueError(
+            f"images.input_size: given {asked}, allowed: {spec.input_size}, which this run's classifier was trained "
+            "with. Use another run for another size."
+        )
+    return TrainedNetwork(spec, complete["sha256"], complete["metrics"])
+
+
+def load_classifier(run: Run) -> FickleNet:
+    """The run's classifier, on CPU.
+
+    Raises:
+        ValueError: the file is not the one the training finished with.
+    """
+    return unpack_classifier(kept_bytes(run.location / "classifier")[0])
+
+
+def load_segmenter(run: Run, name: str = "segmenter") -> Segmenter:
+    """A segmentation network of the run, on CPU; errors as of `load_classifier`."""
+    return unpack_segmenter(kept_bytes(run.location / name)[0])

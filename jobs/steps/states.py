@@ -1,0 +1,164 @@
+"""How far each step of a run is, for `status.py` and the report: read from the run's folder, changing nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_steps
+from jobs.run.selection import units_of_step
+from jobs.run.steps import STEPS, TRAININGS, StepRow
+from jobs.run.training_record import TrainingRecord, read_training
+from jobs.steps.evaluation_state import EvaluationState, evaluation_state
+from jobs.steps.tally import is_refused
+from storage.manifest import Manifest
+from storage.steps import Receipt, Skipped
+
+
+@dataclass(frozen=True)
+class StepState:
+    """How far a step is.
+
+    Attributes:
+        name: for people; that of the folder but for '-' in place of '_'.
+        state: "done", "partly done", "not started", "outdated": what it was made from has changed since; "refused":
+            too many of its images were skipped; or "not possible": of the evaluation, where no image to report on has
+            a mask.
+        unit: what the counts count: "images", "epochs" or "metrics".
+        done, left: so many of them.
+        skipped: the images left out, and why; ids of a table may repeat.
+        seconds: of work, over all workers; 0 of a training.
+        finished: when its last unit was, "" where none was.
+        command: what starts or continues it, "" where nothing would.
+        receipts: of its finished units.
+        images: that count, by unit; of "predictions" those of the predicted splits.
+    """
+
+    name: str
+    state: str
+    unit: Literal["images", "epochs", "metrics"]
+    done: int
+    skipped: tuple[Skipped, ...]
+    left: int
+    seconds: float
+    finished: str
+    command: str
+    receipts: tuple[Receipt, ...] = ()
+    images: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The states of a run's steps by the names of their folders, in order, and what its trainings have left."""
+
+    steps: Mapping[str, StepState]
+    trainings: Mapping[str, TrainingRecord]
+
+
+def run_state(run: Run, manifest: Manifest) -> RunState:
+    """How far every step of a run is; optional steps are left out as long as they are not started."""
+    trainings = {row.name: read_training(run.location / row.name) for row in TRAININGS}
+    outdated = outdated_steps(run)
+    steps = {}
+    for row in STEPS:
+        fingerprint = run.step(row.name).fingerprint()
+        if row.is_optional and fingerprint is None:
+            continue
+        match row.kind:
+            case "training":
+                steps[row.name] = _training_state(run, row, fingerprint, trainings[row.name], outdated)
+            case "units":
+                steps[row.name] = _unit_step_state(run, manifest, row, fingerprint, outdated)
+            case "metrics":
+                steps[row.name] = _metrics_state(row, evaluation_state(run, manifest, trainings))
+    return RunState(steps, trainings)
+
+
+def _training_state(
+    run: Run,
+    row: StepRow,
+    fingerprint: Mapping[str, Any] | None,
+    training: TrainingRecord,
+    outdated: set[str],
+) -> StepState:
+    is_outdated = row.name in outdated
+    num_epochs = (fingerprint or {}).get(row.section, {}).get("epochs", getattr(run.config, row.section).epochs)
+    left = 0 if training.sha256 else max(0, num_epochs - training.num_epochs)
+    state = "done" if training.sha256 else "not started" if fingerprint is None else "partly done"
+    return StepState(
+        name=row.title,
+        state="outdated" if is_outdated else state,
+        unit="epochs",
+        done=training.num_epochs,
+        skipped=_skipped_in_training(training),
+        left=left,
+        seconds=0.0,
+        finished="",
+        command=_command(run, row, is_outdated=is_outdated),
+    )
+
+
+def _skipped_in_training(training: TrainingRecord) -> tuple[Skipped, ...]:
+    reasons: dict[str, str] = {}
+    for metrics in (*training.epochs, training.metrics):
+        reasons |= metrics.get("skipped_images", {})
+    return tuple(Skipped(image_id, reason) for image_id, reason in reasons.items())
+
+
+def _unit_step_state(
+    run: Run, manifest: Manifest, row: StepRow, fingerprint: Mapping[str, Any] | None, outdated: set[str]
+) -> StepState:
+    step, is_outdated = run.step(row.name), row.name in outdated
+    units = units_of_step(row, manifest, run.config, fingerprint)
+    images = {unit.index: unit.num_images for unit in units}
+    found = step.receipts() if fingerprint is not None else {}
+    missing = {unit.index for unit in step.missing_units(units, found)}
+    receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
+    left = sum(images[index] for index in missing)
+    skipped = tuple(skip for receipt in receipts for skip in receipt.skipped)
+    if fingerprint is None:
+        state = "not started"
+    elif is_outdated:
+        state = "outdated"
+    elif is_refused(len(skipped), sum(images.values()), run.config.images.max_skipped_fraction):
+        state = "refused"
+    else:
+        state = "partly done" if left else "done"
+    return StepState(
+        name=row.title,
+        state=state,
+        unit="images",
+        done=sum(images.values()) - left - len(skipped),
+        skipped=skipped,
+        left=left,
+        seconds=sum(receipt.seconds for receipt in receipts),
+        finished=_when(max((receipt.finished for receipt in receipts), default=None)),
+        command=_command(run, row, is_outdated=is_outdated, is_refused=state == "refused"),
+        receipts=receipts,
+        images=images,
+    )
+
+
+def _metrics_state(row: StepRow, evaluation: EvaluationState) -> StepState:
+    return StepState(
+        name=row.title,
+        state=evaluation.state,
+        unit="metrics",
+        done=evaluation.num_metrics,
+        skipped=(),
+        left=0,
+        seconds=0.0,
+        finished="",
+        command=evaluation.command,
+    )
+
+
+def _command(run: Run, row: StepRow, *, is_outdated: bool, is_refused: bool = False) -> str:
+    plain = Run(run.location, run.config)  # without this launch's settings: the recorded ones hold
+    flags = ["--restart", row.name] if is_outdated else ["--retry-skipped"] if is_refused else []
+    return plain.step_command(row.name, *flags)
+
+
+def _when(seconds: float | None) -> str:
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,126 @@
+"""The one driver of all steps that are made of units: plan, open, fan out, book the receipts, say how it went.
+
+A step gives a `UnitStepJob`: what differs from other steps. Everything else is here, so all unit steps resume, refuse,
+restart, retry and report in the same way.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.connect import Connection
+from cluster.fanout import Payload, Stages
+from cluster.live_metrics import count_images
+from cluster.quarantine import Trial
+from cluster.words import plural
+from jobs.run.directory import Run, record_run
+from jobs.run.steps import BY_NAME
+from jobs.steps.compute import run_stages
+from jobs.steps.dry_run import CostEstimate, print_unit_step
+from jobs.steps.launch import LaunchOptions, UnitPlan
+from jobs.steps.progress import Progress, summary_line
+from jobs.steps.tally import Tally
+from storage.heartbeat import beating
+from storage.steps import Skipped, Step
+from storage.units import Unit
+
+
+@dataclass(frozen=True)
+class UnitStepJob:
+    """What one step that is made of units gives to the driver.
+
+    Attributes:
+        title: its name for people: 'pseudo-labels'.
+        step: its folder.
+        fingerprint: everything that changes its results; the unit size is added.
+        units: all of its units.
+        stages: what workers do to a unit; the last returns `jobs.steps.unit_rows.finish_unit`'s payload.
+        command: of this launch, without flags that choose a part of the work.
+        device: "cpu" or "cuda".
+        create: makes the step's arrays, or joins them; called once, before any worker starts.
+        skipped: images that an upstream step skipped, by unit.
+        trial: what a unit's images are tried with, one by one, where the unit keeps ending its process.
+        cost: of an image, for dry runs, as long as no unit is finished.
+        observe: called with what each unit's last stage returned.
+        finish: called when no unit is missing any more.
+    """
+
+    title: str
+    step: Step
+    fingerprint: Mapping[str, Any]
+    units: Sequence[Unit]
+    stages: Stages
+    command: str
+    device: str = "cpu"
+    create: Callable[[], object] | None = None
+    skipped: Mapping[int, tuple[Skipped, ...]] = field(default_factory=dict)
+    trial: Trial | None = None
+    cost: CostEstimate = field(default_factory=CostEstimate)
+    observe: Callable[[Payload], None] | None = None
+    finish: Callable[[UnitPlan], None] | None = None
+
+
+def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: LaunchOptions) -> None:
+    """Computes the missing units of a step, within this launch's shard.
+
+    Raises:
+        ValueError: the step was started with other settings, another driver works on it (restart), or too many images
+            had to be skipped; everything finished is kept.
+    """
+    fingerprint = {**job.fingerprint, "unit_size": run.config.unit_size}
+
+    # 1. The step and its arrays are made, or joined, before any worker writes
+    if options.dry_run:
+        job.step.check_start(fingerprint, job.command, restart=options.restart)
+        print_unit_step(run, connection, job.title, UnitPlan.of(job.step, job.units, options), job.device, job.cost)
+        return
+    if options.restart:
+        job.step.restart()
+    job.step.open(fingerprint, job.command)
+    if job.create:
+        job.create()
+    if job.step.location.name in BY_NAME:
+        record_run(run, job.step.location.name)
+    if options.retry_skipped:
+        forget_skipped(job, options)
+    plan = UnitPlan.of(job.step, job.units, options)
+
+    # 2. The missing units stream through the cluster; receipts come back
+    rows = plan.rows(job.skipped)
+    results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial)
+    max_fraction = run.config.images.max_skipped_fraction
+    tally = Tally(total=sum(unit.num_images for unit in plan.units))
+    for unit in plan.finished:
+        tally.add(plan.receipts[unit.index], unit.num_images)
+    units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
+    print(f"{job.title}: {len(plan.missing):,} of {units} to do ({images}).", flush=True)
+    progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
+    try:
+        tally.check(job.title, max_fraction)  # what was refused stays refused
+        with beating(plan.step.location, plan.launch):
+            for result in results:
+                receipt = result["receipt"]
+                num_images = plan.images[receipt.unit]
+                tally.add(receipt, num_images)
+                count_images(job.title, num_images - len(receipt.skipped), len(receipt.skipped))
+                progress.advance(num_images)
+                if job.observe:
+                    job.observe(result)
+                tally.check(job.title, max_fraction)
+    finally:
+        progress.close()
+        print(summary_line(job.title, tally.done, tally.skipped, tally.left, time.monotonic() - start), flush=True)
+
+    # 3. What is put together of all units
+    if job.finish:
+        job.finish(plan)
+
+
+def forget_skipped(job: UnitStepJob, options: LaunchOptions) -> None:
+    """Deletes the receipts of units with skipped images, so that this launch tries these units again."""
+    plan = UnitPlan.of(job.step, job.units, options)
+    units = [unit for unit in plan.finished if plan.receipts[unit.index].skipped]
+    num_images = sum(len(plan.receipts[unit.index].skipped) for unit in units)
+    job.step.forget_units(units)
+    print(f"{job.title}: {plural(num_images, 'skipped image')} in {plural(len(units), 'unit')} will be tried again.")

@@ -1,0 +1,49 @@
+"""The row of a unit on its way through the fan-out, and the receipt at its end."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
+
+from cluster.fanout import Payload
+from storage.manifest import ManifestRow
+from storage.steps import Receipt, Skipped, Step
+from storage.units import Unit
+
+
+class UnitRow(TypedDict):
+    """What a worker is given of a unit; stages add their payload and keep these keys.
+
+    Attributes:
+        unit: the rows of the manifest.
+        start_id: of the step's start, for the receipt.
+        skipped: the images that an upstream step skipped.
+        left_out: set by the quarantine: why images must not be tried, by their number in the unit.
+    """
+
+    unit: Unit
+    start_id: str
+    skipped: tuple[Skipped, ...]
+    left_out: NotRequired[Mapping[int, str]]
+
+
+ROW_KEYS = (*UnitRow.__required_keys__,)
+
+
+def known_problems(row: Payload, entries: Sequence[ManifestRow]) -> dict[int, str]:
+    """Why images of a unit are not tried, by their number in it: by the manifest, an upstream step or the quarantine.
+
+    Args:
+        entries: the unit's rows of the manifest.
+    """
+    reasons = {skip.image_id: skip.reason for skip in row["skipped"]}
+    found = {number: entry.problem for number, entry in enumerate(entries) if entry.problem}
+    found |= {n: reasons[entry.image_id] for n, entry in enumerate(entries) if entry.image_id in reasons}
+    return found | dict(row.get("left_out", {}))
+
+
+def finish_unit(step: Step, row: Payload, skipped: Sequence[Skipped], seconds: float) -> Payload:
+    """Writes a unit's receipt, after all of its data, and returns it for the driver."""
+    unit: Unit = row["unit"]
+    receipt = Receipt(unit.index, unit.start, unit.stop, seconds, time.time(), tuple(skipped), row["start_id"])
+    step.write_receipt(receipt)
+    return {"receipt": receipt}

@@ -1,0 +1,1 @@
+"""The trainings of the classifier and of the segmentation network."""

@@ -1,0 +1,73 @@
+"""The step `classifier`: FickleNet trained on image-level labels."""
+
+from cluster.connect import Connection
+from ficklenet.backbones import require_imagenet_weights
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.fingerprints import step_fingerprint
+from jobs.steps.compute import precision_name, resolved_device, resolved_precision
+from jobs.training.backbone_weights import weights_hash
+from jobs.training.classifier_worker import new_classifier, train_worker, training_plan
+from jobs.training.training_data import image_list, validation_images
+from jobs.training.training_job import TrainingJob
+from storage.manifest import Manifest
+
+ALGORITHM_VERSION = 1
+MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
+
+
+def make_job(run: Run, connection: Connection) -> TrainingJob:
+    """The classifier's training.
+
+    Raises:
+        ValueError: there is no labelled image to train on, or the weights cannot be used.
+    """
+    config, manifest = run.config.classifier, run.manifest()
+    device = resolved_device(config.device, connection)
+    num_images = _check_images(run.config, manifest)
+    if config.weights == "imagenet":
+        require_imagenet_weights(config.backbone, "classifier.weights")  # the workers download them
+    else:
+        new_classifier(run.config, manifest.class_names)
+    num_validation = len(validation_images(manifest, run.config))
+    return TrainingJob(
+        plan=training_plan(run.config, num_images),
+        worker=train_worker,
+        device=device,
+        fingerprint=step_fingerprint(
+            run,
+            "classifier",
+            algorithm_version=ALGORITHM_VERSION,
+            columns=MANIFEST_COLUMNS,
+            upstream=[],
+            seed=run.config.seed,
+            images={"input_size": run.config.images.input_size},
+            weights=weights_hash(config.weights, "classifier.weights"),
+            device=device,
+            precision=precision_name(resolved_precision(config.precision, device)),
+        ),
+        keep=config.keep,
+        subject=config.backbone,
+        validation=f", {num_validation:,} to validate on" if num_validation else ", none to validate on",
+    )
+
+
+def _check_images(config: Config, manifest: Manifest) -> int:
+    """The number of training images.
+
+    Raises:
+        ValueError: there are none, or no validation images where the best epoch is to be kept.
+    """
+    num_images = len(image_list(manifest, config.data.train_splits, without=config.data.val_splits))
+    if num_images == 0:
+        splits = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
+        raise ValueError(
+            f"train_ficklenet: no labelled image in the training splits {list(config.data.train_splits) or 'given'}; "
+            f"the manifest has {sorted(splits)}. Set data.train_splits."
+        )
+    if config.classifier.keep == "best" and not validation_images(manifest, config):
+        raise ValueError(
+            f"classifier.keep: given 'best', but there is no labelled image in the validation splits "
+            f"{list(config.data.val_splits)}. Set data.val_splits, or keep the 'last'."
+        )
+    return num_images

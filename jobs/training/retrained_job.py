@@ -1,0 +1,44 @@
+"""The step `retrained`: a second segmentation network, trained on the first one's refined predictions."""
+
+from cluster.connect import Connection
+from ficklenet.crf import require_pydensecrf
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.steps.compute import resolved_device
+from jobs.steps.networks import require_network
+from jobs.training.segmentation_worker import segmentation_plan, segmentation_worker
+from jobs.training.segmenter_job import check_images, require_start_weights, segmentation_fingerprint
+from jobs.training.training_job import TrainingJob
+
+
+def make_job(run: Run, connection: Connection) -> TrainingJob:
+    """The retraining.
+
+    Raises:
+        NotYet: there is no first network.
+        ValueError: the first network learnt all masks, so there is nothing to add to them.
+    """
+    config, manifest = run.config.segmenter, run.manifest()
+    require_something_to_relabel(run.config)
+    require_network(run, "segmenter", "retrain_segmentation")
+    device = resolved_device(config.device, connection)
+    if device == "cpu":
+        require_pydensecrf()
+    require_start_weights(run, manifest)
+    return TrainingJob(
+        plan=segmentation_plan(run.config, check_images(run.config, manifest), "retrained"),
+        worker=segmentation_worker,
+        device=device,
+        fingerprint=segmentation_fingerprint(run, "retrained", device, ["segmenter"]),
+        keep="last",
+        subject=f"{config.backbone}, on the first network's labels,",
+    )
+
+
+def require_something_to_relabel(config: Config) -> None:
+    """Refuses to retrain a network that learnt all masks."""
+    if config.segmenter.supervision == "masks":
+        raise ValueError(
+            "retrain_segmentation: segmenter.supervision=masks learns all there is to learn; retraining is for "
+            "networks that learnt seeds."
+        )

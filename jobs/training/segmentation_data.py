@@ -1,0 +1,146 @@
+"""What the segmentation network trains on: whole images, their seeds, and masks where these may be read.
+
+Masks are those of the strong splits, or of all images under full supervision; weakly supervised training knows no
+mask's place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ficklenet.backbones import grid_size
+from ficklenet.batches import keyed_generator
+from ficklenet.seeds import resize_labels
+from ficklenet.segmentation_training import SegmentationBatch
+from ficklenet.transforms import resize_square
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from storage.errors import BadImage
+from storage.images import read_image, read_mask
+from storage.label_values import ignore_value
+from storage.manifest import Manifest
+from storage.seed_store import SeedStore
+
+
+class SegmentationExample(NamedTuple):
+    """One image uint8 (3, S, S), seeds and truth int64 (h, w), labels present bool (L,), and why it is unusable."""
+
+    pixels: np.ndarray
+    seeds: np.ndarray
+    present: np.ndarray
+    truth: np.ndarray
+    image_id: str
+    problem: str = ""
+
+
+class LoadedBatch(NamedTuple):
+    """A batch, and why some of its images, of weight 0, could not be read."""
+
+    batch: SegmentationBatch
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """What training needs of a manifest row; `mask_uri` only where the mask may be read."""
+
+    row: int
+    image_id: str
+    uri: str
+    labels: tuple[int, ...]
+    mask_uri: str | None
+
+
+def training_images(manifest: Manifest, config: Config) -> list[TrainingImage]:
+    """The labelled, usable images of the classifier's training splits, in manifest order."""
+    settings = config.segmenter
+    splits, left_out = config.data.train_splits, config.data.val_splits
+    reads_all = settings.supervision == "masks"
+    columns = ["image_id", "uri", "labels", "split", "problem"]
+    columns += ["mask_uri"] if reads_all or settings.strong_splits else []
+    images, start = [], 0
+    for batch in manifest.iter_columns(columns):
+        for number, (image_id, uri, labels, split, problem) in enumerate(
+            zip(*(batch[name] for name in columns[:5]), strict=True)
+        ):
+            if labels and not problem and (split in splits if splits else split not in left_out):
+                may_read = reads_all or split in settings.strong_splits
+                mask_uri = batch["mask_uri"][number] if may_read else None
+                if mask_uri or not reads_all:
+                    images.append(TrainingImage(start + number, image_id, uri, tuple(labels), mask_uri))
+        start += len(batch["image_id"])
+    return images
+
+
+class SegmentationImages(Dataset):
+    """Examples by (epoch, position): mirrored the same in every worker and after every resume.
+
+    Args:
+        uses_seeds: False where another network teaches; under full supervision there are none anyway.
+    """
+
+    def __init__(
+        self, run: Run, images: Sequence[TrainingImage], manifest: Manifest, *, uses_seeds: bool = True
+    ) -> None:
+        self.run, self.config, self.images = run, run.config, images
+        self.num_classes, self.class_values = manifest.num_classes, manifest.class_values
+        self.uses_seeds = uses_seeds and run.config.segmenter.supervision == "seeds"
+        self._seeds: SeedStore | None = None  # opened in the process that reads
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, address: tuple[int, int]) -> SegmentationExample:
+        epoch, position = address
+        image_id = self.images[position].image_id
+        is_mirrored = keyed_generator(self.config.seed, "mirror", epoch, image_id).random() < 0.5
+        example = self.example(self.images[position])
+        if not is_mirrored:
+            return example
+        pixels, seeds, truth = (values[..., ::-1].copy() for values in (example.pixels, example.seeds, example.truth))
+        return example._replace(pixels=pixels, seeds=seeds, truth=truth)
+
+    def example(self, entry: TrainingImage) -> SegmentationExample:
+        """One image as it is; of an unusable one nothing is known."""
+        size, max_pixels = self.config.images.input_size, self.config.images.max_pixels
+        grid = grid_size(size), grid_size(size)
+        unknown = np.full(grid, ignore_value(self.num_classes), np.int64)
+        present = np.zeros(self.num_classes + 1, bool)
+        present[[0, *(label + 1 for label in entry.labels)]] = True
+        seeds, truth = unknown, unknown
+        try:
+            image = read_image(entry.uri, max_pixels)
+            pixels = resize_square(image, size)
+            if entry.mask_uri is not None:
+                mask = read_mask(entry.mask_uri, self.class_values, max_pixels)
+                if mask.shape != image.shape[:2]:
+                    raise BadImage("its mask is not of its size")
+                truth = resize_labels(mask, grid).astype(np.int64)
+        except BadImage as error:
+            blank = np.zeros((3, size, size), np.uint8)
+            return SegmentationExample(blank, unknown, present, unknown, entry.image_id, error.reason)
+        if self.uses_seeds:
+            seeds = self._read_seeds(entry.row)
+        return SegmentationExample(pixels, seeds, present, truth, entry.image_id)
+
+    def _read_seeds(self, row: int) -> np.ndarray:
+        if self._seeds is None:
+            self._seeds = self.run.seeds()
+        return self._seeds.read(row).astype(np.int64)
+
+
+def collate(examples: Sequence[SegmentationExample]) -> LoadedBatch:
+    """A batch of examples."""
+
+    def stacked(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(example, name) for example in examples]))
+
+    weights = torch.tensor([0.0 if example.problem else 1.0 for example in examples])
+    return LoadedBatch(
+        SegmentationBatch(stacked("pixels"), stacked("seeds"), stacked("present"), stacked("truth"), weights),
+        {example.image_id: example.problem for example in examples if example.problem},
+    )

@@ -1,0 +1,145 @@
+"""One worker of a segmentation network's training or retraining: what a step is, and its share of each."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.training_context import TrainingContext
+from ficklenet.batches import addressed_batches, keyed_generator
+from ficklenet.segmentation_training import (
+    LossWeights,
+    learning_rate_at,
+    make_optimizer,
+    relabelled_batch,
+    segmentation_step,
+)
+from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
+from ficklenet.training_crf import Map
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.steps.compute import resolved_precision
+from jobs.steps.networks import load_segmenter
+from jobs.training.backbone_weights import load_weights
+from jobs.training.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
+from jobs.training.training_data import load_batches, loader_processes
+from jobs.training.training_loop import Learner, Plan, run_training
+
+
+def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
+    """One worker of the training, from its checkpoint or from the beginning."""
+    run: Run = job["run"]
+    config, manifest = run.config.segmenter, run.manifest()
+    images = training_images(manifest, run.config)
+    plan = segmentation_plan(run.config, len(images), job["step"])
+    precision = resolved_precision(config.precision, context.device.type)
+
+    # 1. The same model on every worker
+    torch.manual_seed(run.config.seed)
+    segmenter = new_segmenter(run, manifest.class_names).train()
+    segmenter.to(context.device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(segmenter, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    model = context.wrap(segmenter)
+    teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
+
+    with image_map(context.device, run.config.cluster.cpus_per_training_worker) as map_images:
+        # 2. A step, with this worker's share of the batch
+        def step(loaded: LoadedBatch, number: int) -> Tensor:
+            batch = loaded.batch.to(context.device)
+            if teacher is not None:
+                batch = relabelled_batch(
+                    teacher,
+                    batch,
+                    micro_batch_size=config.micro_batch_size,
+                    precision=precision,
+                    map_images=map_images,
+                )
+            torch.manual_seed(_dropout_seed(run.config.seed, number, context.rank))  # so that a resume draws the same
+            return segmentation_step(
+                model,
+                optimizer,
+                batch,
+                loss_weights(run.config, is_relabelled=teacher is not None),
+                total_weight=min(plan.batch_size, plan.num_images) / context.world_size,
+                micro_batch_size=config.micro_batch_size,
+                precision=precision,
+                map_images=map_images,
+            )
+
+        def batches_of(steps: range) -> Iterator[LoadedBatch]:
+            addresses = addressed_batches(
+                steps, plan.num_images, plan.batch_size, run.config.seed, context.rank, context.world_size
+            )
+            num_processes = loader_processes(config.loader_workers, context.device, context.local_world_size)
+            dataset = SegmentationImages(run, images, manifest, uses_seeds=teacher is None)
+            return load_batches(dataset, addresses, collate, num_processes=num_processes, device=context.device)
+
+        # 3. The loop; validation would read masks, and is evaluate's
+        learner = Learner(
+            model=segmenter,
+            optimizer=optimizer,
+            learning_rate=lambda number: learning_rate_at(number, plan.steps, config.learning_rate),
+            step=step,
+            validate=dict,
+            score="",
+            write=lambda name, metrics: (run.location / plan.name / name).write_bytes(
+                pack_segmenter(segmenter, job["about"] | {"metrics": metrics})
+            ),
+        )
+        run_training(context, plan, learner, batches_of)
+
+
+def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") -> Plan:
+    """How long a segmentation network's training is.
+
+    Args:
+        name: of the step, "segmenter" or "retrained".
+    """
+    settings = config.segmenter
+    return Plan(
+        name=name,
+        section="segmenter",
+        num_images=num_images,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        validate_every=settings.epochs,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        max_skipped_fraction=config.images.max_skipped_fraction,
+    )
+
+
+def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
+    """An untrained network: backbone weights as configured, a random head, fc6 and fc7 where they come with these."""
+    settings = run.config.segmenter
+    segmenter = Segmenter(
+        SegmenterSpec(settings.backbone, class_names, settings.dilations, run.config.images.input_size)
+    )
+    given = load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
+    load_fc_weights(segmenter.head, given)
+    segmenter.backbone.freeze_stages(settings.frozen_stages)
+    return segmenter
+
+
+def loss_weights(config: Config, *, is_relabelled: bool = False) -> LossWeights:
+    """What each loss counts under the configured supervision, or under another network's."""
+    if is_relabelled or config.segmenter.supervision == "masks":
+        return LossWeights(seed=0.0, boundary=0.0, full=1.0)
+    return LossWeights(full=config.segmenter.full_loss_weight)
+
+
+@contextmanager
+def image_map(device: torch.device, num_cpus: int) -> Iterator[Map]:
+    """What runs a batch's CRFs on the CPU: `map`, or a process per CPU where the worker has several."""
+    if device.type != "cpu" or num_cpus == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(num_cpus, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int(keyed_generator(seed, "dropout", step, rank).integers(2**63))

@@ -1,0 +1,135 @@
+"""The step `segmenter`: the segmentation network trained on seeds, on masks, or on both."""
+
+from typing import Any
+
+from cluster.connect import Connection
+from ficklenet.backbones import grid_size, require_imagenet_weights
+from ficklenet.crf import require_pydensecrf
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.fingerprints import step_fingerprint
+from jobs.steps.compute import precision_name, resolved_device, resolved_precision
+from jobs.steps.finished import require_finished
+from jobs.steps.networks import require_network
+from jobs.training.backbone_weights import weights_hash
+from jobs.training.segmentation_data import training_images
+from jobs.training.segmentation_worker import new_segmenter, segmentation_plan, segmentation_worker
+from jobs.training.training_job import TrainingJob
+from storage.manifest import Manifest
+
+ALGORITHM_VERSION = 2
+MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
+
+
+def make_job(run: Run, connection: Connection) -> TrainingJob:
+    """The segmentation network's training.
+
+    Raises:
+        NotYet: the seeds are not finished.
+        ValueError: there is nothing to learn, or the weights cannot be used.
+    """
+    config, manifest = run.config.segmenter, run.manifest()
+    device = resolved_device(config.device, connection)
+    num_images = check_images(run.config, manifest)
+    learns_seeds = config.supervision == "seeds"
+    if learns_seeds:
+        _require_seeds(run, manifest)
+        if device == "cpu":
+            require_pydensecrf()
+    require_start_weights(run, manifest)
+    return TrainingJob(
+        plan=segmentation_plan(run.config, num_images),
+        worker=segmentation_worker,
+        device=device,
+        fingerprint=segmentation_fingerprint(run, "segmenter", device, ["seeds"] if learns_seeds else []),
+        keep="last",
+        subject=f"{config.backbone}, {_named_supervision(run.config)},",
+    )
+
+
+def segmentation_fingerprint(run: Run, name: str, device: str, upstream: list[str]) -> dict[str, Any]:
+    """Everything that changes the trained weights beyond the spread of training.
+
+    Args:
+        name: of the step, "segmenter" or "retrained".
+        upstream: the step whose labels it learns.
+    """
+    config = run.config
+    starts_from_classifier = config.segmenter.weights == "classifier"
+    return step_fingerprint(
+        run,
+        name,
+        algorithm_version=ALGORITHM_VERSION,
+        columns=[*MANIFEST_COLUMNS, "mask_uri"] if _reads_masks(config) else MANIFEST_COLUMNS,
+        upstream=[*upstream, "classifier"] if starts_from_classifier else upstream,
+        seed=config.seed,
+        images={"input_size": config.images.input_size},
+        weights=weights_hash(config.segmenter.weights, "segmenter.weights"),
+        device=device,
+        precision=precision_name(resolved_precision(config.segmenter.precision, device)),
+    )
+
+
+def _reads_masks(config: Config) -> bool:
+    return config.segmenter.supervision == "masks" or bool(config.segmenter.strong_splits)
+
+
+def _named_supervision(config: Config) -> str:
+    if config.segmenter.supervision == "masks":
+        return "fully supervised"
+    strong = ", ".join(config.segmenter.strong_splits)
+    return f"semi-supervised by the masks of {strong}" if strong else "weakly supervised"
+
+
+def require_start_weights(run: Run, manifest: Manifest) -> None:
+    """Refuses weights that a network cannot begin with."""
+    config = run.config.segmenter
+    if config.weights == "classifier":
+        require_network(run, "classifier", "train_segmentation")
+    if config.weights == "imagenet":
+        require_imagenet_weights(config.backbone, "segmenter.weights")  # which the workers download
+    else:
+        new_segmenter(run, manifest.class_names)
+
+
+def check_images(config: Config, manifest: Manifest) -> int:
+    """The number of training images.
+
+    Raises:
+        ValueError: there are none, or none with a mask where masks are asked for.
+    """
+    settings = config.segmenter
+    images = training_images(manifest, config)
+    if not images:
+        what = "labelled image with a mask" if settings.supervision == "masks" else "labelled image"
+        raise ValueError(
+            f"train_segmentation: no {what} in the training splits {list(config.data.train_splits) or 'given'}. "
+            "Set data.train_splits."
+        )
+    if settings.strong_splits and settings.supervision == "seeds" and not any(image.mask_uri for image in images):
+        raise ValueError(
+            f"segmenter.strong_splits: given {', '.join(settings.strong_splits)}, which has no training image with a "
+            "mask. Name another split, or prepare the manifest with masks."
+        )
+    return len(images)
+
+
+def _require_seeds(run: Run, manifest: Manifest) -> None:
+    """Refuses seeds that are not finished, of another size, or without any class."""
+    finished, store = require_finished(run, "seeds", "train_segmentation"), run.seeds()
+    side = grid_size(run.config.images.input_size)
+    if store.grid != (side, side):
+        raise ValueError(
+            f"train_segmentation: the seeds are {store.grid[0]} x {store.grid[1]}, images.input_size = "
+            f"{run.config.images.input_size} needs {side} x {side}. Use the size that the maps were made with."
+        )
+    rows = {image.row for image in training_images(manifest, run.config)}
+    for unit in finished.units:
+        mine = [row - unit.start for row in range(unit.start, unit.stop) if row in rows]
+        seeds = store.read_unit(unit)[mine]
+        if ((seeds > 0) & (seeds <= manifest.num_classes)).any():
+            return
+    raise ValueError(
+        "train_segmentation: no training image has a seed of a class. Lower seeds.theta: "
+        f"'{run.step_command('seeds', '--restart', 'seeds', '--set', 'seeds.theta=...')}'."
+    )

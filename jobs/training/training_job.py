@@ -1,0 +1,137 @@
+"""What all trainings do alike: open the step, train on Ray or here, keep a network, say how it went."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.connect import Connection
+from cluster.training import Worker, train
+from cluster.words import plural
+from jobs.run.config_keys import ClusterConfig, training_worker_range
+from jobs.run.directory import Run, record_run
+from jobs.run.steps import BY_NAME
+from jobs.run.training_record import read_complete, read_epochs
+from jobs.run.versions import package_versions
+from jobs.steps.dry_run import NOTHING, describe_connection, print_deletion
+from jobs.steps.launch import LaunchOptions
+from jobs.steps.progress import duration
+from jobs.training.kept_network import keep_epoch
+from jobs.training.training_log import TrainingLog, described
+from jobs.training.training_loop import Plan
+from storage.heartbeat import beating
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training of a run.
+
+    Attributes:
+        plan: its name is that of the step.
+        worker: the worker function, which must pickle.
+        device: "cpu" or "cuda".
+        fingerprint: everything that changes the trained weights beyond the spread of training.
+        keep: "last" or "best".
+        subject: what is trained, for people: "vgg16".
+        validation: on what it is validated, for people: ", 2 to validate on".
+    """
+
+    plan: Plan
+    worker: Worker
+    device: str
+    fingerprint: Mapping[str, Any]
+    keep: str
+    subject: str
+    validation: str = ""
+
+
+def run_training_job(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
+    """Trains, or continues, or says that it is done.
+
+    Raises:
+        ValueError: more workers than images in a batch, or the step was started with other settings.
+    """
+    plan, name, cluster = job.plan, job.plan.name, run.config.cluster
+    workers = training_worker_range(cluster)
+    require_workers(cluster, plan)
+
+    # 1. The step, made or joined
+    step, command = run.step(name), run.step_command(name)
+    if options.dry_run:
+        step.check_start(job.fingerprint, command, restart=options.restart)
+        _print_dry_run(run, connection, job, options)
+        return
+    if options.restart:
+        step.restart()
+    step.open(job.fingerprint, command)
+    record_run(run, name)
+    if read_complete(step.location):
+        metrics = keep_epoch(step.location, job.keep)
+        script = BY_NAME[name].script
+        print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
+        return
+
+    # 2. Train; the checkpoints of an interrupted training are found by their place
+    images = f"{plural(plan.num_images, 'image')} (labelled, of the training splits){job.validation}"
+    epochs = f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
+    print(f"{name}: {images}; {epochs}; {job.subject} on {job.device}.", flush=True)
+    config = run.config.model_dump(mode="json")
+    about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
+    with TrainingLog(step.location, name, plan.epochs) as log, beating(step.location, "1-of-1"):
+        train(
+            job.worker,
+            {"run": run, "step": name, "about": about},
+            num_workers=workers[0] if workers[0] == workers[1] else workers,
+            cpus_per_worker=cluster.cpus_per_training_worker,
+            use_gpu=job.device == "cuda",
+            storage_uri=step.location.uri,
+            name="checkpoints",
+            autoscaling=cluster.autoscaling,
+            in_process=connection.in_process,
+            on_report=log.add,
+        )
+
+    # 3. The marker comes last: the networks, which rank 0 wrote, are whole
+    metrics = keep_epoch(step.location, job.keep)
+    kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
+    print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
+    for reason, ids in log.skipped.items():
+        print(f"{name}: skipped {len(ids):,}: {reason} ({ids[0]}{', ...' if len(ids) > 1 else ''})")
+
+
+def require_workers(config: ClusterConfig, plan: Plan) -> None:
+    """Refuses more training workers than a batch has images."""
+    most, allowed = max(training_worker_range(config)), min(plan.batch_size, plan.num_images)
+    if most > allowed:
+        raise ValueError(
+            f"cluster.training_workers: given {most}, allowed: 1 to {allowed}, as each needs an image of every batch. "
+            f"Lower it, or raise {plan.section}.batch_size."
+        )
+
+
+def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
+    """Says what a training would do.
+
+    Raises:
+        ClusterError: the cluster is too small for the workers asked for.
+    """
+    plan, cluster, folder = job.plan, run.config.cluster, run.location / job.plan.name
+    lines = read_epochs(folder)
+    epochs_done = plan.epochs if read_complete(folder) else len(lines)
+    epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done
+    least, most = training_worker_range(cluster)
+    workers = plural(least, "training worker") if least == most else f"{least} to {most} training workers"
+    if not (connection.in_process or cluster.autoscaling):
+        num_gpus, cpus = least if job.device == "cuda" else 0, least * cluster.cpus_per_training_worker
+        connection.require(cpus=cpus, gpus=num_gpus, purpose=plural(least, "training worker"))
+    pace = lines[-1].get("images_per_second") if lines else None
+    seconds = (
+        f"about {duration(epochs_left * plan.epoch_images / pace)}" if pace else "unknown until an epoch is finished"
+    )
+    epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
+    print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
+    if options.restart:
+        print_deletion(folder)
+    if epochs_left:
+        print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection)}")
+        print(f"  time:    {seconds}\n  storage: the model, and a checkpoint about three times its size, in {folder}")
+    print(f"  {NOTHING}")

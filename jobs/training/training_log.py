@@ -1,0 +1,127 @@
+"""What a training leaves to look at: a line of metrics per epoch, TensorBoard's event file, and what is printed."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster.training_context import Metrics
+from jobs.run.training_record import read_epochs
+from jobs.steps.progress import duration
+from storage.location import Location
+from storage.steps import Skipped, ids_by_reason
+
+NAMES = {
+    "loss": "loss {:.3f}",
+    "val_map": "validation mAP {:.3f}",
+    "val_miou": "validation mIoU {:.3f}",
+    "images_per_second": "{:.1f} images/s",
+    "skipped": "{} skipped",
+}
+"""How metrics are printed, in this order."""
+
+
+class TrainingLog:
+    """The log of one training, kept over relaunches; used in a `with` block, in the driver.
+
+    `metrics.jsonl` has a line per epoch. The event files of TensorBoard, one per launch, have the loss of every few
+    steps, learning rate, speed, number of workers and the validation's metrics. On S3 they are written aside and put
+    there at every report.
+    """
+
+    def __init__(self, folder: Location, name: str, num_epochs: int) -> None:
+        self.name, self.num_epochs = name, num_epochs
+        self._place = folder / "metrics.jsonl"
+        self.lines = read_epochs(folder)
+        self._started, self._new_epochs = time.monotonic(), 0
+        self._first_epoch_ended = 0.0
+        self._events = _Events(folder)
+
+    @property
+    def last(self) -> Metrics:
+        return self.lines[-1] if self.lines else {}
+
+    @property
+    def skipped(self) -> dict[str, list[str]]:
+        """The ids of the images that could not be read, by reason."""
+        reasons = {key: why for line in self.lines for key, why in line.get("skipped_images", {}).items()}
+        return ids_by_reason(Skipped(image_id, reason) for image_id, reason in reasons.items())
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def add(self, metrics: Metrics) -> None:
+        """Keeps what `jobs.training.training_loop.run_training` reports."""
+        self._events.add(metrics)
+        if "epoch" not in metrics:
+            return
+        line = {name: value for name, value in metrics.items() if name != "losses"}
+        # An epoch that is trained again replaces its earlier line.
+        self.lines = [earlier for earlier in self.lines if earlier["epoch"] < line["epoch"]] + [line]
+        self._place.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in self.lines))
+        print(
+            f"{self.name}: epoch {line['epoch']} of {self.num_epochs} ({described(line)}){self._left(line)}", flush=True
+        )
+
+    def _left(self, line: Metrics) -> str:
+        """The time the rest will take, by the epochs since this launch's first: that one began with the start-up."""
+        self._new_epochs += 1
+        if self._new_epochs == 1:
+            self._first_epoch_ended = time.monotonic()
+            return ""
+        pace = (time.monotonic() - self._first_epoch_ended) / (self._new_epochs - 1)
+        return f", about {duration((self.num_epochs - line['epoch']) * pace)} left"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+
+
+def described(metrics: Metrics) -> str:
+    """Metrics for people."""
+    return ", ".join(text.format(metrics[name]) for name, text in NAMES.items() if name in metrics)
+
+
+class _Events:
+    """This launch's event file; made with the first report, so that a launch that does nothing leaves none."""
+
+    def __init__(self, folder: Location) -> None:
+        self._folder = folder
+        self._aside: tempfile.TemporaryDirectory[str] | None = None
+        self._writer: SummaryWriter | None = None
+
+    def add(self, metrics: Metrics) -> None:
+        writer = self._writer or self._open()
+        step = metrics["step"]
+        for step_of_loss, loss in metrics["losses"]:
+            writer.add_scalar("loss", loss, step_of_loss)
+        for name, value in metrics.items():
+            if name.startswith("val_") or name in ("learning_rate", "images_per_second", "workers"):
+                writer.add_scalar(name, value, step)
+        writer.flush()
+        if not self._folder.is_local:
+            for file in Path(writer.log_dir).iterdir():
+                (self._folder / file.name).write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._aside is not None:
+            self._aside.cleanup()
+
+    def _open(self) -> SummaryWriter:
+        place = self._folder.uri
+        if not self._folder.is_local:
+            self._aside = tempfile.TemporaryDirectory()
+            place = self._aside.name
+        self._writer = SummaryWriter(place)
+        return self._writer

@@ -1,0 +1,136 @@
+"""A folder of label maps at image size, one PNG per image: pseudo-labels, predictions.
+
+The stored numbers are the labels: 0 background, class number + 1, `ignore_value` where nothing is known. Up to 255
+they lie in a palette PNG with VOC's colours, which every image viewer shows; larger ones in a 16-bit grey PNG.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from storage.checksums import checksum, mismatch
+from storage.errors import Damaged
+from storage.label_values import ignore_value, label_dtype
+from storage.location import Location
+from storage.names import safe_name
+
+
+@dataclass(frozen=True)
+class LabelFolder:
+    """Label maps by image id.
+
+    Attributes:
+        location: the folder, e.g. ``<run>/predictions/labels``.
+        num_classes: of the manifest; it decides the label that means "not known".
+    """
+
+    location: Location
+    num_classes: int
+
+    def place(self, image_id: str) -> Location:
+        """Where an image's labels lie."""
+        return self.location / f"{safe_name(image_id)}.png"
+
+    def exists(self, image_id: str) -> bool:
+        """Whether there are labels of this image."""
+        return self.place(image_id).exists()
+
+    def write(self, image_id: str, labels: np.ndarray) -> str:
+        """Store an image's labels (H, W), replacing earlier ones.
+
+        Returns:
+            The checksum of the stored file, for the receipt and for `read`.
+
+        Raises:
+            ValueError: a label that is no class.
+        """
+        labels = np.asarray(labels)
+        if wrong := self._wrong_label(labels):
+            raise ValueError(f"{image_id}: {wrong}.")
+        data = encode_label_png(labels)
+        self.place(image_id).write_bytes(data)
+        return checksum(data)
+
+    def read(self, image_id: str, expected: str = "") -> np.ndarray:
+        """An image's labels, (H, W) uint8; uint16 above 254 classes.
+
+        Args:
+            expected: the checksum that `write` returned. Give it wherever it is known: without it, damage that leaves
+                a readable PNG with valid labels is not found.
+
+        Raises:
+            Damaged: the file is not what was written; also where it is missing and `expected` is given.
+            FileNotFoundError: there is none, and `expected` is not given.
+        """
+        place = self.place(image_id)
+        try:
+            data = place.read_bytes()
+        except FileNotFoundError as error:
+            if not expected:
+                raise
+            raise Damaged.of(place, "the file is missing") from error
+        if expected and (wrong := mismatch(data, expected)):
+            raise Damaged.of(place, wrong)
+        try:
+            labels = decode_label_png(data)
+        except ValueError as error:
+            raise Damaged.of(place, str(error)) from error
+        if wrong := self._wrong_label(labels):
+            raise Damaged.of(place, wrong)
+        return labels.astype(label_dtype(self.num_classes))
+
+    def _wrong_label(self, labels: np.ndarray) -> str:
+        ignore = ignore_value(self.num_classes)
+        is_wrong = ((labels < 0) | (labels > self.num_classes)) & (labels != ignore)
+        if not is_wrong.any():
+            return ""
+        return f"label {labels[is_wrong][0]}, expected 0 (background) to {self.num_classes}, or {ignore} (not known)"
+
+
+def encode_label_png(labels: np.ndarray) -> bytes:
+    """Labels (H, W) as a PNG: with VOC's colours, or 16-bit grey where a byte is too small.
+
+    Args:
+        labels: integers from 0 to 65535.
+    """
+    if labels.max(initial=0) > 255:
+        image = Image.fromarray(labels.astype(np.uint16))
+    else:
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(voc_palette().tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_label_png(data: bytes) -> np.ndarray:
+    """The labels (H, W) of a PNG that `encode_label_png` made: uint8, or uint16 of 16-bit grey.
+
+    Raises:
+        ValueError: not a palette or grey PNG, or one that cannot be read to its end.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice the limit it is an error
+            is_deep = image.mode.startswith("I;16")
+            if not is_deep and image.mode not in ("P", "L"):
+                raise ValueError(f"{image.mode} pixels, expected a palette or a grey PNG")
+            return np.array(image, dtype=np.uint16 if is_deep else np.uint8)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a bad header a SyntaxError
+        raise ValueError("not a readable PNG file") from error
+
+
+def voc_palette() -> np.ndarray:
+    """The VOC devkit's colours: uint8 (256, 3); value 255, "void", is cream.
+
+    Bit ``3 k + c`` of a value becomes bit ``7 - k`` of its colour's channel c.
+    """
+    values = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((values >> (3 * bit + channel)) & 1).astype(np.uint8) << (7 - bit)
+    return palette
