@@ -1,20 +1,21 @@
 """Backbones by name: VGG-16 as DeepLab-LargeFOV uses it, ResNet-101, a small one for drawn scenes, and timm's.
 
-All are cut into stages that can be frozen from the input on. With the pooling (3 x 3, padding 1) of the first three an
+All have stages that can be frozen from the input on. With the pooling (3 x 3, padding 1) of the first three an
 input of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i lies exactly at input pixel 8 i: 321 -> 41, 129 -> 17.
 ``timm/<name>`` is any network of timm that has features (``ficklenet.timm_backbones``); where its cells lie is in its
 geometry.
 
-To add a backbone of your own, write an ``nn.Module`` with the attributes and methods of ``Backbone`` and return it
-from ``build_backbone`` under a name of ``BACKBONE_NAMES``.
+To add a backbone of your own, write an ``nn.Module`` with the attributes and methods of ``Backbone``, and return it
+from ``build_backbone`` under a name of ``BACKBONE_NAMES``. Nothing else needs to know it.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import Protocol, cast
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ficklenet.geometry import GridGeometry
@@ -54,6 +55,12 @@ class Backbone(Protocol):
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The backbone's part, under its own names, of a state dict under the names that it is published with."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``nn.Module`` has it."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """As ``nn.Module`` has it."""
 
 
 class LayerChain(nn.Module):
@@ -133,14 +140,16 @@ def build_backbone(name: str, output_stride: int = 8) -> Backbone:
     Args:
         name: of ``BACKBONE_NAMES``, or ``timm/<name>``.
         output_stride: 8, 16 or 32, for networks of timm that can be dilated: a larger stride gives a coarser grid in
-            less time. Other networks of timm keep their own stride; this project's have 8.
+            less time. Other networks of timm keep their own stride; this project's take 8 alone.
 
     Raises:
         ValueError: there is none of that name or of that stride, or it has no features on a grid, or timm is not
             installed.
     """
     require_backbone_name(name)
-    _require_stride(name, output_stride)
+    allowed = OUTPUT_STRIDES if name.startswith(TIMM_PREFIX) else (8,)
+    if output_stride not in allowed:
+        raise ValueError(f"output_stride: {output_stride} given; {name} takes {' or '.join(map(str, allowed))}.")
     match name:
         case "vgg16":
             return vgg16()
@@ -157,14 +166,14 @@ def build_backbone(name: str, output_stride: int = 8) -> Backbone:
 
 @cache
 def backbone_geometry(name: str, output_stride: int = 8) -> GridGeometry:
-    """Where the cells of a backbone's output lie, without building it. Arguments as in ``build_backbone``."""
+    """Where the cells of a backbone's output lie, without a network in memory. Arguments as in ``build_backbone``."""
     require_backbone_name(name)
-    _require_stride(name, output_stride)
-    if name in BACKBONE_NAMES:
-        return STRIDE_8
-    from ficklenet.timm_backbones import probe
+    if name.startswith(TIMM_PREFIX):
+        from ficklenet.timm_backbones import probe
 
-    return probe(name.removeprefix(TIMM_PREFIX), output_stride).geometry
+        return probe(name.removeprefix(TIMM_PREFIX), output_stride).geometry
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return build_backbone(name, output_stride).geometry
 
 
 def require_backbone_name(name: str, key: str = "backbone") -> None:
@@ -187,28 +196,17 @@ def require_backbone_name(name: str, key: str = "backbone") -> None:
     )
 
 
-def _require_stride(name: str, output_stride: int) -> None:
-    allowed = (8,) if name in BACKBONE_NAMES else OUTPUT_STRIDES
-    if output_stride not in allowed:
-        raise ValueError(f"output_stride: {output_stride} given; {name} has {' or '.join(map(str, allowed))}.")
-
-
-def grid_size(input_size: int) -> int:
-    """Cells along a side of the grid of stride 8."""
-    return STRIDE_8.grid_size(input_size)
-
-
-def load_backbone_weights(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
     """Copies published weights into the backbone, whatever their precision.
 
     Args:
-        backbone: a ``Backbone``.
+        backbone: changed in place.
         state_dict: under the names the network is published with, of the whole network or of the backbone alone.
 
     Raises:
         ValueError: a weight is missing, unknown or of another shape; the backbone is unchanged.
     """
-    published = cast(Backbone, backbone).published_weights(state_dict)
+    published = backbone.published_weights(state_dict)
     given = {name: value for name, value in published.items() if not _is_count(name)}
     wanted = {name: value for name, value in backbone.state_dict().items() if not _is_count(name)}
     for problem, names in (
@@ -227,9 +225,8 @@ def load_backbone_weights(backbone: nn.Module, state_dict: Mapping[str, Tensor])
                 f"{tuple(wanted[name].shape)}. Give the weights of this backbone."
             )
     backbone.load_state_dict(given, strict=False)  # all but the counts of batches
-    if hasattr(backbone, "keeps_statistics"):
-        backbone.keeps_statistics = True
-        backbone.train(backbone.training)
+    if hasattr(backbone, "keep_statistics"):
+        backbone.keep_statistics()
 
 
 def without_classifier(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

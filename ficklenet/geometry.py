@@ -41,6 +41,11 @@ class GridGeometry:
     def is_patches(self) -> bool:
         return self.frame == "centres"
 
+    @property
+    def in_words(self) -> str:
+        """'8 pixels, corners aligned' or '16 pixels, patches'."""
+        return f"{self.stride} pixels, {'patches' if self.is_patches else 'corners aligned'}"
+
     def grid_size(self, input_size: int) -> int:
         """Cells along a side of the grid for an input of that many pixels."""
         return input_size // self.stride if self.is_patches else (input_size - 1) // self.stride + 1

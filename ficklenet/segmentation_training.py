@@ -231,9 +231,11 @@ def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: floa
     return optimizer
 
 
-def default_learning_rate(backbone: str) -> float:
-    """The backbone's rate at the start: DSRG's 5e-4 for VGG-16, and for deeper networks DeepLab's 2.5e-4."""
-    return 5e-4 if backbone in FC_HEADS else 2.5e-4
+def default_learning_rate(backbone: str, schedule: Schedule) -> float:
+    """The backbone's rate at the start: DSRG's for VGG-16, DeepLab's for deeper networks."""
+    if backbone not in FC_HEADS:
+        return 2.5e-4
+    return 5e-4 if schedule == "steps" else 1e-3
 
 
 def learning_rate_at(step: int, num_steps: int, base: float, schedule: Schedule = "steps") -> float:

@@ -1,9 +1,9 @@
 """Any network of timm (https://github.com/huggingface/pytorch-image-models) as a backbone.
 
-The network is built for features alone: at the wanted output stride where it can be dilated, else at its own; a vision
-transformer on its patch grid, for any input size that is a multiple of the patch, without class tokens and registers.
-What a network's features look like is measured once per process on torch's "meta" device, which has shapes and no
-numbers, so it takes about a second and no memory.
+The network is built for features alone, those that it would classify itself. It has the wanted output stride where it
+can be dilated, else its own. A vision transformer has its patch grid, for any input size that is a multiple of the
+patch, without class tokens and registers. What the features look like is measured once per process on torch's "meta"
+device, which has shapes and no numbers, so it takes about a second and no memory.
 
 timm is imported where it is used: it takes seconds.
 """
@@ -32,13 +32,16 @@ class Probe:
 
     Attributes:
         options: of ``create_model``.
-        is_normed: transformers' last normalisation is applied to the features.
+        is_final: the features are those that the network itself classifies, behind the last stage: a convolution
+            more in EfficientNets and their like.
+        is_normed: else those of the last stage or block, with the network's last normalisation.
         out_channels: K.
         geometry: stride, and where the cells lie.
         idle: names of the weights that the features do not depend on.
     """
 
     options: Mapping[str, Any]
+    is_final: bool
     is_normed: bool
     out_channels: int
     geometry: GridGeometry
@@ -64,9 +67,9 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, output_stride: int = 8) -> None:
         super().__init__()
-        probed = probe(name, output_stride)
+        self._probed = probed = probe(name, output_stride)
         self.network = _create(name, probed.options)
-        self.out_channels, self.geometry, self._is_normed = probed.out_channels, probed.geometry, probed.is_normed
+        self.out_channels, self.geometry = probed.out_channels, probed.geometry
         self.keeps_statistics = False
         for weight_name, weight in self.network.named_parameters():
             weight.requires_grad_(weight_name not in probed.idle)
@@ -79,7 +82,14 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised by ImageNet's mean and deviation -> features (B, K, h, w)."""
-        return _features(self.network, images_BCHW * self.scale + self.shift, self._is_normed)
+        return _features(
+            self.network, images_BCHW * self.scale + self.shift, self._probed.is_final, self._probed.is_normed
+        )
+
+    def keep_statistics(self) -> None:
+        """Keeps batch norm's statistics from now on: they were loaded."""
+        self.keeps_statistics = True
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Training or evaluation mode; batch norm with loaded statistics stays in evaluation mode."""
@@ -132,22 +142,23 @@ def probe(name: str, output_stride: int = 8) -> Probe:
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         network, options = _first_created(name, output_stride)
         stride = _stride(network)
-        is_normed, features = _first_features(network, stride) if stride else (False, None)
-        if features is None or features.ndim != 4:
+        found = _first_features(network, stride) if stride else None
+        if found is None:
             raise ValueError(
                 f'backbone: "timm/{name}" has no features on a grid of cells for inputs of any size. Give a network '
                 "that timm can use for dense prediction, such as timm/resnet50 or timm/vit_small_patch16_224."
             )
-        geometry = _geometry(network, stride, is_normed)
+        is_final, is_normed, features = found
+        geometry = _geometry(network, stride, is_final, is_normed)
         if geometry is None:
             raise ValueError(
                 f'backbone: the feature cells of "timm/{name}" lie neither on every {stride}th pixel nor at the '
                 "centres of patches, so its maps could not be placed on the image. Give another network, such as "
                 "timm/resnet50."
             )
-        features.sum().backward()
+        features.sum().backward()  # on shapes alone, but it finds the weights that the features depend on
     idle = frozenset(name for name, weight in network.named_parameters() if weight.grad is None)
-    return Probe(options, is_normed, features.shape[1], geometry, idle)
+    return Probe(options, is_final, is_normed, features.shape[1], geometry, idle)
 
 
 def is_network(name: str) -> bool:
@@ -213,41 +224,46 @@ def _stride(network: Any) -> int:
     return int(info[-1]["reduction"]) if info and hasattr(network, "forward_intermediates") else 0
 
 
-def _features(network: Any, images_BCHW: Tensor, is_normed: bool) -> Tensor:
+def _features(network: Any, images_BCHW: Tensor, is_final: bool, is_normed: bool) -> Tensor:
+    if is_final:
+        return network.forward_features(images_BCHW)
     (features_BKHW,) = network.forward_intermediates(
         images_BCHW, indices=1, norm=is_normed, output_fmt="NCHW", intermediates_only=True
     )
     return features_BKHW
 
 
-def _first_features(network: Any, stride: int) -> tuple[bool, Tensor | None]:
-    """Features of a probing image, normed where the network can; None where there are none."""
-    for is_normed in (True, False):
-        for size in (PROBE_CELLS * stride, PROBE_CELLS * stride + 1):
-            features = _tried(network, size, is_normed)
+def _first_features(network: Any, stride: int) -> tuple[bool, bool, Tensor] | None:
+    """The first of the kinds of features that a network has on its grid: is_final, is_normed and the features."""
+    for size in (PROBE_CELLS * stride + 1, PROBE_CELLS * stride):
+        for is_final, is_normed in ((True, False), (False, True), (False, False)):
+            features = _tried(network, size, is_final, is_normed)
             if features is not None:
-                return is_normed, features
-    return False, None
+                return is_final, is_normed, features
+    return None
 
 
-def _tried(network: Any, size: int, is_normed: bool) -> Tensor | None:
-    """Features of a square image, or None where the network refuses its size."""
+def _tried(network: Any, size: int, is_final: bool, is_normed: bool) -> Tensor | None:
+    """Features (1, K, h, w) of a square image; None where the network refuses its size or they lie on no grid."""
     try:
-        return _features(network, torch.empty(1, 3, size, size), is_normed)
+        features = _features(network, torch.empty(1, 3, size, size), is_final, is_normed)
     except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
+    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
+        return None
+    return features
 
 
-def _geometry(network: Any, stride: int, is_normed: bool) -> GridGeometry | None:
+def _geometry(network: Any, stride: int, is_final: bool, is_normed: bool) -> GridGeometry | None:
     """Symmetric kernels give a cell more for a pixel more; patches do not, and are cut by a kernel as wide as its step.
 
     None where neither holds.
     """
-    longer = _tried(network, PROBE_CELLS * stride + 1, is_normed)
-    if longer is not None and tuple(longer.shape[2:]) == (PROBE_CELLS + 1,) * 2:
+    longer = _tried(network, PROBE_CELLS * stride + 1, is_final, is_normed)
+    if longer is not None and longer.shape[2] == PROBE_CELLS + 1:
         return GridGeometry(stride, "corners")
-    even = _tried(network, PROBE_CELLS * stride, is_normed)
-    if even is not None and tuple(even.shape[2:]) == (PROBE_CELLS,) * 2 and _cuts_patches(network):
+    even = _tried(network, PROBE_CELLS * stride, is_final, is_normed)
+    if even is not None and even.shape[2] == PROBE_CELLS and _cuts_patches(network):
         return GridGeometry(stride, "centres")
     return None
 

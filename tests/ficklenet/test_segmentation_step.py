@@ -207,7 +207,8 @@ def test_poly_schedule_falls_to_zero_at_the_end():
 
 
 def test_deep_networks_start_at_deeplabs_rate():
-    assert [default_learning_rate(name) for name in ("vgg16", "resnet101")] == [5e-4, 2.5e-4]
+    assert [default_learning_rate("vgg16", schedule) for schedule in ("steps", "poly")] == [5e-4, 1e-3]
+    assert [default_learning_rate("resnet101", schedule) for schedule in ("steps", "poly")] == [2.5e-4, 2.5e-4]
 
 
 def test_the_crf_reaches_as_many_pixels_at_every_stride():
