@@ -250,10 +250,10 @@ class ClusterConfig(Section):
 
     address: str = Field(
         "",
-        description="'': the cluster around this job or of RAY_ADDRESS, else an own local Ray; 'auto' or HOST:PORT: "
-        "that cluster; 'local': always an own Ray; 'in-process': no Ray, for a debugger",
+        description="'': the cluster around this job or of RAY_ADDRESS, else a local Ray; 'auto' or HOST:PORT: "
+        "that cluster; 'local': always a local Ray; 'in-process': no Ray, for a debugger",
     )
-    cpus: Annotated[int, Field(ge=0)] = Field(0, description="CPUs an own Ray declares; 0: those of the machine")
+    cpus: Annotated[int, Field(ge=0)] = Field(0, description="CPUs that a local Ray declares; 0: those of the machine")
     autoscaling: bool = Field(False, description="the cluster grows on demand, so asking for more than it has is right")
     min_actors: Annotated[int, Field(ge=0)] = Field(
         0, description="computing actors at least; 0: max_actors, but 1 where autoscaling"
