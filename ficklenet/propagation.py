@@ -83,7 +83,7 @@ def walk(
     current_VS = start_VS
     for _ in range(num_steps):
         current_VS = (1 - restart) * (transitions_VV @ current_VS) + restart * start_VS
-    return np.ascontiguousarray(current_VS.T, np.float32).reshape(maps_SHW.shape)
+    return current_VS.T.astype(np.float32).reshape(maps_SHW.shape)
 
 
 def _unit_vectors(features_KHW: NDArray[np.floating]) -> NDArray[np.float32]:
