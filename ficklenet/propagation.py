@@ -89,7 +89,7 @@ def walk(
 def _unit_vectors(features_KHW: NDArray[np.floating]) -> NDArray[np.float32]:
     values = features_KHW.astype(np.float32)
     length = np.sqrt((values**2).sum(0))
-    return values / np.where(length > 0, length, 1)
+    return (values / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def _half_disc(radius: int) -> list[tuple[int, int]]:
