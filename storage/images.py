@@ -8,6 +8,7 @@ Three limits bound what one file may cost: its bytes, its pixels, and the scans 
 takes about 6 s of a core and 1 GB.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from io import BytesIO
 from typing import TypeVar
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from storage.errors import BadImage
@@ -63,7 +65,8 @@ def read_image(
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
     """
-    return _decode(whole_file(uri, max_bytes), max_pixels, max_scans, lambda image: _upright_rgb(image, target_side))
+    data = whole_file(uri, max_bytes)
+    return _decode(data, max_pixels, max_scans, lambda image: _upright_rgb(image, data, target_side))
 
 
 def image_size(uri: str, *, max_bytes: int = MAX_BYTES) -> tuple[int, int]:
@@ -174,10 +177,15 @@ def _size(data: bytes) -> tuple[int, int]:
         return (image.width, image.height) if is_sideways else (image.height, image.width)
 
 
-def _upright_rgb(image: Image.Image, target_side: int | None) -> np.ndarray:
+def _upright_rgb(image: Image.Image, data: bytes, target_side: int | None) -> np.ndarray:
     turn = _UPRIGHT.get(_orientation(image))
+    size = image.size
     if target_side is not None:
         image.draft(image.mode, (2 * target_side, 2 * target_side))  # JPEG's own scaling; nothing for other formats
+    is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn is None and image.size == size
+    if is_plain:  # the same pixels as Pillow's, in two thirds of the time
+        with contextlib.suppress(ValueError):  # damaged: Pillow decides what can be used of it
+            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     rgb = _to_rgb(image)
     return np.array(rgb if turn is None else rgb.transpose(turn))
 

@@ -286,9 +286,26 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("storage.images.np.array", refuse)
+    monkeypatch.setattr("storage.images.simplejpeg.decode_jpeg", refuse)
     with pytest.raises(BadImage, match="too large for the memory that is left: 64 x 64 pixels"):
         read_image(put(Location.parse(str(tmp_path)), PHOTO))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_gives_pillows_pixels(mode: str, options: dict, tmp_path: Path) -> None:
+    for size in ((375, 500), (17, 9), (64, 64)):
+        data = encoded(Image.fromarray(drawn_pixels(*size)).convert(mode), "JPEG", **options)
+        found = read_image(put(Location.parse(str(tmp_path)), data))
+        assert found.flags.writeable
+        np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_pillow_decides_about_a_jpeg_with_a_fault_in_its_pixels(tmp_path: Path) -> None:
+    data = bytearray(encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG"))
+    data[-1000:-990] = bytes(10)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(read_image(put(Location.parse(str(tmp_path)), bytes(data))), expected)
 
 
 @pytest.mark.parametrize(
