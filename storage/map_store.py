@@ -22,6 +22,7 @@ from storage.units import Unit
 
 # In the order of writing: `classes` last, so that where it is, the others are.
 _NAMES = ("max", "mean", "score", "classes")
+LARGEST_CLASS = int(np.iinfo(np.int16).max)
 _READ = ("classes", "max", "mean", "score")
 
 
@@ -115,8 +116,8 @@ class MapStore:
             The checksums of the written objects, for the unit's receipt.
 
         Raises:
-            ValueError: not one of the store's units, another shape, classes out of order, or a map or score
-                of a real slot that is not finite.
+            ValueError: not one of the store's units, another shape, classes out of order or beyond int16, or a
+                map or score of a real slot that is not finite.
         """
         is_real = _real_slots(np.asarray(classes))
         values = {
@@ -160,9 +161,11 @@ class MapStore:
 def _real_slots(classes: np.ndarray) -> np.ndarray:
     """(n, slot) bool; refuses classes that are not ascending with the empty slots last."""
     is_real = classes >= 0
-    ordered = np.where(is_real, classes, np.iinfo(np.int16).max + 1)
-    if (np.diff(ordered, axis=-1) <= 0)[is_real[..., 1:]].any() or (is_real[..., 1:] & ~is_real[..., :-1]).any():
+    are_ascending = classes[..., 1:] > classes[..., :-1]
+    if (is_real[..., 1:] & ~(is_real[..., :-1] & are_ascending)).any():
         raise ValueError("classes: each image's class numbers must ascend, empty slots (-1) last.")
+    if (classes > LARGEST_CLASS).any():  # the conversion to int16 would wrap it silently
+        raise ValueError(f"classes: {classes.max()} given; the store holds class numbers up to {LARGEST_CLASS}.")
     return is_real
 
 

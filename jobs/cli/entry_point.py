@@ -51,7 +51,7 @@ def overview() -> str:
         [
             "usage: ficklenet COMMAND --run PATH [...]",
             "",
-            "From images with image-level labels to localisation maps, seeds, masks and figures; in this order:",
+            "From images with image-level labels to localisation maps, seeds, masks and metrics, in this order:",
             "",
             *lines,
             "",

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from cluster.fanout import Payload
-from ficklenet.seeds import resize_labels
+from ficklenet.geometry import GridGeometry
 from jobs.exports.file_formats import coco_annotations, coco_image, encode_cam_npy
 from jobs.maps.evidence import Evidence, resized
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.steps.unit_rows import finish_unit
 from storage.errors import BadImage
@@ -22,8 +23,9 @@ from storage.label_folder import encode_label_png
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
-from storage.map_store import UnitMaps
+from storage.map_store import MapStore, UnitMaps
 from storage.names import safe_name
+from storage.seed_store import SeedStore
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
@@ -66,6 +68,8 @@ class Exporter:
         job.step.require_here()
         self.job, self.run, self.manifest = job, job.run, job.run.manifest()
         self.num_classes = self.manifest.num_classes
+        self.store = self._store()
+        self.geometry = stored_geometry(self.store) if self.store else GridGeometry(8)
 
     def __call__(self, row: Payload) -> Payload:
         started, unit = time.monotonic(), row["unit"]
@@ -90,11 +94,12 @@ class Exporter:
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
         """The unit's maps or seeds; for labels of image size, which are a file each, their receipt."""
+        return self.store.read_unit(unit) if self.store else self.run.receipt(self.job.labels, unit)
+
+    def _store(self) -> MapStore | SeedStore | None:
         if self.job.format == "npy":
-            return self.run.maps().read_unit(unit)
-        if self.job.labels == "seeds":
-            return self.run.seeds().read_unit(unit)
-        return self.run.receipt(self.job.labels, unit)
+            return self.run.maps()
+        return self.run.seeds() if self.job.labels == "seeds" else None
 
     def export_image(
         self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | Receipt | None, number: int
@@ -107,12 +112,12 @@ class Exporter:
         """
         name = safe_name(entry.image_id)
         if isinstance(stored, UnitMaps):
-            evidence = Evidence.of(stored, number)
-            maps = resized(evidence.max, _size(entry))
+            evidence = Evidence.of(stored, number, self.geometry)
+            maps = resized(evidence.max, _size(entry), self.geometry)
             (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, evidence.classes))
             return None
         if isinstance(stored, np.ndarray):
-            labels = resize_labels(stored[number], _size(entry))
+            labels = self.geometry.resize_labels(stored[number], _size(entry))
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         if self.job.format == "png":

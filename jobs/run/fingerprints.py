@@ -1,4 +1,4 @@
-"""What a step's fingerprint holds, in one shape for all steps, and how a finished step is named by its readers.
+"""The fingerprint of a step, in one shape for all steps, and the id by which later steps name its results.
 
     algorithm_version   of the code between the step's inputs and its results
     manifest            hash of the manifest's columns that the step reads

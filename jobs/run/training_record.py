@@ -1,4 +1,4 @@
-"""What a training leaves in its step's folder, as far as plain data goes: `complete.json` and `metrics.jsonl`.
+"""The plain data that a training leaves in its step's folder: `complete.json` and `metrics.jsonl`.
 
 `complete.json` is the marker of a finished training. `metrics.jsonl` has a line per epoch.
 """

@@ -90,7 +90,9 @@ def _training_state(
     outdated: set[str],
 ) -> StepState:
     is_outdated = row.name in outdated
-    num_epochs = (fingerprint or {}).get(row.section, {}).get("epochs", getattr(run.config, row.section).epochs)
+    recorded = fingerprint or {}
+    configured = recorded.get(row.section, {}).get("epochs", getattr(run.config, row.section).epochs)
+    num_epochs = recorded.get("raised_epochs", configured)
     left = 0 if training.sha256 else max(0, num_epochs - training.num_epochs)
     state = "done" if training.sha256 else "not started" if fingerprint is None else "partly done"
     return StepState(

@@ -30,10 +30,17 @@ NUM_IMAGES = 14  # units of 4: the last one is short
 SETTINGS = {
     "unit_size": 4,
     "images": {"input_size": 65},
-    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1},
+    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1, "min_steps": 1},
     "data": {"train_splits": ["train"]},
     "maps": {"num_samples": 8},
-    "segmenter": {"backbone": "small", "weights": "none", "dilations": [2], "epochs": 2, "batch_size": 4},
+    "segmenter": {
+        "backbone": "small",
+        "weights": "none",
+        "dilations": [2],
+        "epochs": 2,
+        "batch_size": 4,
+        "min_steps": 1,
+    },
     "cluster": {"address": "in-process"},
 }
 
