@@ -73,7 +73,8 @@ def _read(uri: str, read: Callable[[Location], bytes]) -> bytes:
     except TooLarge as error:
         raise BadImage(f"too large: {error} (images.max_bytes)") from error
     except StorageError as error:
-        reason = _FAULTS_OF_ONE_FILE.get(getattr(error.__cause__, "errno", None))
+        number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+        reason = _FAULTS_OF_ONE_FILE.get(number or 0)
         if not location.is_local or reason is None:
             raise
         raise BadImage(reason) from error

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 from cluster.training_context import TrainingContext
+from ficklenet.backbones import backbone_geometry, require_backbone_name
 from ficklenet.batches import addressed_batches
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
-from ficklenet.classifier_training import learning_rate_at, make_optimizer, training_step
+from ficklenet.classifier_training import PRETRAINED_FACTOR, learning_rate_at, make_optimizer, training_step
 from ficklenet.metrics import average_precision
 from ficklenet.transforms import normalize
 from jobs.run.config_keys import ClassifierConfig, Config
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.training.backbone_weights import load_weights
+from jobs.training.plan import Plan
 from jobs.training.training_data import (
     ImageBatch,
     ListedImages,
@@ -27,7 +29,7 @@ from jobs.training.training_data import (
     loader_processes,
     validation_images,
 )
-from jobs.training.training_loop import Learner, Plan, run_training
+from jobs.training.training_loop import Learner, run_training
 from storage.manifest import Manifest
 
 
@@ -46,7 +48,8 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         classifier,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        backbone_factor=config.backbone_learning_rate_factor,
+        backbone_factor=backbone_factor(config),
+        layer_decay=config.layer_learning_rate_decay,
     )
     model = context.wrap(classifier)
 
@@ -76,12 +79,12 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         model=classifier,
         optimizer=optimizer,
         learning_rate=lambda number: learning_rate_at(
-            number // plan.epoch_steps, config.learning_rate, config.halve_every
+            plan.schedule_epoch(number), config.learning_rate, config.halve_every
         ),
         step=step,
         validate=lambda: _validate(context, classifier, manifest, run.config),
         score="val_map",
-        write=lambda name, metrics: (run.location / "classifier" / name).write_bytes(
+        write=lambda name, metrics: (job["folder"] / name).write_bytes(
             pack_classifier(classifier, job["about"] | {"metrics": metrics})
         ),
     )
@@ -96,20 +99,41 @@ def training_plan(config: Config, num_images: int) -> Plan:
         section="classifier",
         num_images=num_images,
         batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        validate_every=settings.validate_every,
+        configured_epochs=settings.epochs,
+        min_steps=settings.min_steps,
+        configured_validate_every=settings.validate_every,
         checkpoint_minutes=settings.checkpoint_minutes,
         max_skipped_fraction=config.images.max_skipped_fraction,
     )
 
 
+def classifier_spec(config: Config, class_names: tuple[str, ...]) -> ClassifierSpec:
+    """What the classifier is built by.
+
+    Raises:
+        ValueError: there is no such backbone, or its cells do not fill the input.
+    """
+    settings, input_size = config.classifier, config.images.input_size
+    require_backbone_name(settings.backbone, "classifier.backbone")
+    geometry = backbone_geometry(settings.backbone, settings.output_stride)
+    geometry.require_input_size(input_size, "images.input_size")
+    kernel_size = settings.kernel_size or geometry.default_kernel_size
+    return ClassifierSpec(
+        settings.backbone, class_names, kernel_size, settings.drop_rate, input_size, settings.output_stride
+    )
+
+
+def backbone_factor(settings: ClassifierConfig) -> float:
+    """The backbone's learning rate as a factor of the head's: as configured, or by what its weights start from."""
+    if settings.backbone_learning_rate_factor is not None:
+        return settings.backbone_learning_rate_factor
+    return 1.0 if settings.weights == "none" else PRETRAINED_FACTOR
+
+
 def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
     """An untrained classifier: backbone weights as configured, a random head."""
     settings = config.classifier
-    spec = ClassifierSpec(
-        settings.backbone, class_names, settings.kernel_size, settings.drop_rate, config.images.input_size
-    )
-    classifier = FickleNet(spec)
+    classifier = FickleNet(classifier_spec(config, class_names))
     load_weights(classifier.backbone, settings.backbone, settings.weights, "classifier.weights")
     classifier.backbone.freeze_stages(settings.frozen_stages)
     return classifier

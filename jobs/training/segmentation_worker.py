@@ -10,24 +10,29 @@ import torch
 from torch import Tensor
 
 from cluster.training_context import TrainingContext
+from ficklenet.backbones import backbone_geometry, require_backbone_name
 from ficklenet.batches import addressed_batches, keyed_generator
 from ficklenet.segmentation_training import (
     LossWeights,
+    Schedule,
+    default_learning_rate,
     learning_rate_at,
     make_optimizer,
     relabelled_batch,
     segmentation_step,
 )
-from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
+from ficklenet.segmenter import LARGEFOV, Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
 from ficklenet.training_crf import Map
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter
 from jobs.training.backbone_weights import load_weights
+from jobs.training.foreground import foreground_shares
+from jobs.training.plan import Plan
 from jobs.training.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
 from jobs.training.training_data import load_batches, loader_processes
-from jobs.training.training_loop import Learner, Plan, run_training
+from jobs.training.training_loop import Learner, run_training
 
 
 def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
@@ -42,7 +47,9 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     torch.manual_seed(run.config.seed)
     segmenter = new_segmenter(run, manifest.class_names).train()
     segmenter.to(context.device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(segmenter, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    schedule: Schedule = "steps" if plan.name == "segmenter" and config.supervision == "seeds" else "poly"
+    base_rate = config.learning_rate or default_learning_rate(config.backbone, schedule)
+    optimizer = make_optimizer(segmenter, learning_rate=base_rate, weight_decay=config.weight_decay)
     model = context.wrap(segmenter)
     teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
 
@@ -78,15 +85,19 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             dataset = SegmentationImages(run, images, manifest, uses_seeds=teacher is None)
             return load_batches(dataset, addresses, collate, num_processes=num_processes, device=context.device)
 
-        # 3. The loop; validation would read masks, and is evaluate's
+        def shares() -> dict[str, float]:
+            dataset = SegmentationImages(run, images, manifest)
+            return foreground_shares(context, segmenter, dataset, precision) if teacher is None else {}
+
+        # 3. The loop; a validation would read masks, and is evaluate's
         learner = Learner(
             model=segmenter,
             optimizer=optimizer,
-            learning_rate=lambda number: learning_rate_at(number, plan.steps, config.learning_rate),
+            learning_rate=lambda number: learning_rate_at(number, plan.steps, base_rate, schedule),
             step=step,
-            validate=dict,
+            validate=shares,
             score="",
-            write=lambda name, metrics: (run.location / plan.name / name).write_bytes(
+            write=lambda name, metrics: (job["folder"] / name).write_bytes(
                 pack_segmenter(segmenter, job["about"] | {"metrics": metrics})
             ),
         )
@@ -105,19 +116,32 @@ def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") 
         section="segmenter",
         num_images=num_images,
         batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        validate_every=settings.epochs,
+        configured_epochs=settings.epochs,
+        min_steps=settings.min_steps,
+        configured_validate_every=settings.epochs,
         checkpoint_minutes=settings.checkpoint_minutes,
         max_skipped_fraction=config.images.max_skipped_fraction,
     )
 
 
+def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpec:
+    """What the segmentation network is built by.
+
+    Raises:
+        ValueError: there is no such backbone, or its cells do not fill the input.
+    """
+    settings, input_size = config.segmenter, config.images.input_size
+    require_backbone_name(settings.backbone, "segmenter.backbone")
+    geometry = backbone_geometry(settings.backbone, settings.output_stride)
+    geometry.require_input_size(input_size, "images.input_size")
+    dilations = settings.dilations or geometry.dilations_like(LARGEFOV)
+    return SegmenterSpec(settings.backbone, class_names, dilations, input_size, settings.output_stride)
+
+
 def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
     """An untrained network: backbone weights as configured, a random head, fc6 and fc7 where they come with these."""
     settings = run.config.segmenter
-    segmenter = Segmenter(
-        SegmenterSpec(settings.backbone, class_names, settings.dilations, run.config.images.input_size)
-    )
+    segmenter = Segmenter(segmenter_spec(run.config, class_names))
     given = load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
     load_fc_weights(segmenter.head, given)
     segmenter.backbone.freeze_stages(settings.frozen_stages)

@@ -286,9 +286,51 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("storage.images.np.array", refuse)
+    monkeypatch.setattr("storage.images.simplejpeg.decode_jpeg", refuse)
     with pytest.raises(BadImage, match="too large for the memory that is left: 64 x 64 pixels"):
         read_image(put(Location.parse(str(tmp_path)), PHOTO))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_gives_pillows_pixels(mode: str, options: dict, tmp_path: Path) -> None:
+    for size in ((375, 500), (17, 9), (64, 64)):
+        data = encoded(Image.fromarray(drawn_pixels(*size)).convert(mode), "JPEG", **options)
+        found = read_image(put(Location.parse(str(tmp_path)), data))
+        assert found.flags.writeable
+        np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_pillow_decides_about_a_jpeg_with_a_fault_in_its_pixels(tmp_path: Path) -> None:
+    data = bytearray(encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG"))
+    data[-1000:-990] = bytes(10)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(read_image(put(Location.parse(str(tmp_path)), bytes(data))), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((800, 1200), (200, 300)), ((799, 1200), (400, 600)), ((160, 8000), (160, 8000)), ((50, 60), (50, 60))],
+)
+def test_a_large_jpeg_is_decoded_at_the_size_that_is_needed(size, expected, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, size[1]).astype(np.uint8)[None, :].repeat(size[0], 0)
+    uri = put(Location.parse(str(tmp_path)), encoded(Image.fromarray(ramp).convert("RGB"), "JPEG", quality=95))
+    whole, found = read_image(uri), read_image(uri, target_side=100)
+    assert whole.shape[:2] == image_size(uri) == size
+    assert found.shape[:2] == expected
+    scale = size[1] // expected[1]
+    averages = whole.reshape(whole.shape[0], -1, scale, 3).mean(2)[: found.shape[0]]
+    assert np.abs(found - averages).max() < 3
+
+
+def test_only_jpegs_are_scaled_and_limits_hold_for_the_full_size(tmp_path: Path) -> None:
+    place = Location.parse(str(tmp_path))
+    grey = Image.new("L", (1200, 800), 77)
+    assert read_image(put(place, encoded(grey)), target_side=100).shape == (800, 1200, 3)
+    uri = put(place, encoded(grey, "JPEG"))
+    assert read_image(uri, target_side=100).shape == (200, 300, 3)
+    with pytest.raises(BadImage, match="1200 x 800 by its header"):
+        read_image(uri, 900_000, target_side=100)
 
 
 def test_a_missing_bucket_is_no_bad_image(s3_environment) -> None:
