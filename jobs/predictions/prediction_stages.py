@@ -57,7 +57,7 @@ class PredictionStages:
         sizes = input_sizes(self.input_size, config.predictions.scales, self.geometry)
 
         def read_inputs(uri: str) -> list[np.ndarray]:
-            image = read_image(uri, config.images.max_pixels)
+            image = read_image(uri, **config.images.limits, target_side=max(sizes))
             return [resize_square(image, size) for size in sizes]
 
         found = read_many([entry.uri for entry in entries], read_inputs, config.images.read_concurrency)
@@ -104,7 +104,7 @@ class PredictionStages:
         for entry, logits in zip(entries, predicted["logits"], strict=True):
             try:
                 # Read again: the images of a whole unit may not fit in memory
-                image = read_image(entry.uri, self.run.config.images.max_pixels)
+                image = read_image(entry.uri, **self.run.config.images.limits)
             except BadImage as bad:
                 skipped.append(Skipped(entry.image_id, bad.reason))
                 continue

@@ -30,7 +30,7 @@ def files(run: Run, place: str = "labels") -> dict[str, bytes]:
 
 
 def labels(run: Run, place: str, name: str) -> np.ndarray:
-    return np.array(Image.open(Path(run.uri, "predictions", place, f"{name}.png")))
+    return np.array(Image.open(run.labels("predictions", place).place(name).uri))
 
 
 def test_validation_images_are_labelled_at_their_own_size_with_and_without_crf(segmented_run):
@@ -40,7 +40,7 @@ def test_validation_images_are_labelled_at_their_own_size_with_and_without_crf(s
         found = labels(segmented_run, place, VAL[0])
         assert found.shape == (120, 160) and found.max() <= 5
     predict(segmented_run, "predictions.refine=false", restart=True)
-    assert list(Path(segmented_run.uri, "predictions").glob("unrefined")) == []
+    assert list(Path(segmented_run.data("predictions").uri).glob("unrefined")) == []
     assert set(files(segmented_run)) == set(VAL)
 
 
