@@ -109,7 +109,7 @@ class Exporter:
         if isinstance(stored, UnitMaps):
             evidence = Evidence.of(stored, number)
             maps = resized(evidence.max, _size(entry))
-            (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, evidence.classes))
+            (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, self._source_keys(evidence.classes)))
             return None
         if stored is None:
             labels = self.run.labels(self.job.labels).read(entry.image_id)
@@ -122,6 +122,10 @@ class Exporter:
             "image": coco_image(row + 1, entry.uri.rsplit("/", 1)[-1], labels.shape),
             "annotations": coco_annotations(row + 1, labels, self.manifest.class_values),
         }
+
+    def _source_keys(self, classes: np.ndarray) -> np.ndarray:
+        """IRN's keys: 0-based classes of the data set's own masks, so VOC's cat, of value 8, is 7."""
+        return np.asarray(self.manifest.class_values)[classes] - 1
 
     def _source_values(self) -> np.ndarray:
         """A label's value in the data set's own masks, by label."""
