@@ -107,6 +107,9 @@ class ClassifierConfig(Section):
     backbone_learning_rate_factor: Annotated[float, Field(ge=0)] | None = Field(
         None, description="the backbone learns at learning_rate times this; unset: 0.01, or 1 with weights=none"
     )
+    kept_features_gb: Annotated[float, Field(ge=0)] = runtime_field(
+        40.0, "most space in a worker's temporary folder for the features of a backbone that is frozen whole"
+    )
     halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")
     device: Device = runtime_field("auto", "auto: cuda where the cluster has GPUs at the start")
