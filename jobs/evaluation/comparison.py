@@ -17,5 +17,5 @@ def better_labels(run: Run, measured: Sequence[MeasuredLabels]) -> str:
     return (
         f"on {', '.join(measured[0].splits)} the pseudo-labels are better masks (mIoU {pseudo:.3f}) than the network's "
         f"predictions ({predicted:.3f}). Where images have labels, take the pseudo-labels: they are in "
-        f"{run.location / 'pseudo_labels' / 'labels'}, and '{command}' exports them."
+        f"{run.data('pseudo_labels') / 'labels'}, and '{command}' exports them."
     )

@@ -32,8 +32,9 @@ def count(
     """
     needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
     device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
-    measurement = Measurement(run, selection, resolutions, tuple(recipes), device)
     names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
+    run = run.reading(*names)
+    measurement = Measurement(run, selection, resolutions, tuple(recipes), device)
     receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
     rows = [
         {"unit": unit, "skipped_by": {name: _reasons(receipts[name].get(unit.index)) for name in names}}

@@ -8,7 +8,7 @@ from itertools import product
 
 from cluster.connect import Connection
 from cluster.words import plural
-from ficklenet.backbones import grid_size
+from ficklenet.backbones import backbone_geometry
 from jobs.evaluation.baseline_choice import baseline_recipes
 from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.counts import Counts, Resolution
@@ -164,7 +164,9 @@ def _measure(
 
 
 def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, resolution: Resolution) -> MeasuredLabels:
-    maps, side = run.step("maps").fingerprint() or {}, grid_size(run.config.images.input_size)
+    maps, segmenter_settings = run.step("maps").fingerprint() or {}, run.config.segmenter
+    geometry = backbone_geometry(segmenter_settings.backbone, segmenter_settings.output_stride)
+    side = geometry.grid_size(run.config.images.input_size)
     grid = run.maps().grid if maps else (side, side)
     settings = recipe.config.model_dump(mode="json", include={"seeds", "pseudo_labels"})
     if recipe.baseline is not None:  # its own thresholds are no settings of the run

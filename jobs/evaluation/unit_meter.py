@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from cluster.fanout import Payload
-from ficklenet.backbones import grid_size
+from ficklenet.backbones import backbone_geometry
 from ficklenet.metrics import confusion_matrix
-from ficklenet.seeds import resize_labels
 from jobs.evaluation.baselines import Baseline
 from jobs.evaluation.counts import Counts, Resolution
 from jobs.maps.deterministic import DeterministicMapper
 from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.selection import Selection
@@ -111,6 +111,12 @@ class UnitMeter:
         self.measurement, self.run = measurement, measurement.run
         self.manifest = self.run.manifest()
         self.ignore = ignore_value(self.manifest.num_classes)
+        settings = self.run.config.segmenter
+        self.geometry = (
+            stored_geometry(self.run.maps())
+            if measurement.needs_maps
+            else backbone_geometry(settings.backbone, settings.output_stride)
+        )
         is_sampled = not measurement.needs("deterministic maps")
         self.mapper = None if is_sampled else DeterministicMapper(self.run, measurement.device)
 
@@ -153,11 +159,13 @@ class UnitMeter:
         numbers: Sequence[int],
     ) -> list[Subject | str]:
         """Some images of a unit; in place of one whose mask cannot be read, the reason."""
-        side = grid_size(self.run.config.images.input_size)
+        side = self.geometry.grid_size(self.run.config.images.input_size)
         grid = (side, side) if maps is None else (maps.max.shape[2], maps.max.shape[3])
         truths = self._read_truths(entries)
         only_maps = self.measurement.resolutions == ("map",)
-        saliencies = read_saliencies(entries, self.measurement.reading_config, grid if only_maps else None)
+        saliencies = read_saliencies(
+            entries, self.measurement.reading_config, self.geometry, grid if only_maps else None
+        )
         stored = self._read_stored(entries, row)
         subjects: list[Subject | str] = []
         for index, (number, entry, truth, saliency) in enumerate(
@@ -176,9 +184,9 @@ class UnitMeter:
             if seeds is not None:
                 labels["stored seeds"] = seeds[number]
             if maps is None or isinstance(saliency, BadImage):
-                known = Evidence.none(grid)
+                known = Evidence.none(grid, self.geometry)
             else:
-                known = Evidence.of(maps, number, saliency)
+                known = Evidence.of(maps, number, self.geometry, saliency)
             evidence: dict[Source, Evidence] = {"maps": known}
             if self.mapper is not None:
                 evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
@@ -192,7 +200,7 @@ class UnitMeter:
         counts = Counts(num_images=1, num_several=int(has_several))
         for resolution in self.measurement.resolutions:
             height, width = subject.evidence["maps"].max.shape[1:] if resolution == "map" else subject.truth.shape
-            truth = resize_labels(subject.truth, (height, width))
+            truth = self.geometry.resize_labels(subject.truth, (height, width))
             for recipe in self.measurement.recipes:
                 if resolution not in recipe.resolutions:
                     continue
@@ -206,13 +214,13 @@ class UnitMeter:
     def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
         """A recipe's labels (*size); labels are resized by their nearest neighbour, maps before they become labels."""
         if recipe.source in subject.stored:
-            return resize_labels(subject.stored[recipe.source], size)
+            return self.geometry.resize_labels(subject.stored[recipe.source], size)
         evidence = subject.evidence[recipe.source]
         if recipe.baseline is not None:
             evidence = recipe.baseline.applied(evidence)
         if recipe.densify:
             return evidence.densified(size, recipe.config, self.ignore)
-        return resize_labels(evidence.seeds(recipe.config, self.ignore), size)
+        return self.geometry.resize_labels(evidence.seeds(recipe.config, self.ignore), size)
 
     def _deterministic(self, mapper: DeterministicMapper, entry: ManifestRow, known: Evidence) -> Evidence:
         """The same classes' deterministic maps: one sample is its own maximum and mean."""
@@ -221,19 +229,21 @@ class UnitMeter:
         try:
             image = read_image(entry.uri, self.run.config.images.max_pixels)
         except BadImage:  # it was readable when its maps were made
-            return Evidence.none((known.max.shape[1], known.max.shape[2]))
+            return Evidence.none((known.max.shape[1], known.max.shape[2]), self.geometry)
         maps = mapper(image, known.classes)
-        return Evidence(maps, maps, known.classes, known.saliency)
+        return Evidence(maps, maps, known.classes, known.saliency, self.geometry)
 
     def _read_stored(self, entries: Sequence[ManifestRow], row: Payload) -> dict[Source, list[np.ndarray | None]]:
         """The label maps of image size that the recipes measure; None of an image that their step skipped."""
 
         def read(source: Source, entry: ManifestRow) -> np.ndarray | None:
-            step, kind = LABEL_FOLDERS[source]
+            step, _ = LABEL_FOLDERS[source]
             is_skipped = entry.image_id in row["skipped_by"][step]
-            return None if is_skipped else self.run.labels(step, kind).read(entry.image_id)
+            return None if is_skipped else folders[source].read(entry.image_id, receipts[source])
 
         sources = [source for source in LABEL_FOLDERS if self.measurement.needs(source)]
+        folders = {source: self.run.labels(*LABEL_FOLDERS[source]) for source in sources}
+        receipts = {source: self.run.receipt(LABEL_FOLDERS[source][0], row["unit"]) for source in sources}
         with ThreadPoolExecutor(self.run.config.images.read_concurrency) as pool:
             return {source: list(pool.map(partial(read, source), entries)) for source in sources}
 

@@ -36,11 +36,11 @@ def export(
             f"--format png: class values go up to {max(manifest.class_values)}, but 255 means ignore and a palette "
             "ends there. Export as coco."
         )
-    stages = ExportStages(run, format, labels, out)
+    stages = ExportStages(run.reading(source_name), format, labels, out)
 
-    def finish(_: UnitPlan) -> None:
+    def finish(plan: UnitPlan) -> None:
         if format == "coco":
-            merge_coco(stages, manifest, source.units)  # one file, put together of the units' parts
+            merge_coco(stages, manifest, source.units, plan.start_id)  # one file, put together of the units' parts
         print(f"export: {format} files are in {out}")
 
     job = UnitStepJob(

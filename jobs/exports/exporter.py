@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from cluster.fanout import Payload
-from ficklenet.seeds import resize_labels
+from ficklenet.geometry import GridGeometry
 from jobs.exports.file_formats import coco_annotations, coco_image, encode_cam_npy
 from jobs.maps.evidence import Evidence, resized
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.steps.unit_rows import finish_unit
 from storage.errors import BadImage
@@ -22,9 +23,10 @@ from storage.label_folder import encode_label_png
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
-from storage.map_store import UnitMaps
+from storage.map_store import MapStore, UnitMaps
 from storage.names import safe_name
-from storage.steps import Skipped, Step
+from storage.seed_store import SeedStore
+from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
 IGNORED_IN_PNG = 255
@@ -48,9 +50,9 @@ class ExportStages:
     def step(self) -> Step:
         return Step(self.out / PROGRESS)
 
-    def part_location(self, unit: Unit) -> Location:
-        """A unit's COCO records."""
-        return self.out / PROGRESS / "parts" / f"{unit.name}.json"
+    def part_location(self, unit: Unit, start_id: str) -> Location:
+        """A unit's COCO records, of a start of the export."""
+        return self.step.data(start_id) / "parts" / f"{unit.name}.json"
 
     def includes(self, entry: ManifestRow) -> bool:
         """Whether there is anything of this image."""
@@ -66,6 +68,8 @@ class Exporter:
         job.step.require_here()
         self.job, self.run, self.manifest = job, job.run, job.run.manifest()
         self.num_classes = self.manifest.num_classes
+        self.store = self._store()
+        self.geometry = stored_geometry(self.store) if self.store else GridGeometry(8)
 
     def __call__(self, row: Payload) -> Payload:
         started, unit = time.monotonic(), row["unit"]
@@ -84,20 +88,21 @@ class Exporter:
             results = list(pool.map(attempt, usable))
         if self.job.format == "coco":
             records = [result for result in results if isinstance(result, dict)]
-            self.job.part_location(unit).write_bytes(json.dumps(records).encode())
+            self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
         skipped += [result for result in results if isinstance(result, Skipped)]
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
-    def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | None:
-        """The unit's maps or seeds; None for labels of image size, which are a file each."""
+    def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
+        """The unit's maps or seeds; for labels of image size, which are a file each, their receipt."""
+        return self.store.read_unit(unit) if self.store else self.run.receipt(self.job.labels, unit)
+
+    def _store(self) -> MapStore | SeedStore | None:
         if self.job.format == "npy":
-            return self.run.maps().read_unit(unit)
-        if self.job.labels == "seeds":
-            return self.run.seeds().read_unit(unit)
-        return None
+            return self.run.maps()
+        return self.run.seeds() if self.job.labels == "seeds" else None
 
     def export_image(
-        self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | None, number: int
+        self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | Receipt | None, number: int
     ) -> Record | None:
         """Writes one image's file; for COCO its records instead.
 
@@ -107,14 +112,14 @@ class Exporter:
         """
         name = safe_name(entry.image_id)
         if isinstance(stored, UnitMaps):
-            evidence = Evidence.of(stored, number)
-            maps = resized(evidence.max, _size(entry))
+            evidence = Evidence.of(stored, number, self.geometry)
+            maps = resized(evidence.max, _size(entry), self.geometry)
             (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, self._source_keys(evidence.classes)))
             return None
-        if stored is None:
-            labels = self.run.labels(self.job.labels).read(entry.image_id)
+        if isinstance(stored, np.ndarray):
+            labels = self.geometry.resize_labels(stored[number], _size(entry))
         else:
-            labels = resize_labels(stored[number], _size(entry))
+            labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         if self.job.format == "png":
             (self.job.out / f"{name}.png").write_bytes(encode_label_png(self._source_values()[labels]))
             return None
@@ -134,12 +139,12 @@ class Exporter:
         return table
 
 
-def merge_coco(job: ExportStages, manifest: Manifest, units: Sequence[Unit]) -> None:
+def merge_coco(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
     """Writes annotations.json of the units' parts, holding one part in memory at a time."""
 
     def parts() -> Iterator[Record]:
         for unit in units:
-            yield from json.loads(job.part_location(unit).read_bytes())
+            yield from json.loads(job.part_location(unit, start_id).read_bytes())
 
     categories = [
         {"id": value, "name": name} for value, name in zip(manifest.class_values, manifest.class_names, strict=True)

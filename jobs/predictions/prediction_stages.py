@@ -10,8 +10,9 @@ import torch
 
 from cluster.fanout import Payload
 from cluster.quarantine import Compute
+from ficklenet.geometry import GridGeometry
 from ficklenet.label_image import label_image
-from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
+from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.transforms import resize_square
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
@@ -22,6 +23,7 @@ from storage.images import read_image, read_many
 from storage.manifest import ManifestRow
 from storage.steps import Skipped, Step
 
+KINDS = ("labels", "unrefined")  # after the CRF, before it; the folders of label images
 CPU_BATCH, GPU_BATCH = 1, 16  # images per pass of the network
 
 
@@ -31,6 +33,7 @@ class PredictionStages:
 
     run: Run
     input_size: int
+    geometry: GridGeometry
     device: str
 
     @property
@@ -51,7 +54,7 @@ class PredictionStages:
         self.step.require_here()
         entries, problems = self.selected(row)
         config = self.run.config
-        sizes = input_sizes(self.input_size, config.predictions.scales)
+        sizes = input_sizes(self.input_size, config.predictions.scales, self.geometry)
 
         def read_inputs(uri: str) -> list[np.ndarray]:
             image = read_image(uri, config.images.max_pixels)
@@ -86,25 +89,28 @@ class PredictionStages:
         """
         started = time.monotonic()
         skipped, found = list(predicted["skipped"]), set[int]()
+        objects: dict[str, str] = {}
+        folders = {kind: self.run.labels("predictions", kind, predicted["start_id"]) for kind in KINDS}
         for image_id, kind, labels in self.labelled(predicted, skipped):
-            self.run.labels("predictions", kind).write(image_id, labels)
+            objects |= folders[kind].write(image_id, labels)
             found.update(np.flatnonzero(np.bincount(labels.ravel())).tolist())
         seconds = predicted["seconds"] + time.monotonic() - started
-        return finish_unit(self.step, predicted, skipped, seconds) | {"labels": sorted(found)}
+        return finish_unit(self.step, predicted, skipped, seconds, objects) | {"labels": sorted(found)}
 
     def labelled(self, predicted: Payload, skipped: list[Skipped]) -> Iterator[tuple[str, str, np.ndarray]]:
         """Id, kind and labels (H, W) of a unit's images; one that cannot be read any more is added to `skipped`."""
         config, left_out = self.run.config.predictions, {skip.image_id for skip in predicted["skipped"]}
         entries = [entry for entry in self.selected(predicted)[0] if entry.image_id not in left_out]
-        for entry, probabilities in zip(entries, predicted["probabilities"], strict=True):
+        for entry, logits in zip(entries, predicted["logits"], strict=True):
             try:
                 # Read again: the images of a whole unit may not fit in memory
                 image = read_image(entry.uri, self.run.config.images.max_pixels)
             except BadImage as bad:
                 skipped.append(Skipped(entry.image_id, bad.reason))
                 continue
+            probabilities_at = partial(enlarged_probabilities, logits, geometry=self.geometry)
             for kind, use_crf in (("labels", config.refine), *([("unrefined", False)] if config.refine else [])):
-                labels = label_image(partial(enlarge, probabilities), image, use_crf=use_crf, max_side=config.max_side)
+                labels = label_image(probabilities_at, image, use_crf=use_crf, max_side=config.max_side)
                 yield entry.image_id, kind, labels
 
     def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
@@ -120,7 +126,7 @@ class PredictionStages:
 
 
 class Predictor:
-    """Stage 2, an actor: the network, averaged over input sizes and mirror images."""
+    """Stage 2, an actor: the network's logits, summed over input sizes and mirror images."""
 
     def __init__(self, job: PredictionStages) -> None:
         job.step.require_here()
@@ -139,12 +145,12 @@ class Predictor:
         ]
         return {
             **{name: value for name, value in unit.items() if name != "inputs"},
-            "probabilities": np.concatenate(batches) if batches else np.zeros((0, 1, 1, 1), np.float32),
+            "logits": np.concatenate(batches) if batches else np.zeros((0, 1, 1, 1), np.float32),
             "seconds": unit["seconds"] + time.monotonic() - started,
         }
 
     def predict(self, inputs: list[np.ndarray]) -> np.ndarray:
-        """Probabilities float32 (n, L, h, w). A short batch is filled up with zeros: one shape, hence the same bits."""
+        """Summed logits float32 (n, L, h, w). A short batch is filled up with zeros: one shape, hence the same bits."""
         num_images = len(inputs[0])
         full = [
             np.concatenate([images, np.zeros((self.job.batch_size - num_images, *images.shape[1:]), np.uint8)])

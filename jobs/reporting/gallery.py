@@ -1,6 +1,6 @@
 """The gallery of a run's report: a sample of its images, each mapped class with its maps, seeds and truth.
 
-How far a map is to be doubted, per image and class:
+How doubtful a map is, per image and class:
 
     score         the expected logit: below 0 the classifier does not see the class that it maps
     disagreement  1 - |mean > theta| / |maximum > theta|: the share of the cells seeded by some samples that are not
@@ -16,6 +16,7 @@ import numpy as np
 
 from ficklenet.metrics import disagreement, seed_error
 from ficklenet.seeds import resize_labels
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.thumbnails import heat_uri, labels_uri, outcome_uri, picture_uri
 from jobs.run.directory import Run
 from storage.errors import BadImage
@@ -44,7 +45,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Entry:
-    """One mapped class of one image; figures that do not exist are None."""
+    """One mapped class of one image; values that do not exist are None."""
 
     class_number: int
     score: float
@@ -171,7 +172,7 @@ class Artist:
             ]
             error = None
             if seeds is not None and isinstance(truth, np.ndarray):
-                cells = resize_labels(truth, self.maps.grid)
+                cells = stored_geometry(self.maps).resize_labels(truth, self.maps.grid)
                 is_seed, is_true = (seeds == number + 1) & (cells != ignore), cells == number + 1
                 error = seed_error(is_seed, is_true)
                 tiles.append(Tile("outcome", "Right or wrong", outcome_uri(is_seed, is_true)))
@@ -217,7 +218,7 @@ def shrunk(labels: np.ndarray) -> np.ndarray:
 
 
 def error_first(pictures: Sequence[Picture]) -> list[tuple[Picture, Entry]]:
-    """All entries, the ones to doubt most first: by error, then by disagreement; unknown figures last."""
+    """All entries, the most doubtful first: by error, then by disagreement; unknown values last."""
 
     def doubt(pair: tuple[Picture, Entry]) -> tuple[float, float]:
         known = (pair[1].error, pair[1].disagreement)

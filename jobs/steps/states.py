@@ -12,6 +12,7 @@ from jobs.run.steps import STEPS, TRAININGS, StepRow
 from jobs.run.training_record import TrainingRecord, read_training
 from jobs.steps.evaluation_state import EvaluationState, evaluation_state
 from jobs.steps.tally import is_refused
+from storage.image_identity import images_id
 from storage.manifest import Manifest
 from storage.steps import Receipt, Skipped
 
@@ -57,12 +58,18 @@ class RunState:
 
 
 def run_state(run: Run, manifest: Manifest) -> RunState:
-    """How far every step of a run is; optional steps are left out as long as they are not started."""
-    trainings = {row.name: read_training(run.location / row.name) for row in TRAININGS}
-    outdated = outdated_steps(run)
+    """How far every step of a run is; optional steps are left out as long as they are not started.
+
+    Raises:
+        ValueError: a step was made for other images than the manifest has, or its record is damaged.
+    """
+    trainings = {row.name: read_training(run.step(row.name).data()) for row in TRAININGS}
+    outdated, images = outdated_steps(run), images_id(manifest)
     steps = {}
     for row in STEPS:
         fingerprint = run.step(row.name).fingerprint()
+        if row.kind == "units":  # a network does not address images
+            run.step(row.name).require_images(images)
         if row.is_optional and fingerprint is None:
             continue
         match row.kind:

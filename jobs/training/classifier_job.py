@@ -11,7 +11,7 @@ from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.steps.progress import duration, size
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.classifier_worker import classifier_spec, freeze, new_classifier, train_worker, training_plan
+from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker, training_plan
 from jobs.training.frozen_training import is_whole_backbone_frozen
 from jobs.training.kept_features import bytes_of
 from jobs.training.training_data import ListedImage, image_list, validation_images
@@ -19,7 +19,7 @@ from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
 from storage.manifest import Manifest
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
@@ -32,6 +32,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     config, manifest = run.config.classifier, run.manifest()
     device = resolved_device(config.device, connection)
     images = _training_images(run.config, manifest)
+    classifier_spec(run.config, manifest.class_names)
     if config.weights == "imagenet":
         require_imagenet_weights(config.backbone, "classifier.weights")  # the workers download them
     else:
@@ -74,7 +75,7 @@ def _whole_frozen(config: Config, manifest: Manifest) -> FickleNet | None:
     if config.classifier.frozen_stages == 0:
         return None
     classifier = FickleNet(classifier_spec(config, manifest.class_names))
-    freeze(classifier, config.classifier)
+    classifier.backbone.freeze_stages(config.classifier.frozen_stages)
     return classifier if is_whole_backbone_frozen(classifier) else None
 
 

@@ -80,6 +80,7 @@ class FrozenTraining:
         precision: torch.dtype,
     ) -> None:
         self.context, self.classifier, self.config, self.precision = context, classifier, config, precision
+        classifier.backbone.eval()  # no layer may draw or count anything
         self.num_training = len(images)
         self.dataset = WholeImages([*images, *validation], num_classes, config)
         self.head = context.wrap(classifier.head)

@@ -67,12 +67,11 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         step.check_start(job.fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
-    if options.restart:
-        step.restart()
-    step.open(job.fingerprint, command)
+    start_id = step.open(job.fingerprint, command, restart=options.restart)
     record_run(run, name)
-    if read_complete(step.location):
-        metrics = keep_epoch(step.location, job.keep)
+    folder = step.data(start_id)
+    if read_complete(folder):
+        metrics = keep_epoch(folder, name, job.keep)
         script = BY_NAME[name].script
         print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
         _print_verdict(job, metrics)
@@ -86,15 +85,15 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         print(f"{name}: {note}", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
-    log = TrainingLog(step.location, name, plan.epochs, print_every=plan.stretch, watch=job.watch)
-    with log, beating(step.location, "1-of-1"):
+    beats = beating(step.location, options.launch, start_id=start_id)
+    with beats, TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log:
         train(
             job.worker,
-            {"run": run, "step": name, "about": about},
+            {"run": run, "step": name, "about": about, "folder": folder},
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             cpus_per_worker=cluster.cpus_per_training_worker,
             use_gpu=job.device == "cuda",
-            storage_uri=step.location.uri,
+            storage_uri=folder.uri,
             name="checkpoints",
             autoscaling=cluster.autoscaling,
             in_process=connection.in_process,
@@ -102,7 +101,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         )
 
     # 3. The marker comes last: the networks, which rank 0 wrote, are whole
-    metrics = keep_epoch(step.location, job.keep)
+    metrics = keep_epoch(folder, name, job.keep)
     kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     for reason, ids in log.skipped.items():
@@ -135,7 +134,7 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     Raises:
         ClusterError: the cluster is too small for the workers asked for.
     """
-    plan, cluster, folder = job.plan, run.config.cluster, run.location / job.plan.name
+    plan, cluster, folder = job.plan, run.config.cluster, run.step(job.plan.name).data()
     lines = read_epochs(folder)
     epochs_done = plan.epochs if read_complete(folder) else len(lines)
     epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done

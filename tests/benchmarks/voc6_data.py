@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ficklenet.seeds import resize_labels
 from ficklenet.transforms import resize_square
-from jobs.parts import is_tuning_image
+from jobs.run.selection import is_tuning_image
 from storage.images import read_image, read_mask
 
 CLASS_NAMES = ("cat", "cow", "dog", "horse", "sheep", "person")

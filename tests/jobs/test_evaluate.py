@@ -20,7 +20,6 @@ from jobs.run.directory import Run, open_run
 from jobs.run.selection import is_tuning_image, measurable_splits, resolve_selection
 from jobs.steps.states import run_state
 from storage.images import read_mask
-from storage.seed_store import SeedStore
 from storage.steps import Skipped, Step
 
 
@@ -59,7 +58,7 @@ def recorded(run: Run) -> list[dict]:
 
 def counted(run: Run, resolution: str, splits: tuple[str, ...]) -> np.ndarray:
     """The seeds' confusion matrix without any of the job's machinery."""
-    store, total = SeedStore.open(run.location / "seeds" / "seeds.zarr"), np.zeros((6, 7), int)
+    store, total = run.seeds(), np.zeros((6, 7), int)
     for index, row in enumerate(run.manifest().iter_rows()):
         if row.split in splits:
             truth, seeds = read_mask(row.mask_uri, range(1, 6)), store.read(index)
@@ -242,7 +241,7 @@ def test_only_what_the_skipping_step_made_misses_an_image(predicted_run, capsys)
     [receipt] = step.receipts().values()
     step.write_receipt(replace(receipt, skipped=(Skipped("scene_0012", "empty file"),)))
     for place in ("labels", "unrefined"):
-        (predicted_run.location / "predictions" / place / "scene_0012.png").delete()
+        (predicted_run.data("predictions") / place / "scene_0012.png").delete()
     found = evaluate(predicted_run, ["val"], part=None, resolutions=("image",))
     assert {labels for (labels, _), figure in found.items() if figure.skipped == {"empty file": 1}} == {
         "predictions",
@@ -318,7 +317,7 @@ def test_newer_baselines_replace_the_older_whatever_was_chosen(seeded_run):
 
 def test_images_with_several_classes_are_shown_apart(seeded_run):
     figure = evaluate(seeded_run, resolutions=("map",))["seeds", "map"]
-    store, expected, number = SeedStore.open(seeded_run.location / "seeds" / "seeds.zarr"), np.zeros((6, 7), int), 0
+    store, expected, number = seeded_run.seeds(), np.zeros((6, 7), int), 0
     for index, row in enumerate(seeded_run.manifest().iter_rows()):
         truth = read_mask(row.mask_uri, range(1, 6))
         if row.split == "train" and len(set(np.unique(truth)) - {0, 255}) > 1:
@@ -364,6 +363,6 @@ def test_better_pseudo_labels_are_recommended_with_their_place(predicted_run):
     assert advice.startswith(
         "on val the pseudo-labels are better masks (mIoU 1.000) than the network's predictions (0."
     )
-    assert str(predicted_run.location / "pseudo_labels" / "labels") in advice and "--labels pseudo_labels" in advice
+    assert str(predicted_run.data("pseudo_labels") / "labels") in advice and "--labels pseudo_labels" in advice
     assert better_labels(predicted_run, [replace(better[0], matrix=bad), replace(better[1], matrix=good)]) == ""
     assert better_labels(predicted_run, better[1:]) == ""
