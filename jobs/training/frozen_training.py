@@ -38,7 +38,7 @@ View = tuple[int, bool]  # the position of an image in the list, and whether it 
 
 def is_whole_backbone_frozen(classifier: FickleNet) -> bool:
     """Whether the head alone trains."""
-    return not any(weight.requires_grad for weight in classifier.backbone.parameters())
+    return not any(weight.requires_grad for stage in classifier.backbone.stage_weights() for weight in stage)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class FrozenTraining:
         precision: torch.dtype,
     ) -> None:
         self.context, self.classifier, self.config, self.precision = context, classifier, config, precision
-        classifier.backbone.eval()  # no layer may draw or count anything
+        classifier.eval()  # no layer of the backbone may draw or count anything; the head has none that does
         self.num_training = len(images)
         self.dataset = WholeImages([*images, *validation], num_classes, config)
         self.head = context.wrap(classifier.head)
