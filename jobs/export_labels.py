@@ -1,7 +1,7 @@
 """Exports labels or maps in the field's formats, at the size of each image.
 
   png    palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
-  npy    IRN's <id>.npy: a dictionary of keys (0-based classes), cam (stride 4) and high_res, of the maximum maps
+  npy    IRN's <id>.npy: a dictionary of keys (0-based source classes), cam (stride 4) and high_res, of the maximum maps
   coco   one annotations.json with run-length masks; category ids are the data set's own class values
 
 Reads <run>/seeds or, with --labels, <run>/pseudo_labels or <run>/predictions; for npy <run>/maps. File names are image

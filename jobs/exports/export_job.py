@@ -51,6 +51,7 @@ def export(
             "run": run.uri,
             "format": format,
             "labels": source_name,
+            **({"keys": "source classes"} if format == "npy" else {}),
             UPSTREAM: {source_name: step_id(run, source_name)},
         },
         units=source.units,

@@ -114,7 +114,7 @@ class Exporter:
         if isinstance(stored, UnitMaps):
             evidence = Evidence.of(stored, number, self.geometry)
             maps = resized(evidence.max, _size(entry), self.geometry)
-            (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, evidence.classes))
+            (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, self._source_keys(evidence.classes)))
             return None
         if isinstance(stored, np.ndarray):
             labels = self.geometry.resize_labels(stored[number], _size(entry))
@@ -127,6 +127,10 @@ class Exporter:
             "image": coco_image(row + 1, entry.uri.rsplit("/", 1)[-1], labels.shape),
             "annotations": coco_annotations(row + 1, labels, self.manifest.class_values),
         }
+
+    def _source_keys(self, classes: np.ndarray) -> np.ndarray:
+        """IRN's keys: 0-based classes of the data set's own masks, so VOC's cat, of value 8, is 7."""
+        return np.asarray(self.manifest.class_values)[classes] - 1
 
     def _source_values(self) -> np.ndarray:
         """A label's value in the data set's own masks, by label."""

@@ -17,7 +17,7 @@ def encode_cam_npy(maps: np.ndarray, classes: np.ndarray) -> bytes:
     Args:
         maps: float (S, H, W) in [0, 1] at image size: `high_res`. Every fourth pixel is `cam`, a tensor, as IRN's
             scripts expect.
-        classes: (S,) 0-based numbers of the classes: `keys`.
+        classes: (S,) 0-based classes of the data set's own masks: `keys`.
     """
     high_res = maps.astype(np.float32)
     cam = torch.from_numpy(high_res[:, ::CAM_STRIDE, ::CAM_STRIDE].copy())

@@ -138,6 +138,9 @@ class ClassifierConfig(Section):
     layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each stage of the backbone learns at this times the rate of the stage behind it"
     )
+    kept_features_gb: Annotated[float, Field(ge=0)] = runtime_field(
+        40.0, "most space in a worker's temporary folder for the features of a backbone that is frozen whole"
+    )
     halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")
     device: Device = runtime_field("auto", "auto: cuda where the cluster has GPUs at the start")
