@@ -1,0 +1,72 @@
+"""How an export names images: by the file names and numbers that the source gave them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from storage.manifest import Manifest, ManifestRow
+from storage.sources import id_of_path
+
+
+@dataclass(frozen=True)
+class ImageNames:
+    """The rule for a whole manifest.
+
+    Attributes:
+        folder: what file names are below where the source's own paths cannot be used.
+        has_source_paths: an image's file name is the end of its address that its id was made of.
+        has_source_numbers: the source's ids are numbers; else an image's number is its place in the manifest.
+    """
+
+    folder: str
+    has_source_paths: bool
+    has_source_numbers: bool
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ImageNames":
+        """The rule by which all usable images of a manifest have different names and numbers."""
+        folder: list[str] | None = None
+        numbers: set[int] = set()
+        paths: set[str] = set()
+        num_images = 0
+        for image_id, uri in _usable(manifest):
+            parent = uri.split("/")[:-1]
+            folder = parent if folder is None else os.path.commonprefix([folder, parent])
+            numbers.add(_number(image_id))
+            paths.add(_source_path(image_id, uri))
+            num_images += 1
+        return cls("/".join(folder or []), len(paths - {""}) == num_images, len(numbers - {0}) == num_images)
+
+    def file_name(self, entry: ManifestRow) -> str:
+        """The image's path below the folder of images."""
+        if self.has_source_paths:
+            return _source_path(entry.image_id, entry.uri)
+        return entry.uri.removeprefix(self.folder).lstrip("/")
+
+    def number(self, entry: ManifestRow, row: int) -> int:
+        """The image's number, 1 or more.
+
+        Args:
+            row: of the image in the manifest.
+        """
+        return _number(entry.image_id) if self.has_source_numbers else row + 1
+
+
+def _usable(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Ids and addresses."""
+    for batch in manifest.iter_columns(["image_id", "uri", "problem"]):
+        for image_id, uri, problem in zip(*batch.values(), strict=True):
+            if not problem:
+                yield image_id, uri
+
+
+def _number(image_id: str) -> int:
+    """The number that an id is, as in 000000000139; 0 for none."""
+    return int(image_id) if image_id.isascii() and image_id.isdigit() else 0
+
+
+def _source_path(image_id: str, uri: str) -> str:
+    """The end of an address that the image's id was made of; "" where it was made otherwise."""
+    parts = uri.split("/")
+    ends = ("/".join(parts[-depth:]) for depth in range(1, len(parts)))
+    return next((end for end in ends if id_of_path(end) == image_id), "")
