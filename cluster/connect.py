@@ -208,8 +208,9 @@ def _loopback_only() -> Iterator[None]:
     enabled = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        gloo = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"} | gloo):  # for Ray's own processes
+        # What torch's workers talk through; NCCL would pick an outer address even between GPUs of one machine.
+        peers = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"} | peers):  # for Ray's own processes
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled

@@ -12,18 +12,28 @@ STAGE_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.
 
 
 def count_images(step: str, done: int, skipped: int) -> None:
-    """Books the images of a finished unit."""
+    """Counts the images of a finished unit."""
     _count("ficklenet_images", "images finished", done, step=step)
     _count("ficklenet_images_skipped", "images skipped, with a reason in their unit's receipt", skipped, step=step)
 
 
 def count_retry(stage: str) -> None:
-    """Books that a unit is begun again, since the process that had it is gone."""
+    """Counts a unit that is begun again because its process is gone."""
     _count("ficklenet_unit_retries", "units begun again after their process was lost", 1, stage=stage)
 
 
+def count_late(stage: str) -> None:
+    """Counts a unit that is late."""
+    _count(
+        "ficklenet_units_late",
+        "units that were at work much longer than others, or whose process stood still",
+        1,
+        stage=stage,
+    )
+
+
 def observe_stage(stage: str, seconds: float) -> None:
-    """Books the time that a unit took in one stage."""
+    """Records the time that a unit took in one stage."""
     if ray.is_initialized():
         _histogram("ficklenet_stage_seconds", "time of a unit in one stage").observe(seconds, {"stage": stage})
 

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.connect import resources
 from cluster.errors import ClusterError
 from cluster.training_context import LocalContext, Metrics, RayContext, TrainingContext
+from cluster.training_peers import OneAddressConfig
 from cluster.words import plural
 
 Worker = Callable[["TrainingContext", dict[str, Any]], None]
@@ -128,6 +129,7 @@ def _fit(
     trainer = ray.train.torch.TorchTrainer(
         partial(_run_worker, worker, mailbox),
         train_loop_config=config,
+        torch_config=OneAddressConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,

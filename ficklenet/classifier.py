@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ficklenet.backbones import BACKBONE_NAMES, OUTPUT_STRIDE, build_backbone, grid_size
 from ficklenet.head import StochasticHead
-from ficklenet.masks import keep_threshold, kernel_radius
+from ficklenet.masks import keep_rate, kernel_radius
 from ficklenet.model_file import pack_model, unpack_model
 
 FILE_FORMAT = "ficklenet-classifier-1"
@@ -44,7 +44,7 @@ class ClassifierSpec:
                 "Give 8 g + 1, such as 321."
             )
         kernel_radius(self.kernel_size)
-        keep_threshold(self.drop_rate)
+        keep_rate(self.drop_rate)
 
     @property
     def grid(self) -> tuple[int, int]:

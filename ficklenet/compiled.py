@@ -8,25 +8,33 @@ Positions are worked on in tiles and samples in groups, so that what is read aga
 inner loop runs over neighbouring positions in vector registers. Rows are passed as slices: with computed indices
 the compiler would gather and scatter.
 
-Shape legend: S classes, N samples, D offsets, V positions; L positions of a tile, M samples of a group; G blocks
-of O = 8 offsets (D padded).
+Shape legend: B images, S classes, N samples, D offsets, V positions; G draws of O = 10 offsets (those besides
+the centre, padded); L positions of a tile, M samples of a group, W = 4 words of a call of the generator.
 """
+
+import math
+from collections.abc import Sequence
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ficklenet.compiled_fold import normalize_and_fold
+from ficklenet.folding import Normalization, SampleFold
 from ficklenet.masks import (
     INFERENCE_STREAM,
-    OFFSETS_PER_BLOCK,
     PHILOX_KEY_STEPS,
     PHILOX_MULTIPLIERS,
     PHILOX_ROUNDS,
     WORD,
-    keep_threshold,
+    WORDS_PER_CALL,
+    num_draws,
+    table_entries,
     windows_inside,
 )
+from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW
 
 TILE = 64  # L, positions worked on together
 GROUP = 8  # M, samples drawn and summed together, as many as _add_kept names
@@ -34,33 +42,41 @@ GROUP = 8  # M, samples drawn and summed together, as many as _add_kept names
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(PHILOX_MULTIPLIERS[0]), np.uint64(PHILOX_MULTIPLIERS[1])
 _KEY_STEP_0, _KEY_STEP_1 = np.uint64(PHILOX_KEY_STEPS[0]), np.uint64(PHILOX_KEY_STEPS[1])
 _WORD, _SHIFT = np.uint64(WORD), np.uint64(32)
-_LOW_HALF, _HALF = np.uint32(0xFFFF), np.uint32(16)
+_COLUMN, _HEIGHT_SHIFT = np.int32(NUM_PATTERNS - 1), np.int32(OFFSETS_PER_DRAW)
 _STREAM = np.uint64(INFERENCE_STREAM)
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE_BIT = np.float32(0), np.uint64(1)
 
 
 def fold_samples(
-    affinity_SDV: NDArray[np.float32],
-    key: int,
+    affinity_BSDV: Tensor,
+    keys: Sequence[int],
     samples: range,
     *,
     grid: tuple[int, int],
     drop_rate: float,
-    rank: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Maximum and sum of one image's normalised stochastic maps, each (S, H, W).
+    normalization: Normalization,
+    vote_threshold: float | None = None,
+) -> SampleFold:
+    """Draws, normalises and folds some samples, an image at a time: (B, S, H, W).
 
     Args:
-        affinity_SDV: float32 affinity of the wanted classes.
-        key: the image's ``mask_key``.
+        affinity_BSDV: float32 on the CPU, the affinity of the wanted classes.
+        keys: one ``mask_key`` per image.
         samples: consecutive sample numbers of the inference stream.
         grid: (H, W).
         drop_rate: p.
-        rank: from 1, in ascending order, of the value that a map is divided by (``Normalization.rank``).
+        normalization: how each sample's map is scaled before the fold.
+        vote_threshold: the votes count the samples above it; None: no votes.
     """
-    maps_SNV = sample_maps(affinity_SDV, key, samples, grid=grid, drop_rate=drop_rate)
-    maximum_SV, total_SV = normalize_and_fold(maps_SNV, rank)
-    return maximum_SV.reshape(-1, *grid), total_SV.reshape(-1, *grid)
+    rank, is_voting = normalization.rank(grid[0] * grid[1]), vote_threshold is not None
+    folds = []
+    for affinity_SDV, key in zip(affinity_BSDV.numpy(), keys, strict=True):
+        maps_SNV = sample_maps(affinity_SDV, key, samples, grid=grid, drop_rate=drop_rate)
+        folds.append(normalize_and_fold(maps_SNV, rank, is_voting, np.float32(vote_threshold or 0.0)))
+    maximum_BSHW, total_BSHW, votes_BSHW = (
+        torch.from_numpy(np.stack(arrays)).unflatten(-1, grid) for arrays in zip(*folds, strict=True)
+    )
+    return SampleFold(maximum_BSHW, total_BSHW, len(samples), votes_BSHW if is_voting else None)
 
 
 def sample_maps(
@@ -68,7 +84,8 @@ def sample_maps(
 ) -> NDArray[np.float32]:
     """Every sample's Grad-CAM after ReLU, before normalisation: float32 (S, N, V)."""
     num_classes, num_offsets, num_positions = affinity_SDV.shape
-    inside_DV = windows_inside(int(num_offsets**0.5 + 0.5), grid).numpy()
+    kernel_size = math.isqrt(num_offsets)
+    inside_DV = windows_inside(kernel_size, grid).numpy()
     maps_SNV = np.empty((num_classes, len(samples), num_positions), np.float32)
     _sample_maps(
         np.ascontiguousarray(affinity_SDV),
@@ -76,7 +93,8 @@ def sample_maps(
         np.uint64(key & WORD),
         np.uint64(key >> 32),
         samples.start,
-        np.uint32(keep_threshold(drop_rate)),
+        table_entries(drop_rate, torch.int32).numpy(),
+        num_draws(kernel_size),
         maps_SNV,
     )
     return maps_SNV
@@ -90,36 +108,42 @@ def _sample_maps(
     key_0: np.uint64,
     key_1: np.uint64,
     first_sample: int,
-    threshold: np.uint32,
+    table: NDArray[np.int32],
+    num_draws: int,
     maps: NDArray[np.float32],
 ) -> None:
     """Fills ``maps`` (S, N, V): the centre's affinity plus every kept offset's, negative sums set to zero.
 
     ``scale`` (D, V) multiplies the affinity: 1 / V, and 0 where the window lies off the grid.
     """
-    num_classes, num_offsets, num_positions = affinity.shape
-    num_samples, num_blocks = maps.shape[1], -(-num_offsets // OFFSETS_PER_BLOCK)
-    blocks = np.zeros((num_classes, num_blocks, OFFSETS_PER_BLOCK, TILE), np.float32)
+    num_classes, _, num_positions = affinity.shape
+    num_samples, num_calls = maps.shape[1], -(-num_draws // WORDS_PER_CALL)
+    values = np.zeros((num_classes, num_draws, OFFSETS_PER_DRAW, TILE), np.float32)
     centre = np.zeros((num_classes, TILE), np.float32)
     lows, products = np.empty(TILE, np.uint32), np.empty(TILE, np.uint64)
-    words = np.empty((OFFSETS_PER_BLOCK // 2, TILE), np.uint32)
-    kept = np.zeros((GROUP, OFFSETS_PER_BLOCK, TILE), np.float32)
+    draws, entries = np.empty((WORDS_PER_CALL, TILE), np.int32), np.empty(TILE, np.int32)
+    patterns = np.zeros((GROUP, WORDS_PER_CALL, TILE), np.int32)
+    kept = np.empty((GROUP, OFFSETS_PER_DRAW, TILE), np.float32)
     sums = np.empty((num_classes, GROUP, TILE), np.float32)
     for first in range(0, num_positions, TILE):
         width = min(TILE, num_positions - first)
-        _cut_tile(blocks, centre, affinity, scale, first, width)
+        _cut_tile(values, centre, affinity, scale, first, width)
         _draw_positions(lows, products, first, key_1)
         for start in range(0, num_samples, GROUP):
             group = min(GROUP, num_samples - start)
             for c in range(num_classes):
                 for n in range(GROUP):
                     sums[c, n] = centre[c]
-            for block in range(num_blocks):
+            for call in range(num_calls):
                 for n in range(group):
-                    sample = first_sample + start + n
-                    _draw(kept[n], words, lows, products, block, sample, key_0, key_1, threshold)
-                for c in range(num_classes):
-                    _add_kept(sums[c], blocks[c, block], kept)
+                    _draw(draws, lows, products, call, first_sample + start + n, key_0, key_1)
+                    for w in range(WORDS_PER_CALL):
+                        _look_up(patterns[n, w], entries, draws[w], table)
+                for w in range(min(WORDS_PER_CALL, num_draws - WORDS_PER_CALL * call)):
+                    for n in range(GROUP):
+                        _unpack(kept[n], patterns[n, w])
+                    for c in range(num_classes):
+                        _add_kept(sums[c], values[c, WORDS_PER_CALL * call + w], kept)
             for c in range(num_classes):
                 for n in range(group):
                     _store(maps[c, start + n, first : first + width], sums[c, n])
@@ -127,34 +151,31 @@ def _sample_maps(
 
 @numba.njit(inline="always")
 def _cut_tile(
-    blocks: NDArray[np.float32],
+    values: NDArray[np.float32],
     centre: NDArray[np.float32],
     affinity: NDArray[np.float32],
     scale: NDArray[np.float32],
     first: int,
     width: int,
 ) -> None:
-    """The affinity (S, D, V) of a tile's positions, scaled: all offsets in ``blocks`` (S, G, O, L), zero in the
-    padding, and the centre's in ``centre`` (S, L).
+    """The affinity (S, D, V) of a tile's positions, scaled: the centre's in ``centre`` (S, L), all other offsets' in
+    ``values`` (S, G, O, L), where the padding stays zero.
 
-    The centre offset, which is always kept, is taken out of the blocks. A last tile that is narrower leaves the
-    rest as it was: what is computed there is not stored.
+    A last tile that is narrower leaves the rest as it was: what is computed there is not stored.
     """
     num_classes, num_offsets = affinity.shape[:2]
-    centre_block, centre_row = divmod(num_offsets // 2, OFFSETS_PER_BLOCK)
     for c in range(num_classes):
         for d in range(num_offsets):
-            row = blocks[c, d // OFFSETS_PER_BLOCK, d % OFFSETS_PER_BLOCK]
-            values, factors = affinity[c, d, first : first + width], scale[d, first : first + width]
+            other = d if d < num_offsets // 2 else d - 1  # counted without the centre
+            row = values[c, other // OFFSETS_PER_DRAW, other % OFFSETS_PER_DRAW] if d != num_offsets // 2 else centre[c]
+            given, factors = affinity[c, d, first : first + width], scale[d, first : first + width]
             for i in range(width):
-                row[i] = values[i] * factors[i]
-        centre[c] = blocks[c, centre_block, centre_row]
-        blocks[c, centre_block, centre_row] = 0
+                row[i] = given[i] * factors[i]
 
 
 @numba.njit(inline="always")
 def _draw_positions(lows: NDArray[np.uint32], products: NDArray[np.uint64], first: int, key_1: np.uint64) -> None:
-    """What the first two rounds of Philox multiply for a tile's positions (L), whatever the block and sample."""
+    """What the first two rounds of Philox multiply for a tile's positions (L), whatever the call and sample."""
     for i in range(TILE):
         product = np.uint64(first + i) * _MULTIPLIER_0
         lows[i] = product & _WORD
@@ -163,43 +184,54 @@ def _draw_positions(lows: NDArray[np.uint32], products: NDArray[np.uint64], firs
 
 @numba.njit(inline="always")
 def _draw(
-    kept: NDArray[np.float32],
-    words: NDArray[np.uint32],
+    draws: NDArray[np.int32],
     lows: NDArray[np.uint32],
     products: NDArray[np.uint64],
-    block: int,
+    call: int,
     sample: int,
     key_0: np.uint64,
     key_1: np.uint64,
-    threshold: np.uint32,
 ) -> None:
-    """The masks (O, L) of one block of offsets at every position of a tile, as 0 and 1: drawn once for all classes.
+    """The draws (W, L) of one call of the generator at every position of a tile.
 
     In the first two rounds of Philox either multiplication sees the position alone (``_draw_positions``) or the
-    sample and block alone, so that they cost the positions no multiplication.
-
-    ``words`` (4, L) is room for what is drawn: the decisions are made in its 32-bit lanes, twice as many at once as
-    the generator's 64-bit lanes.
+    sample and call alone, so that they cost the positions no multiplication.
     """
     product_1 = np.uint64(sample) * _MULTIPLIER_1
-    product_0 = ((product_1 >> _SHIFT) ^ np.uint64(block) ^ key_0) * _MULTIPLIER_0
+    product_0 = ((product_1 >> _SHIFT) ^ np.uint64(call) ^ key_0) * _MULTIPLIER_0
     key_0, key_1 = (key_0 + _KEY_STEP_0) & _WORD, (key_1 + _KEY_STEP_1) & _WORD
-    of_sample, of_block = (product_1 & _WORD) ^ key_0, (product_0 >> _SHIFT) ^ key_1
+    of_sample, of_call = (product_1 & _WORD) ^ key_0, (product_0 >> _SHIFT) ^ key_1
     for i in range(TILE):
-        drawn = _last_rounds(
+        words = _last_rounds(
             (products[i] >> _SHIFT) ^ of_sample,
             products[i] & _WORD,
-            np.uint64(lows[i]) ^ of_block,
+            np.uint64(lows[i]) ^ of_call,
             product_0 & _WORD,
             key_0,
             key_1,
         )
-        for w in range(4):
-            words[w, i] = drawn[w]
-    for w in range(4):  # a word's low half decides first, then its high half
+        for w in range(WORDS_PER_CALL):
+            draws[w, i] = words[w] >> _ONE_BIT
+
+
+@numba.njit(inline="always")
+def _look_up(
+    patterns: NDArray[np.int32], entries: NDArray[np.int32], draws: NDArray[np.int32], table: NDArray[np.int32]
+) -> None:
+    """The patterns (L) that some draws stand for; ``entries`` is room for what the table says."""
+    for i in range(TILE):
+        entries[i] = table[draws[i] & _COLUMN]
+    for i in range(TILE):
+        is_below = (draws[i] >> _HEIGHT_SHIFT) < (entries[i] >> _HEIGHT_SHIFT)
+        patterns[i] = (draws[i] if is_below else entries[i]) & _COLUMN
+
+
+@numba.njit(inline="always")
+def _unpack(kept: NDArray[np.float32], patterns: NDArray[np.int32]) -> None:
+    """The decisions (O, L) of some patterns, as 0 and 1: unpacked once for all classes."""
+    for bit in range(OFFSETS_PER_DRAW):
         for i in range(TILE):
-            kept[2 * w, i] = _ONE if (words[w, i] & _LOW_HALF) < threshold else _ZERO
-            kept[2 * w + 1, i] = _ONE if (words[w, i] >> _HALF) < threshold else _ZERO
+            kept[bit, i] = np.float32((patterns[i] >> np.int32(bit)) & np.int32(1))
 
 
 @numba.njit(inline="always")
@@ -217,12 +249,12 @@ def _last_rounds(
 
 @numba.njit(inline="always")
 def _add_kept(sums: NDArray[np.float32], affinity: NDArray[np.float32], kept: NDArray[np.float32]) -> None:
-    """Adds a block's eight offsets (O, L) to each sample of a group, (M, L), where it keeps them, (M, O, L)."""
+    """Adds ten offsets (O, L) to each sample of a group, (M, L), where it keeps them, (M, O, L)."""
     for i in range(TILE):
         # By name, so that they stay in registers while each value is read once for all of them.
         sum_0, sum_1, sum_2, sum_3 = sums[0, i], sums[1, i], sums[2, i], sums[3, i]
         sum_4, sum_5, sum_6, sum_7 = sums[4, i], sums[5, i], sums[6, i], sums[7, i]
-        for d in range(OFFSETS_PER_BLOCK):
+        for d in range(OFFSETS_PER_DRAW):
             value = affinity[d, i]
             sum_0 += value * kept[0, d, i]
             sum_1 += value * kept[1, d, i]

@@ -1,4 +1,5 @@
-"""From the maps of the compiled sampler to their fold: each is divided by its value of a rank, then maximum and sum.
+"""From the maps of the compiled sampler to their fold: each is divided by its value of a rank, then maximum, sum and
+votes.
 
 The same as ``ficklenet.folding`` in one pass over each map. Needs numba.
 
@@ -14,9 +15,11 @@ REACH = 2**19  # about 5 % of a value, in bit patterns: how far most samples' va
 
 
 @numba.njit(cache=True, nogil=True)
-def normalize_and_fold(maps: NDArray[np.float32], rank: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Divides each of the maps (S, N, V) by its value of that rank, clips to 1, folds to maximum and sum over
-    samples, (S, V) each.
+def normalize_and_fold(
+    maps: NDArray[np.float32], rank: int, is_voting: bool, vote_threshold: np.float32
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int32]]:
+    """Divides each of the maps (S, N, V) by its value of that rank, clips to 1, folds over samples to maximum, sum
+    and the number of values above the threshold, (S, V) each; the last is (0, V) where ``is_voting`` is false.
 
     Non-negative floats are ordered like their bit patterns, and integers are compared and counted without regard
     to NaN: that is what the compiler turns into vector instructions.
@@ -24,6 +27,7 @@ def normalize_and_fold(maps: NDArray[np.float32], rank: int) -> tuple[NDArray[np
     num_classes, num_samples, num_positions = maps.shape
     maximum = np.zeros((num_classes, num_positions), np.float32)
     total = np.zeros((num_classes, num_positions), np.float64)
+    votes = np.zeros((num_classes if is_voting else 0, num_positions), np.int32)
     found = np.zeros(1, np.int32)
     divisor = found.view(np.float32)  # the float of the pattern that is found
     for c in range(num_classes):
@@ -39,7 +43,9 @@ def normalize_and_fold(maps: NDArray[np.float32], rank: int) -> tuple[NDArray[np
             if found[0] == 0:
                 continue  # an all-zero map adds nothing
             _fold(maximum[c], total[c], values, divisor[0])
-    return maximum, total
+            if is_voting:
+                _vote(votes[c], values, divisor[0], vote_threshold)
+    return maximum, total, votes
 
 
 @numba.njit(inline="always")
@@ -50,6 +56,14 @@ def _fold(
         value = min(values[i] / divisor, np.float32(1))
         maximum[i] = max(maximum[i], value)
         total[i] += value
+
+
+@numba.njit(inline="always")
+def _vote(
+    votes: NDArray[np.int32], values: NDArray[np.float32], divisor: np.float32, vote_threshold: np.float32
+) -> None:
+    for i in range(len(values)):
+        votes[i] += np.int32(values[i] / divisor > vote_threshold)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -44,8 +44,7 @@ def literal_logits(features_BKHW: Tensor, weight: Tensor, bias: Tensor, masks_BD
     height, width = features_BKHW.shape[2:]
     kernel_size = weight.shape[-1]
     masks = expand_masks(masks_BDV.to(features_BKHW.dtype), (height, width), kernel_size)
-    score_BCHW = functional.conv2d(expand(features_BKHW, kernel_size) * masks, weight, bias, stride=kernel_size)
-    return score_BCHW.mean((2, 3))
+    return expanded_logits(expand(features_BKHW, kernel_size), weight, bias, masks)
 
 
 def literal_maps(features_BKHW: Tensor, weight: Tensor, bias: Tensor, masks_BDV: Tensor) -> Tensor:
@@ -57,3 +56,26 @@ def literal_maps(features_BKHW: Tensor, weight: Tensor, bias: Tensor, masks_BDV:
         (gradient_BKHW,) = torch.autograd.grad(logits_B.sum(), features_BKHW, retain_graph=True)
         maps.append((features_BKHW.detach() * gradient_BKHW).sum(1))
     return torch.stack(maps, 1)
+
+
+def expanded_logits(expanded: Tensor, weight: Tensor, bias: Tensor, expanded_mask: Tensor) -> Tensor:
+    """Logits (B, C) of a map that is expanded already, under a mask (B, 1, s * H, s * W) of its cells."""
+    score_BCHW = functional.conv2d(expanded * expanded_mask, weight, bias, stride=weight.shape[-1])
+    return score_BCHW.mean((2, 3))
+
+
+def expanded_map(expanded: Tensor, weight: Tensor, bias: Tensor, expanded_mask: Tensor) -> Tensor:
+    """One class's Grad-CAM before ReLU (B, H, W) of a map that is expanded already: the cheapest literal form.
+
+    The same as ``literal_maps``. The map is expanded once for all samples, and the gradient is multiplied and summed
+    over channels where it arises, so that one channel instead of K is added up over the windows.
+    """
+    kernel_size = weight.shape[-1]
+    batch, _, height, width = expanded.shape
+    grid = height // kernel_size, width // kernel_size
+    expanded = expanded.detach().requires_grad_()
+    logits_B1 = expanded_logits(expanded, weight, bias, expanded_mask)
+    (gradient,) = torch.autograd.grad(logits_B1.sum(), expanded)
+    cells = gradient.mul_(expanded.detach()).sum(1).view(batch, grid[0], kernel_size, grid[1], kernel_size)
+    windows = cells.permute(0, 2, 4, 1, 3).reshape(batch, kernel_size**2, grid[0] * grid[1])
+    return functional.fold(windows, grid, kernel_size, padding=kernel_radius(kernel_size))[:, 0]

@@ -1,4 +1,4 @@
-"""From one sample's Grad-CAM to the fold of many: normalisation, then maximum and mean.
+"""From one sample's Grad-CAM to the fold of many: normalisation, then maximum, mean and votes.
 
 Shape legend: any leading dimensions, then H W of the feature grid.
 """
@@ -47,25 +47,43 @@ class Normalization:
 
 @dataclass(frozen=True)
 class SampleFold:
-    """Maximum and sum over some samples' maps. Folds of disjoint samples merge in any order and grouping.
+    """Maximum, sum and votes over some samples' maps. Folds of disjoint samples merge in any order and grouping.
 
     The sum is kept in float64, so that grouping changes a mean only beyond float32's precision.
+
+    Attributes:
+        maximum: float32 (..., H, W).
+        total: float64 (..., H, W), the sum.
+        count: how many samples.
+        votes: int32 (..., H, W), how many samples exceed the vote threshold; None without one.
     """
 
-    maximum: Tensor  # float32 (..., H, W)
-    total: Tensor  # float64 (..., H, W)
+    maximum: Tensor
+    total: Tensor
     count: int
+    votes: Tensor | None = None
 
     @classmethod
-    def of(cls, maps: Tensor, dim: int = 0) -> "SampleFold":
+    def of(cls, maps: Tensor, dim: int = 0, vote_threshold: float | None = None) -> "SampleFold":
         """Folds maps over the dimension that counts samples."""
-        return cls(maps.amax(dim), maps.sum(dim, dtype=torch.float64), maps.shape[dim])
+        votes = None if vote_threshold is None else (maps > vote_threshold).sum(dim, dtype=torch.int32)
+        return cls(maps.amax(dim), maps.sum(dim, dtype=torch.float64), maps.shape[dim], votes)
 
     def merge(self, other: "SampleFold") -> "SampleFold":
+        """The fold of both folds' samples. Either both have votes or neither."""
+        assert (self.votes is None) == (other.votes is None)
+        votes = None if self.votes is None or other.votes is None else self.votes + other.votes
         return SampleFold(
-            torch.maximum(self.maximum, other.maximum), self.total + other.total, self.count + other.count
+            torch.maximum(self.maximum, other.maximum), self.total + other.total, self.count + other.count, votes
         )
 
     @property
     def mean(self) -> Tensor:
         return (self.total / self.count).to(self.maximum.dtype)
+
+    @property
+    def vote_share(self) -> Tensor | None:
+        """The share of the samples that vote for a cell, uint8: ``255 * votes / count``, halves rounded up."""
+        if self.votes is None:
+            return None
+        return ((2 * 255 * self.votes.long() + self.count) // (2 * self.count)).to(torch.uint8)

@@ -1,11 +1,12 @@
-"""Localisation maps: N stochastic Grad-CAMs per image and wanted class, folded to their maximum and mean.
+"""Localisation maps: N stochastic Grad-CAMs per image and wanted class, folded to their maximum, mean and votes.
 
 With the affinity ``A[c, d, v]`` of ``ficklenet.head`` the Grad-CAM of one sample is ``ReLU(1/V sum_d M[d, v]
 A[c, d, v])``: exactly ``ReLU(sum_k x_k dS^c / dx_k)`` of that sample's logit, without autograd. The backbone
 runs once per image.
 
-The samples are drawn in plain torch on any device, by ``ficklenet.compiled`` on a CPU where numba is installed,
-or by ``ficklenet.triton_sampler`` on a GPU where Triton is: the same masks bit for bit, maps equal to rounding.
+The samples are drawn by ``ficklenet.dense_sampler`` in plain torch on any device, by ``ficklenet.compiled`` on a CPU
+where numba is installed, or by ``ficklenet.triton_sampler`` on a GPU where Triton is: the same masks bit for bit, maps
+equal to rounding.
 
 Shape legend: B images, S slots (an image's wanted classes, -1 = empty), N samples, K channels, H W feature
 grid, D offsets, V = H * W positions.
@@ -13,7 +14,7 @@ grid, D offsets, V = H * W positions.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -21,11 +22,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ficklenet import dense_sampler
+from ficklenet.dense_sampler import expected_evidence, expected_score
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.head import StochasticHead
-from ficklenet.masks import INFERENCE_STREAM, dropout_masks, expected_mask
-
-MASK_ELEMENTS_PER_CHUNK = 2**24  # bounds the dense path: 64 MiB of float32 masks at a time
 
 Sampler = Literal["compiled", "triton", "dense"]
 SAMPLER_NEEDS: dict[Sampler, str] = {
@@ -37,11 +37,19 @@ SAMPLER_NEEDS: dict[Sampler, str] = {
 
 @dataclass(frozen=True)
 class LocalizationMaps:
-    """Folded maps of a batch; NaN in empty slots."""
+    """Folded maps of a batch.
 
-    max_BSHW: Tensor  # in [0, 1]
-    mean_BSHW: Tensor  # in [0, 1]
-    score_BS: Tensor  # expected logit
+    Attributes:
+        max_BSHW, mean_BSHW: float32 in [0, 1], NaN in empty slots.
+        score_BS: float32, the expected logit, NaN in empty slots.
+        votes_BSHW: uint8, the share of the samples whose normalised map exceeds the vote threshold, as
+            ``255 * count / N`` rounded to the nearest number (halves up); 0 in empty slots. None without a threshold.
+    """
+
+    max_BSHW: Tensor
+    mean_BSHW: Tensor
+    score_BS: Tensor
+    votes_BSHW: Tensor | None = None
 
 
 @torch.no_grad()
@@ -55,8 +63,9 @@ def localize(
     drop_rate: float,
     normalization: Normalization,
     sampler: Sampler | None = None,
+    vote_threshold: float | None = None,
 ) -> LocalizationMaps:
-    """Maximum and mean of N normalised stochastic Grad-CAMs for each image's wanted classes.
+    """Maximum, mean and votes of N normalised stochastic Grad-CAMs for each image's wanted classes.
 
     Args:
         features_BKHW: the backbone's output, on the head's device.
@@ -67,14 +76,16 @@ def localize(
         drop_rate: p, the probability of dropping an offset other than the centre.
         normalization: how each sample's map is scaled before the fold.
         sampler: which one draws; by default the first of ``samplers_for`` these features.
+        vote_threshold: theta, from 0, below 1: a sample votes for the cells where its normalised map exceeds it.
+            None: the votes are not computed and cost nothing.
 
     Returns:
-        Maps in [0, 1] and expected logits, float32, on the features' device; NaN in empty slots. Cell (row,
-        col) lies at input pixel (8 * row, 8 * col).
+        Maps, votes and expected logits on the features' device. Cell (row, col) lies at input pixel (8 * row,
+        8 * col).
 
     Raises:
         ValueError: classes outside the class list, keys or rows of classes that do not match the images, no
-            samples, or a sampler where it cannot run.
+            samples, a vote threshold out of range, or a sampler where it cannot run.
     """
     _check_request(features_BKHW, head, classes_BS, keys)
     if num_samples < 1:
@@ -83,8 +94,23 @@ def localize(
     sampler = sampler or usable[0]
     if sampler not in usable:
         raise ValueError(f'sampler: "{sampler}" given; it needs {SAMPLER_NEEDS[sampler]}. Give "dense".')
-    paths = {"compiled": _localize_compiled, "triton": _localize_triton, "dense": _localize_dense}
-    return paths[sampler](features_BKHW, head, classes_BS, keys, range(num_samples), drop_rate, normalization)
+    if vote_threshold is not None and not 0.0 <= vote_threshold < 1.0:
+        raise ValueError(f"vote_threshold: {vote_threshold} given; maps lie in [0, 1], give a number from 0, below 1.")
+    grid = _grid(features_BKHW)
+    maps = _blank_maps((*classes_BS.shape, *grid), features_BKHW.device, has_votes=vote_threshold is not None)
+    module = {"compiled": _compiled(), "triton": _triton_sampler(), "dense": dense_sampler}[sampler]
+    assert module is not None  # it is usable
+    fold_samples = functools.partial(
+        module.fold_samples,
+        samples=range(num_samples),
+        grid=grid,
+        drop_rate=drop_rate,
+        normalization=normalization,
+        vote_threshold=vote_threshold,
+    )
+    fill = _fill_all_rows if sampler == "triton" else _fill_image_by_image
+    fill(maps, fold_samples, features_BKHW, head, classes_BS, keys, drop_rate)
+    return maps
 
 
 @torch.no_grad()
@@ -104,7 +130,8 @@ def deterministic_maps(
     _check_request(features_BKHW, head, classes_BS, keys=None)
     affinity_BSDV = head.affinity(features_BKHW.to(head.weight.dtype), classes_BS.clamp(min=0))
     evidence_BSHW = expected_evidence(affinity_BSDV, grid=_grid(features_BKHW), drop_rate=drop_rate)
-    return _blank_empty_slots(normalization.apply(evidence_BSHW.relu()), classes_BS)
+    maps_BSHW = normalization.apply(evidence_BSHW.relu()).float()
+    return maps_BSHW.masked_fill((classes_BS < 0)[:, :, None, None], math.nan)
 
 
 def samplers_for(device: torch.device | str, dtype: torch.dtype = torch.float32) -> list[Sampler]:
@@ -119,134 +146,61 @@ def samplers_for(device: torch.device | str, dtype: torch.dtype = torch.float32)
     return usable
 
 
-def sample_evidence(affinity_BSDV: Tensor, masks_BNDV: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Each sample's Grad-CAM before ReLU, (N, B, S, H, W); it sums to the sample's logit less the bias."""
-    masks_BNDV = masks_BNDV.to(affinity_BSDV.dtype)
-    evidence = torch.einsum("bndv,bsdv->nbsv", masks_BNDV, affinity_BSDV) / affinity_BSDV.shape[-1]
-    return evidence.unflatten(-1, grid)
+def _blank_maps(shape: tuple[int, ...], device: torch.device, *, has_votes: bool) -> LocalizationMaps:
+    """Maps (B, S, H, W) as they are where every slot is empty."""
+    maximum, mean = (torch.full(shape, math.nan, device=device) for _ in range(2))
+    votes = torch.zeros(shape, dtype=torch.uint8, device=device) if has_votes else None
+    return LocalizationMaps(maximum, mean, torch.full(shape[:2], math.nan, device=device), votes)
 
 
-def expected_evidence(affinity_BSDV: Tensor, grid: tuple[int, int], drop_rate: float) -> Tensor:
-    """The same in expectation over the masks, (B, S, H, W)."""
-    kernel_size = math.isqrt(affinity_BSDV.shape[2])
-    dtype, device = affinity_BSDV.dtype, affinity_BSDV.device
-    mask_DV = expected_mask(kernel_size, grid, drop_rate, dtype=dtype, device=device)
-    return ((affinity_BSDV * mask_DV).sum(2) / affinity_BSDV.shape[-1]).unflatten(-1, grid)
-
-
-def fold_samples(
-    affinity_BSDV: Tensor,
-    keys: Sequence[int],
-    samples: range,
-    *,
-    grid: tuple[int, int],
-    drop_rate: float,
-    normalization: Normalization,
-) -> SampleFold:
-    """Draws, normalises and folds some samples in plain torch, a chunk of samples at a time: (B, S, H, W)."""
-    kernel_size = math.isqrt(affinity_BSDV.shape[2])
-
-    def fold_chunk(chunk: range) -> SampleFold:
-        masks_BNDV = dropout_masks(
-            keys,
-            chunk,
-            kernel_size=kernel_size,
-            grid=grid,
-            drop_rate=drop_rate,
-            stream=INFERENCE_STREAM,
-            device=affinity_BSDV.device,
-        )
-        return SampleFold.of(normalization.apply(sample_evidence(affinity_BSDV, masks_BNDV, grid).relu()))
-
-    elements_per_sample = len(keys) * kernel_size**2 * grid[0] * grid[1]
-    chunk_size = max(1, MASK_ELEMENTS_PER_CHUNK // elements_per_sample)
-    return functools.reduce(SampleFold.merge, map(fold_chunk, _chunks(samples, chunk_size)))
-
-
-def _localize_dense(
+def _fill_image_by_image(
+    maps: LocalizationMaps,
+    fold_samples: Callable[..., SampleFold],
     features_BKHW: Tensor,
     head: StochasticHead,
     classes_BS: Tensor,
     keys: Sequence[int],
-    samples: range,
     drop_rate: float,
-    normalization: Normalization,
-) -> LocalizationMaps:
-    grid = _grid(features_BKHW)
-    real_classes_BS = classes_BS.clamp(min=0)  # an empty slot is computed for some class, then blanked
-    affinity_BSDV = head.affinity(features_BKHW.to(head.weight.dtype), real_classes_BS)
-    fold = fold_samples(affinity_BSDV, keys, samples, grid=grid, drop_rate=drop_rate, normalization=normalization)
-    score_BS = _expected_score(affinity_BSDV, head, real_classes_BS, grid, drop_rate)
-    return LocalizationMaps(
-        _blank_empty_slots(fold.maximum, classes_BS),
-        _blank_empty_slots(fold.mean, classes_BS),
-        _blank_empty_slots(score_BS, classes_BS),
-    )
-
-
-def _localize_compiled(
-    features_BKHW: Tensor,
-    head: StochasticHead,
-    classes_BS: Tensor,
-    keys: Sequence[int],
-    samples: range,
-    drop_rate: float,
-    normalization: Normalization,
-) -> LocalizationMaps:
-    compiled, grid = _compiled(), _grid(features_BKHW)
-    assert compiled is not None
-    max_BSHW = features_BKHW.new_full((*classes_BS.shape, *grid), math.nan)
-    mean_BSHW, score_BS = max_BSHW.clone(), max_BSHW[:, :, 0, 0].clone()
+) -> None:
+    """For the compiled and the plain torch sampler: one image after another bounds the memory."""
     for image, key in enumerate(keys):
-        slots = (classes_BS[image] >= 0).nonzero()[:, 0]
-        if len(slots) == 0:
+        slots_1S = (classes_BS[image] >= 0).nonzero().T
+        if slots_1S.numel() == 0:
             continue
-        classes_1S = classes_BS[image : image + 1, slots]
-        affinity_1SDV = head.affinity(features_BKHW[image : image + 1], classes_1S)
-        maximum, total = compiled.fold_samples(
-            affinity_1SDV[0].numpy(),
-            key,
-            samples,
-            grid=grid,
-            drop_rate=drop_rate,
-            rank=normalization.rank(grid[0] * grid[1]),
-        )
-        fold = SampleFold(torch.from_numpy(maximum), torch.from_numpy(total), len(samples))
-        max_BSHW[image, slots], mean_BSHW[image, slots] = fold.maximum, fold.mean
-        score_BS[image, slots] = _expected_score(affinity_1SDV, head, classes_1S, grid, drop_rate)[0]
-    return LocalizationMaps(max_BSHW, mean_BSHW, score_BS)
+        classes_1S = classes_BS[image, slots_1S]
+        features_1KHW = features_BKHW[image : image + 1].to(head.weight.dtype)
+        affinity_1SDV = head.affinity(features_1KHW, classes_1S)
+        score_1S = expected_score(affinity_1SDV, head.bias[classes_1S], _grid(features_BKHW), drop_rate)
+        _fill(maps, torch.full_like(slots_1S, image), slots_1S, fold_samples(affinity_1SDV, [key]), score_1S)
 
 
-def _localize_triton(
+def _fill_all_rows(
+    maps: LocalizationMaps,
+    fold_samples: Callable[..., SampleFold],
     features_BKHW: Tensor,
     head: StochasticHead,
     classes_BS: Tensor,
     keys: Sequence[int],
-    samples: range,
     drop_rate: float,
-    normalization: Normalization,
-) -> LocalizationMaps:
-    triton_sampler, grid = _triton_sampler(), _grid(features_BKHW)
-    assert triton_sampler is not None
-    max_BSHW = features_BKHW.new_full((*classes_BS.shape, *grid), math.nan)
-    mean_BSHW, score_BS = max_BSHW.clone(), max_BSHW[:, :, 0, 0].clone()
-    images_R, slots_R = (classes_BS >= 0).nonzero(as_tuple=True)  # a row per filled slot, image by image
-    if len(images_R):
-        classes_R = classes_BS[images_R, slots_R]
-        affinity_RDV = head.affinity(features_BKHW[images_R], classes_R[:, None])[:, 0]
-        fold = triton_sampler.fold_samples(
-            affinity_RDV, images_R, keys, samples, grid=grid, drop_rate=drop_rate, normalization=normalization
-        )
-        max_BSHW[images_R, slots_R], mean_BSHW[images_R, slots_R] = fold.maximum, fold.mean
-        score_1R = _expected_score(affinity_RDV[None], head, classes_R[None], grid, drop_rate)
-        score_BS[images_R, slots_R] = score_1R[0]
-    return LocalizationMaps(max_BSHW, mean_BSHW, score_BS)
+) -> None:
+    """For the GPU sampler: all images at once, a row for each filled slot, image by image."""
+    images_R, slots_R = (classes_BS >= 0).nonzero(as_tuple=True)
+    if len(images_R) == 0:
+        return
+    classes_R = classes_BS[images_R, slots_R]
+    affinity_RDV = head.affinity(features_BKHW[images_R], classes_R[:, None])[:, 0]
+    score_1R = expected_score(affinity_RDV[None], head.bias[classes_R][None], _grid(features_BKHW), drop_rate)
+    _fill(maps, images_R, slots_R, fold_samples(affinity_RDV, images_R, keys), score_1R[0])
 
 
-def _expected_score(
-    affinity_BSDV: Tensor, head: StochasticHead, classes_BS: Tensor, grid: tuple[int, int], drop_rate: float
-) -> Tensor:
-    return head.bias[classes_BS] + expected_evidence(affinity_BSDV, grid, drop_rate).sum((2, 3))
+def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFold, score: Tensor) -> None:
+    """Writes a fold and its scores to slots of images; all are of one shape before H and W."""
+    maps.max_BSHW[images, slots] = fold.maximum.float()
+    maps.mean_BSHW[images, slots] = fold.mean.float()
+    maps.score_BS[images, slots] = score.float()
+    votes = fold.vote_share
+    if maps.votes_BSHW is not None and votes is not None:
+        maps.votes_BSHW[images, slots] = votes
 
 
 @functools.cache
@@ -267,15 +221,6 @@ def _triton_sampler() -> ModuleType | None:
     except ImportError:
         return None
     return triton_sampler
-
-
-def _blank_empty_slots(values_BS: Tensor, classes_BS: Tensor) -> Tensor:
-    empty = (classes_BS < 0).view(*classes_BS.shape, *[1] * (values_BS.ndim - 2))
-    return values_BS.float().masked_fill(empty, math.nan)
-
-
-def _chunks(samples: range, size: int) -> Iterator[range]:
-    return (samples[start : start + size] for start in range(0, len(samples), size))
 
 
 def _grid(features_BKHW: Tensor) -> tuple[int, int]:

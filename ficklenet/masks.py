@@ -5,27 +5,33 @@ window with probability ``1 - drop_rate`` (FickleNet, section 3.1; no rescaling)
 one to (v, d), so masks are drawn directly where they are used: ``M[d, v]`` says whether the window centred at
 ``v - d`` keeps the feature at ``v``.
 
-The draws come from the counter-based generator Philox4x32-10 (Salmon et al., SC 2011), so that every path
+The random words come from the counter-based generator Philox4x32-10 (Salmon et al., SC 2011), so that every path
 (CPU, compiled, GPU, reference) computes the same bits without sharing any state:
 
     key      the two 32-bit halves of ``mask_key(seed, image_id)``, low half first
-    counter  (position v, block of offsets, sample n, stream)
-    draws    each of the 4 output words gives two: its low 16 bits, then its high 16 bits; a block thus
-    decides 8 offsets kept     where draw < round((1 - drop_rate) * 65536)
+    counter  (position v, call, sample n, stream)
+    words    each call gives 4 words; word w of call c is random word number 4 * c + w of the position
+    draws    a word without its lowest bit decides ten offsets at once (``ficklenet.patterns``): draw g decides the
+             offsets number 10 * g to 10 * g + 9, counted row by row without the centre, which is always kept
+
+A window of 9 x 9 has 80 offsets besides its centre: 8 draws, 2 calls of the generator.
 
 Shape legend: B images, N samples, D offsets (kernel_size ** 2, row-major), V = H * W positions of the grid,
-row-major.
+row-major; G draws of a position.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW, draw_table
+
 INFERENCE_STREAM = 0
 TRAINING_STREAM = 1
-OFFSETS_PER_BLOCK = 8  # 4 words of 32 bits, two 16-bit draws each
+WORDS_PER_CALL = 4
 
 WORD = 0xFFFFFFFF
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -39,11 +45,27 @@ def mask_key(seed: int, image_id: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def keep_threshold(drop_rate: float) -> int:
-    """The number of the 65,536 possible draws that keep an offset: 65536 at drop rate 0, 0 at drop rate 1."""
-    if not 0.0 <= drop_rate <= 1.0:
-        raise ValueError(f"drop_rate: {drop_rate} given; it is a probability, give a number from 0 to 1.")
-    return round((1.0 - drop_rate) * 65536)
+def keep_rate(drop_rate: float) -> float:
+    """The exact probability with which the masks keep an offset other than the centre.
+
+    It is ``1 - drop_rate`` within 1e-7: the draws have a resolution of 2 ** -31. The expectation uses it as well.
+
+    Raises:
+        ValueError: ``drop_rate`` is not in [0, 1].
+    """
+    return draw_table(drop_rate).keep_rate
+
+
+@functools.cache
+@torch.inference_mode(False)  # what is kept for later calls must be usable in training too
+def table_entries(drop_rate: float, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """The 1024 entries of ``draw_table`` on a device, not to be changed."""
+    return torch.tensor(draw_table(drop_rate).entries, dtype=dtype, device=device)
+
+
+def num_draws(kernel_size: int) -> int:
+    """G, how many draws decide the offsets of one position."""
+    return -(-(kernel_size**2 - 1) // OFFSETS_PER_DRAW)
 
 
 def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
@@ -71,8 +93,10 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]
     return [c0, c1, c2, c3]
 
 
+@functools.cache
+@torch.inference_mode(False)  # what is kept for later calls must be usable in training too
 def windows_inside(kernel_size: int, grid: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Whether the window that sees position v at offset d is centred on the grid: bool (D, V)."""
+    """Whether the window that sees position v at offset d is centred on the grid: bool (D, V), not to be changed."""
     radius = kernel_radius(kernel_size)
     height, width = grid
     offsets = torch.arange(-radius, radius + 1, device=device)
@@ -108,31 +132,57 @@ def dropout_masks(
     Returns:
         bool (B, N, D, V): True where the window centred at ``v - d`` exists and keeps the feature at v.
     """
-    num_offsets, num_positions = kernel_size**2, grid[0] * grid[1]
-    num_blocks = -(-num_offsets // OFFSETS_PER_BLOCK)
-    inside_DV = windows_inside(kernel_size, grid, device)
+    patterns_BNGV = drawn_patterns(
+        keys,
+        samples,
+        kernel_size=kernel_size,
+        num_positions=grid[0] * grid[1],
+        drop_rate=drop_rate,
+        stream=stream,
+        device=device,
+    )
+    bits = torch.arange(OFFSETS_PER_DRAW, device=device)[:, None]
+    kept = (patterns_BNGV[:, :, :, None] >> bits & 1).bool().flatten(2, 3)  # the offsets without the centre, padded
+    num_offsets = kernel_size**2
+    before, after = kept[:, :, : num_offsets // 2], kept[:, :, num_offsets // 2 : num_offsets - 1]
+    centre = kept.new_ones(len(kept), kept.shape[1], 1, kept.shape[3])
+    return torch.cat([before, centre, after], dim=2) & windows_inside(kernel_size, grid, device)
 
-    # 1. One Philox call per (image, sample, block of offsets, position).
+
+def drawn_patterns(
+    keys: Sequence[int],
+    samples: Sequence[int],
+    *,
+    kernel_size: int,
+    num_positions: int,
+    drop_rate: float,
+    stream: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Which offsets are kept, ten at a time; arguments as in ``dropout_masks``.
+
+    Returns:
+        int64 (B, N, G, V) in [0, 1024): bit i of draw g decides offset number 10 * g + i, without the centre.
+    """
+    # 1. One Philox call per (image, sample, call, position); the words of a call follow one another.
+    num_calls = -(-num_draws(kernel_size) // WORDS_PER_CALL)
     key_low = torch.tensor([key & WORD for key in keys], device=device)
     key_high = torch.tensor([key >> 32 for key in keys], device=device)
     words = philox4x32(
         (
             torch.arange(num_positions, device=device),
-            torch.arange(num_blocks, device=device)[:, None],
+            torch.arange(num_calls, device=device)[:, None],
             torch.tensor(list(samples), dtype=torch.int64, device=device)[:, None, None],
             torch.tensor(stream, device=device),
         ),
         (key_low[:, None, None, None], key_high[:, None, None, None]),
     )
+    draws_BNGV = torch.stack(words, dim=3).flatten(2, 3)[:, :, : num_draws(kernel_size)] >> 1
 
-    # 2. Two 16-bit draws per word, low half first, in the order of the offsets.
-    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    draws = torch.stack(halves, dim=3).flatten(2, 3)[:, :, :num_offsets]
-
-    # 3. Compare; the centre is always kept, windows off the grid do not exist.
-    kept_BNDV = draws < keep_threshold(drop_rate)
-    kept_BNDV[:, :, num_offsets // 2] = True
-    return kept_BNDV & inside_DV
+    # 2. One look into the table per draw.
+    columns, heights = draws_BNGV % NUM_PATTERNS, draws_BNGV // NUM_PATTERNS
+    entries = table_entries(drop_rate, torch.int64, device)[columns]
+    return torch.where(heights < entries // NUM_PATTERNS, columns, entries % NUM_PATTERNS)
 
 
 def expected_mask(
@@ -143,10 +193,9 @@ def expected_mask(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The masks' expectation (D, V): 1 at the centre, 1 - drop_rate elsewhere, 0 off the grid."""
-    keep_threshold(drop_rate)  # refuses what is no probability
+    """The masks' expectation (D, V): 1 at the centre, ``keep_rate(drop_rate)`` elsewhere, 0 off the grid."""
     inside_DV = windows_inside(kernel_size, grid, device).to(dtype)
-    keep_D1 = torch.full((kernel_size**2, 1), 1.0 - drop_rate, dtype=dtype, device=device)
+    keep_D1 = torch.full((kernel_size**2, 1), keep_rate(drop_rate), dtype=dtype, device=device)
     keep_D1[kernel_size**2 // 2] = 1.0
     return inside_DV * keep_D1
 

@@ -1,9 +1,13 @@
 """The fully connected CRF without approximation: mean field over every pair of cells, in plain torch, for batches.
 
-At 41 x 41 the pairwise kernel is a dense matrix of 1,681 x 1,681 (11 MB an image), made once per image and step. It is
-the fast way on a GPU; on a CPU it is the oracle of ``ficklenet.crf``, whose lattice approximates the same kernel.
+At 41 x 41 the bilateral kernel is a dense matrix of 1,681 x 1,681 (11 MB an image), made once per image and step. It is
+the fast way on a GPU; on a CPU it is the oracle of ``ficklenet.crf``, whose lattice approximates the same kernel. The
+Gaussian kernel is a product of one over rows and one over columns, and never made as a whole.
 
-Shape legend: B images, L labels, H W grid, V = H * W cells.
+All labels take part, also those that an image does not have: they get some probability in every iteration, so leaving
+them out would change the result. They cost little, since each iteration reads the kernel once for all labels.
+
+Shape legend: B images, L labels, H W grid, V = H * W cells, F features of a cell.
 """
 
 import torch
@@ -11,44 +15,65 @@ from torch import Tensor
 
 from ficklenet.crf import LEAST_PROBABILITY, CrfParameters
 
+_BYTE = 256
+
 
 @torch.no_grad()
 def refine_exactly(probabilities_BLHW: Tensor, images_BCHW: Tensor, parameters: CrfParameters) -> Tensor:
     """Marginals after mean-field inference (Kraehenbuehl and Koltun, NIPS 2011, algorithm 1): (B, L, H, W).
 
+    Both kernels are divided by the roots of both cells' sums, and a cell is its own neighbour too, as pydensecrf does
+    it by default.
+
     Args:
         probabilities_BLHW: float, of each label, summing to 1; the unary term is their negative logarithm.
-        images_BCHW: RGB in 0..255, (B, 3, H, W), any dtype.
+        images_BCHW: RGB in 0..255, (B, 3, H, W), any dtype. Whole numbers give exact distances of colour.
         parameters: distances in cells of this grid.
     """
-    evidence_BLV = probabilities_BLHW.clamp(min=LEAST_PROBABILITY).log().flatten(2)
-    kernel_BVV = pairwise_kernel(images_BCHW, parameters).to(evidence_BLV.dtype)
-    marginals_BLV = evidence_BLV.softmax(1)
+    evidence_BLHW = probabilities_BLHW.clamp(min=LEAST_PROBABILITY).log()
+    alike_BVV = bilateral_kernel(images_BCHW, parameters)
+    root_B1V = (parameters.bilateral_weight / alike_BVV.sum(2, keepdim=True)).sqrt().transpose(1, 2)
+    alike_BVV, root_B1V = alike_BVV.to(evidence_BLHW.dtype), root_B1V.to(evidence_BLHW.dtype)
+    near_HH, near_WW = (
+        _normalized_gaussian(length, parameters.gaussian_distance, evidence_BLHW) for length in images_BCHW.shape[2:]
+    )
+    marginals_BLHW = evidence_BLHW.softmax(1)
     for _ in range(parameters.num_iterations):
-        marginals_BLV = (evidence_BLV + marginals_BLV @ kernel_BVV).softmax(1)  # Potts: agreeing cells support it
-    return marginals_BLV.view_as(probabilities_BLHW)
+        support_BLV = (marginals_BLHW.flatten(2) * root_B1V) @ alike_BVV * root_B1V
+        support_BLHW = parameters.gaussian_weight * (near_HH @ marginals_BLHW @ near_WW)
+        # Potts model: cells of equal label support each other.
+        marginals_BLHW = (evidence_BLHW + support_BLV.view_as(support_BLHW) + support_BLHW).softmax(1)
+    return marginals_BLHW
 
 
-def pairwise_kernel(images_BCHW: Tensor, parameters: CrfParameters) -> Tensor:
-    """How strongly each pair of cells supports equal labels, symmetric float32 (B, V, V).
+def bilateral_kernel(images_BCHW: Tensor, parameters: CrfParameters) -> Tensor:
+    """How alike and near each pair of cells is, in (0, 1], not yet weighted or normalised: symmetric float32 (B, V, V).
 
-    The sum of the bilateral and the Gaussian kernel, each divided by the roots of both cells' sums and weighted; a cell
-    is its own neighbour too (both as pydensecrf does it by default).
+    The squared distance of two colours is one matrix product of whole numbers up to 761, whose sums stay below 2^24: it
+    is exact, also where a GPU multiplies in TF32.
     """
     height, width = images_BCHW.shape[2:]
-    ticks = [torch.arange(length, device=images_BCHW.device, dtype=torch.float32) for length in (height, width)]
-    places_VD = torch.cartesian_prod(*ticks).view(height * width, 2)
     colours_BVC = images_BCHW.float().flatten(2).transpose(1, 2)
-    near_B1VV = _gaussian(places_VD[None] / parameters.gaussian_distance)
-    by_place_1VD = (places_VD / parameters.bilateral_distance).expand(len(images_BCHW), -1, -1)
-    alike_BVV = _gaussian(torch.cat([by_place_1VD, colours_BVC / parameters.bilateral_colour], dim=2))
-    return parameters.bilateral_weight * _normalized(alike_BVV) + parameters.gaussian_weight * _normalized(near_B1VV)
+    high_BV1 = (colours_BVC.square().sum(2, keepdim=True) / _BYTE).floor()
+    low_BV1 = colours_BVC.square().sum(2, keepdim=True) - _BYTE * high_BV1
+    one_BV1 = torch.ones_like(low_BV1)
+    # (a - b)^2 = -2 a b + a^2 + b^2, the squares in two digits
+    left_BVF = torch.cat([-2 * colours_BVC, high_BV1, low_BV1, _BYTE * one_BV1, one_BV1], dim=2)
+    right_BFV = torch.cat([colours_BVC, _BYTE * one_BV1, one_BV1, high_BV1, low_BV1], dim=2).transpose(1, 2)
+    ticks = [torch.arange(length, device=images_BCHW.device, dtype=torch.float32) for length in (height, width)]
+    row_V, col_V = torch.cartesian_prod(*ticks).view(-1, 2).T
+    apart_VV = (row_V[:, None] - row_V).square() + (col_V[:, None] - col_V).square()
+    squared_BVV = torch.bmm(left_BVF, right_BFV)  # not baddbmm: it would scale before it sums, and round
+    near_VV = apart_VV * (-0.5 / parameters.bilateral_distance**2)
+    return torch.add(near_VV, squared_BVV, alpha=-0.5 / parameters.bilateral_colour**2, out=squared_BVV).exp_()
 
 
-def _gaussian(features_BVF: Tensor) -> Tensor:
-    return torch.cdist(features_BVF, features_BVF, compute_mode="donot_use_mm_for_euclid_dist").square().mul(-0.5).exp()
+def _normalized_gaussian(length: int, distance: float, like: Tensor) -> Tensor:
+    """The Gaussian kernel along one side, each value divided by the roots of both cells' sums: (length, length).
 
-
-def _normalized(kernel_BVV: Tensor) -> Tensor:
-    root_BV = kernel_BVV.sum(2).rsqrt()
-    return kernel_BVV * root_BV[:, :, None] * root_BV[:, None, :]
+    The kernel of two cells is the product over rows and columns, and so are its sums.
+    """
+    ticks = torch.arange(length, device=like.device, dtype=like.dtype)
+    kernel = ((ticks[:, None] - ticks).square() * (-0.5 / distance**2)).exp()
+    root = kernel.sum(1).rsqrt()
+    return kernel * root[:, None] * root

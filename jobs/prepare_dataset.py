@@ -1,36 +1,31 @@
 """Makes a run's manifest: the frozen list of its images, labels and class names.
 
-Reads a VOC devkit folder, COCO's instances, or a table (CSV, Parquet) beside a folder of images; of the images only
-their headers. Masks that COCO has as outlines are drawn into <run>/masks, for evaluation.
+Reads a folder per class, a table (CSV, Parquet), VOC's and COCO's layouts and what other tools write in them, labelme's
+files and Hugging Face's data sets; of the images only their headers. Masks that are outlines are drawn into
+<run>/masks, for evaluation. docs/data.md shows a small example of each source, and what to do about the usual mistakes.
 """
 
 import argparse
-import difflib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from cluster.words import plural
 from jobs.cli.command_line import job_parser, run_main
-from jobs.preparation.prepare import next_step, prepare
+from jobs.preparation.moving import move_run_images
+from jobs.preparation.prepare import Options, next_step, prepare
+from jobs.preparation.read_source import read_listing, source_name
 from jobs.run.directory import Run, open_run
-from storage.coco import coco_splits, read_coco
-from storage.image_table import read_image_table, read_parquet_table
 from storage.location import Location
-from storage.sources import label_names
-from storage.voc import VOC_CLASSES, read_voc, voc_class_values
 
-# Which flags go with which source
-SOURCE_FLAGS = {
-    "voc": ("split", "labels", "masks", "saliency"),
-    "coco": ("split", "saliency", "images"),
-    "csv": ("images",),
-    "parquet": ("images",),
-}
 EXAMPLES = """examples:
-  python jobs/prepare_dataset.py --run /data/run1 --voc /data/VOC2012 --split train_aug --split val \\
+  python jobs/prepare_dataset.py --run /data/run1 --folders /data/photos
+  python jobs/prepare_dataset.py --run s3://bucket/run2 --csv labels.csv --images s3://bucket/photos
+  python jobs/prepare_dataset.py --run /data/run3 --voc /data/VOC2012 --split train_aug --split val \\
       --classes cat,cow,dog --masks SegmentationClassAug --saliency Saliency
-  python jobs/prepare_dataset.py --run /data/run2 --coco /data/coco --split train2017 --split val2017
-  python jobs/prepare_dataset.py --run /data/run3 --coco instances.json --images /data/photos
-  python jobs/prepare_dataset.py --run s3://bucket/run4 --csv labels.csv --images s3://bucket/photos
+  python jobs/prepare_dataset.py --run /data/run4 --coco /data/coco --split train2017 --split val2017
+  python jobs/prepare_dataset.py --run /data/run5 --coco instances.json --images /data/photos
+  python jobs/prepare_dataset.py --run /data/run6 --hugging-face /data/beans
+  python jobs/prepare_dataset.py --run /data/run1 --images /mnt/photos              the images of a run lie there now
 
 A table has the columns image and labels, and if you like id, split, mask and saliency:
 
@@ -39,159 +34,149 @@ A table has the columns image and labels, and if you like id, split, mask and sa
     0002.jpg,dog,val,
     more/0003.jpg,,train,
 
-Several labels are separated by ';' or '|' (in Parquet they may be a list); an image without any is unlabelled. The
-split val is for validation and gets the predicted masks. Classes are numbered from 1 in the order of --classes, else of
-their sorted names: here cat is 1, dog 2. Masks are palette or grey PNGs of these numbers; 0 is background, every other
-value, such as 255, is ignored.
+Several labels are separated by ';' or '|', or written as a list; or each class has a column with 0 and 1. An image
+without any label is unlabelled. Several rows may name one image. The splits val, valid and validation are for
+validation and get the predicted masks; test is not trained on. Classes are numbered from 1 in the order of --classes,
+else of their sorted names: here cat is 1, dog 2. Masks are palette or grey PNGs of these numbers; 0 is background,
+every other value, such as 255, is ignored.
 
-Folders given by a relative path lie in the devkit, or in COCO's folder.
+Folders of masks and saliency maps given by a relative path lie in the source's folder.
 """
 
 
 def main(arguments: list[str]) -> None:
+    given = make_parser().parse_args(arguments)
+    run = open_run(given.run, given.config, given.set)
+    if not source_name(given):
+        _move(run, given)
+        return
+    with _root(run, given.dry_run) as root:
+        listing = read_listing(given, root)
+        options = Options(listing.is_found, given.mask_values, listing.source.notes, root, given.dry_run)
+        images, drawings = listing.source.images, listing.source.drawings
+        run = prepare(run, images, listing.class_names, listing.class_values, drawings=drawings, options=options)
+    if not given.dry_run:
+        print(f"  next:    {next_step(run)}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: one source, and how it is to be read."""
     parser = job_parser("prepare_dataset", f"{__doc__}\n{EXAMPLES}")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--voc", metavar="FOLDER", help="VOC devkit folder, the one with JPEGImages")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--folders", metavar="FOLDER", help="a folder per class, also below train/, val/ and test/")
+    source.add_argument("--csv", metavar="FILE", help="table of images and labels, as text")
+    source.add_argument("--parquet", metavar="FILE", help="the same table as Parquet; its labels may be lists")
+    source.add_argument(
+        "--voc", metavar="FOLDER", help="VOC's layout: the folder with JPEGImages, or one with images and XML files"
+    )
     source.add_argument(
         "--coco",
         metavar="PATH",
-        help="COCO folder, with annotations/instances_<split>.json and images in <split>/; or one instances .json",
+        help="COCO's layout: annotations/instances_<split>.json and images in <split>/; Roboflow's: "
+        "<split>/_annotations.coco.json; or one .json file",
     )
-    source.add_argument("--csv", metavar="FILE", help="table of images and labels, as text")
-    source.add_argument("--parquet", metavar="FILE", help="the same table as Parquet; its labels may be lists")
+    source.add_argument("--labelme", metavar="FOLDER", help="labelme's JSON files beside the images")
+    source.add_argument(
+        "--hugging-face", metavar="PATH", help="a data set of Hugging Face: Parquet files or a folder of save_to_disk"
+    )
     parser.add_argument(
-        "--classes", metavar="A,B,...", help="class list; default: VOC's 20, COCO's categories, or all in the table"
+        "--images",
+        metavar="FOLDER",
+        help="COCO, tables: what paths are relative to; default: the table's folder, the split's or that of the file. "
+        "Without a source: where the images of a prepared run lie now",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="A,B,...",
+        help="class list, or a .txt file with a name in each line; default: VOC's 20, COCO's categories, or all labels",
     )
     parser.add_argument(
         "--split",
         action="append",
         metavar="NAME",
-        help="VOC: list in ImageSets (train_aug); COCO: NAME of instances_<NAME>.json (train2017), or for the images "
-        "of one file; may be repeated",
+        help="read this split alone: VOC's list (train_aug), COCO's NAME of instances_<NAME>.json, a table's value, a "
+        "folder; may be repeated",
+    )
+    parser.add_argument(
+        "--val-fraction", type=_fraction, metavar="F", help="set this share of the images aside as the split val: 0.2"
+    )
+    parser.add_argument("--negative-label", metavar="NAME", help="a label that means: shows none of the classes")
+    parser.add_argument(
+        "--unlabelled-are-negative",
+        action="store_true",
+        help="images without a label show none of the classes; default: their labels are not known",
+    )
+    _add_label_flags(parser)
+    _add_mask_flags(parser)
+    return parser
+
+
+def _add_label_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-column", metavar="NAME", help="tables: the column that names the images")
+    parser.add_argument("--label-column", metavar="NAME", help="tables: the column of the labels")
+    parser.add_argument("--label-separator", metavar="SIGNS", help="tables: between an image's labels; default: ';|'")
+    parser.add_argument("--encoding", metavar="NAME", help="CSV: cp1252 for example; default: UTF-8 or UTF-16")
+    parser.add_argument(
+        "--minus-one",
+        choices=("absent", "present", "skip"),
+        help="tables with a column per class that holds 0, 1 and -1: what -1 means; skip leaves such images out",
+    )
+    parser.add_argument(
+        "--first-class", type=int, choices=(0, 1), help="tables whose labels are numbers: that of the first class"
     )
     parser.add_argument("--labels", metavar="FILE", help="VOC: cls_labels.npy; default: the devkit's, else Annotations")
-    parser.add_argument("--masks", metavar="FOLDER", help="VOC: masks <id>.png, for evaluation and strong supervision")
+
+
+def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--saliency", metavar="FOLDER", help="VOC, COCO: saliency maps <id>.png, for the background cue"
+        "--masks", metavar="FOLDER", help="VOC, folders: masks <id>.png, for evaluation and strong supervision"
     )
     parser.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="COCO, tables: what paths are relative to; default: the table's folder, the split's or that of the file",
+        "--saliency", metavar="FOLDER", help="not for tables: saliency maps <id>.png, for the background cue"
     )
-    given = parser.parse_args(arguments)
-    _refuse_misplaced(given)
-
-    run = open_run(given.run, given.config, given.set)
-    class_names = _class_names(given.classes) if given.classes else None
-    if given.voc:
-        _prepare_voc(run, given, class_names)
-    elif given.coco:
-        _prepare_coco(run, given, class_names)
-    else:
-        _prepare_table(run, given, class_names)
-    if not given.dry_run:
-        print(f"  next:    {next_step(run)}")
-
-
-def _prepare_voc(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
-    devkit, class_names = Location.parse(given.voc), class_names or VOC_CLASSES
-    folders = {name: _folder(devkit, getattr(given, name)) for name in ("labels", "masks", "saliency")}
-    voc = read_voc(devkit, given.split or ["train_aug"], class_names, **folders)
-    _say_left_out(voc.num_left_out)
-    prepare(run, voc.images, class_names, tuple(voc_class_values(class_names)), dry_run=given.dry_run)
-
-
-def _prepare_coco(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
-    place = Location.parse(given.coco)
-    is_file = given.coco.endswith(".json")
-    folder = place.parent if is_file else place
-    splits = given.split or ([""] if is_file else ["train2017"])
-    if is_file and len(splits) > 1:
-        raise ValueError(f"--coco {given.coco}: one file is one split; for several give the folder of COCO's layout.")
-    unknown = [] if is_file else [split for split in splits if split not in coco_splits(folder)]
-    if unknown:
-        known = ", ".join(coco_splits(folder))
-        hint = f"there are splits {known}" if known else "give the folder that holds annotations/"
-        raise ValueError(f"{folder}: no annotations/instances_{unknown[0]}.json; {hint}.")
-    images = _folder(folder, given.images)
-    parts = [
-        read_coco(
-            place if is_file else folder / "annotations" / f"instances_{split}.json",
-            images or (folder if is_file else folder / split),
-            split,
-            run.location / "masks",
-            class_names,
-            _folder(folder, given.saliency),
-        )
-        for split in splits
-    ]
-    if len({(part.class_names, part.class_values) for part in parts}) > 1:
-        raise ValueError(f"{folder}: the categories of {', '.join(splits)} differ; give one of these splits.")
-    _say_left_out(sum(part.num_left_out for part in parts))
-    if num_without := sum(part.num_without_outline for part in parts):
-        print(
-            f"prepare: {plural(num_without, 'image')} without a mask, as not all of their annotations have an outline."
-        )
-    prepare(
-        run,
-        [image for part in parts for image in part.images],
-        parts[0].class_names,
-        parts[0].class_values,
-        masks=[mask for part in parts for mask in part.masks],
-        dry_run=given.dry_run,
+    parser.add_argument(
+        "--mask-values",
+        metavar="VALUE=CLASS,...",
+        help="what masks of another kind mean: 255=cat, '#800000=cat,#008000=dog', 0=cat,1=dog,255=background, or "
+        "255=label for the image's one label; JPEGs too",
+    )
+    parser.add_argument(
+        "--crowds-are-objects", action="store_true", help="COCO: read crowd regions (iscrowd 1) as objects"
     )
 
 
-def _prepare_table(run: Run, given: argparse.Namespace, class_names: tuple[str, ...] | None) -> None:
-    table, read = Location.parse(given.csv or given.parquet), read_image_table if given.csv else read_parquet_table
-    folder = Location.parse(given.images) if given.images else table.parent
-    images = list(read(table, folder))
-    if images and all(image.problem for image in images):
+def _move(run: Run, given: argparse.Namespace) -> None:
+    """Without a source: names the new place of a run's images."""
+    if not given.images:
         raise ValueError(
-            f"{table}: none of its {plural(len(images), 'row')} can be used (first: {images[0].image_id!r}, because "
-            f"{images[0].problem}). Paths are below --images, absolute, or s3://."
+            "no source of labels. Give one of --folders, --csv, --parquet, --voc, --coco, --labelme and --hugging-face."
         )
-    if class_names:
-        _require_labels(class_names, label_names(images))
-    prepare(run, images, class_names or tuple(label_names(images)), is_found=not class_names, dry_run=given.dry_run)
+    if not (run.location / "manifest.parquet").exists():
+        raise ValueError(
+            f"--images {given.images}: alone it names the new place of a prepared run's images, and {run.uri} is not "
+            f"prepared. Give a source too: --csv labels.csv, or for a folder per class --folders {given.images}."
+        )
+    move_run_images(run, Location.parse(given.images), dry_run=given.dry_run)
 
 
-def _class_names(given: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in given.split(","))
-    for number, name in enumerate(names):
-        if not name or name in names[:number]:
-            fault = f"{name!r} is named twice" if name else "a name is empty"
-            raise ValueError(f"--classes {given}: {fault}. Give each class once: --classes cat,cow,dog.")
-    return names
+@contextmanager
+def _root(run: Run, dry_run: bool) -> Iterator[Location]:
+    """Where pictures go that a source holds itself: the run, or nowhere for long."""
+    if not dry_run:
+        yield run.location
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Location(folder)
 
 
-def _require_labels(class_names: tuple[str, ...], found: Sequence[str]) -> None:
-    """Refuses a class that no image of a table has: misspelt, most likely."""
-    for name in class_names:
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The table has {', '.join(found)}."
-            raise ValueError(f"--classes: no image has the label {name!r}. {hint}")
-
-
-def _folder(devkit: Location, given: str | None) -> Location | None:
-    if given is None:
-        return None
-    return Location.parse(given) if given.startswith("/") or "://" in given else devkit / given.rstrip("/")
-
-
-def _refuse_misplaced(given: argparse.Namespace) -> None:
-    source = next(name for name in SOURCE_FLAGS if getattr(given, name))
-    for name in sorted({flag for flags in SOURCE_FLAGS.values() for flag in flags} - set(SOURCE_FLAGS[source])):
-        if getattr(given, name) is not None:
-            allowed = ", ".join(f"--{flag}" for flag in SOURCE_FLAGS[source])
-            raise ValueError(f"--{name} does not go with --{source}; with it go {allowed}.")
-
-
-def _say_left_out(num_left_out: int) -> None:
-    if num_left_out:
-        print(f"prepare: {plural(num_left_out, 'image')} left out, with none of the chosen classes.")
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"given '{text}', allowed: a number between 0 and 1, such as 0.2")
+    return value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes one web page of a run: how far it is, its figures, and a gallery that shows where its maps are wrong.
+"""Makes one web page of a run: its steps, its metrics, and a gallery that shows where its maps are wrong.
 
 Reads whatever the run has, writes <run>/report/index.html: a single file that needs no network and no server. The
 gallery holds a sample of the images, spread evenly over those that have maps.

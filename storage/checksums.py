@@ -1,15 +1,21 @@
-"""Checksums of stored objects: CRC-32C and size, taken of the bytes in memory when they are written.
+"""Checksums of stored objects, taken of the bytes in memory when they are written.
 
-A checksum finds damage (flipped bits, lost or exchanged files), not intent: whoever can write the data can write its
-checksum too. CRC-32C finds every single flipped bit, and other damage but once in four billion times.
+A checksum finds damage (flipped bits, lost, shortened or exchanged files), not intent: whoever can write the data can
+write its checksum too. It is no CRC, because shards hold CRCs: the CRC of data that ends with its own CRC is the same
+for all data of that length, so an exchanged shard would pass.
 """
 
-import google_crc32c
+import hashlib
+
+_DIGITS = 16  # of SHA-256, 64 bits: two objects out of a billion have the same by a chance of 1 in 37
 
 
-def checksum(data: bytes | bytearray | memoryview) -> str:
-    """The checksum of an object's bytes, e.g. ``"1c291ca3:17"``: CRC-32C in hexadecimal, then the size in bytes."""
-    return f"{google_crc32c.value(bytes(data)):08x}:{len(data)}"
+def checksum(data: bytes) -> str:
+    """The checksum of an object's bytes, e.g. ``"15e2b0d3c33891eb:9"``.
+
+    The first 16 hexadecimal digits of its SHA-256, as ``sha256sum`` prints them, then its size in bytes.
+    """
+    return f"{hashlib.sha256(data).hexdigest()[:_DIGITS]}:{len(data)}"
 
 
 def mismatch(data: bytes, expected: str) -> str:

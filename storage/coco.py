@@ -1,263 +1,315 @@
 """COCO's instances JSON as a label source: categories become image-level labels, outlines label masks.
 
-An image without annotations is unlabelled. With a chosen class subset, other categories are simply not labels;
-images whose annotations are all of others are left out. Masks hold category ids, 0 background; where instances
-overlap, the smaller one lies on top; what only a crowd region covers is ignored.
+Read in COCO's own layout, in Roboflow's, and as one file. An image without annotations is unlabelled. With a chosen
+class subset, other categories are simply not labels; images whose annotations are all of others are left out. Masks
+hold category ids, 0 background; where a category has the id 0, its id plus 1.
 """
 
 import difflib
 import hashlib
-import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from pycocotools import mask as run_lengths
-
+from storage.drawings import Drawing, outline
+from storage.image_paths import id_of_path, resolve_path
 from storage.images import MAX_PIXELS
 from storage.location import Location
 from storage.names import safe_name
-from storage.sources import SourceImage, files_by_stem, id_of_path, resolve_path
+from storage.sources import Source, SourceImage
+from storage.text import clean_name
+from storage.tree import words
 
-_LARGEST_ID = 65534  # of a category; 65535 is what masks of 16 bits ignore
+ROBOFLOW_FILE = "_annotations.coco.json"
+
+_LARGEST_ID = 65533  # of a category; with those that count from 0, 65534 is its value, and 65535 is ignored
 _LISTS = ("images", "annotations", "categories")
 
-
-@dataclass(frozen=True)
-class InstanceMask:
-    """The outlines of one image, to be drawn as a label mask.
-
-    Attributes:
-        place: the PNG that `write` makes.
-        instances: (category id, run lengths) of each instance; crowds: run lengths alone.
-    """
-
-    place: Location
-    height: int
-    width: int
-    instances: tuple[tuple[int, dict[str, Any]], ...]
-    crowds: tuple[dict[str, Any], ...]
-    ignored: int
-
-    def draw(self) -> np.ndarray:
-        """(H, W) uint8 or uint16: category ids, 0 background, `ignored` where only a crowd is."""
-        mask = np.zeros((self.height, self.width), np.uint8 if self.ignored == 255 else np.uint16)
-        for crowd in self.crowds:
-            mask[run_lengths.decode(crowd) > 0] = self.ignored
-        for category, instance in sorted(self.instances, key=lambda each: -int(run_lengths.area(each[1]))):
-            mask[run_lengths.decode(instance) > 0] = category
-        return mask
-
-    def write(self) -> None:
-        """Draw it and write the PNG, whole or not at all; the same annotations give the same bytes."""
-        buffer = io.BytesIO()
-        Image.fromarray(self.draw()).save(buffer, "PNG")
-        self.place.write_bytes(buffer.getvalue())
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class CocoImages:
-    """The images of an instances file.
+class CocoPart:
+    """One instances file: its split, and the folder that its file names are relative to."""
 
-    Attributes:
-        images: in the file's order; their `mask_uri` exists once `masks` are written.
-        class_names, class_values: chosen categories and their ids, in the order of the ids.
-        masks: of the images all of whose annotations have an outline.
-        num_left_out: images that have annotations, but none of a chosen category.
-        num_without_outline: images without a mask because an annotation has no outline that can be read.
+    split: str
+    annotations: Location
+    images: Location
+
+
+def coco_parts(place: Location, splits: Sequence[str], images: Location | None = None) -> list[CocoPart]:
+    """The files of a data set in COCO's layout, in Roboflow's, or of one file.
+
+    Args:
+        place: a folder with ``annotations/instances_<split>.json`` and images in ``<split>/``; a folder with
+            ``<split>/_annotations.coco.json`` beside the images; or a JSON file.
+        splits: the splits wanted; none: all.
+        images: another folder for the images.
+
+    Raises:
+        ValueError: there is no such file, or a split is not among those found.
     """
-
-    images: tuple[SourceImage, ...]
-    class_names: tuple[str, ...]
-    class_values: tuple[int, ...]
-    masks: tuple[InstanceMask, ...]
-    num_left_out: int
-    num_without_outline: int
-
-
-def coco_splits(folder: Location) -> list[str]:
-    """The splits of a folder in COCO's layout: those of `annotations/instances_<split>.json`."""
-    names = (folder / "annotations").list_names()
-    found = (name.removeprefix("instances_") for name in names if name.startswith("instances_"))
-    return [name.removesuffix(".json") for name in found if name.endswith(".json")]
+    if place.name.endswith(".json"):
+        if len(splits) > 1:
+            raise ValueError(f"--coco {place}: one file is one split; for several, give the folder of COCO's layout.")
+        return [CocoPart(splits[0] if splits else "", place, images or place.parent)]
+    instances = (place / "annotations").list_names()
+    names = [name[len("instances_") : -len(".json")] for name in instances if name.startswith("instances_")]
+    found = {name: place / "annotations" / f"instances_{name}.json" for name in names}
+    if not found:
+        folders = [name for name in place.list_names() if (place / name / ROBOFLOW_FILE).exists()]
+        found = {name: place / name / ROBOFLOW_FILE for name in folders}
+    unknown = [split for split in splits if split not in found]
+    if unknown or not found:
+        known = f"there are the splits {', '.join(found)}" if found else "give the folder that holds annotations/"
+        missing = unknown[0] if unknown else "<split>"
+        raise ValueError(
+            f"{place}: no annotations/instances_{missing}.json and no {missing}/{ROBOFLOW_FILE}; {known}, or one .json "
+            "file."
+        )
+    return [CocoPart(split, found[split], images or place / split) for split in splits or sorted(found)]
 
 
 def read_coco(
-    annotations: Location,
-    images: Location,
-    split: str,
-    masks: Location,
+    parts: Sequence[CocoPart],
     class_names: Sequence[str] | None = None,
-    saliency: Location | None = None,
-) -> CocoImages:
-    """Read an instances file.
+    *,
+    is_crowd_object: bool = False,
+) -> Source:
+    """Read instances files; each is held in memory while it is read.
 
     Args:
-        annotations: the JSON file; it is held in memory.
-        images: the folder that its file names are relative to.
-        split: the name of the images' split.
-        masks: a folder; each version of the file has a prefix of its own below it.
-        class_names: the categories wanted; None: all.
-        saliency: a folder of ``<id>.<suffix>``.
+        parts: all of the same categories.
+        class_names: the categories wanted; None: all that are not the unused root of the others, as Roboflow has one.
+        is_crowd_object: read crowd regions as objects, for tools that write painted masks so.
+
+    Returns:
+        The images in the files' order; their `mask_uri` is relative to the run, and `drawings` hold what lies there.
 
     Raises:
-        ValueError: not such a file, or a class that is none of its categories.
+        ValueError: not such a file, categories that differ, or a class that is none of them.
         FileNotFoundError: there is none.
     """
-    data = annotations.read_bytes()
-    content = _parse(annotations, data)
-    categories = _categories(annotations, content["categories"])
-    _require_categories(annotations, class_names or (), list(categories))
-    chosen = {category: name for name, category in categories.items() if class_names is None or name in class_names}
-    of_image = _annotations_by_image(annotations, content["annotations"], set(categories.values()))
-    saliency_of = files_by_stem(saliency)
-    place = masks / hashlib.sha256(data).hexdigest()[:12]
-    ignored = 255 if max(categories.values()) < 255 else _LARGEST_ID + 1
-
-    found: list[SourceImage] = []
-    drawings: dict[str, InstanceMask] = {}
-    num_left_out = num_without_outline = 0
-    for number, record in enumerate(content["images"]):
-        key = _value(annotations, "images", number, record, "id", int)
-        path = _value(annotations, "images", number, record, "file_name", str)
-        its = of_image.pop(key, [])
-        labels = tuple(sorted({chosen[each["category_id"]] for each in its if each["category_id"] in chosen}))
-        if its and not labels:
-            num_left_out += 1
-            continue
-        image_id, mask = id_of_path(path), None
-        if its and image_id not in drawings:  # an id that comes again is refused by name later
-            mask = _instance_mask(record, its, place / f"{safe_name(image_id)}.png", ignored)
-            num_without_outline += mask is None
-        if mask is not None:
-            drawings[image_id] = mask
-        mask_uri = mask.place.uri if mask else None
-        try:
-            uri, problem = resolve_path(images, path), None
-        except ValueError:
-            uri, problem = "", "its file name leads out of the folder"
-        found.append(SourceImage(image_id, uri, labels, split, mask_uri, saliency_of.get(image_id), problem=problem))
-    if of_image:
-        raise ValueError(f"{annotations}: annotations of image {next(iter(of_image))}, which is not among its images.")
-    return CocoImages(
-        tuple(found),
-        tuple(chosen.values()),
-        tuple(chosen),
-        tuple(drawings.values()),
-        num_left_out,
-        num_without_outline,
+    readers = [_Reader(part, class_names, is_crowd_object) for part in parts]
+    first = readers[0]
+    for other in readers[1:]:
+        if other.categories != first.categories:
+            raise ValueError(
+                f"{other.place}: its categories are not those of {first.place}. Make them the same, ids and names, or "
+                f"give one of these splits: --split {first.split}."
+            )
+    images, drawings = [], dict[str, Drawing]()
+    for reader in readers:
+        images += reader.images
+        drawings |= reader.drawings
+    return Source(
+        tuple(images),
+        tuple(first.categories),
+        tuple(value + first.shift for value in first.categories.values()),
+        drawings,
+        tuple(_notes(readers)),
     )
 
 
-# The file
+class _Reader:
+    """One file, read.
 
+    Attributes:
+        categories: name -> id of the chosen ones, in the order of the ids. shift: from an id to its value in masks.
+        images, drawings: what the file says.
+        left_out, without_outline, crowds_alone, repeated: how many images each of the notes is about.
+    """
 
-def _parse(place: Location, data: bytes) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not a JSON file ({type(error).__name__}).") from error
-    missing = [name for name in _LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]
-    if missing:
-        raise ValueError(
-            f"{place}: no list {missing[0]!r}; expected COCO's instances, a JSON object with the lists "
-            "images, annotations and categories."
+    def __init__(self, part: CocoPart, class_names: Sequence[str] | None, is_crowd_object: bool) -> None:
+        self.place, self.split, self.folder = part.annotations, part.split, part.images
+        self.is_crowd_object = is_crowd_object
+        data = part.annotations.read_bytes()
+        content = self._parse(data)
+        known = self._categories(content["categories"])
+        of_image = self._annotations_by_image(content["annotations"], set(known.values()))
+        used = {annotation["category_id"] for its in of_image.values() for annotation in its}
+        self.root = _unused_root(content["categories"], known, used) if class_names is None else None
+        self.categories = self._chosen(known, class_names)
+        self.shift = 1 if min(self.categories.values()) == 0 else 0
+        self.ignored = 255 if max(known.values()) + self.shift < 255 else 65535
+        self.masks = f"masks/{hashlib.sha256(data).hexdigest()[:12]}" + ("-crowds" if is_crowd_object else "")
+        self.images: list[SourceImage] = []
+        self.drawings: dict[str, Drawing] = {}
+        self.left_out = self.without_outline = self.crowds_alone = self.repeated = 0
+        for path, (record, its) in self._by_path(content["images"], of_image).items():
+            self._add(path, record, its)
+
+    def _add(self, path: str, record: Record, its: list[Record]) -> None:
+        names = {category: name for name, category in self.categories.items()}
+        labels = tuple(sorted({names[each["category_id"]] for each in its if each["category_id"] in names}))
+        if its and not labels:
+            self.left_out += 1
+            return
+        drawing = self._drawing(record, its) if its else None
+        self.without_outline += bool(its) and drawing is None
+        self.crowds_alone += drawing is not None and not drawing.instances
+        mask_uri = f"{self.masks}/{safe_name(path)}.png" if drawing else None
+        try:
+            uri, problem = resolve_path(self.folder, path), None
+        except ValueError as error:
+            uri, problem, mask_uri = "", f"the path of its image {error}", None
+        if drawing and mask_uri:
+            self.drawings[mask_uri] = drawing
+        declared = _declared_size(record)
+        self.images.append(
+            SourceImage(id_of_path(path), uri, labels, self.split, mask_uri, problem=problem, declared=declared)
         )
-    return content
+
+    # The file
+
+    def _parse(self, data: bytes) -> dict[str, list[Any]]:
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.place}: not a JSON file ({type(error).__name__}).") from error
+        missing = [name for name in _LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]
+        if missing:
+            raise ValueError(
+                f"{self.place}: no list {missing[0]!r}; expected COCO's instances, a JSON object with the lists "
+                "images, annotations and categories."
+            )
+        return content
+
+    def _value(self, kind: str, number: int, record: Any, key: str, *wanted: type) -> Any:
+        value = record.get(key) if isinstance(record, dict) else None
+        if type(value) not in wanted or value == "":
+            what = "a number" if int in wanted else "a text"
+            raise ValueError(
+                f"{self.place}: {kind}[{number}].{key}: given {value!r:.60}, expected {what}, as COCO has it."
+            )
+        return value
+
+    def _categories(self, records: list[Any]) -> dict[str, int]:
+        """Name -> id, in the order of the ids."""
+        pairs = []
+        for number, record in enumerate(records):
+            name = clean_name(self._value("categories", number, record, "name", str))
+            category = self._value("categories", number, record, "id", int)
+            if not 0 <= category <= _LARGEST_ID:
+                raise ValueError(f"{self.place}: category {name!r} has the id {category}, allowed: 0 to {_LARGEST_ID}.")
+            pairs.append((category, name))
+        for what, values in (("name", [name for _, name in pairs]), ("id", [category for category, _ in pairs])):
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(
+                    f"{self.place}: two categories have the {what} {twice!r}. Give each a {what} of its own."
+                )
+        if not pairs:
+            raise ValueError(f"{self.place}: the list categories is empty; there must be one at least.")
+        return {name: category for category, name in sorted(pairs)}
+
+    def _chosen(self, known: dict[str, int], class_names: Sequence[str] | None) -> dict[str, int]:
+        for name in class_names or ():
+            if name not in known:
+                near = difflib.get_close_matches(name, list(known), n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"There are {words(list(known))}."
+                raise ValueError(f"class {name!r}: not among the categories of {self.place}. {hint}")
+        wanted = set(class_names) if class_names is not None else set(known) - {self.root}
+        return {name: category for name, category in known.items() if name in wanted}
+
+    def _annotations_by_image(self, records: list[Any], known: set[int]) -> dict[str, list[Record]]:
+        of_image: dict[str, list[Record]] = defaultdict(list)  # some tools write the ids as text
+        for number, record in enumerate(records):
+            category = self._value("annotations", number, record, "category_id", int)
+            if category not in known:
+                raise ValueError(
+                    f"{self.place}: annotations[{number}].category_id: {category} is not among the categories."
+                )
+            of_image[str(self._value("annotations", number, record, "image_id", int, str))].append(record)
+        return of_image
+
+    def _by_path(self, records: list[Any], of_image: dict[str, list[Record]]) -> dict[str, tuple[Record, list[Record]]]:
+        """File name -> (its record, its annotations): a file that is listed under two ids has those of both.
+
+        Raises:
+            ValueError: two images share an id, so nobody can tell whose the annotations are; or nobody's.
+        """
+        found: dict[str, tuple[Record, list[Record]]] = {}
+        path_of: dict[str, str] = {}
+        for number, record in enumerate(records):
+            key = str(self._value("images", number, record, "id", int, str))
+            path = self._value("images", number, record, "file_name", str)
+            other = path_of.setdefault(key, path)
+            if other != path:
+                raise ValueError(
+                    f"{self.place}: the images {other} and {path} have the same id {key}, so their annotations cannot "
+                    "be told apart. Give every image an id of its own; where files were put together, give each "
+                    "file's folder or split instead."
+                )
+            self.repeated += path in found
+            found.setdefault(path, (record, []))[1].extend(of_image.pop(key, []))
+        if of_image:
+            raise ValueError(
+                f"{self.place}: annotations of image {next(iter(of_image))}, which is not among its images."
+            )
+        return found
+
+    # Outlines
+
+    def _drawing(self, image: Record, annotations: list[Record]) -> Drawing | None:
+        """None where an annotation has no outline that can be read: the mask would lack an object."""
+        size = _declared_size(image)
+        if size is None:
+            return None
+        instances, crowds = [], []
+        for annotation in annotations:
+            found = outline(annotation.get("segmentation"), *size)
+            if found is None:
+                return None
+            if annotation.get("iscrowd") and not self.is_crowd_object:
+                crowds.append(found)
+            else:
+                instances.append((annotation["category_id"] + self.shift, found))
+        return Drawing(*size, tuple(instances), tuple(crowds), self.ignored)
 
 
-def _value(place: Location, kind: str, number: int, record: Any, key: str, wanted: type) -> Any:
-    value = record.get(key) if isinstance(record, dict) else None
-    if type(value) is not wanted or value == "":
-        what = "a number" if wanted is int else "a text"
-        raise ValueError(f"{place}: {kind}[{number}].{key}: given {value!r:.60}, expected {what}, as COCO has it.")
-    return value
-
-
-def _categories(place: Location, records: list[Any]) -> dict[str, int]:
-    """Name -> id, in the order of the ids."""
-    pairs = []
-    for number, record in enumerate(records):
-        name = _value(place, "categories", number, record, "name", str)
-        category = _value(place, "categories", number, record, "id", int)
-        if not 1 <= category <= _LARGEST_ID:
-            raise ValueError(f"{place}: category {name!r} has the id {category}, allowed: 1 to {_LARGEST_ID}.")
-        pairs.append((category, name))
-    if not pairs or len({name for _, name in pairs}) != len(pairs) or len({each for each, _ in pairs}) != len(pairs):
-        raise ValueError(f"{place}: categories need different names and ids, and there must be one at least.")
-    return {name: category for category, name in sorted(pairs)}
-
-
-def _require_categories(place: Location, class_names: Sequence[str], known: list[str]) -> None:
-    for name in class_names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known[:20])}."
-            raise ValueError(f"class {name!r}: not among the categories of {place}. {hint}")
-
-
-def _annotations_by_image(place: Location, records: list[Any], known: set[int]) -> dict[int, list[dict[str, Any]]]:
-    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for number, record in enumerate(records):
-        category = _value(place, "annotations", number, record, "category_id", int)
-        if category not in known:
-            raise ValueError(f"{place}: annotations[{number}].category_id: {category} is not among the categories.")
-        of_image[_value(place, "annotations", number, record, "image_id", int)].append(record)
-    return of_image
-
-
-# Outlines
-
-
-def _instance_mask(
-    image: dict[str, Any], annotations: list[dict[str, Any]], place: Location, ignored: int
-) -> InstanceMask | None:
-    """None where an annotation has no outline that can be read: the mask would lack an object."""
+def _declared_size(image: Record) -> tuple[int, int] | None:
+    """(height, width) as the file says it; None where it says none that can be."""
     height, width = image.get("height"), image.get("width")
-    if not (type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS):
-        return None
-    instances, crowds = [], []
-    for annotation in annotations:
-        outline = _outline(annotation.get("segmentation"), height, width)
-        if outline is None:
-            return None
-        if annotation.get("iscrowd"):
-            crowds.append(outline)
-        else:
-            instances.append((annotation["category_id"], outline))
-    return InstanceMask(place, height, width, tuple(instances), tuple(crowds), ignored)
+    if type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS:
+        return height, width
+    return None
 
 
-def _outline(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Polygons or run lengths, plain or compressed, as compressed run lengths; None for anything else."""
-    try:
-        if isinstance(segmentation, list):
-            polygons = list(_polygons(segmentation, height, width))
-            return run_lengths.merge(run_lengths.frPyObjects(polygons, height, width)) if polygons else None
-        if list(segmentation["size"]) != [height, width]:
-            return None
-        counts = segmentation["counts"]
-        if isinstance(counts, str):
-            outline = {"size": [height, width], "counts": counts.encode("ascii")}
-        elif all(type(count) is int and count >= 0 for count in counts) and sum(counts) == height * width:
-            outline = run_lengths.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        else:
-            return None
-        run_lengths.decode(outline)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return None
-    return outline
+def _unused_root(records: list[Record], known: dict[str, int], used: set[int]) -> str | None:
+    """The category that only groups the others and has no annotation, as Roboflow writes one; None without."""
+    groups = {clean_name(str(record.get("supercategory") or "")) for record in records if record["name"] != "none"}
+    own = {clean_name(record["name"]): clean_name(str(record.get("supercategory") or "")) for record in records}
+    roots = [name for name in known if name in groups and own[name] != name and known[name] not in used]
+    return roots[0] if len(roots) == 1 and len(known) > 1 else None
 
 
-def _polygons(given: list[Any], height: int, width: int) -> Iterator[list[float]]:
-    """Polygons of three points or more, clipped to the image, which bounds what drawing them costs."""
-    for polygon in given:
-        points = np.asarray(polygon, dtype=np.float64)
-        if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
-            raise ValueError("a polygon is a list x1, y1, x2, y2, ...")
-        if len(points) >= 6:
-            yield np.clip(points.reshape(-1, 2), 0, (width, height)).reshape(-1).tolist()
+def _notes(readers: Sequence[_Reader]) -> list[str]:
+    first = readers[0]
+    left_out = sum(reader.left_out for reader in readers)
+    without = sum(reader.without_outline for reader in readers)
+    crowds = sum(reader.crowds_alone for reader in readers)
+    repeated = sum(reader.repeated for reader in readers)
+    notes = []
+    if first.root:
+        notes.append(f"category {first.root!r} only groups the others and has no annotation; it is no class.")
+    if first.shift:
+        notes.append("categories count from 0; in masks and exports a class has its id plus 1, as 0 is background.")
+    if left_out:
+        notes.append(f"{_count(left_out, 'image')} left out, with none of the chosen classes.")
+    if without:
+        notes.append(f"{_count(without, 'image')} without a mask, as not all of their annotations have an outline.")
+    if crowds:
+        notes.append(
+            f"{_count(crowds, 'image')} with outlines that are all crowds (iscrowd 1), which masks ignore. If they are "
+            "objects, as CVAT writes painted ones, give --crowds-are-objects."
+        )
+    if repeated:
+        notes.append(f"{_count(repeated, 'image')} listed under two ids; the annotations of both are put together.")
+    return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,12 +1,14 @@
-"""A driver's sign of life: ``<step>/drivers/<launch>.json``, renewed while it runs, deleted when it ends in order.
+"""Heartbeats: each launch of a step renews its own file, ``<step>/drivers/<launch>-<random>.json``, until it ends.
 
-A killed driver leaves its last one, which grows stale. People read it, and `--restart`; no result depends on it.
+A heartbeat is the launch's lease on the data of one start of the step: `--restart` is refused while one lives, and
+the data of an old start is not deleted. A killed launch leaves its last one, which grows old. Ages are the store's, by
+its own clock, so the clocks of the hosts do not matter. Results do not depend on heartbeats: a launch that lost its
+lease, because it was suspended, writes into its own start's folder, which nobody reads any more.
 """
 
 import contextlib
 import json
 import logging
-import os
 import re
 import socket
 import threading
@@ -14,68 +16,89 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from uuid import uuid4
 
 from storage.location import Location
+from storage.process_identity import ProcessIdentity
+from storage.store_clock import object_ages
 
 INTERVAL = 15.0  # seconds between two beats
 STALE_AFTER = 4 * INTERVAL
 
+_FILE = re.compile(r"([\w-]+)\.json", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """One driver, as it last said.
+    """One launch, as it last wrote.
 
     Attributes:
-        launch: which part of the step it does, e.g. ``"1-of-4"``; two drivers of one part share one sign.
-        host, pid: where it runs.
-        started, beat: when it began and when it last said so, in seconds since 1970 (UTC), by its own clock.
+        launch: which part of the step it does, e.g. ``"1-of-4"``.
+        host: where it runs, for people.
+        process: its process.
+        started: when it began, in seconds since 1970 by its host's clock; for display only.
+        start_id: the start of the step that it works on; "" where it is not known.
+        age: seconds since its last beat, by the store's clock.
     """
 
     launch: str
     host: str
-    pid: int
+    process: ProcessIdentity
     started: float
-    beat: float
+    start_id: str
+    age: float
 
-    def age(self, now: float) -> float:
-        """Seconds since the last beat."""
-        return max(0.0, now - self.beat)
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
-    def is_stale(self, now: float) -> bool:
-        """Whether the driver must be taken for dead: silent for long, or known to be gone from this machine."""
-        return self.age(now) > STALE_AFTER or (self.host == socket.gethostname() and not _is_running(self.pid))
+    @property
+    def is_stale(self) -> bool:
+        """Whether the launch counts as dead: it has been silent for long, or its process on this machine has ended.
+
+        A beat from the future was written before the store's clock was set back, so it has been silent since then.
+        """
+        return abs(self.age) > STALE_AFTER or self.process.is_known_to_have_ended()
 
 
-def heartbeats(step: Location) -> list[Heartbeat]:
-    """The signs of life in a step's folder, stale ones too, by launch."""
+def heartbeats(step: Location, *, may_write: bool = False) -> list[Heartbeat]:
+    """The heartbeats in a step's folder, stale ones too, by file name.
+
+    Args:
+        may_write: whether a temporary file may ask the file system for its time (see `store_clock.object_ages`).
+    """
     folder = step / "drivers"
-    names = [name for name in folder.list_names() if re.fullmatch(r"[\w-]+\.json", name)]
+    ages = {name: age for name, age in object_ages(folder, may_write=may_write).items() if _FILE.fullmatch(name)}
     with ThreadPoolExecutor(16) as pool:
-        return [beat for beat in pool.map(lambda name: _read(folder / name), names) if beat is not None]
+        found = pool.map(lambda name: _read(folder / name, ages[name]), sorted(ages))
+        return [beat for beat in found if beat is not None]
 
 
 @contextlib.contextmanager
-def beating(step: Location, launch: str, interval: float = INTERVAL) -> Iterator[None]:
-    """Gives signs of life for the length of a block; a store that refuses them is logged, not raised.
+def beating(step: Location, launch: str, interval: float = INTERVAL, start_id: str = "") -> Iterator[None]:
+    """Writes heartbeats for the length of a block, into a file of its own; one that cannot be written is logged.
 
     Args:
         step: the step's folder.
         launch: the part of the step, letters, digits, ``_`` and ``-``.
+        start_id: the start of the step that the launch works on.
     """
-    place, host, started = step / "drivers" / f"{launch}.json", socket.gethostname(), time.time()
+    place = step / "drivers" / f"{launch}-{uuid4().hex[:8]}.json"
+    content = {
+        "launch": launch,
+        "host": socket.gethostname(),
+        **asdict(ProcessIdentity.own()),
+        "started": time.time(),
+        "start_id": start_id,
+    }
     has_ended = threading.Event()
 
-    def beat() -> None:
-        sign = Heartbeat(launch, host, os.getpid(), started, time.time())
-        place.write_bytes(json.dumps(asdict(sign)).encode())
-
     def beat_on() -> None:
-        _attempt(beat)
-        while not has_ended.wait(interval):
-            _attempt(beat)
+        beats = 0
+        while beats == 0 or not has_ended.wait(interval):
+            beats += 1
+            _attempt(lambda count=beats: place.write_bytes(json.dumps({**content, "beats": count}).encode()))  # type: ignore[misc]
 
     thread = threading.Thread(target=beat_on, name="heartbeat", daemon=True)
     thread.start()
@@ -87,35 +110,20 @@ def beating(step: Location, launch: str, interval: float = INTERVAL) -> Iterator
         _attempt(place.delete)
 
 
-def _attempt(write: Callable[[], None]) -> None:
+def _attempt(write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:  # a StorageError is one
-        _log.warning("no sign of life: %s", error)
+        _log.warning("the heartbeat could not be written: %s", error)
 
 
-def _read(place: Location) -> Heartbeat | None:
+def _read(place: Location, age: float) -> Heartbeat | None:
+    """A heartbeat; None where it was deleted meanwhile, or the file is something else."""
     try:
         found = json.loads(place.read_bytes())
-        numbers = float(found["started"]), float(found["beat"])
-        return Heartbeat(str(found["launch"]), str(found["host"]), int(found["pid"]), *numbers)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # deleted meanwhile, or torn
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and only its parent has not asked how yet; told on Linux alone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return False
+        launch, host, start_id = str(found["launch"]), str(found["host"]), str(found.get("start_id", ""))
+        if not re.fullmatch(r"[\w-]+", launch, re.ASCII) or not host.isprintable():
+            return None  # these are printed
+        return Heartbeat(launch, host, ProcessIdentity.from_record(found), float(found["started"]), start_id, age)
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

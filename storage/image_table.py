@@ -1,4 +1,4 @@
-"""A folder of images and a table of their labels, CSV or Parquet, as a label source.
+"""A table of images and their labels, CSV or Parquet, as a label source.
 
 Columns ``image`` and ``labels``; optionally ``id``, ``split``, ``mask`` and ``saliency``; others are ignored.
 
@@ -6,47 +6,70 @@ Columns ``image`` and ``labels``; optionally ``id``, ``split``, ``mask`` and ``s
     photos/0001.jpg,cat;potted plant,train
     s3://bucket/more/0002.jpg,,unlabelled
 
-Labels are separated by ``;`` or ``|`` (spaces belong to names); in Parquet they may be a list. Paths are below the
-folder, absolute, or ``s3://``. Without ``id`` the image's path is its id: suffix dropped, ``/`` written ``__``.
+Labels are separated by ``;`` or ``|`` (spaces belong to names), or written as a list; or there is one column per class
+with 0 and 1. Several rows may name one image. Paths are below the folder, absolute, or ``s3://``. Without ``id`` the
+image's path is its id: suffix dropped, ``/`` written ``__``.
 """
 
-import csv
-import difflib
-import re
-from collections.abc import Iterator, Sequence
-from io import TextIOWrapper
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.image_paths import id_of_path, resolve_path
+from storage.label_cells import SEPARATORS, is_list, parse_labels, read_flag, unique_names
 from storage.location import Location
-from storage.sources import SourceImage, id_of_path, resolve_path
+from storage.sources import Source, SourceImage
+from storage.table_columns import KNOWN, Columns, find_columns
+from storage.text import csv_rows, decode_text
 
-_REQUIRED = ("image", "labels")
-_KNOWN = (*_REQUIRED, "id", "split", "mask", "saliency")
+MinusOne = Literal["absent", "present", "skip"]
+
+Cell = str | list[str]  # a list where Parquet has one
 
 
-def read_image_table(table: Location, folder: Location) -> Iterator[SourceImage]:
-    """Read a CSV table row by row; a row that cannot be used is an image with a problem.
+@dataclass(frozen=True)
+class TableOptions:
+    """How a table is to be read where it does not say so itself.
+
+    Attributes:
+        columns: meaning -> name of the column, e.g. ``{"image": "filename"}``.
+        class_names: the classes wanted, of a table with one column per class.
+        label_separators: the signs between an image's labels.
+        encoding: of a CSV table; None: UTF-8, or as its byte order mark says.
+        minus_one: what -1 means in a column per class: the class is absent, present, or the image is left out.
+        splits: those wanted; none: all.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    label_separators: str = SEPARATORS
+    encoding: str | None = None
+    minus_one: MinusOne | None = None
+    splits: tuple[str, ...] = ()
+
+
+def read_image_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
+    """Read a CSV table; a row that cannot be used is an image with a problem.
 
     Raises:
         ValueError: a column is missing or misspelt, or the file is no CSV text.
-        FileNotFoundError: there is no such table.
+        FileNotFoundError, IsADirectoryError: there is no such table.
     """
-    with table.open_input() as file:
-        reader = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-        try:
-            columns = [name.strip() for name in next(reader, [])]
-            _check_columns(table, columns)
-            for row in reader:
-                if row:
-                    yield _to_image(columns, row, folder, f"line {reader.line_num}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{table}: line {reader.line_num}: not CSV text in UTF-8 ({error}).") from error
+    try:
+        text = decode_text(table.read_bytes(), options.encoding, "CSV text")
+        (_, header), *numbered = list(csv_rows(text.content)) or [(1, [])]
+        source = _read(header, [row for _, row in numbered], [f"line {line}" for line, _ in numbered], folder, options)
+    except ValueError as error:
+        raise ValueError(f"{table}: {str(error).rstrip('.')}.") from error
+    notes = (f"{table.name} is read as {text.encoding}.",) if text.encoding not in ("UTF-8", options.encoding) else ()
+    return _with_notes(table, source, notes)
 
 
-def read_parquet_table(table: Location, folder: Location) -> Iterator[SourceImage]:
-    """Read a Parquet table, a batch of rows at a time; a row that cannot be used is an image with a problem.
+def read_parquet_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
+    """Read a Parquet table; a row that cannot be used is an image with a problem.
 
     Raises:
         ValueError: a column is missing, misspelt or no text, or the file is no Parquet.
@@ -54,69 +77,148 @@ def read_parquet_table(table: Location, folder: Location) -> Iterator[SourceImag
     """
     with table.open_input() as file:
         try:
-            parquet = pq.ParquetFile(file)
+            columns = pq.read_table(file)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{table}: not a Parquet file.") from error
-        schema = parquet.schema_arrow
-        _check_columns(table, schema.names)
-        columns = [name for name in schema.names if name in _KNOWN]
-        for name in columns:
-            if not _is_text(schema.field(name).type) and not (name == "labels" and _is_texts(schema.field(name).type)):
-                wanted = "text or lists of text" if name == "labels" else "text"
-                raise ValueError(f"{table}: column {name!r} is {schema.field(name).type}, expected {wanted}.")
-        number = 0
-        for batch in parquet.iter_batches(columns=columns):
-            for record in batch.to_pylist():
-                number += 1
-                yield _to_image(columns, [_cell(record[name]) for name in columns], folder, f"row {number}")
+    try:
+        for name in columns.column_names:
+            _require_readable(name, columns.schema.field(name).type)
+        texts = [[_cell(value) for value in column.to_pylist()] for column in columns.columns]
+        rows = [list(row) for row in zip(*texts, strict=True)]
+        source = _read(columns.column_names, rows, [f"row {n}" for n in range(1, len(rows) + 1)], folder, options)
+    except ValueError as error:
+        raise ValueError(f"{table}: {str(error).rstrip('.')}.") from error
+    return _with_notes(table, source, ())
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+def _read(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    places: Sequence[str],
+    folder: Location,
+    options: TableOptions,
+) -> Source:
+    """The images of a table's rows; `places` name a row that names no image."""
+    texts = [[cell if isinstance(cell, str) else "[]" for cell in row] for row in rows]
+    columns = find_columns(header, texts, options.columns, options.class_names)
+    reader = _RowReader(header, columns, folder, options)
+    minus_one = reader.require_minus_one(texts)
+    found = [reader.image(row, place, minus_one) for row, place in zip(rows, places, strict=True)]
+    images = [image for image in found if image and (not options.splits or image.split in options.splits)]
+    if options.splits and not images:
+        raise ValueError(f"no row is of the split {options.splits[0]!r}. Its column split has other names; see --split")
+    notes = [*columns.notes]
+    if reader.num_lists:
+        notes.append(f"reads the labels of {reader.num_lists:,} rows as lists, such as {reader.first_list}.")
+    if reader.num_unsure:
+        notes.append(f"leaves out {reader.num_unsure:,} rows with -1.")
+    return Source(tuple(images), tuple(columns.classes) or None, notes=tuple(notes))
 
 
-def _is_texts(kind: pa.DataType) -> bool:
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type)
+class _RowReader:
+    """Turns rows into images, and counts what is told of all rows together."""
 
+    def __init__(self, header: Sequence[str], columns: Columns, folder: Location, options: TableOptions) -> None:
+        self.width, self.columns, self.folder, self.options = len(header), columns, folder, options
+        self.num_lists = self.num_unsure = 0
+        self.first_list = ""
 
-def _cell(value: str | list[str | None] | None) -> str:
-    return ";".join(name for name in value if name) if isinstance(value, list) else value or ""
+    def require_minus_one(self, rows: Sequence[Sequence[str]]) -> MinusOne:
+        """What -1 means: as given, absent where no cell is 0; else nobody knows.
 
+        Raises:
+            ValueError: -1 and 0 are both there, and nothing was given.
+        """
+        positions = self.columns.classes.values()
+        values = {read_flag(row[position]) for row in rows for position in positions if position < len(row)}
+        if -1 in values and 0 in values and self.options.minus_one is None:
+            raise ValueError(
+                "its columns of classes hold 0, 1 and -1, and -1 means absent to some programs and uncertain to "
+                "others. Say which: --minus-one absent, --minus-one present, or --minus-one skip, which leaves such "
+                "images out"
+            )
+        return self.options.minus_one or "absent"
 
-def _check_columns(table: Location, columns: Sequence[str]) -> None:
-    separator = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
-    if separator:
-        raise ValueError(
-            f"{table}: its columns are separated by {separator!r}; save it with commas, as in "
-            f"'{columns[0].replace(separator, ',')}'. Only an image's labels are separated by ';' or '|'."
-        )
-    for name in columns:
-        near = difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.75)
-        if name not in _KNOWN and near and near[0] not in columns:
-            raise ValueError(f"{table}: column {name!r}: unknown. Did you mean {near[0]!r}?")
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing or len(set(columns)) != len(columns):
-        what = f"no column {missing[0]!r}" if missing else "a column repeats"
-        raise ValueError(f"{table}: {what}; it must name image and labels, found {list(columns)[:20]}.")
-
-
-def _to_image(columns: Sequence[str], row: Sequence[str], folder: Location, place: str) -> SourceImage:
-    cells = {name: cell.strip() for name, cell in zip(columns, row, strict=False)}
-    path = cells.get("image", "")
-    image_id = cells.get("id") or id_of_path(path) or place
-    split = cells.get("split", "")
-    if len(row) != len(columns):
-        problem = f"its row ({place}) has {len(row)} fields, the first line has {len(columns)}"
-        return SourceImage(image_id, uri="", split=split, problem=problem)
-    if not path:
-        return SourceImage(image_id, uri="", split=split, problem=f"its row ({place}) names no image")
-    uris: dict[str, str] = {}
-    for name in ("image", "mask", "saliency"):
+    def image(self, row: Sequence[Cell], place: str, minus_one: MinusOne) -> SourceImage | None:
+        """One row's image; None where its labels are uncertain and such rows are left out."""
+        is_whole = max(self.columns.of["image"], self.columns.of.get("labels", self.width - 1)) < len(row)
+        num_fields, has_more = len(row), any(row[self.width :])
+        row = [*row, *[""] * (self.width - len(row))]  # programs leave out empty cells at the end
+        cells = {meaning: row[position] for meaning, position in self.columns.of.items()}
+        texts = {meaning: cell if isinstance(cell, str) else "" for meaning, cell in cells.items()}
+        path, split = texts["image"], texts.get("split", "")
+        own_id = texts.get("id", "")
+        image_id = own_id or id_of_path(path) or place
+        start = {"image_id": image_id, "split": split, "has_own_id": bool(own_id)}
+        if has_more or not is_whole:
+            hint = "put labels with commas in quotes, or separate them by ';'" if has_more else "a cell is missing"
+            problem = f"its row has {num_fields} fields and the first line {self.width}; {hint}"
+            return SourceImage(uri="", problem=problem, **start)  # type: ignore[arg-type]
+        if not path:
+            return SourceImage(uri="", problem="its row names no image", **start)  # type: ignore[arg-type]
+        uris: dict[str, str] = {}
+        for meaning in ("image", "mask", "saliency"):
+            try:
+                uris |= {meaning: resolve_path(self.folder, texts[meaning])} if texts.get(meaning) else {}
+            except ValueError as error:
+                problem = f"the path of its {meaning} {error}"
+                return SourceImage(uri="", problem=problem, **start)  # type: ignore[arg-type]
         try:
-            uris |= {name: resolve_path(folder, cells[name])} if cells.get(name) else {}
-        except ValueError:
-            problem = f"the path of its {name} leads out of the folder; write it absolute"
-            return SourceImage(image_id, uri="", split=split, problem=problem)
-    labels = tuple(name for name in (part.strip() for part in re.split("[;|]", cells["labels"])) if name)
-    return SourceImage(image_id, uris["image"], labels, split, uris.get("mask"), uris.get("saliency"))
+            labels = self._labels(cells.get("labels", ""))
+        except ValueError as error:
+            return SourceImage(uri=uris["image"], problem=str(error), **start)  # type: ignore[arg-type]
+        flags = {name: read_flag(str(row[position])) for name, position in self.columns.classes.items()}
+        if -1 in flags.values() and minus_one == "skip":
+            self.num_unsure += 1
+            return None
+        present = (1, -1) if minus_one == "present" else (1,)
+        labels += tuple(name for name, flag in flags.items() if flag in present)
+        return SourceImage(
+            uri=uris["image"],
+            labels=labels,
+            mask_uri=uris.get("mask"),
+            saliency_uri=uris.get("saliency"),
+            is_negative=bool(flags) and not labels and None not in flags.values(),
+            **start,  # type: ignore[arg-type]
+        )
+
+    def _labels(self, cell: Cell) -> tuple[str, ...]:
+        if isinstance(cell, list):
+            return unique_names(cell)
+        if is_list(cell):
+            self.num_lists += 1
+            self.first_list = self.first_list or cell[:60]
+        return parse_labels(cell, self.options.label_separators)
+
+
+def _with_notes(table: Location, source: Source, notes: Sequence[str]) -> Source:
+    said = tuple(f"{table.name} {note}" if note.startswith(("reads", "leaves")) else note for note in source.notes)
+    return Source(source.images, source.class_names, source.class_values, source.drawings, (*notes, *said))
+
+
+# Parquet's cells
+
+
+def _require_readable(name: str, kind: pa.DataType) -> None:
+    """Refuses nested cells in a column that is named as one that is read."""
+    if name.lower() not in KNOWN:
+        return
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_list_of = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = kind.value_type if is_list_of else kind
+    if pa.types.is_nested(inner) or pa.types.is_binary(inner) or (is_list_of and name.lower() != "labels"):
+        wanted = "text, numbers or lists of these" if name.lower() == "labels" else "text"
+        raise ValueError(f"column {name!r} is {kind}, expected {wanted}")
+
+
+def _cell(value: Any) -> Cell:
+    """A value as CSV would have it; lists stay lists, whose names no separator cuts."""
+    if isinstance(value, list | tuple):
+        return [_text(item) for item in value]
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # NaN, as pandas writes an empty cell
+        return ""
+    return value.strip() if isinstance(value, str) else str(value)

@@ -16,6 +16,7 @@ from storage.errors import Damaged
 from storage.label_values import ignore_value, label_dtype
 from storage.location import Location
 from storage.names import safe_name
+from storage.receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class LabelFolder:
         """Whether there are labels of this image."""
         return self.place(image_id).exists()
 
-    def write(self, image_id: str, labels: np.ndarray) -> str:
+    def write(self, image_id: str, labels: np.ndarray) -> dict[str, str]:
         """Store an image's labels (H, W), replacing earlier ones.
 
         Returns:
-            The checksum of the stored file, for the receipt and for `read`.
+            The checksum of the stored file for the unit's receipt, by its path below the folder's parent.
 
         Raises:
             ValueError: a label that is no class.
@@ -52,24 +53,24 @@ class LabelFolder:
             raise ValueError(f"{image_id}: {wrong}.")
         data = encode_label_png(labels)
         self.place(image_id).write_bytes(data)
-        return checksum(data)
+        return {self._path(image_id): checksum(data)}
 
-    def read(self, image_id: str, expected: str = "") -> np.ndarray:
+    def read(self, image_id: str, receipt: Receipt | None = None) -> np.ndarray:
         """An image's labels, (H, W) uint8; uint16 above 254 classes.
 
         Args:
-            expected: the checksum that `write` returned. Give it wherever it is known: without it, damage that leaves
-                a readable PNG with valid labels is not found.
+            receipt: of the image's unit, with its checksums. Give it wherever it is known: without it, damage that
+                leaves a readable PNG with valid labels is not found.
 
         Raises:
-            Damaged: the file is not what was written; also where it is missing and `expected` is given.
-            FileNotFoundError: there is none, and `expected` is not given.
+            Damaged: the file is not what was written; also where there is none, though the unit is finished.
+            FileNotFoundError: there is none, and no receipt is given.
         """
-        place = self.place(image_id)
+        place, expected = self.place(image_id), receipt.objects.get(self._path(image_id), "") if receipt else ""
         try:
             data = place.read_bytes()
         except FileNotFoundError as error:
-            if not expected:
+            if receipt is None:
                 raise
             raise Damaged.of(place, "the file is missing") from error
         if expected and (wrong := mismatch(data, expected)):
@@ -81,6 +82,9 @@ class LabelFolder:
         if wrong := self._wrong_label(labels):
             raise Damaged.of(place, wrong)
         return labels.astype(label_dtype(self.num_classes))
+
+    def _path(self, image_id: str) -> str:
+        return f"{self.location.name}/{safe_name(image_id)}.png"
 
     def _wrong_label(self, labels: np.ndarray) -> str:
         ignore = ignore_value(self.num_classes)

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,19 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from storage.errors import StorageError
-from storage.s3 import file_system, is_bucket_missing, storage_errors
+from storage.s3 import file_system, is_bucket_missing, server_code, storage_errors
 
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
 _DELETE_BATCH = 1000  # S3's limit for one DeleteObjects request
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class IrregularFile(ValueError):  # noqa: N818  a finding about data, not a fault
+    """A FIFO, a device or a socket where a file is expected. The message says which."""
+
+
+class TooLarge(ValueError):  # noqa: N818  a finding about data, not a fault
+    """An object has more bytes than the reader allows."""
 
 
 @dataclass(frozen=True, order=True)
@@ -94,6 +104,38 @@ class Location:
             if self.is_local:
                 return Path(self.uri).read_bytes()
             return file_system().cat_file(self.uri, max_concurrency=1)  # one GET, no HEAD before it
+
+    def read_start(self, num_bytes: int) -> bytes:
+        """The object's first bytes, for data that nobody has checked: this ends, whatever the file is.
+
+        Raises:
+            IrregularFile: a local name that is no regular file: a FIFO may never answer, a device may never end.
+            FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError: as `read_bytes`.
+        """
+        with storage_errors(self.uri):
+            if self.is_local:
+                with _open_regular(self.uri) as file:
+                    return file.read(num_bytes) or b""  # None: a file of the kernel has nothing at the moment
+            try:
+                return file_system().cat_file(self.uri, start=0, end=num_bytes, max_concurrency=1)  # one ranged GET
+            except OSError as error:
+                if server_code(error) == "InvalidRange":  # an empty object has no first byte
+                    return b""
+                raise
+
+    def read_whole(self, max_bytes: int) -> bytes:
+        """All bytes of the object, for data that nobody has checked.
+
+        Raises:
+            TooLarge: there are more than `max_bytes`.
+            IrregularFile, FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError: as `read_start`.
+        """
+        if self.is_local:
+            with storage_errors(self.uri):
+                _require_at_most(max_bytes, os.stat(self.uri).st_size)  # before anything is read
+        data = self.read_start(max_bytes + 1)
+        _require_at_most(max_bytes, len(data))
+        return data
 
     def write_bytes(self, data: bytes) -> None:
         """Replace the object: locally by a temporary name, fsync and rename, on S3 by one put."""
@@ -232,6 +274,28 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             yield temporary, file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _open_regular(path: str) -> Iterator[IO[bytes]]:
+    """A regular file to read; anything else is refused without waiting for it."""
+    _require_regular(os.stat(path))  # opening alone may change a device
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO may have taken its place
+    with open(descriptor, "rb") as file:
+        _require_regular(os.fstat(descriptor))
+        yield file
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise IrregularFile(f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'a special file')}, not a regular file")
+
+
+def _require_at_most(max_bytes: int, num_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise TooLarge(f"more than {max_bytes:,} bytes")
 
 
 def _local_sizes(folder: str) -> Iterator[int]:

@@ -1,13 +1,18 @@
 """``manifest.parquet``: the frozen list of a run's images, labels and class names.
 
 Columns: image_id, uri, labels (list<int16>, ascending class numbers 0..C-1), height, width, split, mask_uri,
-saliency_uri, problem. Class names and their values in source masks are in the schema's metadata. Row groups
+saliency_uri, problem, negative. Class names and their values in source masks are in the schema's metadata. Row groups
 are small, so that a unit's rows are read without the other million.
+
+Addresses are read where the files lie now, and compared as they were written: one without a leading ``/`` or a scheme
+is relative to the run, and those below a folder that was moved are read at its new place (`moves`). So a run and
+its images can be moved, and nothing that was computed becomes outdated. The file itself holds whole addresses, for
+other readers, and the place of the run where it was written (`home`).
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import islice
@@ -32,8 +37,10 @@ _COLUMNS = pa.schema(
         pa.field("mask_uri", pa.string()),
         pa.field("saliency_uri", pa.string()),
         pa.field("problem", pa.string()),
+        pa.field("negative", pa.bool_(), nullable=False),
     ]
 )
+_ADDRESSES = ("uri", "mask_uri", "saliency_uri")
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,10 @@ class ManifestRow:
         labels: ascending class numbers 0..C-1; empty for an unlabelled image.
         height, width: in pixels, where the source knew them.
         split: the part of the data set, e.g. ``"train_aug"``.
+        mask_uri, saliency_uri: absolute, or relative to the run for files that belong to it.
         problem: why the image cannot be used, where that is known at preparation.
+        negative: the image is known to show none of the classes. It has no labels then; training takes it as an example
+            of every class's absence, and it has no maps.
     """
 
     image_id: str
@@ -56,6 +66,7 @@ class ManifestRow:
     mask_uri: str | None = None
     saliency_uri: str | None = None
     problem: str | None = None
+    negative: bool = False
 
 
 def write_manifest(
@@ -63,17 +74,22 @@ def write_manifest(
     rows: Iterable[ManifestRow],
     class_names: Sequence[str],
     class_values: Sequence[int] | None = None,
+    moves: Mapping[str, str] | None = None,
+    home: Location | None = None,
 ) -> int:
     """Write the manifest, whole or not at all, streaming; the same rows give the same bytes.
 
     Args:
         class_values: the value of each class in source masks; 1..C in order unless given.
+        moves: folder as the rows write it -> where it lies now.
+        home: the run, to which addresses may be relative; the manifest's folder unless given.
 
     Returns:
         The number of images.
 
     Raises:
-        ValueError: class names or values repeat, or a row's labels are not ascending class numbers.
+        ValueError: class names or values repeat, a row's labels are not ascending class numbers, or a negative image
+            has labels.
     """
     values = list(class_values) if class_values is not None else list(range(1, len(class_names) + 1))
     if len(values) != len(class_names) or len(set(class_names)) != len(class_names):
@@ -83,13 +99,16 @@ def write_manifest(
         )
     translation_table(values)
     metadata = {"class_names": json.dumps(list(class_names)), "class_values": json.dumps(values)}
+    metadata |= {"moves": json.dumps(dict(moves))} if moves else {}
+    home = home or location.parent
+    metadata |= {"home": home.uri}
     schema = _COLUMNS.with_metadata(metadata)
     remaining, count = iter(rows), 0
     with location.open_output() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while batch := list(islice(remaining, ROW_GROUP_SIZE)):
             for row in batch:
                 _check_labels(row, len(class_names))
-            writer.write_table(_to_table(batch, schema))
+            writer.write_table(_to_table(batch, schema, home))
             count += len(batch)
     Manifest.forget()
     return count
@@ -101,6 +120,7 @@ class Manifest:
     Attributes:
         class_names: the name of class 0, 1, ...
         class_values: its value in source masks (VOC: cat = 8).
+        moves: folder as the rows write it -> where it lies now.
     """
 
     def __init__(self, location: Location, metadata: pq.FileMetaData) -> None:
@@ -114,6 +134,8 @@ class Manifest:
             stored = metadata.metadata or {}
             self.class_names: tuple[str, ...] = tuple(json.loads(stored[b"class_names"]))
             self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
+            self.moves: dict[str, str] = json.loads(stored.get(b"moves", b"{}"))
+            self._home = stored.get(b"home", b"").decode()
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
 
@@ -149,13 +171,21 @@ class Manifest:
         for group, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
             if first < stop and start < end:
                 table = _read_row_group(self, group)
-                found += _to_rows(table.slice(max(start - first, 0), min(stop, end) - max(start, first)))
+                found += self._to_rows(table.slice(max(start - first, 0), min(stop, end) - max(start, first)))
         return found
 
     def iter_rows(self) -> Iterator[ManifestRow]:
         """All rows in order, a row group at a time."""
         for table in self._iter_tables(None):
-            yield from _to_rows(table)
+            yield from self._to_rows(table)
+
+    def iter_written_rows(self) -> Iterator[ManifestRow]:
+        """All rows in order with their addresses as they were written, to be written again."""
+        for table in self._iter_tables(None):
+            records = table.to_pylist()
+            for record in records:
+                record.update({name: self._written(record[name]) for name in _ADDRESSES})
+            yield from map(_to_row, records)
 
     def iter_columns(self, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
         """The named columns in order, as lists, a row group at a time; much cheaper than whole rows.
@@ -164,7 +194,8 @@ class Manifest:
             ValueError: an unknown column.
         """
         for table in self._iter_tables(columns):
-            yield {name: table.column(name).to_pylist() for name in columns}
+            batch = {name: table.column(name).to_pylist() for name in columns}
+            yield {name: self._resolved(values) if name in _ADDRESSES else values for name, values in batch.items()}
 
     def max_labels(self) -> int:
         """The most labels that any image has: the number of slots its maps need."""
@@ -189,14 +220,24 @@ class Manifest:
         raise KeyError(f"{self.location}: no image {image_id!r}.")
 
     def column_hash(self, columns: Sequence[str]) -> str:
-        """SHA-256 of the named columns and the class list, the same however the file is laid out.
+        """SHA-256 of the named columns and the class list, the same however the file is laid out and wherever it lies.
+
+        What labels say includes which images are negative; a manifest without such images has the hash that it had
+        before there were any.
 
         Raises:
             ValueError: an unknown column.
         """
         hashes = {name: hashlib.sha256() for name in columns}
-        for batch in self.iter_columns(columns):
-            for name, values in batch.items():
+        wanted = [*columns, *(["negative"] if "labels" in columns and "negative" not in columns else [])]
+        for table in self._iter_tables(wanted):
+            for name in columns:
+                values = table.column(name).to_pylist()
+                if name == "labels":
+                    is_negative = table.column("negative").to_pylist()
+                    values = [None if no else labels for labels, no in zip(values, is_negative, strict=True)]
+                if name in _ADDRESSES:
+                    values = [self._written(address) for address in values]
                 hashes[name].update((json.dumps(values)[1:-1] + ", ").encode())
         digests = {name: each.hexdigest() for name, each in hashes.items()}
         whole = [self.num_images, self.class_names, self.class_values, digests]
@@ -209,7 +250,34 @@ class Manifest:
         with self.location.open_input() as file:
             parquet = pq.ParquetFile(file, metadata=self._metadata)
             for group in range(self._metadata.num_row_groups):
-                yield parquet.read_row_group(group, columns=None if columns is None else list(columns))
+                table = parquet.read_row_group(group, columns=None if columns is None else list(columns))
+                yield _with_negative(table) if columns is None or "negative" in columns else table
+
+    def _to_rows(self, table: pa.Table) -> list[ManifestRow]:
+        records = _with_negative(table).to_pylist()
+        for name in _ADDRESSES:
+            for record, address in zip(records, self._resolved([each[name] for each in records]), strict=True):
+                record[name] = address
+        return [_to_row(record) for record in records]
+
+    def _resolved(self, addresses: Sequence[str | None]) -> list[Any]:
+        """Where the files lie now."""
+        run = self.location.parent
+        return [address and resolve_address(self._written(address) or "", run, self.moves) for address in addresses]
+
+    def _written(self, address: str | None) -> str | None:
+        """An address as the row had it: relative to the run, or whole."""
+        return address.removeprefix(f"{self._home}/") if address and self._home else address
+
+
+def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> str:
+    """Where a file lies now that a manifest's row names: in the run, in a folder that was moved, or as written."""
+    if "://" not in address and not address.startswith("/"):
+        return (run / address).uri
+    for old, new in moves.items():
+        if address.startswith(f"{old.rstrip('/')}/"):
+            return new.rstrip("/") + address[len(old.rstrip("/")) :]
+    return address
 
 
 @lru_cache(maxsize=8)
@@ -233,12 +301,23 @@ def _check_labels(row: ManifestRow, num_classes: int) -> None:
     in_range = all(0 <= label < num_classes for label in row.labels)
     if not in_range or any(a >= b for a, b in zip(row.labels, row.labels[1:], strict=False)):
         raise ValueError(f"{row.image_id}: labels {row.labels} must be ascending class numbers below {num_classes}.")
+    if row.negative and row.labels:
+        raise ValueError(f"{row.image_id}: a negative image has no labels, given {row.labels}.")
 
 
-def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema) -> pa.Table:
+def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema, home: Location) -> pa.Table:
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(ManifestRow)}
+    for name in _ADDRESSES:
+        columns[name] = [address and resolve_address(address, home, {}) for address in columns[name]]
     return pa.table(columns, schema=schema)
 
 
-def _to_rows(table: pa.Table) -> list[ManifestRow]:
-    return [ManifestRow(**{**row, "labels": tuple(row["labels"])}) for row in table.to_pylist()]
+def _with_negative(table: pa.Table) -> pa.Table:
+    """The table with the column that earlier versions did not write."""
+    if "negative" in table.column_names:
+        return table
+    return table.append_column(_COLUMNS.field("negative"), pa.array([False] * table.num_rows))
+
+
+def _to_row(record: dict[str, Any]) -> ManifestRow:
+    return ManifestRow(**{**record, "labels": tuple(record["labels"])})

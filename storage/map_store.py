@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from storage.errors import Damaged
 from storage.location import Location
 from storage.unit_arrays import ArraySpec, Mode, UnitArrays
 from storage.units import Unit
 
 # In the order of writing: `classes` last, so that where it is, the others are.
 _NAMES = ("max", "mean", "score", "classes")
+LARGEST_CLASS = int(np.iinfo(np.int16).max)
+_READ = ("classes", "max", "mean", "score")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ class MapStore:
         """
         return cls(UnitArrays.open(location, _NAMES, mode))
 
-    def write_unit(self, unit: Unit, max: np.ndarray, mean: np.ndarray, score: np.ndarray, classes: np.ndarray) -> None:
+    def write_unit(
+        self, unit: Unit, max: np.ndarray, mean: np.ndarray, score: np.ndarray, classes: np.ndarray
+    ) -> dict[str, str]:
         """Write exactly one unit; writing it again replaces it, the same arrays by the same bytes.
 
         Args:
@@ -107,9 +112,12 @@ class MapStore:
             score: (n, slot) floats.
             classes: (n, slot) integers, ascending, then -1.
 
+        Returns:
+            The checksums of the written objects, for the unit's receipt.
+
         Raises:
-            ValueError: not one of the store's units, another shape, classes out of order, or a map or score
-                of a real slot that is not finite.
+            ValueError: not one of the store's units, another shape, classes out of order or beyond int16, or a
+                map or score of a real slot that is not finite.
         """
         is_real = _real_slots(np.asarray(classes))
         values = {
@@ -118,17 +126,18 @@ class MapStore:
             "score": _filled(score, is_real, "float32", "score"),
             "classes": np.asarray(classes, dtype=np.int16),
         }
-        self._arrays.write(unit, values)
+        return self._arrays.write(unit, values)
 
     def read(self, index: int) -> ImageMaps:
-        """One image's maps.
+        """One image's maps, compared with the image's own checksums only; `read_unit` compares the receipt's too.
 
         Raises:
             IndexError: no such manifest row.
-            ValueError: the image's unit is not written, or damaged.
+            Damaged: the maps are not what was written.
+            ValueError: the image's unit is not written.
         """
-        self._arrays.require_written("classes", self._arrays.unit_of(index))
-        classes, max_, mean, score = self._read(index, index + 1)
+        self._arrays.unit_of(index)
+        classes, max_, mean, score = self._checked({name: self._arrays.read(name, index, index + 1) for name in _READ})
         is_real = classes[0] >= 0
         return ImageMaps(classes[0][is_real], max_[0][is_real], mean[0][is_real], score[0][is_real])
 
@@ -136,29 +145,27 @@ class MapStore:
         """A whole unit's maps.
 
         Raises:
-            ValueError: the unit is not written, or damaged.
+            Damaged: the maps are not what was written.
+            ValueError: the unit is not written.
         """
-        self._arrays.require_written("classes", unit)
-        return UnitMaps(*self._read(unit.start, unit.stop))
+        return UnitMaps(*self._checked(self._arrays.read_unit(unit)))
 
-    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        classes = self._arrays.read("classes", start, stop)
-        max_, mean, score = (self._arrays.read(name, start, stop) for name in ("max", "mean", "score"))
-        for name, value in (("max", max_), ("mean", mean), ("score", score)):
-            if not np.isfinite(value[classes >= 0]).all():  # a lost shard reads as fill values
-                raise ValueError(
-                    f"{self.location}: {name} of images {start} to {stop - 1} is incomplete. "
-                    "Delete these images' marker and run the job that makes the maps again."
-                )
-        return classes, max_, mean, score
+    def _checked(self, found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        is_real = found["classes"] >= 0
+        for name in ("max", "mean", "score"):
+            if not np.isfinite(found[name][is_real]).all():
+                raise Damaged.of(self.location / name, "a map or score of a class is not a number")
+        return tuple(found[name] for name in _READ)
 
 
 def _real_slots(classes: np.ndarray) -> np.ndarray:
     """(n, slot) bool; refuses classes that are not ascending with the empty slots last."""
     is_real = classes >= 0
-    ordered = np.where(is_real, classes, np.iinfo(np.int16).max + 1)
-    if (np.diff(ordered, axis=-1) <= 0)[is_real[..., 1:]].any() or (is_real[..., 1:] & ~is_real[..., :-1]).any():
+    are_ascending = classes[..., 1:] > classes[..., :-1]
+    if (is_real[..., 1:] & ~(is_real[..., :-1] & are_ascending)).any():
         raise ValueError("classes: each image's class numbers must ascend, empty slots (-1) last.")
+    if (classes > LARGEST_CLASS).any():  # the conversion to int16 would wrap it silently
+        raise ValueError(f"classes: {classes.max()} given; the store holds class numbers up to {LARGEST_CLASS}.")
     return is_real
 
 

@@ -1,6 +1,7 @@
 """The S3 file systems of this process, and the translation of what goes wrong there into one sentence.
 
-Everything is configured by the usual ``AWS_*`` variables, ``AWS_ENDPOINT_URL`` included.
+Everything is configured by the usual ``AWS_*`` variables, ``AWS_ENDPOINT_URL`` included. How long this waits for a
+server is `s3_waiting`'s business.
 """
 
 import errno
@@ -9,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 
 from storage.errors import StorageError
+from storage.s3_waiting import PatientFileSystem, Waiting
 
 _CREDENTIALS = "check the AWS_* variables and the bucket's policy, then run the same command again"
 _ADVICE = {
@@ -24,27 +25,32 @@ _ADVICE = {
 }
 
 
-def file_system(asynchronous: bool = False) -> s3fs.S3FileSystem:
-    """This process's S3 file system, for the credentials and endpoint that the environment names now.
+def file_system(asynchronous: bool = False) -> PatientFileSystem:
+    """This process's S3 file system, for the credentials, the endpoint and the limits that the environment names now.
 
     Args:
         asynchronous: the one that zarr drives from its own event loop.
+
+    Raises:
+        StorageError: a variable of the environment has a value that is no number.
     """
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FICKLENET_S3_"))))
     return _file_system(os.getpid(), asynchronous, settings)
 
 
 @cache
-def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, str], ...]) -> s3fs.S3FileSystem:
+def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, str], ...]) -> PatientFileSystem:
     # fsspec's own cache holds one instance per *thread*, which would log in again for every reader thread;
     # keyed by process because an event loop does not survive a fork.
-    return s3fs.S3FileSystem(
+    waiting = Waiting.from_environment()
+    return PatientFileSystem(
+        waiting=waiting,
         asynchronous=asynchronous,
         skip_instance_cache=True,
         use_listings_cache=False,  # other machines write here too
         config_kwargs={
-            "connect_timeout": 10,
-            "read_timeout": 60,
+            "connect_timeout": min(10.0, waiting.request_seconds),
+            "read_timeout": waiting.request_seconds,
             "max_pool_connections": 64,
             # Full jitter, 1 to 20 s apart; s3fs multiplies this by five for throttling and lost connections.
             "retries": {
@@ -76,11 +82,11 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 def is_bucket_missing(error: BaseException) -> bool:
     """Whether a `FileNotFoundError` means the whole bucket; s3fs reports it like a missing object."""
-    return _server_code(error) == "NoSuchBucket"
+    return server_code(error) == "NoSuchBucket"
 
 
 def _sentence(error: Exception) -> str:
-    code = _server_code(error)
+    code = server_code(error)
     if code in _ADVICE:
         return _ADVICE[code]
     if isinstance(error, PermissionError):
@@ -94,7 +100,7 @@ def _sentence(error: Exception) -> str:
     return f"{str(error).rstrip('.')}; check AWS_ENDPOINT_URL and the AWS_* credentials"
 
 
-def _server_code(error: BaseException | None) -> str | None:
+def server_code(error: BaseException | None) -> str | None:
     """The S3 error code behind an exception, e.g. ``"AccessDenied"``; None when no server answered."""
     while error is not None:
         if isinstance(error, ClientError):

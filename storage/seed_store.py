@@ -57,8 +57,11 @@ class SeedStore:
         """
         return cls(UnitArrays.open(location, ["label"], mode))
 
-    def write_unit(self, unit: Unit, label: np.ndarray) -> None:
+    def write_unit(self, unit: Unit, label: np.ndarray) -> dict[str, str]:
         """Write exactly one unit's (n, h, w) integer labels.
+
+        Returns:
+            The checksums of the written objects, for the unit's receipt.
 
         Raises:
             ValueError: not one of the store's units, another shape, or a label that is no class.
@@ -70,23 +73,24 @@ class SeedStore:
                 f"label {label[~is_valid][0]}: expected 0 (background) to {self.num_classes}, "
                 f"or {ignore_value(self.num_classes)} (ignore)."
             )
-        self._arrays.write(unit, {"label": label.astype(label_dtype(self.num_classes))})
+        return self._arrays.write(unit, {"label": label.astype(label_dtype(self.num_classes))})
 
     def read(self, index: int) -> np.ndarray:
-        """One image's (h, w) labels.
+        """One image's (h, w) labels, compared with the image's own checksum only.
 
         Raises:
             IndexError: no such manifest row.
+            Damaged: the labels are not what was written.
             ValueError: the image's unit is not written.
         """
-        self._arrays.require_written("label", self._arrays.unit_of(index))
+        self._arrays.unit_of(index)
         return self._arrays.read("label", index, index + 1)[0]
 
     def read_unit(self, unit: Unit) -> np.ndarray:
         """A whole unit's (n, h, w) labels.
 
         Raises:
+            Damaged: the labels are not what was written.
             ValueError: the unit is not written.
         """
-        self._arrays.require_written("label", unit)
-        return self._arrays.read("label", unit.start, unit.stop)
+        return self._arrays.read_unit(unit)["label"]

@@ -1,17 +1,23 @@
-"""What a label source says about an image, and how it becomes a manifest row.
+"""What a label source says about its images, and how it becomes the rows of a manifest.
 
-Readers (`storage.voc`, `storage.coco`, `storage.image_table`) yield plain `SourceImage`s with class *names*; here names
-become class numbers, and an image that cannot be used becomes a row that says why.
+Readers (`storage.image_table`, `storage.voc`, `storage.coco` and others) give a `Source` with class *names*. Here the
+rows of one image become one, names become class numbers, and an image that cannot be used becomes a row that says why.
 """
 
 import difflib
-import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from storage.drawings import Drawing
+from storage.image_paths import tell_apart
+from storage.label_cells import as_number
 from storage.location import Location
 from storage.manifest import ManifestRow
 from storage.names import is_safe_id
+from storage.tree import files_by_stem
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,12 @@ class SourceImage:
     """One image as its source describes it.
 
     Attributes:
-        labels: class names, in any order; empty for an unlabelled image.
+        image_id: the source's own id, or one made of the path.
+        labels: class names, in any order; empty for an image of which no label is known.
+        is_negative: the image is known to show none of the classes; it has no labels then.
+        declared: (height, width) as the source writes them, to be held against the picture's header.
         problem: why the image cannot be used, where the reader knows.
+        has_own_id: the source gives the id; ids made of paths are made longer where two images would share one.
     """
 
     image_id: str
@@ -32,6 +42,136 @@ class SourceImage:
     height: int | None = None
     width: int | None = None
     problem: str | None = None
+    is_negative: bool = False
+    declared: tuple[int, int] | None = None
+    has_own_id: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a label source holds.
+
+    Attributes:
+        class_names: the class list where the source has one; None: whatever labels occur.
+        class_values: each class's value in masks; None: 1..C.
+        drawings: masks that are made of the source's outlines, by the URI of the mask.
+        notes: how the source was read where it leaves a choice, as sentences to print.
+    """
+
+    images: tuple[SourceImage, ...]
+    class_names: tuple[str, ...] | None = None
+    class_values: tuple[int, ...] | None = None
+    drawings: dict[str, Drawing] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def join_images(
+    images: Sequence[SourceImage], *, is_split_ordered: bool = False
+) -> tuple[list[SourceImage], list[str]]:
+    """One entry per image: the labels of an image's rows are put together, and different images get different ids.
+
+    Args:
+        images: as read; those with a problem stay as they are.
+        is_split_ordered: an image in several splits belongs to the first of them (lists such as VOC's train and
+            train_aug); otherwise it is refused.
+
+    Returns:
+        The images in the order of their first rows, and sentences about what was joined.
+
+    Raises:
+        ValueError: an image in several splits or with different masks, or an id that two images have.
+    """
+    rows_of: dict[str, list[SourceImage]] = defaultdict(list)
+    for number, image in enumerate(images):
+        rows_of[f"problem {number}" if image.problem else image.uri].append(image)
+    joined = [_joined(rows, is_split_ordered) if len(rows) > 1 else rows[0] for rows in rows_of.values()]
+    splits_of = [{row.split for row in rows} for rows in rows_of.values()]
+    notes = []
+    in_several = [image for image, splits in zip(joined, splits_of, strict=True) if len(splits) > 1]
+    if in_several:
+        first = in_several[0]
+        notes.append(
+            f"{_images(len(in_several))} in several splits; each counts in the split named first (first: "
+            f"{first.image_id!r}, in {first.split!r})."
+        )
+    if any(len(rows) > len(splits) for rows, splits in zip(rows_of.values(), splits_of, strict=True)):
+        notes.append(
+            f"{len(images):,} rows name {len(joined):,} different images; the labels of each are put together."
+        )
+    return _with_ids(joined), notes
+
+
+def with_files(
+    images: Iterable[SourceImage], masks: Location | None = None, saliency: Location | None = None
+) -> list[SourceImage]:
+    """The images with masks and saliency maps from folders of ``<id>.<suffix>``, also of ``<split>/<id>.<suffix>``.
+
+    A folder that is given is the only source of its kind: an image without a file in it has none.
+    """
+    mask_of, saliency_of = files_by_stem(masks), files_by_stem(saliency)
+
+    def file_of(image: SourceImage, found: dict[str, str]) -> str | None:
+        return found.get(image.image_id) or found.get(f"{image.split}__{image.image_id}")
+
+    return [
+        replace(
+            image,
+            mask_uri=file_of(image, mask_of) if masks else image.mask_uri,
+            saliency_uri=file_of(image, saliency_of) if saliency else image.saliency_uri,
+        )
+        for image in images
+    ]
+
+
+def number_labels(
+    images: Sequence[SourceImage], class_names: Sequence[str], first: int | None = None
+) -> list[SourceImage]:
+    """The images with class names for labels that are numbers; as they are where some label is no number.
+
+    Args:
+        first: the number of the first class, 0 or 1; None: 0 where it occurs, 1 where the number of classes occurs.
+
+    Raises:
+        ValueError: a number outside of the class list, or nothing tells whether they count from 0 or 1.
+    """
+    numbers = {label: as_number(label) for image in images for label in image.labels}
+    found = [number for number in numbers.values() if number is not None]
+    if not found or len(found) < len(numbers) or set(numbers) & set(class_names):
+        return list(images)
+    if first is None:
+        first = 0 if 0 in found else 1 if max(found) == len(class_names) else None
+    if first is None:
+        raise ValueError(
+            f"labels are the numbers {min(found)} to {max(found)} and --classes names {len(class_names)}, so they may "
+            "count from 0 or from 1. Say which: --first-class 0 or --first-class 1."
+        )
+    outside = [number for number in found if not 0 <= number - first < len(class_names)]
+    if outside:
+        raise ValueError(
+            f"label {outside[0]}: --classes names {len(class_names)} classes, numbered from {first} to "
+            f"{first + len(class_names) - 1}. Name them all, or give --first-class {1 - first}."
+        )
+    names = {label: class_names[number - first] for label, number in numbers.items() if number is not None}
+    return [replace(image, labels=tuple(names[label] for label in image.labels)) for image in images]
+
+
+def with_negatives(
+    images: Iterable[SourceImage], label: str | None = None, *, is_unlabelled_negative: bool = False
+) -> list[SourceImage]:
+    """The images with those marked that show none of the classes.
+
+    Args:
+        label: a name that means "none of the classes" and is no class, e.g. ``"normal"``; beside other labels it says
+            nothing.
+        is_unlabelled_negative: whether every image without a label is one.
+    """
+
+    def marked(image: SourceImage) -> SourceImage:
+        labels = tuple(name for name in image.labels if name != label)
+        is_said = is_unlabelled_negative if not image.labels else not labels
+        return replace(image, labels=labels, is_negative=not labels and (image.is_negative or is_said))
+
+    return [image if image.problem else marked(image) for image in images]
 
 
 def manifest_rows(images: Iterable[SourceImage], class_names: Sequence[str]) -> Iterator[ManifestRow]:
@@ -56,6 +196,7 @@ def manifest_rows(images: Iterable[SourceImage], class_names: Sequence[str]) -> 
             mask_uri=image.mask_uri,
             saliency_uri=image.saliency_uri,
             problem=problem,
+            negative=image.is_negative and not problem,
         )
 
 
@@ -64,29 +205,49 @@ def label_names(images: Iterable[SourceImage]) -> list[str]:
     return sorted({name for image in images for name in image.labels})
 
 
-def files_by_stem(folder: Location | None) -> dict[str, str]:
-    """URIs of a folder's files by name without suffix (hidden ones left out), by one listing; none for None."""
-    if folder is None:
-        return {}
-    names = [name for name in folder.list_names() if not name.startswith(".")]
-    return {name.rsplit(".", 1)[0]: f"{folder.uri.rstrip('/')}/{name}" for name in names}
+def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
+    """One entry for the rows of one image."""
+    first = rows[0]
+    splits = list(dict.fromkeys(row.split for row in rows))
+    if len(splits) > 1 and not is_split_ordered:
+        raise ValueError(
+            f"image {first.image_id!r} is in the splits {splits[0]!r} and {splits[1]!r}. Give it one, or read one "
+            f"split alone: --split {splits[0] or splits[1]}."
+        )
+    places: dict[str, Any] = {}
+    for kind in ("mask_uri", "saliency_uri"):
+        found = list(dict.fromkeys(uri for row in rows if (uri := getattr(row, kind))))
+        if len(found) > 1 and not is_split_ordered:
+            raise ValueError(
+                f"image {first.image_id!r} has two {kind.removesuffix('_uri')} files, {found[0]} and {found[1]}. "
+                "Name one of them in all of its rows."
+            )
+        places[kind] = found[0] if found else None
+    labels = tuple(dict.fromkeys(label for row in rows for label in row.labels))
+    is_negative = not labels and all(row.is_negative for row in rows)
+    return replace(first, labels=labels, is_negative=is_negative, **places)
 
 
-def id_of_path(path: str) -> str:
-    """An image's id where its source gives none: its path below the folder, suffix dropped, ``/`` written ``__``."""
-    relative = path.rsplit("/", 1)[-1] if path.startswith("/") or "://" in path else path.removeprefix("./")
-    return re.sub(r"\.[^./]*$", "", relative).replace("/", "__")
-
-
-def resolve_path(folder: Location, path: str) -> str:
-    """The URI of a path as sources write it: below the folder, absolute, or ``s3://``.
+def _with_ids(images: list[SourceImage]) -> list[SourceImage]:
+    """The images with composed letters in their ids, and with ids that differ.
 
     Raises:
-        ValueError: it leads out of the folder.
+        ValueError: two images have the same id of their own.
     """
-    if path.startswith("/") or "://" in path:
-        return Location.parse(path).uri
-    return (folder / path.removeprefix("./")).uri
+    images = [replace(image, image_id=unicodedata.normalize("NFC", image.image_id)) for image in images]
+    owner: dict[str, SourceImage] = {}
+    for image in images:
+        if not image.has_own_id or image.problem:
+            continue
+        other = owner.setdefault(image.image_id, image)
+        if other is not image:
+            raise ValueError(
+                f"the id {image.image_id!r} belongs to two images, {other.uri} and {image.uri}. Give each image an id "
+                "of its own, or leave the ids out: then they are made of the paths."
+            )
+    made = {number: image.uri for number, image in enumerate(images) if not (image.has_own_id or image.problem)}
+    longer = tell_apart(made, [image.image_id for image in images])
+    return [replace(image, image_id=longer.get(number, image.image_id)) for number, image in enumerate(images)]
 
 
 def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | None:
@@ -99,5 +260,9 @@ def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | 
         return None
     near = difflib.get_close_matches(unknown[0], list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    hint = "; labels are separated by ';' or '|'" if "," in unknown[0] else hint
+    hint = "; labels are separated by ';' or '|', or as --label-separator says" if "," in unknown[0] else hint
     return f"label {unknown[0]!r} is not in the class list{hint}"
+
+
+def _images(number: int) -> str:
+    return "1 image is" if number == 1 else f"{number:,} images are"

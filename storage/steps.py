@@ -1,16 +1,18 @@
-"""A step of a run: how it was started (``step.json``), a receipt per finished unit (``done/<unit>.json``).
+"""A step of a run: how it was started (``step.json``), where each start's results lie, which units are finished.
 
-The receipt is the only truth about completion; one that does not parse, is another unit's, or was left by a driver
-that did not notice the step's restart, is absent.
+A start is a beginning of the step from nothing. The first one's results lie in the step's folder itself, those after a
+restart in ``start-<id>/`` below it, receipts included. So a driver or worker that did not notice a restart, because it
+was suspended, goes on writing into its own start's folder: nothing it writes can be read as the new start's. Receipts
+are the only truth about completion.
 """
 
+import contextlib
 import json
 import re
 import socket
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -18,58 +20,16 @@ from storage.errors import NotYet, StorageError
 from storage.heartbeat import STALE_AFTER, heartbeats
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.receipts import Receipt, Skipped, ids_by_reason, read_receipt, receipt_name
+from storage.records import parse_json, seal
 from storage.units import Unit
 
+__all__ = ["Receipt", "Skipped", "Step", "differences", "ids_by_reason", "require_complete"]
+
 MOST_DIFFERENCES = 6  # named in a refusal
-_READERS = 32  # markers are small: their reading is all latency
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image left out of a unit, and why."""
-
-    image_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a finished unit leaves.
-
-    Attributes:
-        unit: the unit's index; ``start`` and ``stop`` its manifest rows.
-        skipped: the images left out; all others of the step are done.
-        seconds: time spent on the unit.
-        finished: when, in seconds since 1970 (UTC).
-        start_id: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
-    """
-
-    unit: int
-    start: int
-    stop: int
-    seconds: float
-    finished: float
-    skipped: tuple[Skipped, ...] = field(default=())
-    start_id: str = ""
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Receipt":
-        """Read a receipt; keys that this version does not know are ignored.
-
-        Raises:
-            ValueError: anything but a receipt.
-        """
-        try:
-            found = json.loads(data)
-            skipped = tuple(Skipped(str(each["image_id"]), str(each["reason"])) for each in found["skipped"])
-            unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
-            times = float(found["seconds"]), float(found["finished"])
-            return cls(unit, start, stop, *times, skipped, str(found.get("start_id", "")))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"not a receipt: {error!r}") from error
+_READERS = 32  # receipts are small: their reading is all latency
+_LATER_START = re.compile(r"([1-9][0-9]*)-[0-9a-f]{8}")  # the id of a start after a restart: its number, and chance
+_SHARED_NAMES = {"step.json", "drivers"}  # of all starts
 
 
 @dataclass(frozen=True)
@@ -78,24 +38,48 @@ class Step:
 
     location: Location
 
-    def open(self, fingerprint: Mapping[str, Any], command: str) -> str:
-        """Start the step, or verify that it was started with the same fingerprint.
+    # Starts
+
+    def open(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool = False, images: str = "") -> str:
+        """Start the step, or verify that it was started with the same fingerprint, or start it again.
+
+        What earlier starts left is deleted, as far as no living launch works on it.
 
         Args:
             fingerprint: everything that changes the step's results, as plain (nested) data.
             command: the command of this launch, recorded and named in the refusal.
+            restart: begin from nothing, whatever is there.
+            images: the id of the manifest's images (`image_identity.images_id`), which readers compare.
 
         Returns:
-            The id of the step's start, for its receipts.
+            The id of the step's start, for `data` and for receipts.
 
         Raises:
-            ValueError: started with another fingerprint; the sentence names each difference and the remedy.
+            ValueError: started with another fingerprint, the sentence names each difference and the remedy; or a
+                restart while another launch is at work.
         """
-        if not self.is_started_with(fingerprint, command):
-            content = {"fingerprint": fingerprint, "command": command, "start_id": uuid4().hex}
-            self._record.create_bytes(json.dumps(content, indent=1, sort_keys=True).encode())
-            self.is_started_with(fingerprint, command)  # where another launch was first, it is verified
-        return self.start_id()
+        record = {"command": command, "fingerprint": fingerprint, "images": images}
+        if restart and (number := self._last_start()):
+            self.require_idle()
+            start_id = f"{number + 1}-{uuid4().hex[:8]}"
+            self._record.write_bytes(seal({**record, "start_id": start_id}, indent=1))
+        elif not self.is_started_with(fingerprint, command):
+            self._record.create_bytes(seal({**record, "start_id": uuid4().hex}, indent=1))
+        self.is_started_with(fingerprint, command)  # where another launch was faster, its record is verified
+        start_id = self.start_id()
+        self._delete_starts_before(start_id)
+        return start_id
+
+    def check_start(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool) -> None:
+        """All checks of `open`; writes nothing.
+
+        Raises:
+            ValueError: as `open`.
+        """
+        if restart:
+            self.require_idle()
+        else:
+            self.is_started_with(fingerprint, command)
 
     def is_started_with(self, fingerprint: Mapping[str, Any], command: str) -> bool:
         """Whether the step was started, with this fingerprint; False when it never was. Writes nothing.
@@ -112,6 +96,46 @@ class Step:
             )
         return found is not None
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What the step was started with; None when it never was.
+
+        Raises:
+            ValueError: ``step.json`` is not a step's record.
+        """
+        return None if (record := self._read_record()) is None else record["fingerprint"]
+
+    def start_id(self) -> str:
+        """The id of the step's current start; "" when it never was started, or by an earlier version."""
+        return "" if (record := self._read_record()) is None else str(record.get("start_id", ""))
+
+    def data(self, start_id: str | None = None) -> Location:
+        """The folder of a start's results.
+
+        Args:
+            start_id: of the start that the caller works on or reads from. Give it wherever it is known: workers that
+                ask for the current start in the middle of a restart would mix two starts.
+        """
+        start_id = self.start_id() if start_id is None else start_id
+        return self.location / f"start-{start_id}" if _LATER_START.fullmatch(start_id) else self.location
+
+    def require_images(self, images: str) -> None:
+        """Refuse to read the step's results by a manifest that has other images than they were made of.
+
+        Args:
+            images: `image_identity.images_id` of the manifest to read by.
+
+        Raises:
+            ValueError: they differ.
+        """
+        record = self._read_record()
+        recorded = str(record.get("images", "")) if record else ""
+        if recorded and recorded != images:
+            raise ValueError(
+                f"{self.location}: was made for another list of images or classes (id {recorded[:8]}) than the "
+                f"manifest has now (id {images[:8]}), so its results would go to the wrong images. Put the old "
+                f"manifest.parquet back, use another run, or begin again with --restart {self.location.name}."
+            )
+
     def require_here(self) -> None:
         """Refuse to work on a node that does not see the step's folder.
 
@@ -124,112 +148,126 @@ class Step:
                 "is on the driver's own disk. Use an s3:// run, or a folder that all nodes mount."
             )
 
+    def require_idle(self) -> None:
+        """Refuse to start again while another launch is at work.
+
+        Raises:
+            ValueError: which launch lives, and how long to wait if it was killed.
+        """
+        for beat in heartbeats(self.location, may_write=True):
+            if not beat.is_stale:
+                raise ValueError(
+                    f"{self.location}: a driver on {beat.host} (process {beat.pid}) is at work here, last seen "
+                    f"{max(0.0, beat.age):.0f} s ago. Stop it first; if it was killed, wait {STALE_AFTER:.0f} s."
+                )
+
+    # Units
+
     def write_receipt(self, receipt: Receipt) -> None:
         """Record a finished unit; only after all of its data is stored.
 
         Raises:
-            ValueError: the step was started anew since the unit was begun.
+            ValueError: the step was started again since the unit was begun.
         """
-        if receipt.start_id and receipt.start_id != self.start_id():
+        current = self.start_id()
+        if receipt.start_id and receipt.start_id != current:
             raise ValueError(
-                f"{self.location}: was started anew by another launch while this one was at work. "
+                f"{self.location}: was started again by another launch while this one was at work. "
                 f"Nothing of this one counts; run its command again if the new settings are yours."
             )
-        (self._done / f"{receipt.unit:06d}.json").write_bytes(receipt.to_json())
+        (self._done(current) / receipt.name).write_bytes(receipt.to_json())
 
-    def receipts(self) -> dict[int, Receipt]:
-        """All receipts by unit index: one listing, bodies read concurrently."""
-        names = [name for name in self._done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
-        counted = {"", self.start_id()}
+    def receipts(self, *, with_objects: bool = False) -> dict[int, Receipt]:
+        """All receipts of the current start by unit index: one listing, bodies read concurrently.
+
+        Args:
+            with_objects: also the checksums of what the units stored, which take much memory.
+        """
+        start_id = self.start_id()
+        done, counted = self._done(start_id), _counted(start_id)
+        names = [name for name in done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
+        slices = [names[start::_READERS] for start in range(_READERS)]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(self._read_receipt, names)
-            return {receipt.unit: receipt for receipt in found if receipt is not None and receipt.start_id in counted}
+            read = pool.map(lambda some: [read_receipt(done, name, with_objects=with_objects) for name in some], slices)
+            found = [receipt for some in read for receipt in some if receipt and receipt.start_id in counted]
+        return {receipt.unit: receipt for receipt in sorted(found, key=lambda each: each.unit)}
+
+    def receipt(self, unit: Unit, start_id: str | None = None) -> Receipt | None:
+        """One unit's receipt, with the checksums of all it stored; None while the unit is not finished.
+
+        Args:
+            start_id: as in `data`.
+        """
+        start_id = self.start_id() if start_id is None else start_id
+        receipt = read_receipt(self._done(start_id), receipt_name(unit.index))
+        return receipt if receipt and receipt.start_id in _counted(start_id) and _is_of(receipt, unit) else None
 
     def forget_units(self, units: Sequence[Unit]) -> None:
         """Delete the receipts of units, so that they count as missing; their data stays until it is written again."""
+        done = self._done(self.start_id())
         for unit in units:
-            (self._done / f"{unit.name}.json").delete()
+            (done / receipt_name(unit.index)).delete()
 
     def missing_units(self, units: Sequence[Unit], receipts: Mapping[int, Receipt] | None = None) -> list[Unit]:
         """Those of ``units`` that have no receipt; give ``receipts`` where they are already read."""
         known = self.receipts() if receipts is None else receipts
-        return [unit for unit in units if not _is_done(unit, known)]
-
-    def fingerprint(self) -> dict[str, Any] | None:
-        """What the step was started with; None when it never was.
-
-        Raises:
-            ValueError: ``step.json`` is not a step's record.
-        """
-        return None if (record := self._read_record()) is None else record["fingerprint"]
-
-    def start_id(self) -> str:
-        """The id of the step's start; "" when it never was, or by an earlier version."""
-        return "" if (record := self._read_record()) is None else str(record.get("start_id", ""))
-
-    def restart(self) -> None:
-        """Delete the step: receipts first, so that an interrupted restart leaves none without its data.
-
-        Raises:
-            ValueError: another driver is at work on it.
-        """
-        self.require_idle()
-        self._done.delete_tree()
-        self.location.delete_tree()
-
-    def check_start(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool) -> None:
-        """All checks of `restart` and `open`; writes nothing.
-
-        Raises:
-            ValueError: as theirs.
-        """
-        if restart:
-            self.require_idle()
-        else:
-            self.is_started_with(fingerprint, command)
-
-    def require_idle(self) -> None:
-        """Refuse to delete what a living driver still writes to.
-
-        Raises:
-            ValueError: whose sign of life there is, and how long to wait if it was killed.
-        """
-        now = time.time()
-        for beat in heartbeats(self.location):
-            if not beat.is_stale(now):
-                raise ValueError(
-                    f"{self.location}: a driver on {beat.host} (process {beat.pid}) is at work here, last seen "
-                    f"{beat.age(now):.0f} s ago. Stop it first; if it was killed, wait {STALE_AFTER:.0f} s."
-                )
-
-    @property
-    def _done(self) -> Location:
-        return self.location / "done"
+        return [unit for unit in units if (receipt := known.get(unit.index)) is None or not _is_of(receipt, unit)]
 
     @property
     def _record(self) -> Location:
         return self.location / "step.json"
 
+    def _done(self, start_id: str) -> Location:
+        return self.data(start_id) / "done"
+
     def _read_record(self) -> dict[str, Any] | None:
         try:
-            record = json.loads(self._record.read_bytes())
-            if not isinstance(record["fingerprint"], dict):
-                raise TypeError("no fingerprint")
-            return record
+            data = self._record.read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{self._record}: not a step's record ({type(error).__name__}). "
-                f"Use another run, or --restart {self.location.name}."
-            ) from error
+        remedy = f"Use another run, or begin again with --restart {self.location.name}."
+        record = parse_json(data, self._record, "a step's record", remedy)
+        if not isinstance(record.get("fingerprint"), dict):
+            raise ValueError(f"{self._record}: damaged, cannot be read as a step's record (no fingerprint). {remedy}")
+        return record
 
-    def _read_receipt(self, name: str) -> Receipt | None:
-        try:
-            receipt = Receipt.from_json((self._done / name).read_bytes())
-        except (ValueError, FileNotFoundError):
-            return None
-        return receipt if name == f"{receipt.unit:06d}.json" else None
+    def _last_start(self) -> int:
+        """The number of the latest start that left anything; 0 where nothing is."""
+        names = set(self.location.list_names()) - {"drivers"}
+        with contextlib.suppress(ValueError):  # where the record is damaged, the folders say which numbers are taken
+            names.add(f"start-{self.start_id()}")
+        numbers = [_number(name.removeprefix("start-")) for name in names if name != "start-"]
+        return max(numbers, default=0)
+
+    def _delete_starts_before(self, start_id: str) -> None:
+        """Delete what earlier starts than this one left, except where a living launch still works."""
+        if _number(start_id) == 1:
+            return
+        in_use = {beat.start_id for beat in heartbeats(self.location, may_write=True) if not beat.is_stale}
+        is_first_in_use = any(_number(used) == 1 for used in in_use)
+        for name in self.location.list_names():
+            number = _number(name.removeprefix("start-"))
+            is_in_use = is_first_in_use if number == 1 else name.removeprefix("start-") in in_use
+            is_shared = name in _SHARED_NAMES or name.endswith(".partial")
+            if number < _number(start_id) and not is_in_use and not is_shared:
+                (self.location / name).delete_tree()
+                if (self.location / name).exists():
+                    (self.location / name).delete()
+
+
+def _number(start_id: str) -> int:
+    """Which start an id, or the name of a folder without its ``start-``, belongs to: 1, 2, ..."""
+    match = _LATER_START.fullmatch(start_id)
+    return int(match[1]) if match else 1
+
+
+def _counted(start_id: str) -> set[str]:
+    """The start ids of receipts that count for a start: its own, and none in receipts of earlier versions."""
+    return {start_id} if _LATER_START.fullmatch(start_id) else {"", start_id}
+
+
+def _is_of(receipt: Receipt, unit: Unit) -> bool:
+    return (receipt.start, receipt.stop) == (unit.start, unit.stop)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -252,14 +290,6 @@ def _short(flat: Mapping[str, Any], key: str) -> str:
     """A value for people: hashes, of networks for example, by their first characters."""
     text = str(flat.get(key, "absent"))
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
-
-
-def ids_by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
-    """Ids of images by the reason why they were skipped, the most frequent first."""
-    found: dict[str, list[str]] = {}
-    for skip in skipped:
-        found.setdefault(skip.reason, []).append(skip.image_id)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def require_complete(
@@ -290,11 +320,6 @@ def require_complete(
             f"{asked_by}: {step.location.name} are complete for {done:,} of {total:,} images "
             f"(first missing: {first}). Run '{command}' first."
         )
-
-
-def _is_done(unit: Unit, receipts: Mapping[int, Receipt]) -> bool:
-    receipt = receipts.get(unit.index)
-    return receipt is not None and (receipt.start, receipt.stop) == (unit.start, unit.stop)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,21 +1,29 @@
-"""Zarr arrays whose first axis is the manifest and whose shards are units: the ground of maps and seeds.
+"""Zarr arrays whose first axis is the manifest and whose shards are units; maps and seeds are made of them.
 
-Zarr loses writes that share a shard, silently; so one write here is exactly one unit, and one unit is one
-shard. Chunks equal to the fill value are stored too, so that an array without a unit's shard lacks that unit.
+Zarr loses writes that share a shard, silently; so one write here is exactly one unit, and one unit is one shard.
+Chunks equal to the fill value are stored too, so a missing shard always means a missing unit. Each chunk has a
+CRC-32C in the shard, and each shard one in its unit's receipt, which lies beside the group in ``done/``.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
+from storage.checked_store import CheckedStore, ShardMissing
+from storage.checksums import checksum, mismatch
+from storage.errors import Damaged
 from storage.location import Location
+from storage.receipts import Receipt, read_receipt, receipt_name
+from storage.records import seal
 from storage.s3 import storage_errors
 from storage.units import Unit
 
@@ -39,6 +47,10 @@ class ArraySpec:
     chunk_is_image: bool
 
 
+class _Refused(ValueError):  # noqa: N818
+    """What this module itself refuses, told apart from what zarr raises on damaged bytes."""
+
+
 class UnitArrays:
     """An open group of arrays over the same manifest. Make it with `create` or `open`.
 
@@ -46,15 +58,18 @@ class UnitArrays:
         attributes: the group's attributes as plain data.
     """
 
-    def __init__(self, location: Location, group: zarr.Group, names: Sequence[str]) -> None:
+    def __init__(self, location: Location, group: zarr.Group, names: Sequence[str], store: CheckedStore) -> None:
         self.location = location
         self.attributes = dict(group.attrs)
         if not {"num_images", "unit_size"} <= self.attributes.keys():
-            raise ValueError(f"{location}: this zarr group was not made by this project; choose another run.")
+            if header_record(location).exists():
+                raise Damaged.of(location / "zarr.json", "its attributes are missing")
+            raise _Refused(f"{location}: this zarr group was not made by this project; choose another run.")
         self.num_images = int(cast(int, self.attributes["num_images"]))
         self.unit_size = int(cast(int, self.attributes["unit_size"]))
         arrays = {name: cast(zarr.Array, group[name]) for name in names}
         self._arrays = {name: array.with_config({"write_empty_chunks": True}) for name, array in arrays.items()}
+        self._store, self._lock = store, threading.Lock()
 
     @classmethod
     def create(
@@ -71,10 +86,11 @@ class UnitArrays:
             ValueError: something is there with another shape, type, unit size or attributes.
         """
         wanted = json.loads(json.dumps({"num_images": num_images, "unit_size": unit_size, **attributes}))
-        with storage_errors(location.uri):
+        with storage_errors(location.uri), _damage_named(location):
             group = _join_group(location, wanted)
             for spec in specs:
                 _join_array(location, group, spec, num_images, unit_size)
+        record_headers(location, [spec.name for spec in specs])
         return cls.open(location, [spec.name for spec in specs], "r+")
 
     @classmethod
@@ -83,12 +99,15 @@ class UnitArrays:
 
         Raises:
             FileNotFoundError: there are none.
+            Damaged: they cannot be opened.
         """
-        with storage_errors(location.uri):
-            store = location.zarr_store(read_only=mode == "r")
+        with storage_errors(location.uri), _damage_named(location):
+            store = CheckedStore(location.zarr_store(read_only=mode == "r"))
             try:
-                return cls(location, zarr.open_group(store=store, mode=mode), names)
+                return cls(location, zarr.open_group(store=store, mode=mode), names, store)
             except (FileNotFoundError, KeyError) as error:
+                if header_record(location).exists():
+                    raise Damaged.of(location, "the description of an array is missing") from error
                 raise FileNotFoundError(f"{location}: there are no arrays here yet.") from error
 
     def item_shape(self, name: str) -> tuple[int, ...]:
@@ -106,8 +125,11 @@ class UnitArrays:
         start = index - index % self.unit_size
         return Unit(index // self.unit_size, start, min(start + self.unit_size, self.num_images))
 
-    def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> None:
+    def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Write one whole unit: every array, in their order.
+
+        Returns:
+            The checksums of the written objects for the unit's receipt, by path below the folder of the group.
 
         Raises:
             ValueError: not one of this store's units, or an array missing, misshapen or of another type.
@@ -122,38 +144,113 @@ class UnitArrays:
                     f"{self.location}: {name} of unit {unit.name} must be {dtype} {wanted}, "
                     f"given {value.dtype} {value.shape}; only whole units are written."
                 )
-        with storage_errors(self.location.uri):
-            for name, value in values.items():
-                self._arrays[name][unit.start : unit.stop] = value
-                _sync_to_disk(self._shard(name, unit))
+        keys = {name: self._key(name, unit) for name in values}
+        with storage_errors(self.location.uri), self._lock:
+            self._store.replaced.update(keys.values())
+            try:
+                for name, value in values.items():
+                    self._arrays[name][unit.start : unit.stop] = value
+                    _sync_to_disk(self.location / keys[name])
+            finally:
+                self._store.replaced.clear()
+            return {f"{self.location.name}/{key}": self._store.written.pop(key) for key in keys.values()}
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of one array."""
-        with storage_errors(self.location.uri):
-            return np.asarray(self._arrays[name][start:stop])
-
-    def require_written(self, name: str, unit: Unit) -> None:
-        """Refuse to read fill values in place of a shard that was never written.
+        """Rows ``start`` to ``stop`` of one array; each image's own checksum is compared.
 
         Raises:
-            ValueError: the unit has no shard in this array.
+            Damaged: they are not what was written.
+            ValueError: their unit is not written.
         """
-        if not self._shard(name, unit).exists():
-            raise ValueError(
-                f"{self.location}: unit {unit.name} (images {unit.start} to {unit.stop - 1}) is not written. "
-                f"Run the job that makes {self.location.name} again; it computes what is missing."
-            )
+        with storage_errors(self.location.uri), _damage_named(self.location / name):
+            try:
+                return np.asarray(self._arrays[name][start:stop])
+            except ShardMissing as error:
+                raise self._missing(name, self.unit_of(start)) from error
 
-    def _shard(self, name: str, unit: Unit) -> Location:
+    def read_unit(self, unit: Unit) -> dict[str, np.ndarray]:
+        """A whole unit of every array; the objects are compared with the checksums in the unit's receipt.
+
+        A unit without a receipt, or with one of an earlier version, is read with the images' own checksums alone.
+
+        Raises:
+            Damaged: they are not what was written.
+            ValueError: the unit is not written, or not one of this store's.
+        """
+        self._check_unit(unit)
+        receipt = self._receipt(unit)
+        if receipt is None or not receipt.objects:
+            return {name: self.read(name, unit.start, unit.stop) for name in self._arrays}
+        keys = {name: self._key(name, unit) for name in self._arrays}
+        with self._lock:
+            try:
+                for key in keys.values():
+                    self._store.in_memory[key] = self._checked_bytes(key, receipt)
+                return {name: self.read(name, unit.start, unit.stop) for name in self._arrays}
+            finally:
+                self._store.in_memory.clear()
+
+    def _checked_bytes(self, key: str, receipt: Receipt) -> bytes:
+        """An object of a finished unit."""
+        place = self.location / key
+        try:
+            data = place.read_bytes()
+        except FileNotFoundError as error:
+            raise Damaged.of(place, "the file is missing") from error
+        wrong = mismatch(data, receipt.objects.get(f"{self.location.name}/{key}", "no checksum"))
+        if wrong:
+            raise Damaged.of(place, wrong)
+        return data
+
+    def _missing(self, name: str, unit: Unit) -> ValueError:
+        """What it means that a unit has no shard in an array: never written, or deleted since."""
+        if self._receipt(unit) is not None:
+            return Damaged.of(self.location / self._key(name, unit), "the file is missing")
+        return _Refused(
+            f"{self.location}: unit {unit.name} (images {unit.start} to {unit.stop - 1}) is not written. "
+            f"Run the job that makes {self.location.name} again; it computes what is missing."
+        )
+
+    def _receipt(self, unit: Unit) -> Receipt | None:
+        """The unit's receipt: it lies beside the group, in the folder of the same start of the step."""
+        receipt = read_receipt(self.location.parent / "done", receipt_name(unit.index))
+        return receipt if receipt and (receipt.start, receipt.stop) == (unit.start, unit.stop) else None
+
+    def _key(self, name: str, unit: Unit) -> str:
         """The one object that holds a unit of an array: ``<name>/c/<unit>/0...`` by Zarr v3's naming."""
-        return self.location / "/".join([name, "c", str(unit.index), *("0" for _ in self.item_shape(name))])
+        return "/".join([name, "c", str(unit.index), *("0" for _ in self.item_shape(name))])
 
     def _check_unit(self, unit: Unit) -> None:
-        if not 0 <= unit.start < self.num_images or unit != self.unit_of(unit.start):
+        owner = self.unit_of(unit.start) if 0 <= unit.start < self.num_images else None
+        if owner is None or (unit.index, unit.start, unit.stop) != (owner.index, owner.start, owner.stop):
             raise ValueError(
                 f"{self.location}: {unit} is not one of {self.num_images} images by {self.unit_size}; "
                 "writes that share a shard would be lost."
             )
+
+
+def header_record(location: Location) -> Location:
+    """Where the checksums of a group's own metadata lie: beside it."""
+    return location.parent / f"{location.name}.checksums.json"
+
+
+def record_headers(location: Location, names: Sequence[str]) -> None:
+    """Record the checksums of the metadata of a group and its arrays, where that was not done yet."""
+    place = header_record(location)
+    if not place.exists():
+        keys = [f"{location.name}/{key}" for key in ("zarr.json", *(f"{name}/zarr.json" for name in names))]
+        place.create_bytes(seal({"objects": {key: checksum((location.parent / key).read_bytes()) for key in keys}}))
+
+
+@contextmanager
+def _damage_named(place: Location) -> Iterator[None]:
+    """Turns what zarr and its codecs raise on damaged bytes into `Damaged`."""
+    try:
+        yield
+    except (OSError, Damaged, _Refused):
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        raise Damaged.of(place, str(error).split("\n")[0].rstrip(".")[:200] or type(error).__name__) from error
 
 
 def _join_group(location: Location, wanted: dict[str, Any]) -> zarr.Group:
@@ -165,7 +262,7 @@ def _join_group(location: Location, wanted: dict[str, Any]) -> zarr.Group:
     found = dict(group.attrs)
     if found != wanted:
         keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        raise ValueError(_differs(location, ", ".join(f"{key} {found.get(key)} -> {wanted.get(key)}" for key in keys)))
+        raise _Refused(_differs(location, ", ".join(f"{key} {found.get(key)} -> {wanted.get(key)}" for key in keys)))
     return group
 
 
@@ -179,7 +276,7 @@ def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_imag
             dtype=spec.dtype,
             chunks=(1, *spec.item_shape) if spec.chunk_is_image else shard,
             shards=shard if spec.chunk_is_image else None,
-            compressors=ZstdCodec(level=1),
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],  # 4 bytes a chunk; readers of one image compare it
             fill_value=spec.fill,
             dimension_names=("image", *spec.dimensions),
         )
@@ -187,7 +284,7 @@ def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_imag
         array = cast(zarr.Array, group[spec.name])
         found = (array.shape, str(array.dtype), (array.shards or array.chunks)[0])
         if found != (shape, str(np.dtype(spec.dtype)), unit_size):
-            raise ValueError(_differs(location, f"{spec.name} {found[0]} {found[1]} -> {shape} {spec.dtype}")) from None
+            raise _Refused(_differs(location, f"{spec.name} {found[0]} {found[1]} -> {shape} {spec.dtype}")) from None
 
 
 def _sync_to_disk(shard: Location) -> None:

@@ -39,7 +39,7 @@ MOST_KILLS = 2  # of one run; then it is left in peace
 SETTINGS = {
     "unit_size": NUM_IMAGES // NUM_UNITS,
     "images": {"input_size": 65},
-    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1},
+    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1, "min_steps": 1},
     "maps": {"num_samples": 200},
     "cluster": {"cpus": 3, "max_actors": 2},
 }

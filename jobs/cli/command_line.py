@@ -1,7 +1,7 @@
 """The command line every job shares: the same few flags, one-sentence errors, exit codes.
 
-Exit codes: 0 done; 1 stopped by the world (storage, cluster); 2 wrong input; 130 interrupted; 141 nobody reads the
-output any more (`| head`); 143 stopped by SIGTERM.
+Exit codes: 0 done; 1 storage or cluster failed; 2 wrong input; 130 interrupted; 141 the reader of the output has
+closed it (`| head`); 143 stopped by SIGTERM.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PROGRAM = "ficklenet"
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM, by `ray job stop`, a batch system or a preempted machine: ends a job as Ctrl-C does."""
+    """SIGTERM, sent by `ray job stop`, a batch system or a preempted machine: ends a job as Ctrl-C does."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +95,7 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     try:
         main(given)
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a reader who has gone can be told from a fault
+            sys.stdout.flush()  # here a closed output can be distinguished from a fault
     except SystemExit as end:  # argparse's
         _exit(end.code if isinstance(end.code, int) else 0)
     except (KeyboardInterrupt, SystemError) as error:
@@ -120,7 +120,7 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
 
 
 def _exit(code: int) -> NoReturn:
-    """Ends the process; output that cannot be written any more changes neither the code nor what was said."""
+    """Ends the process; a closed output changes neither the exit code nor the message."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -130,23 +130,23 @@ def _exit(code: int) -> NoReturn:
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of the output has gone, as `| head` does; then nothing more is said."""
+    """Whether the reader of the output has closed it, as `| head` does; then nothing more is printed."""
     try:
         output = sys.stdout.fileno()
     except (AttributeError, OSError):  # no output, or none of the system's
         return False
     poll = select.poll()
-    poll.register(output, 0)  # an error, which a pipe without a reader is, is told without being asked for
+    poll.register(output, 0)  # errors, such as a pipe without a reader, are always reported
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interruption that `error` is or came from: compiled code hands one on as the cause of a SystemError."""
+    """The interruption that `error` is or was caused by: compiled code wraps one in a SystemError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__
     return error
 
 
 def _stop(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough: what it ends must be let end in order
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the orderly end
     raise Stopped

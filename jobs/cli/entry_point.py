@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "export_labels",
     "report": "report",
     "status": "status",
+    "verify": "verify",
     "run": "run_pipeline",
 }
 
@@ -50,7 +51,7 @@ def overview() -> str:
         [
             "usage: ficklenet COMMAND --run PATH [...]",
             "",
-            "From images with image-level labels to localisation maps, seeds, masks and figures; in this order:",
+            "From images with image-level labels to localisation maps, seeds, masks and metrics, in this order:",
             "",
             *lines,
             "",

@@ -33,7 +33,7 @@ def run_pipeline(run: Run, connection: Connection) -> None:
     """Every step, its metrics where the manifest names masks, and the report."""
     require_possible(run)
     config, steps = run.config.segmenter, pipeline_steps(run.config)
-    is_to_train = not read_complete(run.location / "segmenter")
+    is_to_train = not read_complete(run.step("segmenter").data())
     if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
         print(f"pipeline: downloads the ImageNet weights of {config.backbone} unless they are here.", flush=True)
         fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failure now costs no hours of training

@@ -27,8 +27,8 @@ COMMANDS_HEAD = """# Commands
 *Made from the code by `make reference`.*
 
 Every job is a file in `jobs/` and a command: `ficklenet maps ...` is `python jobs/generate_maps.py ...`. Any of them
-may be stopped, and continues with the same command. A misspelt command, flag, key or class name is answered with the
-nearest right one.
+may be stopped, and continues with the same command. For a misspelt command, flag,
+key or class name the nearest right one is suggested.
 
 | exit code | meaning |
 |---|---|
@@ -36,7 +36,7 @@ nearest right one.
 | 1 | storage or cluster failed, a full disk for example; the same command continues |
 | 2 | wrong input; nothing was started. One sentence says what was given, what is allowed and what to do |
 | 130 | interrupted by Ctrl-C; the same command continues |
-| 141 | nobody reads the output any more, as after `| head` |
+| 141 | the reader has closed the output, as `| head` does |
 | 143 | stopped by SIGTERM (`ray job stop`, a batch system); the same command continues |
 
 Messages are for people; for programs there is `--json` where output is data, and the files of

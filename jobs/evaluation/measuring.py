@@ -4,6 +4,7 @@ A unit gives a few small confusion matrices (`jobs.evaluation.unit_meter`); they
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -130,6 +131,8 @@ def _measure(
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
     names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
+    run = run.reading("maps", *names)
+    measurement = replace(measurement, run=run)
     receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
     rows = [
         {"unit": unit, "skipped_by": {name: _reasons(receipts[name].get(unit.index)) for name in names}}

@@ -233,11 +233,13 @@ class UnitMeter:
         """The label maps of image size that the recipes measure; None of an image that their step skipped."""
 
         def read(source: Source, entry: ManifestRow) -> np.ndarray | None:
-            step, kind = LABEL_FOLDERS[source]
+            step, _ = LABEL_FOLDERS[source]
             is_skipped = entry.image_id in row["skipped_by"][step]
-            return None if is_skipped else self.run.labels(step, kind).read(entry.image_id)
+            return None if is_skipped else folders[source].read(entry.image_id, receipts[source])
 
         sources = [source for source in LABEL_FOLDERS if self.measurement.needs(source)]
+        folders = {source: self.run.labels(*LABEL_FOLDERS[source]) for source in sources}
+        receipts = {source: self.run.receipt(LABEL_FOLDERS[source][0], row["unit"]) for source in sources}
         with ThreadPoolExecutor(self.run.config.images.read_concurrency) as pool:
             return {source: list(pool.map(partial(read, source), entries)) for source in sources}
 

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 from cluster.connect import Connection
 from cluster.fanout import Stages
-from jobs.exports.exporter import Exporter, ExportStages, Labels, finish_export
+from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
 from jobs.run.directory import Run, parse_output
@@ -67,7 +66,7 @@ class ExportRequest:
 def finest_labels(run: Run) -> str:
     """The step with the finest labels that a run has finished; "seeds" where it has none."""
     manifest = run.manifest()
-    for name in reversed(get_args(Labels)):
+    for name in reversed(LABELS):
         fingerprint = run.step(name).fingerprint()
         if fingerprint and not run.step(name).missing_units(
             units_of_step(BY_NAME[name], manifest, run.config, fingerprint)
@@ -98,10 +97,11 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     known = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
     if wrong := [split for split in request.splits if split not in known]:
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
-    stages = ExportStages(run, format, labels, out, request.shapes, request.splits, ImageNames.of(manifest))  # type: ignore[arg-type]
+    names = ImageNames.of(manifest)
+    stages = ExportStages(run.reading(labels), format, labels, out, request.shapes, request.splits, names)
 
-    def finish(_: UnitPlan) -> None:
-        finish_export(stages, manifest, source.units)
+    def finish(plan: UnitPlan) -> None:
+        finish_export(stages, manifest, source.units, plan.start_id)
         print(f"export: {format} files of the {labels} are in {out}")
 
     flags = ["--format", format, *(["--labels", labels] if FORMATS[format].has_labels else [])]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +28,12 @@ from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
 from storage.map_store import UnitMaps
 from storage.names import safe_name
-from storage.steps import Skipped, Step
+from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
 PROGRESS = "ficklenet_export"  # folder of the export's own records; a name that no user's folder has
 
-Labels = Literal["seeds", "pseudo_labels", "predictions"]
+LABELS = ("seeds", "pseudo_labels", "predictions")  # the coarsest first
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,14 @@ class ExportStages:
 
     Attributes:
         format: a name of `FORMATS`.
+        labels: the step that is read, one of `LABELS`; "maps" for npy.
         shapes: how the format writes objects; "" where it leaves no choice.
         splits: whose images are exported; empty for all.
     """
 
     run: Run
     format: str
-    labels: Labels
+    labels: str
     out: Location
     shapes: str
     splits: tuple[str, ...]
@@ -63,9 +64,9 @@ class ExportStages:
         """The format's module."""
         return import_module(f"jobs.exports.formats.{FORMATS[self.format].module}")
 
-    def part_location(self, unit: Unit) -> Location:
-        """A unit's records, for formats that hold all images in one file."""
-        return self.out / PROGRESS / "parts" / f"{unit.name}.json"
+    def part_location(self, unit: Unit, start_id: str) -> Location:
+        """A unit's records, of a start of the export, for formats that hold all images in one file."""
+        return self.step.data(start_id) / "parts" / f"{unit.name}.json"
 
     def includes(self, entry: ManifestRow) -> bool:
         """Whether there is anything of this image."""
@@ -104,18 +105,20 @@ class Exporter:
             results = list(pool.map(attempt, usable))
         skipped += [result for result in results if isinstance(result, Skipped)]
         records = [result for result in results if result is not None and not isinstance(result, Skipped)]
-        self.job.part_location(unit).write_bytes(json.dumps(records).encode())
+        self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
-    def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | None:
-        """The unit's maps or seeds; None for labels of image size, which are a file each."""
+    def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
+        """The unit's maps or seeds; for labels of image size, which are a file each, their receipt."""
         if self.job.format == "npy":
             return self.run.maps().read_unit(unit)
         if self.job.labels == "seeds":
             return self.run.seeds().read_unit(unit)
-        return None
+        return self.run.receipt(self.job.labels, unit)
 
-    def export_image(self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | None, number: int) -> Exported:
+    def export_image(
+        self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | Receipt | None, number: int
+    ) -> Exported:
         """One image's files and its record.
 
         Args:
@@ -126,10 +129,10 @@ class Exporter:
             evidence = Evidence.of(stored, number)
             maps = resized(evidence.max, _size(entry))
             return Exported({f"{safe_name(entry.image_id)}.npy": encode_cam_npy(maps, evidence.classes)})
-        if stored is None:
-            labels = self.run.labels(self.job.labels).read(entry.image_id)
-        else:
+        if isinstance(stored, np.ndarray):
             labels = resize_labels(stored[number], _size(entry))
+        else:
+            labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         names = self.job.names
         return self.module.export_image(
             LabelledImage(
@@ -150,12 +153,12 @@ def classes_of(manifest: Manifest) -> Classes:
     return Classes(manifest.class_names, manifest.class_values)
 
 
-def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit]) -> None:
+def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
     """Writes what is about all images, of the units' records."""
 
     def records() -> Iterator[Any]:
         for unit in units:
-            yield from json.loads(job.part_location(unit).read_bytes())
+            yield from json.loads(job.part_location(unit, start_id).read_bytes())
 
     if FORMATS[job.format].has_labels:
         job.module.finish(WholeExport(job.out, classes_of(manifest), job.shapes, records))

@@ -1,11 +1,10 @@
 """How an export names images: by the file names and numbers that the source gave them."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from storage.image_paths import id_of_path
 from storage.manifest import Manifest, ManifestRow
-from storage.sources import id_of_path
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ImageNames:
         num_images = 0
         for image_id, uri in _usable(manifest):
             parent = uri.split("/")[:-1]
-            folder = parent if folder is None else os.path.commonprefix([folder, parent])
+            folder = parent if folder is None else _common(folder, parent)
             numbers.add(_number(image_id))
             paths.add(_source_path(image_id, uri))
             num_images += 1
@@ -58,6 +57,12 @@ def _usable(manifest: Manifest) -> Iterator[tuple[str, str]]:
         for image_id, uri, problem in zip(*batch.values(), strict=True):
             if not problem:
                 yield image_id, uri
+
+
+def _common(first: list[str], second: list[str]) -> list[str]:
+    """The parts that two addresses begin with."""
+    length = next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
+    return first[: len(second)] if length is None else first[:length]
 
 
 def _number(image_id: str) -> int:

@@ -65,7 +65,7 @@ def polygon(region: Region) -> np.ndarray:
     outline, *holes = _rings(region.mask)
     for hole in holes:
         outline = _joined(outline, hole)
-    return outline + (region.left, region.top)
+    return outline + np.array([region.left, region.top])
 
 
 def _rings(mask: np.ndarray) -> list[np.ndarray]:
@@ -74,12 +74,12 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
     rings = []
     while steps:
         start = next(iter(steps))
-        point, step, corners = start, steps[start][0], []
+        point, before, corners = start, None, []
         while point in steps:
-            step = _take(steps, point, step)
-            if not corners or step != last:
+            step = _take(steps, point, before)
+            if step != before:
                 corners.append(point)
-            last, point = step, (point[0] + step[0], point[1] + step[1])
+            before, point = step, (point[0] + step[0], point[1] + step[1])
         rings.append(np.array(corners))
     return rings
 
@@ -105,11 +105,11 @@ def _border_steps(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int
 
 
 def _take(
-    steps: dict[tuple[int, int], list[tuple[int, int]]], point: tuple[int, int], before: tuple[int, int]
+    steps: dict[tuple[int, int], list[tuple[int, int]]], point: tuple[int, int], before: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Removes and returns the step to go on with; of two it turns left, so that diagonal neighbours stay together."""
     choices = steps[point]
-    left_turn = (before[1], -before[0])
+    left_turn = (before[1], -before[0]) if before else choices[0]
     step = left_turn if left_turn in choices else choices[0]
     choices.remove(step)
     if not choices:

@@ -90,8 +90,9 @@ class MapStages:
     def write(self, maps: Payload) -> Payload:
         """Stage 3: the unit's shard, then its receipt."""
         started = time.monotonic()
-        self.run.maps("r+").write_unit(maps["unit"], maps["max"], maps["mean"], maps["score"], maps["classes"])
-        return finish_unit(self.step, maps, maps["skipped"], maps["seconds"] + time.monotonic() - started)
+        store = self.run.maps("r+", maps["start_id"])
+        objects = store.write_unit(maps["unit"], maps["max"], maps["mean"], maps["score"], maps["classes"])
+        return finish_unit(self.step, maps, maps["skipped"], maps["seconds"] + time.monotonic() - started, objects)
 
 
 class MapMaker:

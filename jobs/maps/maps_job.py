@@ -7,7 +7,7 @@ from cluster.fanout import Stages
 from ficklenet.localizer import samplers_for
 from jobs.maps.map_stages import MapMaker, MapStages
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run
+from jobs.run.directory import MAPS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.dry_run import CostEstimate
@@ -17,7 +17,7 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.units import plan_units
 
-ALGORITHM_VERSION = 1  # of all that happens between an image's bytes and its stored maps
+ALGORITHM_VERSION = 2  # of all that happens between an image's bytes and its stored maps
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
 
 
@@ -57,9 +57,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         stages=Stages(partial(MapMaker, stages), stages.read, stages.write),
         command=run.step_command("maps"),
         device=stages.device,
-        create=partial(
-            MapStore.create,
-            run.maps_location,
+        create=lambda data: MapStore.create(
+            data / MAPS,
             manifest.num_images,
             stages.num_slots,
             stages.grid,

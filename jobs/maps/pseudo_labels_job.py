@@ -17,6 +17,7 @@ from jobs.steps.unit_driver import UnitStepJob
 from jobs.steps.unit_rows import finish_unit, known_problems
 from storage.errors import BadImage
 from storage.images import read_image, read_many
+from storage.label_folder import LabelFolder
 from storage.label_values import ignore_value
 from storage.manifest import ManifestRow
 from storage.map_store import UnitMaps
@@ -36,6 +37,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     if run.config.pseudo_labels.refine:
         require_pydensecrf()
     maps = require_finished(run, "maps", "make_pseudo_labels")
+    run = run.reading("maps")
     return UnitStepJob(
         title="pseudo-labels",
         step=run.step("pseudo_labels"),
@@ -67,29 +69,37 @@ class PseudoLabelMaker:
 
     def __call__(self, row: Payload) -> Payload:
         started = time.monotonic()
-        skipped = self.label_unit(row, is_stored=True)
-        return finish_unit(self.run.step("pseudo_labels"), row, skipped, time.monotonic() - started)
+        folder = self.run.labels("pseudo_labels", start_id=row["start_id"])
+        skipped, objects = self.label_unit(row, folder)
+        return finish_unit(self.run.step("pseudo_labels"), row, skipped, time.monotonic() - started, objects)
 
     def attempt(self, row: Payload) -> None:
         """Everything but the storing, for the quarantine."""
-        self.label_unit(row, is_stored=False)
+        self.label_unit(row, None)
 
-    def label_unit(self, row: Payload, *, is_stored: bool) -> list[Skipped]:
-        """Makes a unit's pseudo-labels, and stores them if asked; returns the images that have none."""
+    def label_unit(self, row: Payload, folder: LabelFolder | None) -> tuple[list[Skipped], dict[str, str]]:
+        """Makes a unit's pseudo-labels, and stores them in a folder if there is one.
+
+        Returns:
+            The images that have none, and the checksums of what was stored.
+        """
         unit = row["unit"]
         entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.run.maps().read_unit(unit)
         problems = known_problems(row, entries)
         skipped = [Skipped(entries[number].image_id, reason) for number, reason in problems.items()]
         usable = [number for number in range(len(entries)) if number not in problems]
         at_once = self.run.config.images.read_concurrency
+        objects: dict[str, str] = {}
         for start in range(0, len(usable), at_once):
-            skipped += self.label(entries, maps, usable[start : start + at_once], is_stored=is_stored)
-        return skipped
+            unreadable, stored = self.label(entries, maps, usable[start : start + at_once], folder)
+            skipped += unreadable
+            objects |= stored
+        return skipped, objects
 
     def label(
-        self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int], *, is_stored: bool
-    ) -> list[Skipped]:
-        """Makes some images' pseudo-labels; returns those that could not be read."""
+        self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int], folder: LabelFolder | None
+    ) -> tuple[list[Skipped], dict[str, str]]:
+        """Makes some images' pseudo-labels; returns those that could not be read, and checksums as `label_unit`."""
         config, ignore = self.run.config, ignore_value(self.run.manifest().num_classes)
         chosen = [entries[number] for number in numbers]
         saliencies = read_saliencies(chosen, config)
@@ -98,7 +108,8 @@ class PseudoLabelMaker:
             lambda uri: read_image(uri, config.images.max_pixels),
             config.images.read_concurrency,
         )
-        skipped = []
+        skipped: list[Skipped] = []
+        objects: dict[str, str] = {}
         for number, entry, image, saliency in zip(numbers, chosen, images, saliencies, strict=True):
             if isinstance(image, BadImage):
                 skipped.append(Skipped(entry.image_id, image.reason))
@@ -106,6 +117,6 @@ class PseudoLabelMaker:
                 skipped.append(Skipped(entry.image_id, f"saliency map: {saliency.reason}"))
             else:
                 labels = Evidence.of(maps, number, saliency).pseudo_labels(image, config, ignore)
-                if is_stored:
-                    self.run.labels("pseudo_labels").write(entry.image_id, labels)
-        return skipped
+                if folder:
+                    objects |= folder.write(entry.image_id, labels)
+        return skipped, objects

@@ -10,7 +10,7 @@ import torch
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from jobs.maps.evidence import Evidence, read_saliencies
-from jobs.run.directory import Run
+from jobs.run.directory import SEEDS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.dry_run import CostEstimate
 from jobs.steps.finished import require_finished
@@ -34,6 +34,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     """
     manifest, config = run.manifest(), run.config
     maps = require_finished(run, "maps", "aggregate_seeds")
+    run = run.reading("maps")
     grid = run.maps().grid
     return UnitStepJob(
         title="seeds",
@@ -49,9 +50,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         units=maps.units,
         stages=Stages(partial(SeedMaker, run, grid)),
         command=run.step_command("seeds"),
-        create=partial(
-            SeedStore.create,
-            run.seeds_location,
+        create=lambda data: SeedStore.create(
+            data / SEEDS,
             manifest.num_images,
             manifest.num_classes,
             grid,
@@ -87,5 +87,5 @@ class SeedMaker:
                 labels[number] = Evidence.of(maps, number, saliency).seeds(run.config, ignore)
             elif entries[number].image_id not in known:
                 skipped.append(Skipped(entries[number].image_id, f"saliency map: {saliency.reason}"))
-        run.seeds("r+").write_unit(unit, labels)
-        return finish_unit(run.step("seeds"), row, skipped, time.monotonic() - started)
+        objects = run.seeds("r+", row["start_id"]).write_unit(unit, labels)
+        return finish_unit(run.step("seeds"), row, skipped, time.monotonic() - started, objects)

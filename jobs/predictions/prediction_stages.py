@@ -22,6 +22,7 @@ from storage.images import read_image, read_many
 from storage.manifest import ManifestRow
 from storage.steps import Skipped, Step
 
+KINDS = ("labels", "unrefined")  # after the CRF, before it; the folders of label images
 CPU_BATCH, GPU_BATCH = 1, 16  # images per pass of the network
 
 
@@ -86,11 +87,13 @@ class PredictionStages:
         """
         started = time.monotonic()
         skipped, found = list(predicted["skipped"]), set[int]()
+        objects: dict[str, str] = {}
+        folders = {kind: self.run.labels("predictions", kind, predicted["start_id"]) for kind in KINDS}
         for image_id, kind, labels in self.labelled(predicted, skipped):
-            self.run.labels("predictions", kind).write(image_id, labels)
+            objects |= folders[kind].write(image_id, labels)
             found.update(np.flatnonzero(np.bincount(labels.ravel())).tolist())
         seconds = predicted["seconds"] + time.monotonic() - started
-        return finish_unit(self.step, predicted, skipped, seconds) | {"labels": sorted(found)}
+        return finish_unit(self.step, predicted, skipped, seconds, objects) | {"labels": sorted(found)}
 
     def labelled(self, predicted: Payload, skipped: list[Skipped]) -> Iterator[tuple[str, str, np.ndarray]]:
         """Id, kind and labels (H, W) of a unit's images; one that cannot be read any more is added to `skipped`."""

@@ -35,6 +35,7 @@ SETTINGS = {
         "weights": "classifier",
         "dilations": [4],
         "epochs": 6,
+        "min_steps": 1,  # these are enough for drawn scenes
         "batch_size": 10,
         "learning_rate": 1e-3,
     },

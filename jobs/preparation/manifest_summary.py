@@ -6,64 +6,92 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from cluster.words import plural
+from jobs.preparation.split_roles import describe_roles
 from jobs.run.config_keys import Config
-from storage.location import Location
 from storage.manifest import Manifest
 
 UNREADABLE_SHOWN = 3
 PAIRS_SHOWN, MOST_NAMES = 5, 2000  # of class names that may be one
+SIGNS = (",", "/", "+", "&", " ")  # between labels, in tables of other programs
 SHORT = 5  # letters below which class names are not held against each other: "cat" and "bat"
 
 
-def describe_manifest(manifest: Manifest, place: Location, config: Config, *, is_found: bool) -> None:
+def describe_manifest(
+    manifest: Manifest,
+    run_uri: str,
+    config: Config,
+    unreadable: Sequence[tuple[str, str]] = (),
+    *,
+    is_found: bool,
+) -> None:
     """Prints a manifest's splits and classes, what cannot be used, and what may be a slip.
 
     Args:
-        place: where it will be.
+        run_uri: where it will be.
+        unreadable: (address, reason) of each image that cannot be opened.
         is_found: its class names are whatever labels occurred.
     """
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     problems: dict[str, list[str]] = defaultdict(list)  # ids
-    unreadable: list[str] = []
-    num_unlabelled, with_file = 0, Counter[str]()
-    columns = ["image_id", "uri", "split", "labels", "problem", "height", "mask_uri", "saliency_uri"]
+    num_unlabelled = num_negative = 0
+    with_file = Counter[str]()
+    columns = ["image_id", "split", "labels", "problem", "mask_uri", "saliency_uri", "negative"]
     for batch in manifest.iter_columns(columns):
         splits.update(batch["split"])
         for noun, column in (("a mask", "mask_uri"), ("a saliency map", "saliency_uri")):
             with_file.update([noun] * sum(uri is not None for uri in batch[column]))
         labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
-        num_unlabelled += sum(not (found or bad) for found, bad in zip(batch["labels"], batch["problem"], strict=True))
+        num_negative += sum(batch["negative"])
+        num_unlabelled += sum(
+            not (found or bad or negative)
+            for found, bad, negative in zip(batch["labels"], batch["problem"], batch["negative"], strict=True)
+        )
         for image_id, problem in zip(batch["image_id"], batch["problem"], strict=True):
             if problem:
                 problems[problem].append(image_id)
-        sizes = zip(batch["uri"], batch["height"], batch["problem"], strict=True)
-        unreadable += [uri for uri, height, problem in sizes if height is None and not problem]
-    print(f"prepare: {plural(manifest.num_images, 'image')} in {place}")
+    print(f"prepare: {plural(manifest.num_images, 'image')} in the run {run_uri}")
     print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     if num_unlabelled:
         print(f"  without a label: {num_unlabelled:,}; not trained on, and mapped with maps.classes=predicted alone")
+    if num_negative:
+        print(f"  negative: {num_negative:,}; trained on as images that show none of the classes, never mapped")
     if with_file:
         print("  with:    " + ", ".join(f"{noun} {count:,}" for noun, count in with_file.items()))
-    if not any(name in config.data.val_splits for name in splits):
-        named = ", ".join(config.data.val_splits)
-        why = f"no image is in the split {named}" if named else "no split is named for it"
-        predicted = "" if any(name in config.predicted_splits for name in splits) else ", no masks are predicted"
-        print(
-            f"  no validation: {why}. All can be trained on and mapped{predicted}. "
-            "If a split is for validation: --set data.val_splits=NAME."
-        )
+    for line in describe_roles(config, splits):
+        print(f"  {line}")
+    for line in _nothing_to_tell_apart(manifest, config):
+        print(f"  {line}")
     if is_found:
         _doubt(manifest.class_names, labels)
     for problem, ids in sorted(problems.items(), key=lambda item: -len(item[1])):
         print(f"  skipped by every step: {len(ids):,} (first: {ids[0]!r}), because {problem}")
     if unreadable:
-        first = ", ".join(unreadable[:UNREADABLE_SHOWN])
+        first = ", ".join(f"{uri}: {reason}" for uri, reason in unreadable[:UNREADABLE_SHOWN])
         print(
             f"  cannot be opened now: {plural(len(unreadable), 'image')} (first: {first}); "
             "steps will skip those that still cannot, with the reason."
         )
+
+
+def _nothing_to_tell_apart(manifest: Manifest, config: Config) -> list[str]:
+    """A sentence where every training image has one class: nothing shows the classifier what it looks like without."""
+    count, number = Counter[int](), 0
+    for batch in manifest.iter_columns(["labels", "split", "problem", "negative"]):
+        for found, split, problem, negative in zip(*batch.values(), strict=True):
+            is_trained_on = split in config.data.train_splits if config.data.train_splits else True
+            if is_trained_on and split not in config.data.val_splits and not problem and (found or negative):
+                count.update(found)
+                number += 1
+    names = [manifest.class_names[label] for label, times in count.items() if times == number]
+    if not names:
+        return []
+    return [
+        f"every training image has the label {names[0]!r}, so the classifier has nothing to tell it apart from. Add "
+        "images without it: with --negative-label NAME those labelled NAME, with --unlabelled-are-negative those "
+        "without a label."
+    ]
 
 
 def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
@@ -73,9 +101,32 @@ def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
         print(f"  two classes, or one misspelt? {name!r} {count[name]:,}, {other!r} {count[other]:,}")
     if len(pairs) > PAIRS_SHOWN:
         print(f"  and {len(pairs) - PAIRS_SHOWN:,} more such pairs")
+    for name, sign in _several_names(names):
+        print(
+            f"  one class, or several? {name!r} {count[name]:,}; labels are separated by ';' or '|', or give "
+            f"--label-separator {sign!r}"
+        )
     for name in names:
-        if "," in name and {part.strip() for part in name.split(",")} & set(names):
-            print(f"  one class, or several? {name!r} {count[name]:,}; labels are separated by ';' or '|'")
+        if name.casefold() == "background":
+            print(
+                f"  a class called {name!r}? Masks keep 0 for the background. If images with this label alone show "
+                f"none of the classes, give --negative-label {name}"
+            )
+    if names and all(name.isdigit() for name in names):
+        print("  classes are numbers. If they stand for names, give these in order: --classes NAME0,NAME1,...")
+
+
+def _several_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Names that are made of other names, and the sign between them."""
+    known, found = set(names), list[tuple[str, str]]()
+    for name in names:
+        for sign in SIGNS:
+            parts = [part.strip() for part in name.split(sign)]
+            # spaces belong to names, so all the words must be classes; of other signs one is enough
+            if len(parts) > 1 and (set(parts) <= known if sign == " " else set(parts) & known):
+                found.append((name, sign))
+                break
+    return found[:PAIRS_SHOWN]
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,128 +1,155 @@
 """Writes a run's manifest, once, and says what is in it."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from cluster.words import plural
+from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
+from jobs.preparation.moving import find_moves, write_moves
+from jobs.preparation.pictures import look_at_pictures, require_a_picture
+from jobs.preparation.split_roles import with_roles
 from jobs.run.directory import Run, record_run
 from jobs.steps.dry_run import NOTHING
-from jobs.steps.progress import Progress, size
-from storage.coco import InstanceMask
-from storage.errors import BadImage
-from storage.images import image_size, read_many
+from jobs.steps.progress import size
+from storage.drawings import Drawing
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
+from storage.masks import parse_mask_values
 from storage.sources import SourceImage, manifest_rows
 
-HEADERS_AT_ONCE = 1024
 LATER = ("mask_uri",)  # columns that may still change: a step that learns masks has them in its fingerprint
-MASK_WRITERS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a manifest is made.
+
+    Attributes:
+        is_found: the class names are whatever labels occur, so a slip of the pen is one too.
+        mask_values: what the values of mask files mean, as `parse_mask_values` reads it; None: the class values.
+        notes: how the source was read, as sentences to print.
+        root: where files lie whose addresses are relative to the run; None: in the run.
+        dry_run: say what would be in it.
+    """
+
+    is_found: bool = False
+    mask_values: str | None = None
+    notes: tuple[str, ...] = ()
+    root: Location | None = None
+    dry_run: bool = False
 
 
 def prepare(
     run: Run,
-    images: Iterable[SourceImage],
-    class_names: tuple[str, ...],
-    class_values: tuple[int, ...] | None = None,
+    images: Sequence[SourceImage],
+    class_names: Sequence[str],
+    class_values: Sequence[int] | None = None,
     *,
-    masks: Sequence[InstanceMask] = (),
-    is_found: bool = False,
-    dry_run: bool = False,
-) -> None:
+    drawings: dict[str, Drawing] | None = None,
+    options: Options = Options(),
+) -> Run:
     """Writes the manifest of a run, once, and says what is in it.
 
     Args:
-        class_values: each class's value in source masks; 1..C where None.
-        is_found: the class names are whatever labels occur, so a slip of the pen is one too.
-        masks: to be drawn first, those that are not there yet.
-        dry_run: say what would be in it.
+        class_values: each class's value in masks; 1..C where None.
+        drawings: masks to be made of outlines, by the path in the run that images name as their mask.
+
+    Returns:
+        The run, with what follows from its splits in the configuration.
 
     Raises:
-        ValueError: there are no images or classes, or the run has another manifest already.
+        ValueError: there are no images or classes, none can be used, or steps were started on another manifest.
     """
+    class_names, images = tuple(class_names), list(images)
+    class_values = tuple(class_values or range(1, len(class_names) + 1))
+    if not images:
+        raise ValueError("prepare_dataset: the source lists no image. Give a split or a table that has some.")
     if not class_names:
         raise ValueError("prepare_dataset: no image has a label, so there is no class list. Give --classes.")
-    rows = _with_sizes(list(manifest_rows(images, class_names)))
+    root = options.root or run.location
+
+    # 1. Rows, with what the pictures' headers and the masks say
+    pictures = look_at_pictures(list(manifest_rows(images, class_names)), images, root)
+    require_a_picture(pictures)
+    values = parse_mask_values(options.mask_values, class_names) if options.mask_values else None
+    meaning = Meaning(class_names, class_values, values)
+    files = look_at_label_files(pictures.rows, pictures.headers, drawings or {}, meaning, root)
+    if not options.dry_run:
+        write_label_files(files, run.location)
+
+    # 2. The manifest, unless steps were started on another one
     with tempfile.TemporaryDirectory() as folder:
         draft = Location(f"{folder}/manifest.parquet")
-        if write_manifest(draft, rows, class_names, class_values) == 0:
-            raise ValueError("prepare_dataset: the source lists no image. Give a split or a table that has some.")
+        write_manifest(draft, files.rows, class_names, class_values, home=run.location)
         manifest, place = Manifest.open(draft), run.location / "manifest.parquet"
-        _require_an_image(manifest)
-        is_other = not place.exists() or _content(run.manifest()) != _content(manifest)
-        is_started = any((run.location / step / "step.json").exists() for step in ("classifier", "maps"))
-        if is_other and is_started and _content(run.manifest(), but=LATER) != _content(manifest, but=LATER):
-            raise ValueError(
-                f"{place}: frozen, since steps were started on it, and this one differs in more than its masks. Use "
-                "another --run."
-            )
+        existing = run.manifest() if place.exists() else None
+        is_other = existing is None or bool(existing.moves) or _content(existing) != _content(manifest)
+        moves = _moves_of_started(run, existing, files, manifest) if existing and is_other else {}
         data = draft.read_bytes()
-        describe_manifest(manifest, place, run.config, is_found=is_found)
-    if dry_run:
-        drawn = f" and {plural(len(masks), 'mask')}" if masks else ""
-        print(f"  dry run: {size(len(data)) if is_other else 'nothing'}{drawn} to write; {NOTHING}")
-        return
-    _write_masks(masks)
-    if is_other:
+        run = _with_roles(run, manifest, existing)
+        describe_manifest(manifest, run.uri, run.config, pictures.unreadable, is_found=options.is_found)
+    for note in (*options.notes, *pictures.notes, *files.notes):
+        print(f"  note:    {note}")
+    if options.dry_run:
+        _describe_writing(files, size(len(data)) if is_other else "nothing")
+        return run
+    if existing and moves:
+        write_moves(existing, run, {**existing.moves, **moves}, files.rows)
+        moved = ", ".join(f"{new} instead of {old}" for old, new in moves.items())
+        print(f"  moved:   images are read in {moved}; what was computed stays.")
+    elif is_other:
         place.write_bytes(data)
         Manifest.forget()
     record_run(run)
+    return run
 
 
 def next_step(run: Run) -> str:
     """The command that goes on with a prepared run."""
-    wanted = run.config.predicted_splits
-    is_predictable = any(
-        split in wanted and not problem
-        for batch in run.manifest().iter_columns(["split", "problem"])
-        for split, problem in zip(*batch.values(), strict=True)
-    )
-    if is_predictable:
-        return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
-    return (
-        f"'python jobs/train_ficklenet.py --run {run.uri}', then the maps and seeds; run_pipeline.py asks for an image "
-        "to predict, so name a split for it: --set predictions.splits=NAME"
-    )
+    return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 
-def _write_masks(masks: Sequence[InstanceMask]) -> None:
-    """Draws the masks that are missing; a folder belongs to one version of the annotations, so one there is right."""
-    folders = {mask.place.parent for mask in masks}
-    there = {(folder / name).uri for folder in folders for name in folder.list_names()}
-    missing = [mask for mask in masks if mask.place.uri not in there]
-    progress = Progress("masks", len(missing))
-    with ThreadPoolExecutor(MASK_WRITERS) as pool:
-        for _ in pool.map(InstanceMask.write, missing):
-            progress.advance(1)
-    progress.close()
+def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest: Manifest) -> dict[str, str]:
+    """Folders that moved, where steps were started on the existing manifest and the new one has the same images.
 
-
-def _with_sizes(rows: list[ManifestRow]) -> Iterator[ManifestRow]:
-    """The rows with height and width from the images' headers; None where a header cannot be read."""
-    remaining, progress = iter(rows), Progress("prepare", len(rows))
-    while batch := list(islice(remaining, HEADERS_AT_ONCE)):
-        usable = [row for row in batch if not row.problem and row.height is None]
-        sizes = dict(zip((row.image_id for row in usable), read_many([r.uri for r in usable], image_size), strict=True))
-        for row in batch:
-            size = sizes.get(row.image_id)
-            is_known = size is not None and not isinstance(size, BadImage)
-            yield replace(row, height=size[0], width=size[1]) if is_known else row  # type: ignore[index]
-        progress.advance(len(batch))
-    progress.close()
-
-
-def _require_an_image(manifest: Manifest) -> None:
-    """Refuses a list of which not one image opens: a wrong folder, most likely."""
-    usable = [row for row in manifest.iter_rows() if not row.problem]
-    if usable and all(row.height is None for row in usable):
+    Raises:
+        ValueError: steps were started, and the new one differs in more than its masks and the images' places.
+    """
+    is_started = any((run.location / step / "step.json").exists() for step in ("classifier", "maps"))
+    if not is_started or _content(existing, but=LATER) == _content(manifest, but=LATER):
+        return {}
+    classes = existing.class_names, existing.class_values
+    is_same = classes == (manifest.class_names, manifest.class_values)
+    moves = find_moves(list(existing.iter_written_rows()), files.rows) if is_same else None
+    if not moves:
         raise ValueError(
-            f"prepare_dataset: none of the {plural(len(usable), 'image')} can be opened (first: {usable[0].uri}). "
-            "Check the folder, for tables and COCO --images."
+            f"{existing.location}: frozen, since steps were started on it, and this one differs in more than its masks "
+            "and the images' folder. Use another --run."
         )
+    return moves
+
+
+def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:
+    earlier = _splits(existing) if existing else []
+    return replace(run, config=with_roles(run.config, _splits(manifest), earlier))
+
+
+def _splits(manifest: Manifest) -> list[str]:
+    """The splits of usable images, in their order."""
+    found = dict[str, None]()
+    for batch in manifest.iter_columns(["split", "problem"]):
+        found.update(
+            (split, None) for split, problem in zip(batch["split"], batch["problem"], strict=True) if not problem
+        )
+    return list(found)
+
+
+def _describe_writing(files: LabelFiles, what: str) -> None:
+    number = len(files.drawings) + len(files.copies)
+    drawn = f" and {plural(number, 'mask')}" if number else ""
+    print(f"  dry run: {what}{drawn} to write; {NOTHING}")
 
 
 def _content(manifest: Manifest, but: Sequence[str] = ()) -> str:

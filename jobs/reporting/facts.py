@@ -1,6 +1,5 @@
 """What a report says of a run in words and numbers: its settings, data and skipped images."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from jobs.run.directory import Run
 from jobs.run.steps import BY_NAME
 from jobs.steps.states import StepState
 from storage.manifest import Manifest
+from storage.records import read_json
 
 IDS_SHOWN = 100  # of the images skipped for one reason
 
@@ -128,4 +128,4 @@ def settings_of(run: Run) -> list[Setting]:
 
 def run_record(run: Run) -> Mapping[str, Any]:
     """The run's header: versions of Python, of packages and of the source."""
-    return json.loads((run.location / "run.json").read_bytes())
+    return read_json(run.location / "run.json", "the run's header")

@@ -1,6 +1,6 @@
 """The gallery of a run's report: a sample of its images, each mapped class with its maps, seeds and truth.
 
-How far a map is to be doubted, per image and class:
+How doubtful a map is, per image and class:
 
     score         the expected logit: below 0 the classifier does not see the class that it maps
     disagreement  1 - |mean > theta| / |maximum > theta|: the share of the cells seeded by some samples that are not
@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Entry:
-    """One mapped class of one image; figures that do not exist are None."""
+    """One mapped class of one image; values that do not exist are None."""
 
     class_number: int
     score: float
@@ -217,7 +217,7 @@ def shrunk(labels: np.ndarray) -> np.ndarray:
 
 
 def error_first(pictures: Sequence[Picture]) -> list[tuple[Picture, Entry]]:
-    """All entries, the ones to doubt most first: by error, then by disagreement; unknown figures last."""
+    """All entries, the most doubtful first: by error, then by disagreement; unknown values last."""
 
     def doubt(pair: tuple[Picture, Entry]) -> tuple[float, float]:
         known = (pair[1].error, pair[1].disagreement)

@@ -1,7 +1,7 @@
 """How far a run is: per step what is done, left and skipped and why, how fast, how much is stored, who works on it."""
 
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ class StepStatus:
         pace: images a second of the drivers at work, None where too little is finished to say.
         seconds_left: at that pace.
         objects, bytes: stored in the step's folder.
+        codes: finished units by the code that computed them.
         command: what starts or continues it.
     """
 
@@ -58,6 +59,7 @@ class StepStatus:
     objects: int
     bytes: int
     drivers: Sequence[Driver]
+    codes: Mapping[str, int]
     command: str
 
 
@@ -77,19 +79,19 @@ def run_status(run: Run) -> RunStatus:
     Raises:
         ValueError: it holds no manifest yet.
     """
-    manifest, now = run.manifest(), time.time()
+    manifest = run.manifest()
     with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # while receipts are read below
         stored = {row.name: pool.submit(Location.usage, run.location / row.name) for row in STEPS}
         beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
         steps = [
-            _step_status(state, beats[name].result(), stored[name].result(), now)
+            _step_status(state, beats[name].result(), stored[name].result())
             for name, state in run_state(run, manifest).steps.items()
         ]
     return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps)
 
 
-def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int], now: float) -> StepStatus:
-    at_work = [beat for beat in beats if not beat.is_stale(now)]
+def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int]) -> StepStatus:
+    at_work = [beat for beat in beats if not beat.is_stale]
     pace = _pace(state, min(beat.started for beat in at_work)) if at_work else None
     return StepStatus(
         name=state.name,
@@ -103,7 +105,8 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         seconds_left=state.left / pace if pace else None,
         objects=stored[0],
         bytes=stored[1],
-        drivers=[Driver(beat.launch, beat.host, beat.pid, beat.age(now), beat.is_stale(now)) for beat in beats],
+        drivers=[Driver(beat.launch, beat.host, beat.pid, max(0.0, beat.age), beat.is_stale) for beat in beats],
+        codes=dict(Counter(receipt.code for receipt in state.receipts if receipt.code)),
         command=state.command,
     )
 
@@ -143,6 +146,9 @@ def _step_lines(step: StepStatus) -> list[str]:
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
+    if len(step.codes) > 1:
+        units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
+        lines.append(f"  computed by different code, with the same algorithm version: {units}")
     for driver in step.drivers:
         silent = "silent, so probably killed: last seen" if driver.is_stale else "seen"
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"

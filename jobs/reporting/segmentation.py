@@ -130,6 +130,7 @@ def worst_predictions(
     sample = spread(predicted, number)
     if not sample:
         return None
+    run = run.reading("predictions")
     seeds = run.seeds() if is_seeded.any() else None
 
     def draw(index: int) -> Example:

@@ -1,7 +1,7 @@
 """Small pictures inside a web page: photographs, and maps and labels to be laid over them, as data URIs.
 
-Maps and labels keep one pixel per cell: the browser enlarges them over the photograph, as far as the frame of
-aligned corners asks (a page's style sheet does that), so a map costs a few hundred bytes.
+Maps and labels keep one pixel per cell, so a map takes a few hundred bytes. The page's style sheet enlarges them over
+the photograph with aligned corners.
 """
 
 import base64
@@ -19,7 +19,7 @@ COLOUR_MAP = "turbo"
 OPAQUE_FROM = 0.15  # evidence
 COLOUR_LEVELS = 64  # fewer compress better and look the same
 
-# What became of a class's cells, in colours that colour-blind people tell apart (Okabe and Ito, 2008).
+# Right, false and missed cells of a class, in colours that colour-blind people tell apart (Okabe and Ito, 2008).
 RIGHT, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 
 
@@ -31,13 +31,13 @@ def picture_uri(image: np.ndarray) -> str:
 
 
 def heat_uri(evidence: np.ndarray) -> str:
-    """A map, float (h, w) in [0, 1], in colours; the photograph shows through where there is next to none."""
+    """A map, float (h, w) in [0, 1], in colours; transparent where there is almost no evidence."""
     levels = np.rint(np.clip(evidence, 0, 1) * (COLOUR_LEVELS - 1)) / (COLOUR_LEVELS - 1)
     return _uri(Image.fromarray(_heat(levels.astype(np.float32))), lossless=True)
 
 
 def labels_uri(labels: np.ndarray, ignore_value: int) -> str:
-    """A label map (h, w) in colours; the photograph shows through where it is ignored."""
+    """A label map (h, w) in colours; transparent where it is ignored."""
     is_known = labels != ignore_value
     colours = label_palette()[np.where(is_known, labels, 0) % 255]  # 255 is the void's; longer lists start again
     alpha = np.where(is_known, 255, 0).astype(np.uint8)
@@ -45,7 +45,7 @@ def labels_uri(labels: np.ndarray, ignore_value: int) -> str:
 
 
 def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
-    """What became of a class's cells, bool (h, w) each: right, false, missed; transparent elsewhere."""
+    """A class's cells, bool (h, w) each, coloured as right, false or missed; transparent elsewhere."""
     colours = np.zeros((*is_seed.shape, 4), np.uint8)
     for where, colour in ((is_seed & is_true, RIGHT), (is_seed & ~is_true, FALSE), (~is_seed & is_true, MISSED)):
         colours[where] = (*colour, 255)

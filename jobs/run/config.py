@@ -15,7 +15,7 @@ from jobs.run.config_sentences import refusal
 
 
 def resolve_config(recorded: dict[str, Any], config_file: str | None, assignments: Sequence[str]) -> Config:
-    """Lays a TOML file and `a.b=c` assignments over the run's recorded configuration.
+    """The configuration of a launch: the recorded one, changed by a TOML file, then by `a.b=c` assignments.
 
     Args:
         recorded: the configuration in `run.json`, {} for a new run.

@@ -30,6 +30,8 @@ def _parse_workers(given: Any) -> Any:
     raise PydanticCustomError("workers", WORKERS_ALLOWED)
 
 
+Stages = Annotated[int, Field(ge=0)] | Literal["all"]
+
 WORKERS_ALLOWED = "a number from 1, or a range of them such as 2..8"
 Workers = Annotated[int | str, BeforeValidator(_parse_workers), WithJsonSchema({"allowed": WORKERS_ALLOWED})]
 
@@ -86,9 +88,12 @@ class ClassifierConfig(Section):
     )
     kernel_size: Annotated[int, Field(ge=1, le=31)] = Field(9, description="s, odd, in feature cells")
     drop_rate: DropRate = Field(0.9, description="p: share of a window's cells dropped; the centre is kept")
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(0, description="backbone stages not trained")
+    frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
     validate_every: Count = runtime_field(1, "epochs from one validation to the next; the last is always validated")
     epochs: Count = Field(20, description="passes over the training images")
+    min_steps: Count = runtime_field(
+        400, "a smaller set is trained for more epochs, until it has had so many steps; the learning rate is stretched"
+    )
     keep: Literal["last", "best"] = runtime_field(
         "last", "the epoch whose classifier makes the maps: the last, or that of the best validation"
     )
@@ -99,8 +104,8 @@ class ClassifierConfig(Section):
         0, "images a worker has on its device at once, for small memories; 0: its whole share of the batch"
     )
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-3, description="of the head; Adam")
-    backbone_learning_rate_factor: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="the backbone learns at learning_rate times this"
+    backbone_learning_rate_factor: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="the backbone learns at learning_rate times this; unset: 0.01, or 1 with weights=none"
     )
     halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")
@@ -168,7 +173,10 @@ class SegmenterConfig(Section):
     )
     strong_splits: Names = Field((), description="splits whose masks are learnt beside the seeds (semi-supervised)")
     full_loss_weight: Annotated[float, Field(ge=0)] = Field(2.0, description="alpha, of the loss on these masks")
-    epochs: Count = Field(15, description="8,000 steps on VOC's 10,582 images; more for smaller sets")
+    epochs: Count = Field(15, description="passes over the training images; 8,000 steps on VOC's 10,582")
+    min_steps: Count = runtime_field(
+        400, "a smaller set is trained for more epochs, until it has had so many steps; the learning rate is stretched"
+    )
     batch_size: Count = Field(
         20, description="images per step, over all workers together; an epoch skips images that fill no batch"
     )
@@ -218,10 +226,10 @@ class ClusterConfig(Section):
 
     address: str = Field(
         "",
-        description="'': the cluster around this job or of RAY_ADDRESS, else an own local Ray; 'auto' or HOST:PORT: "
-        "that cluster; 'local': always an own Ray; 'in-process': no Ray, for a debugger",
+        description="'': the cluster around this job or of RAY_ADDRESS, else a local Ray; 'auto' or HOST:PORT: "
+        "that cluster; 'local': always a local Ray; 'in-process': no Ray, for a debugger",
     )
-    cpus: Annotated[int, Field(ge=0)] = Field(0, description="CPUs an own Ray declares; 0: those of the machine")
+    cpus: Annotated[int, Field(ge=0)] = Field(0, description="CPUs that a local Ray declares; 0: those of the machine")
     autoscaling: bool = Field(False, description="the cluster grows on demand, so asking for more than it has is right")
     min_actors: Annotated[int, Field(ge=0)] = Field(
         0, description="computing actors at least; 0: max_actors, but 1 where autoscaling"

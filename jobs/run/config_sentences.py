@@ -1,4 +1,4 @@
-"""What is said about a configuration: the values a key may have, and why a value is refused."""
+"""Sentences about a configuration: the values a key may have, and why a value is refused."""
 
 import difflib
 from typing import Any

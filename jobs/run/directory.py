@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.environment import is_submitted_job
@@ -13,13 +13,20 @@ from jobs.run.config import resolve_config
 from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS
 from jobs.run.versions import package_versions, source_hash
+from storage.image_identity import images_id
 from storage.label_folder import LabelFolder
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.map_store import MapStore
+from storage.receipts import Receipt
+from storage.records import read_json
 from storage.seed_store import SeedStore
 from storage.steps import Step
 from storage.unit_arrays import Mode
+from storage.units import Unit
+
+MAPS, SEEDS = "maps.zarr", "seeds.zarr"  # in the folders of their steps' results
+_HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Run:
     location: Location
     config: Config
     settings: tuple[str, ...] = ()  # the launch's --config and --set arguments
+    starts: Mapping[str, str] = field(default_factory=dict)  # of steps that this launch reads, see `reading`
 
     @property
     def uri(self) -> str:
@@ -60,30 +68,50 @@ class Run:
         """A step's folder."""
         return Step(self.location / name)
 
-    @property
-    def maps_location(self) -> Location:
-        return self.location / "maps" / "maps.zarr"
+    def reading(self, *names: str) -> "Run":
+        """This run for a launch that reads these steps: as they are now, even if another launch restarts them.
 
-    @property
-    def seeds_location(self) -> Location:
-        return self.location / "seeds" / "seeds.zarr"
+        Raises:
+            ValueError: a step was made for other images than the manifest has.
+        """
+        images = images_id(self.manifest())
+        for name in names:
+            self.step(name).require_images(images)
+        return replace(self, starts={**self.starts, **{name: self.step(name).start_id() for name in names}})
 
-    def maps(self, mode: Mode = "r") -> MapStore:
-        """The stored maps; "r+" to write."""
-        return MapStore.open(self.maps_location, mode)
+    def data(self, name: str, start_id: str | None = None) -> Location:
+        """The folder of a step's results.
 
-    def seeds(self, mode: Mode = "r") -> SeedStore:
-        """The stored seeds; "r+" to write."""
-        return SeedStore.open(self.seeds_location, mode)
+        Args:
+            start_id: of the start that a worker writes to; by default the one that `reading` found, or the current one.
 
-    def labels(self, step: str, kind: str = "labels") -> LabelFolder:
+        Raises:
+            ValueError: the step was made for other images than the manifest has.
+        """
+        known = self.starts.get(name) if start_id is None else start_id
+        return self.step(name).data(self.reading(name).starts[name] if known is None else known)
+
+    def maps(self, mode: Mode = "r", start_id: str | None = None) -> MapStore:
+        """The stored maps; "r+" to write those of a start."""
+        return MapStore.open(self.data("maps", start_id) / MAPS, mode)
+
+    def seeds(self, mode: Mode = "r", start_id: str | None = None) -> SeedStore:
+        """The stored seeds; "r+" to write those of a start."""
+        return SeedStore.open(self.data("seeds", start_id) / SEEDS, mode)
+
+    def labels(self, step: str, kind: str = "labels", start_id: str | None = None) -> LabelFolder:
         """A step's label images, a PNG each.
 
         Args:
             step: "pseudo_labels" or "predictions".
             kind: "labels", or "unrefined": predictions before the CRF.
+            start_id: as in `data`.
         """
-        return LabelFolder(self.location / step / kind, self.manifest().num_classes)
+        return LabelFolder(self.data(step, start_id) / kind, self.manifest().num_classes)
+
+    def receipt(self, name: str, unit: Unit) -> Receipt | None:
+        """The receipt of a unit of a step that is read, with the checksums of all it stored."""
+        return self.step(name).receipt(unit, self.starts.get(name))
 
 
 def open_run(
@@ -102,7 +130,7 @@ def open_run(
     """
     location = parse_output(path, "--run")
     header = location / "run.json"
-    recorded = json.loads(header.read_bytes())["config"] if header.exists() else dict(defaults or {})
+    recorded = recorded_config(header) if header.exists() else dict(defaults or {})
     settings = ["--config", config_file] if config_file else []
     for assignment in assignments or ():
         settings += ["--set", assignment]
@@ -124,6 +152,18 @@ def parse_output(path: str, flag: str) -> Location:
     return Location.parse(os.path.abspath(path))
 
 
+def recorded_config(header: Location) -> dict[str, Any]:
+    """The configuration in a run's header.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    config = read_json(header, "the run's configuration", _HEADER_REMEDY).get("config")
+    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
+        raise ValueError(f"{header}: damaged, holds no configuration. {_HEADER_REMEDY}")
+    return config
+
+
 def record_run(run: Run, name: str = "") -> None:
     """Writes `run.json`; called once a step has accepted the configuration.
 
@@ -132,7 +172,7 @@ def record_run(run: Run, name: str = "") -> None:
             that step would refuse the new values; the ignored settings are printed.
     """
     header = run.location / "run.json"
-    recorded = json.loads(header.read_bytes())["config"] if header.exists() else {}
+    recorded = recorded_config(header) if header.exists() else {}
     config = run.config.model_dump(mode="json")
     for row in STEPS:
         section = row.section

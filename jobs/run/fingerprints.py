@@ -1,4 +1,4 @@
-"""What a step's fingerprint holds, in one shape for all steps, and how a finished step is named by its readers.
+"""The fingerprint of a step, in one shape for all steps, and the id by which later steps name its results.
 
     algorithm_version   of the code between the step's inputs and its results
     manifest            hash of the manifest's columns that the step reads
@@ -62,7 +62,7 @@ def step_fingerprint(
 def step_id(run: Run, name: str) -> str | None:
     """The id of a step's results; None where a unit step was never started or a training is not finished."""
     if BY_NAME[name].kind == "training":
-        complete = read_complete(run.location / name)
+        complete = read_complete(run.step(name).data())
         return complete["sha256"] if complete else None
     fingerprint = run.step(name).fingerprint()
     return None if fingerprint is None else fingerprint_hash(fingerprint)

@@ -1,4 +1,4 @@
-"""Which images a figure is taken over: splits of the manifest, and the tune and report parts of their ids.
+"""Which images are measured: splits of the manifest, and the tune and report parts of their ids.
 
 Thresholds are chosen on the tune part, a quarter of the training ids, and reported on the rest. The part follows from
 the id alone, so it is the same in every run, whatever the order and the number of images.
@@ -18,7 +18,7 @@ Part = Literal["tune", "report", "all"]
 
 
 def is_tuning_image(image_id: str) -> bool:
-    """Whether an id is in the tune part, as one of four is."""
+    """Whether an id is in the tune part: a quarter of all ids, chosen by a hash."""
     digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8, key=b"tune part")
     return int.from_bytes(digest.digest(), "little") % 4 == 0
 

@@ -1,15 +1,17 @@
-"""What a training leaves in its step's folder, as far as plain data goes: `complete.json` and `metrics.jsonl`.
+"""The plain data that a training leaves in its step's folder: `complete.json` and `metrics.jsonl`.
 
 `complete.json` is the marker of a finished training. `metrics.jsonl` has a line per epoch.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from storage.location import Location
+from storage.records import read_json, read_json_lines
+
+_COMPLETE_REMEDY = "Delete it, then run the training again: it writes it again, and trains nothing twice."
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,32 @@ def read_training(folder: Location) -> TrainingRecord:
 
 
 def read_complete(folder: Location) -> dict[str, Any] | None:
-    """The marker of a finished training; None where there is none."""
-    place = folder / "complete.json"
-    return json.loads(place.read_bytes()) if place.exists() else None
+    """The marker of a finished training; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        complete = read_json(folder / "complete.json", "the record of a finished training", _COMPLETE_REMEDY)
+    except FileNotFoundError:
+        return None
+    missing = [key for key in ("sha256", "metrics", "class_names", "geometry") if key not in complete]
+    if missing:
+        raise ValueError(f"{folder / 'complete.json'}: damaged, says nothing of {missing[0]}. {_COMPLETE_REMEDY}")
+    return complete
 
 
 def read_epochs(folder: Location) -> list[dict[str, Any]]:
-    """The metrics of each epoch; none where there is no `metrics.jsonl`."""
-    place = folder / "metrics.jsonl"
-    return [json.loads(line) for line in place.read_bytes().splitlines()] if place.exists() else []
+    """The metrics of each epoch; none where there is no `metrics.jsonl`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    remedy = "Delete it, then run the same command again: only the curves of earlier epochs are lost."
+    return read_json_lines(folder / "metrics.jsonl", "an epoch's metrics", remedy)
 
 
-def kept_bytes(folder: Location) -> tuple[bytes, str]:
+def kept_bytes(folder: Location, name: str) -> tuple[bytes, str]:
     """The file of the network that the run keeps, and its sha256.
 
     Raises:
@@ -61,6 +77,6 @@ def kept_bytes(folder: Location) -> tuple[bytes, str]:
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != (read_complete(folder) or {}).get("sha256"):
         raise ValueError(
-            f"{folder / 'model.pt'}: not the file that the training finished with. Train with --restart {folder.name}."
+            f"{folder / 'model.pt'}: not the file that the training finished with. Train with --restart {name}."
         )
     return data, sha256

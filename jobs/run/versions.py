@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+from functools import cache
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "zarr", "s3fs", "numba", "pydensecrf2")
@@ -11,6 +12,12 @@ ROOT = Path(__file__).parents[2]
 def package_versions() -> dict[str, str]:
     """The installed versions of the packages that results depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@cache
+def code_id() -> str:
+    """A short id of the code that computes in this process, for receipts: the beginning of `source_hash`."""
+    return source_hash()[:12]
 
 
 def source_hash() -> str:

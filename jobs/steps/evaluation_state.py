@@ -1,6 +1,5 @@
 """Whether a run's evaluation is there and current, read from `evaluation/metrics.json`."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits
 from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
+from storage.records import read_json
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,20 @@ def evaluate_command(run: Run, splits: Sequence[str]) -> str:
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """What `evaluate` has measured, as `jobs.evaluation.metrics` records it."""
+    """What `evaluate` has measured, as `jobs.evaluation.metrics` records it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     place = run.location / "evaluation" / "metrics.json"
-    return json.loads(place.read_bytes())["metrics"] if place.exists() else []
+    remedy = "Delete it, then run evaluate again."
+    try:
+        metrics = read_json(place, "the metrics of an evaluation", remedy).get("metrics")
+    except FileNotFoundError:
+        return []
+    if not isinstance(metrics, list):
+        raise ValueError(f"{place}: damaged, holds no metrics. {remedy}")
+    return metrics
 
 
 def is_of_these_networks(metrics: Mapping[str, Any], trainings: Mapping[str, TrainingRecord]) -> bool:

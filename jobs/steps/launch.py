@@ -24,6 +24,11 @@ class LaunchOptions:
     retry_skipped: bool = False
     dry_run: bool = False
 
+    @property
+    def launch(self) -> str:
+        """The name of this launch in its heartbeat: "2-of-4" is the second of four shards."""
+        return f"{self.shard[0]}-of-{self.shard[1]}"
+
 
 @dataclass(frozen=True)
 class UnitPlan:
@@ -32,7 +37,7 @@ class UnitPlan:
     Attributes:
         step: what they belong to.
         options: of the launch.
-        start_id: of the step's start; "" where it is not started.
+        start_id: of the step's start; "" in dry runs.
         units: those of the launch's shard.
         receipts: of all finished units, by index.
         missing: the units to run.
@@ -48,13 +53,17 @@ class UnitPlan:
     images: Mapping[int, int]
 
     @classmethod
-    def of(cls, step: Step, units: Sequence[Unit], options: LaunchOptions) -> "UnitPlan":
-        """What is left of a step; everything in a dry run of a restart."""
+    def of(cls, step: Step, units: Sequence[Unit], options: LaunchOptions, start_id: str = "") -> "UnitPlan":
+        """What is left of a step; everything in a dry run of a restart.
+
+        Args:
+            start_id: of the start that this launch opened.
+        """
         receipts = {} if options.restart and options.dry_run else step.receipts()
         chosen = units_of_shard(units, options.shard)
         images = {unit.index: unit.num_images for unit in units}
         missing = step.missing_units(chosen, receipts)
-        return cls(step, options, step.start_id(), chosen, receipts, missing, images)
+        return cls(step, options, start_id, chosen, receipts, missing, images)
 
     @property
     def finished(self) -> list[Unit]:
@@ -66,11 +75,6 @@ class UnitPlan:
     def num_finished(self) -> int:
         """Images of all finished units, of this launch's shard or not."""
         return sum(self.images.get(index, 0) for index in self.receipts)
-
-    @property
-    def launch(self) -> str:
-        """The name of this launch's heartbeat."""
-        return f"{self.options.shard[0]}-of-{self.options.shard[1]}"
 
     def rows(self, skipped: Mapping[int, tuple[Skipped, ...]]) -> list[UnitRow]:
         """The missing units as the fan-out takes them.

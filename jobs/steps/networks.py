@@ -36,7 +36,7 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
         NotYet: there is none.
         ValueError: it was trained for another class list, or the classifier for another input size.
     """
-    folder, class_names = run.location / name, run.manifest().class_names
+    folder, class_names = run.step(name).data(), run.manifest().class_names
     complete = read_complete(folder)
     what = "classifier" if name == "classifier" else "segmentation network"
     if complete is None:
@@ -63,9 +63,9 @@ def load_classifier(run: Run) -> FickleNet:
     Raises:
         ValueError: the file is not the one the training finished with.
     """
-    return unpack_classifier(kept_bytes(run.location / "classifier")[0])
+    return unpack_classifier(kept_bytes(run.step("classifier").data(), "classifier")[0])
 
 
 def load_segmenter(run: Run, name: str = "segmenter") -> Segmenter:
     """A segmentation network of the run, on CPU; errors as of `load_classifier`."""
-    return unpack_segmenter(kept_bytes(run.location / name)[0])
+    return unpack_segmenter(kept_bytes(run.step(name).data(), name)[0])

@@ -12,6 +12,7 @@ from jobs.run.steps import STEPS, TRAININGS, StepRow
 from jobs.run.training_record import TrainingRecord, read_training
 from jobs.steps.evaluation_state import EvaluationState, evaluation_state
 from jobs.steps.tally import is_refused
+from storage.image_identity import images_id
 from storage.manifest import Manifest
 from storage.steps import Receipt, Skipped
 
@@ -57,12 +58,17 @@ class RunState:
 
 
 def run_state(run: Run, manifest: Manifest) -> RunState:
-    """How far every step of a run is; optional steps are left out as long as they are not started."""
-    trainings = {row.name: read_training(run.location / row.name) for row in TRAININGS}
-    outdated = outdated_steps(run)
+    """How far every step of a run is; optional steps are left out as long as they are not started.
+
+    Raises:
+        ValueError: a step was made for other images than the manifest has, or its record is damaged.
+    """
+    trainings = {row.name: read_training(run.step(row.name).data()) for row in TRAININGS}
+    outdated, images = outdated_steps(run), images_id(manifest)
     steps = {}
     for row in STEPS:
         fingerprint = run.step(row.name).fingerprint()
+        run.step(row.name).require_images(images)
         if row.is_optional and fingerprint is None:
             continue
         match row.kind:
@@ -83,7 +89,9 @@ def _training_state(
     outdated: set[str],
 ) -> StepState:
     is_outdated = row.name in outdated
-    num_epochs = (fingerprint or {}).get(row.section, {}).get("epochs", getattr(run.config, row.section).epochs)
+    recorded = fingerprint or {}
+    configured = recorded.get(row.section, {}).get("epochs", getattr(run.config, row.section).epochs)
+    num_epochs = recorded.get("raised_epochs", configured)
     left = 0 if training.sha256 else max(0, num_epochs - training.num_epochs)
     state = "done" if training.sha256 else "not started" if fingerprint is None else "partly done"
     return StepState(

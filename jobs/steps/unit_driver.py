@@ -16,12 +16,15 @@ from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
+from jobs.run.versions import code_id
 from jobs.steps.compute import run_stages
 from jobs.steps.dry_run import CostEstimate, print_unit_step
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.progress import Progress, summary_line
 from jobs.steps.tally import Tally
 from storage.heartbeat import beating
+from storage.image_identity import images_id
+from storage.location import Location
 from storage.steps import Skipped, Step
 from storage.units import Unit
 
@@ -38,7 +41,8 @@ class UnitStepJob:
         stages: what workers do to a unit; the last returns `jobs.steps.unit_rows.finish_unit`'s payload.
         command: of this launch, without flags that choose a part of the work.
         device: "cpu" or "cuda".
-        create: makes the step's arrays, or joins them; called once, before any worker starts.
+        create: makes the step's arrays in the folder of its results, or joins them; called once, before any worker
+            starts.
         skipped: images that an upstream step skipped, by unit.
         trial: what a unit's images are tried with, one by one, where the unit keeps ending its process.
         cost: of an image, for dry runs, as long as no unit is finished.
@@ -53,7 +57,7 @@ class UnitStepJob:
     stages: Stages
     command: str
     device: str = "cpu"
-    create: Callable[[], object] | None = None
+    create: Callable[[Location], object] | None = None
     skipped: Mapping[int, tuple[Skipped, ...]] = field(default_factory=dict)
     trial: Trial | None = None
     cost: CostEstimate = field(default_factory=CostEstimate)
@@ -75,18 +79,32 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
         job.step.check_start(fingerprint, job.command, restart=options.restart)
         print_unit_step(run, connection, job.title, UnitPlan.of(job.step, job.units, options), job.device, job.cost)
         return
-    if options.restart:
-        job.step.restart()
-    job.step.open(fingerprint, job.command)
-    if job.create:
-        job.create()
-    if job.step.location.name in BY_NAME:
-        record_run(run, job.step.location.name)
-    if options.retry_skipped:
-        forget_skipped(job, options)
-    plan = UnitPlan.of(job.step, job.units, options)
+    images = images_id(run.manifest())
+    start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
+    with beating(job.step.location, options.launch, start_id=start_id):
+        if job.create:
+            job.create(job.step.data(start_id))
+        if job.step.location.name in BY_NAME:
+            record_run(run, job.step.location.name)
+        if options.retry_skipped:
+            forget_skipped(job, options)
+        plan = UnitPlan.of(job.step, job.units, options, start_id)
+        print_code_mix(job, plan)
 
-    # 2. The missing units stream through the cluster; receipts come back
+        # 2. The missing units stream through the cluster; receipts come back
+        compute_missing(run, connection, job, plan)
+
+    # 3. What is put together of all units
+    if job.finish:
+        job.finish(plan)
+
+
+def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: UnitPlan) -> None:
+    """Runs the missing units and books their receipts.
+
+    Raises:
+        ValueError: too many images had to be skipped.
+    """
     rows = plan.rows(job.skipped)
     results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial)
     max_fraction = run.config.images.max_skipped_fraction
@@ -98,23 +116,31 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
         tally.check(job.title, max_fraction)  # what was refused stays refused
-        with beating(plan.step.location, plan.launch):
-            for result in results:
-                receipt = result["receipt"]
-                num_images = plan.images[receipt.unit]
-                tally.add(receipt, num_images)
-                count_images(job.title, num_images - len(receipt.skipped), len(receipt.skipped))
-                progress.advance(num_images)
-                if job.observe:
-                    job.observe(result)
-                tally.check(job.title, max_fraction)
+        for result in results:
+            receipt = result["receipt"]
+            num_images = plan.images[receipt.unit]
+            tally.add(receipt, num_images)
+            count_images(job.title, num_images - len(receipt.skipped), len(receipt.skipped))
+            progress.advance(num_images)
+            if job.observe:
+                job.observe(result)
+            tally.check(job.title, max_fraction)
     finally:
         progress.close()
         print(summary_line(job.title, tally.done, tally.skipped, tally.left, time.monotonic() - start), flush=True)
 
-    # 3. What is put together of all units
-    if job.finish:
-        job.finish(plan)
+
+def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
+    """Says that finished units were computed by other code than this launch has, where that is so."""
+    others = sorted({receipt.code for receipt in plan.receipts.values()} - {"", code_id()})
+    if others:
+        count = sum(receipt.code in others for receipt in plan.receipts.values())
+        print(
+            f"{job.title}: {plural(count, 'finished unit')} computed by other code ({', '.join(others)}) than this "
+            f"launch has ({code_id()}). They are kept, because the step's algorithm version is the same. To compute "
+            f"all with one code: '{job.command} --restart {job.step.location.name}'.",
+            flush=True,
+        )
 
 
 def forget_skipped(job: UnitStepJob, options: LaunchOptions) -> None:

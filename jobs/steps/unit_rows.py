@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NotRequired, TypedDict
 
 from cluster.fanout import Payload
+from jobs.run.versions import code_id
 from storage.manifest import ManifestRow
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
@@ -15,7 +17,7 @@ class UnitRow(TypedDict):
 
     Attributes:
         unit: the rows of the manifest.
-        start_id: of the step's start, for the receipt.
+        start_id: of the step's start, for the data and the receipt.
         skipped: the images that an upstream step skipped.
         left_out: set by the quarantine: why images must not be tried, by their number in the unit.
     """
@@ -41,9 +43,29 @@ def known_problems(row: Payload, entries: Sequence[ManifestRow]) -> dict[int, st
     return found | dict(row.get("left_out", {}))
 
 
-def finish_unit(step: Step, row: Payload, skipped: Sequence[Skipped], seconds: float) -> Payload:
-    """Writes a unit's receipt, after all of its data, and returns it for the driver."""
+def finish_unit(
+    step: Step,
+    row: Payload,
+    skipped: Sequence[Skipped],
+    seconds: float,
+    objects: Mapping[str, str] | None = None,
+) -> Payload:
+    """Writes a unit's receipt, after all of its data, and returns it for the driver, without the checksums.
+
+    Args:
+        objects: checksums of everything that was stored, by path below the folder of the step's results.
+    """
     unit: Unit = row["unit"]
-    receipt = Receipt(unit.index, unit.start, unit.stop, seconds, time.time(), tuple(skipped), row["start_id"])
+    receipt = Receipt(
+        unit=unit.index,
+        start=unit.start,
+        stop=unit.stop,
+        seconds=seconds,
+        finished=time.time(),
+        skipped=tuple(skipped),
+        start_id=row["start_id"],
+        code=code_id(),
+        objects=objects or {},
+    )
     step.write_receipt(receipt)
-    return {"receipt": receipt}
+    return {"receipt": replace(receipt, objects={})}

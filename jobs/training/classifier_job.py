@@ -8,11 +8,12 @@ from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.training.backbone_weights import weights_hash
 from jobs.training.classifier_worker import new_classifier, train_worker, training_plan
-from jobs.training.training_data import image_list, validation_images
+from jobs.training.training_data import ListedImage, image_list, validation_images
 from jobs.training.training_job import TrainingJob
+from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
 from storage.manifest import Manifest
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
@@ -24,14 +25,16 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     """
     config, manifest = run.config.classifier, run.manifest()
     device = resolved_device(config.device, connection)
-    num_images = _check_images(run.config, manifest)
+    images = _training_images(run.config, manifest)
     if config.weights == "imagenet":
         require_imagenet_weights(config.backbone, "classifier.weights")  # the workers download them
     else:
         new_classifier(run.config, manifest.class_names)
     num_validation = len(validation_images(manifest, run.config))
+    plan = training_plan(run.config, len(images))
+    constant = constant_loss((image.labels for image in images), manifest.num_classes)
     return TrainingJob(
-        plan=training_plan(run.config, num_images),
+        plan=plan,
         worker=train_worker,
         device=device,
         fingerprint=step_fingerprint(
@@ -45,21 +48,24 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
             weights=weights_hash(config.weights, "classifier.weights"),
             device=device,
             precision=precision_name(resolved_precision(config.precision, device)),
+            **plan.fingerprint,
         ),
         keep=config.keep,
         subject=config.backbone,
         validation=f", {num_validation:,} to validate on" if num_validation else ", none to validate on",
+        notes=[keep_best_warning(num_validation, config)],
+        watch=lambda metrics: stuck_warning(metrics, plan.epoch_steps, constant, config),
     )
 
 
-def _check_images(config: Config, manifest: Manifest) -> int:
-    """The number of training images.
+def _training_images(config: Config, manifest: Manifest) -> list[ListedImage]:
+    """The training images.
 
     Raises:
         ValueError: there are none, or no validation images where the best epoch is to be kept.
     """
-    num_images = len(image_list(manifest, config.data.train_splits, without=config.data.val_splits))
-    if num_images == 0:
+    images = image_list(manifest, config.data.train_splits, without=config.data.val_splits)
+    if not images:
         splits = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
         raise ValueError(
             f"train_ficklenet: no labelled image in the training splits {list(config.data.train_splits) or 'given'}; "
@@ -70,4 +76,4 @@ def _check_images(config: Config, manifest: Manifest) -> int:
             f"classifier.keep: given 'best', but there is no labelled image in the validation splits "
             f"{list(config.data.val_splits)}. Set data.val_splits, or keep the 'last'."
         )
-    return num_images
+    return images

@@ -4,18 +4,23 @@
 """
 
 import hashlib
-import json
 from typing import Any
 
 from ficklenet.model_file import model_record
 from jobs.run.training_record import read_complete
 from storage.location import Location
+from storage.records import seal
 
 
-def keep_epoch(folder: Location, keep: str) -> dict[str, Any]:
+def keep_epoch(folder: Location, name: str, keep: str) -> dict[str, Any]:
     """Makes the last or the best epoch's network of a finished training the run's; returns its metrics.
 
     The marker is deleted first and written last, so it never lies beside a file that it does not describe.
+
+    Args:
+        folder: of the training's results.
+        name: of the step.
+        keep: "last" or "best".
 
     Raises:
         ValueError: that network is not there.
@@ -26,9 +31,7 @@ def keep_epoch(folder: Location, keep: str) -> dict[str, Any]:
         return record["metrics"]
     source = folder / f"{keep}.pt"
     if not source.exists():
-        raise ValueError(
-            f"{folder.name}.keep: given '{keep}', but {source} is not there. Train with --restart {folder.name}."
-        )
+        raise ValueError(f"{name}.keep: given '{keep}', but {source} is not there. Train with --restart {name}.")
     data = source.read_bytes()
     found = model_record(data)
     complete.delete()
@@ -43,5 +46,5 @@ def keep_epoch(folder: Location, keep: str) -> dict[str, Any]:
         "versions": found["about"]["versions"],
         "fingerprint": found["about"]["fingerprint"],
     }
-    complete.write_bytes(json.dumps(record, indent=1).encode())
+    complete.write_bytes(seal(record, indent=1))
     return record["metrics"]

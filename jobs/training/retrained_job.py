@@ -25,11 +25,12 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     if device == "cpu":
         require_pydensecrf()
     require_start_weights(run, manifest)
+    plan = segmentation_plan(run.config, check_images(run.config, manifest), "retrained")
     return TrainingJob(
-        plan=segmentation_plan(run.config, check_images(run.config, manifest), "retrained"),
+        plan=plan,
         worker=segmentation_worker,
         device=device,
-        fingerprint=segmentation_fingerprint(run, "retrained", device, ["segmenter"]),
+        fingerprint=segmentation_fingerprint(run, plan, device, ["segmenter"]),
         keep="last",
         subject=f"{config.backbone}, on the first network's labels,",
     )

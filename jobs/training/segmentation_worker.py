@@ -25,9 +25,11 @@ from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter
 from jobs.training.backbone_weights import load_weights
+from jobs.training.foreground import foreground_shares
+from jobs.training.plan import Plan
 from jobs.training.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
 from jobs.training.training_data import load_batches, loader_processes
-from jobs.training.training_loop import Learner, Plan, run_training
+from jobs.training.training_loop import Learner, run_training
 
 
 def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
@@ -78,15 +80,19 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             dataset = SegmentationImages(run, images, manifest, uses_seeds=teacher is None)
             return load_batches(dataset, addresses, collate, num_processes=num_processes, device=context.device)
 
-        # 3. The loop; validation would read masks, and is evaluate's
+        def shares() -> dict[str, float]:
+            dataset = SegmentationImages(run, images, manifest)
+            return foreground_shares(context, segmenter, dataset, precision) if teacher is None else {}
+
+        # 3. The loop; a validation would read masks, and is evaluate's
         learner = Learner(
             model=segmenter,
             optimizer=optimizer,
             learning_rate=lambda number: learning_rate_at(number, plan.steps, config.learning_rate),
             step=step,
-            validate=dict,
+            validate=shares,
             score="",
-            write=lambda name, metrics: (run.location / plan.name / name).write_bytes(
+            write=lambda name, metrics: (job["folder"] / name).write_bytes(
                 pack_segmenter(segmenter, job["about"] | {"metrics": metrics})
             ),
         )
@@ -105,8 +111,9 @@ def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") 
         section="segmenter",
         num_images=num_images,
         batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        validate_every=settings.epochs,
+        configured_epochs=settings.epochs,
+        min_steps=settings.min_steps,
+        configured_validate_every=settings.epochs,
         checkpoint_minutes=settings.checkpoint_minutes,
         max_skipped_fraction=config.images.max_skipped_fraction,
     )

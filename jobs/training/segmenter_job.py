@@ -12,9 +12,11 @@ from jobs.steps.compute import precision_name, resolved_device, resolved_precisi
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.training.backbone_weights import weights_hash
+from jobs.training.plan import Plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.segmentation_worker import new_segmenter, segmentation_plan, segmentation_worker
 from jobs.training.training_job import TrainingJob
+from jobs.training.training_warnings import background_warning
 from storage.manifest import Manifest
 
 ALGORITHM_VERSION = 2
@@ -37,28 +39,30 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         if device == "cpu":
             require_pydensecrf()
     require_start_weights(run, manifest)
+    plan = segmentation_plan(run.config, num_images)
     return TrainingJob(
-        plan=segmentation_plan(run.config, num_images),
+        plan=plan,
         worker=segmentation_worker,
         device=device,
-        fingerprint=segmentation_fingerprint(run, "segmenter", device, ["seeds"] if learns_seeds else []),
+        fingerprint=segmentation_fingerprint(run, plan, device, ["seeds"] if learns_seeds else []),
         keep="last",
         subject=f"{config.backbone}, {_named_supervision(run.config)},",
+        verdict=lambda metrics: background_warning("segmenter", metrics, config),
     )
 
 
-def segmentation_fingerprint(run: Run, name: str, device: str, upstream: list[str]) -> dict[str, Any]:
+def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[str]) -> dict[str, Any]:
     """Everything that changes the trained weights beyond the spread of training.
 
     Args:
-        name: of the step, "segmenter" or "retrained".
+        plan: of the step "segmenter" or "retrained".
         upstream: the step whose labels it learns.
     """
     config = run.config
     starts_from_classifier = config.segmenter.weights == "classifier"
     return step_fingerprint(
         run,
-        name,
+        plan.name,
         algorithm_version=ALGORITHM_VERSION,
         columns=[*MANIFEST_COLUMNS, "mask_uri"] if _reads_masks(config) else MANIFEST_COLUMNS,
         upstream=[*upstream, "classifier"] if starts_from_classifier else upstream,
@@ -67,6 +71,7 @@ def segmentation_fingerprint(run: Run, name: str, device: str, upstream: list[st
         weights=weights_hash(config.segmenter.weights, "segmenter.weights"),
         device=device,
         precision=precision_name(resolved_precision(config.segmenter.precision, device)),
+        **plan.fingerprint,
     )
 
 

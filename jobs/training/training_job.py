@@ -1,11 +1,12 @@
 """What all trainings do alike: open the step, train on Ray or here, keep a network, say how it went."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.connect import Connection
 from cluster.training import Worker, train
+from cluster.training_context import Metrics
 from cluster.words import plural
 from jobs.run.config_keys import ClusterConfig, training_worker_range
 from jobs.run.directory import Run, record_run
@@ -16,9 +17,10 @@ from jobs.steps.dry_run import NOTHING, describe_connection, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
 from jobs.training.kept_network import keep_epoch
+from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
-from jobs.training.training_loop import Plan
 from storage.heartbeat import beating
+from storage.image_identity import images_id
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class TrainingJob:
         keep: "last" or "best".
         subject: what is trained, for people: "vgg16".
         validation: on what it is validated, for people: ", 2 to validate on".
+        notes: sentences to print before it starts, and in a dry run.
+        watch: a warning about an epoch's metrics, '' where there is none; called once for each epoch.
+        verdict: a warning about the metrics of the network that is kept.
     """
 
     plan: Plan
@@ -42,6 +47,9 @@ class TrainingJob:
     keep: str
     subject: str
     validation: str = ""
+    notes: Sequence[str] = ()
+    watch: Callable[[Metrics], str] | None = None
+    verdict: Callable[[Mapping[str, Any]], str] | None = None
 
 
 def run_training_job(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
@@ -60,30 +68,33 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         step.check_start(job.fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
-    if options.restart:
-        step.restart()
-    step.open(job.fingerprint, command)
+    start_id = step.open(job.fingerprint, command, restart=options.restart, images=images_id(run.manifest()))
     record_run(run, name)
-    if read_complete(step.location):
-        metrics = keep_epoch(step.location, job.keep)
+    folder = step.data(start_id)
+    if read_complete(folder):
+        metrics = keep_epoch(folder, name, job.keep)
         script = BY_NAME[name].script
         print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
+        _print_verdict(job, metrics)
         return
 
     # 2. Train; the checkpoints of an interrupted training are found by their place
     images = f"{plural(plan.num_images, 'image')} (labelled, of the training splits){job.validation}"
     epochs = f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
     print(f"{name}: {images}; {epochs}; {job.subject} on {job.device}.", flush=True)
+    for note in _notes(job):
+        print(f"{name}: {note}", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
-    with TrainingLog(step.location, name, plan.epochs) as log, beating(step.location, "1-of-1"):
+    beats = beating(step.location, options.launch, start_id=start_id)
+    with beats, TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log:
         train(
             job.worker,
-            {"run": run, "step": name, "about": about},
+            {"run": run, "step": name, "about": about, "folder": folder},
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             cpus_per_worker=cluster.cpus_per_training_worker,
             use_gpu=job.device == "cuda",
-            storage_uri=step.location.uri,
+            storage_uri=folder.uri,
             name="checkpoints",
             autoscaling=cluster.autoscaling,
             in_process=connection.in_process,
@@ -91,11 +102,21 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         )
 
     # 3. The marker comes last: the networks, which rank 0 wrote, are whole
-    metrics = keep_epoch(step.location, job.keep)
+    metrics = keep_epoch(folder, name, job.keep)
     kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     for reason, ids in log.skipped.items():
         print(f"{name}: skipped {len(ids):,}: {reason} ({ids[0]}{', ...' if len(ids) > 1 else ''})")
+    _print_verdict(job, metrics)
+
+
+def _notes(job: TrainingJob) -> list[str]:
+    return [note for note in (job.plan.raise_in_words, *job.notes) if note]
+
+
+def _print_verdict(job: TrainingJob, metrics: Mapping[str, Any]) -> None:
+    if job.verdict and (warning := job.verdict(metrics)):
+        print(warning, flush=True)
 
 
 def require_workers(config: ClusterConfig, plan: Plan) -> None:
@@ -114,7 +135,7 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     Raises:
         ClusterError: the cluster is too small for the workers asked for.
     """
-    plan, cluster, folder = job.plan, run.config.cluster, run.location / job.plan.name
+    plan, cluster, folder = job.plan, run.config.cluster, run.step(job.plan.name).data()
     lines = read_epochs(folder)
     epochs_done = plan.epochs if read_complete(folder) else len(lines)
     epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done
@@ -129,6 +150,8 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     )
     epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
     print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
+    for note in _notes(job):
+        print(f"  {note}")
     if options.restart:
         print_deletion(folder)
     if epochs_left:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ NAMES = {
     "val_map": "validation mAP {:.3f}",
     "val_miou": "validation mIoU {:.3f}",
     "images_per_second": "{:.1f} images/s",
+    "predicted_foreground": "{:.1%} of the cells foreground",
     "skipped": "{} skipped",
 }
 """How metrics are printed, in this order."""
@@ -31,10 +33,23 @@ class TrainingLog:
     `metrics.jsonl` has a line per epoch. The event files of TensorBoard, one per launch, have the loss of every few
     steps, learning rate, speed, number of workers and the validation's metrics. On S3 they are written aside and put
     there at every report.
+
+    Args:
+        num_epochs: of the whole training.
+        print_every: epochs from one printed line to the next; those that are validated, and the last, are printed too.
+        watch: a warning about an epoch's metrics, '' where there is none.
     """
 
-    def __init__(self, folder: Location, name: str, num_epochs: int) -> None:
-        self.name, self.num_epochs = name, num_epochs
+    def __init__(
+        self,
+        folder: Location,
+        name: str,
+        num_epochs: int,
+        *,
+        print_every: int = 1,
+        watch: Callable[[Metrics], str] | None = None,
+    ) -> None:
+        self.name, self.num_epochs, self.print_every, self.watch = name, num_epochs, print_every, watch
         self._place = folder / "metrics.jsonl"
         self.lines = read_epochs(folder)
         self._started, self._new_epochs = time.monotonic(), 0
@@ -64,9 +79,15 @@ class TrainingLog:
         # An epoch that is trained again replaces its earlier line.
         self.lines = [earlier for earlier in self.lines if earlier["epoch"] < line["epoch"]] + [line]
         self._place.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in self.lines))
-        print(
-            f"{self.name}: epoch {line['epoch']} of {self.num_epochs} ({described(line)}){self._left(line)}", flush=True
-        )
+        left = self._left(line)
+        if line["epoch"] % self.print_every == 0 or line["epoch"] == self.num_epochs or self._is_validated(line):
+            print(f"{self.name}: epoch {line['epoch']} of {self.num_epochs} ({described(line)}){left}", flush=True)
+        if self.watch and (warning := self.watch(line)):
+            print(warning, flush=True)
+
+    @staticmethod
+    def _is_validated(line: Metrics) -> bool:
+        return any(name.startswith("val_") for name in line)
 
     def _left(self, line: Metrics) -> str:
         """The time the rest will take, by the epochs since this launch's first: that one began with the start-up."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cluster.training_context import Metrics, TrainingContext
 from cluster.words import plural
-from ficklenet.batches import steps_per_epoch
 from ficklenet.classifier_training import set_learning_rate
 from ficklenet.training_state import is_finite, pack_training, unpack_training
+from jobs.training.plan import Plan
 
 COMPARE_EVERY = 10
 """Steps after which workers compare notes: losses are looked at then, and checkpoints taken."""
@@ -32,48 +32,6 @@ class Batch(Protocol):
 
 
 B_contra = TypeVar("B_contra", bound=Batch)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a training is, and how often what happens.
-
-    Attributes:
-        name: of the step.
-        section: of the configuration, named in errors.
-        max_skipped_fraction: of the images; more unreadable ones stop the training at an epoch's end.
-    """
-
-    name: str
-    section: str
-    num_images: int
-    batch_size: int
-    epochs: int
-    validate_every: int
-    checkpoint_minutes: float
-    max_skipped_fraction: float
-
-    @property
-    def epoch_steps(self) -> int:
-        return steps_per_epoch(self.num_images, self.batch_size)
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.epoch_steps
-
-    @property
-    def epoch_images(self) -> int:
-        """How many images an epoch sees; the others fill no batch, and are random ones in each epoch."""
-        return min(self.num_images, self.epoch_steps * self.batch_size)
-
-    @property
-    def epoch_in_words(self) -> str:
-        """'1 step of 5 images (4 random images are skipped in each epoch)'."""
-        left_out = self.num_images - self.epoch_images
-        verb = "is" if left_out == 1 else "are"
-        note = f" ({plural(left_out, 'random image')} {verb} skipped in each epoch)" if left_out else ""
-        step = plural(min(self.batch_size, self.num_images), "image")
-        return f"{plural(self.epoch_steps, 'step')} of {step}{note}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +102,7 @@ def run_training(
         progress = Progress(**unpack_training(checkpoint, learner.model, learner.optimizer))
     steps = range(progress.next_step, plan.steps)
     stretch, loss, skipped = _Stretch(), torch.zeros((), device=context.device), dict[str, str]()
-    num_steps = 0
+    num_steps, kept_at = 0, time.monotonic()
     for step, batch in zip(steps, batches_of(steps), strict=True):
         # 1. A step
         set_learning_rate(learner.optimizer, learner.learning_rate(step))
@@ -156,7 +114,7 @@ def run_training(
             continue
 
         # 2. Notes are compared
-        notes = context.gather((float(loss), skipped, stretch.seconds))
+        notes = context.gather((float(loss), skipped, time.monotonic() - kept_at))
         mean_loss = sum(share for share, _, _ in notes) / len(notes)
         _require_finite(plan, step, mean_loss, learner.model)
         progress.loss += mean_loss
@@ -169,12 +127,15 @@ def run_training(
         if step_in_epoch and not is_due:
             continue
 
-        # 3. A report and a checkpoint; at an epoch's end its metrics
-        metrics = stretch.metrics(plan.batch_size)
+        # 3. A report and a checkpoint; at an epoch's end its metrics. Very short epochs share a checkpoint
+        metrics = stretch.metrics(plan.step_images)
         metrics |= {"learning_rate": learner.learning_rate(step), "workers": context.world_size}
         if step_in_epoch == 0:
             metrics |= _finish_epoch(context, plan, learner, progress, epoch)
-        state = pack_training(learner.model, learner.optimizer, asdict(progress)) if context.rank == 0 else None
+        state = None
+        if is_due or epoch % plan.stretch == 0 or epoch == plan.epochs:
+            kept_at = time.monotonic()
+            state = pack_training(learner.model, learner.optimizer, asdict(progress)) if context.rank == 0 else None
         context.report(metrics, state)
         stretch = _Stretch()
 
@@ -222,8 +183,8 @@ class _Stretch:
         self._num_steps += num_steps
         self._losses.append((next_step, loss / num_steps))
 
-    def metrics(self, batch_size: int) -> Metrics:
-        speed = self._num_steps * batch_size / self.seconds
+    def metrics(self, step_images: int) -> Metrics:
+        speed = self._num_steps * step_images / self.seconds
         return {"step": self._losses[-1][0], "losses": self._losses, "images_per_second": speed}
 
 

@@ -3,8 +3,9 @@
     python tests/benchmarks/cpu_localize.py                  # VGG-16 at 321 x 321, 200 samples
     python tests/benchmarks/cpu_localize.py --weights vgg16_features.pt --repeats 9
 
-The weights change no time worth naming; without them the backbone is random. Localisation is everything after the
-features of one image: affinity, masks, sums, normalisation, fold and score. "dense" is the same in plain torch.
+The weights hardly change the times; without them the backbone is random. The backbone runs as in `generate_maps`, in
+channels_last. Localisation is everything after the features of one image: affinity, masks, sums, normalisation, fold,
+score and, with --votes, the votes. "dense" is the same in plain torch.
 """
 
 import argparse
@@ -43,14 +44,15 @@ def main() -> None:
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace, threads: int) -> None:
-    """Prints the rows of one thread count. The backbone is timed anew beside every row, as the machine drifts."""
+    """Prints the rows of one thread count. The backbone is timed beside every row, as the machine's speed varies."""
     torch.manual_seed(0)
     backbone = build_backbone("vgg16")
     if options.weights:
         load_backbone_weights(backbone, torch.load(options.weights, weights_only=True))
     head = StochasticHead(backbone.out_channels, NUM_CLASSES, KERNEL_SIZE)
-    image = torch.randn(1, 3, options.size, options.size)
-    features = backbone(image)
+    backbone = backbone.to(memory_format=torch.channels_last)
+    image = torch.randn(1, 3, options.size, options.size).contiguous(memory_format=torch.channels_last)
+    features = backbone(image).contiguous()
     samplers: tuple[Sampler, ...] = ("compiled", "dense") if options.dense else ("compiled",)
     for num_classes in options.classes:
         for drop_rate in options.drop_rates:
@@ -59,9 +61,7 @@ def measure(options: argparse.Namespace, threads: int) -> None:
                     times = side_by_side(
                         [
                             partial(backbone, image),
-                            localisation(
-                                features, head, num_classes, drop_rate, normalization, options.samples, sampler
-                            ),
+                            localisation(features, head, num_classes, drop_rate, normalization, sampler, options),
                         ],
                         options.repeats,
                     )
@@ -76,8 +76,8 @@ def localisation(
     num_classes: int,
     drop_rate: float,
     normalization: Normalization,
-    num_samples: int,
     sampler: Sampler,
+    options: argparse.Namespace,
 ) -> Callable[[], object]:
     """One image's localisation by one sampler, ready to be timed."""
     return partial(
@@ -86,10 +86,11 @@ def localisation(
         head,
         torch.arange(num_classes)[None],
         [mask_key(0, "benchmark")],
-        num_samples=num_samples,
+        num_samples=options.samples,
         drop_rate=drop_rate,
         normalization=normalization,
         sampler=sampler,
+        vote_threshold=options.votes,
     )
 
 
@@ -117,6 +118,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=321, help="side of the square input")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side")
     parser.add_argument("--weights", type=Path, help="state dict of VGG-16's features (optional)")
+    parser.add_argument("--votes", type=float, metavar="THETA", help="also count the samples above this threshold")
     parser.add_argument("--dense", action="store_true", help="also time the plain torch path (slow)")
     return parser.parse_args()
 

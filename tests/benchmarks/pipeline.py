@@ -40,7 +40,7 @@ from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
 from jobs.cli.launch import launch_step
 from jobs.maps.map_stages import MapMaker, MapStages
-from jobs.run.directory import Run, open_run
+from jobs.run.directory import MAPS, Run, open_run
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.networks import require_network
 from jobs.steps.unit_rows import UnitRow
@@ -144,7 +144,7 @@ def stages(options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(1)
     run = make_run(folder / "run", options, options.images, options.size, "vgg16")
     job, unit_size = stages_of(run), run.config.unit_size
-    MapStore.create(run.maps_location, run.manifest().num_images, job.num_slots, job.grid, unit_size)
+    MapStore.create(run.data("maps") / MAPS, run.manifest().num_images, job.num_slots, job.grid, unit_size)
     print(f"units of {unit_size} images, {job.num_slots} slots, {options.samples} samples, one thread\n")
     compute = TimedMapMaker(job)
     rows = rows_of(run)

@@ -33,7 +33,7 @@ def main() -> None:
     train = [(index, row) for index, row in rows if row.split == options.train and not row.problem]
     val = [(index, row) for index, row in rows if row.split == options.val and not row.problem and row.mask_uri]
     strong = set(Path(options.strong).read_text().split()) if options.strong else set()
-    stores = {"seeds": SeedStore.open(run.location / "seeds" / "seeds.zarr")}
+    stores = {"seeds": run.seeds()}
     for name, _, place in (text.partition("=") for text in options.seeds):
         stores[name] = SeedStore.open(open_run(place).location / "seeds" / "seeds.zarr")
     labels = torch.zeros(len(train), manifest.num_classes, dtype=torch.bool)

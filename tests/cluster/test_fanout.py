@@ -82,14 +82,20 @@ def test_workers_order_and_process_do_not_change_receipts(local_ray: Connection,
     assert in_order(list(fan_out(units(7)[::-1], stages, Pool(1, 2)))) == expected
 
 
-def timed(stage: str, payload: Payload) -> Payload:
+def timed(folder: Path, stage: str, payload: Payload) -> Payload:
+    """A stage that notes when and where it ran; the later units are not read before one is computed."""
     begin = time.monotonic()
+    (folder / stage).touch()
+    while stage == "read" and payload["unit"] >= 6 and not (folder / "compute").exists():
+        time.sleep(0.1)
+        assert time.monotonic() < begin + 100, "computing waits for all reading"
     time.sleep(0.2)
     return payload | {stage: (begin, time.monotonic(), os.getpid())}
 
 
-def test_stages_overlap_in_processes_of_their_own(local_ray: Connection) -> None:
-    stages = Stages(lambda: partial(timed, "compute"), partial(timed, "read"), partial(timed, "write"))
+def test_stages_overlap_in_processes_of_their_own(local_ray: Connection, tmp_path: Path) -> None:
+    stage = partial(timed, tmp_path)
+    stages = Stages(lambda: partial(stage, "compute"), partial(stage, "read"), partial(stage, "write"))
     receipts, arrivals = [], []
     for receipt in fan_out(units(12), stages, ONE):
         receipts.append(receipt)
@@ -101,7 +107,7 @@ def test_stages_overlap_in_processes_of_their_own(local_ray: Connection) -> None
 
 
 def test_reading_and_writing_are_optional(local_ray: Connection, tmp_path: Path) -> None:
-    stages = Stages(lambda: partial(run_noted, tmp_path, "compute", {}))
+    stages = Stages(lambda: partial(finish, partial(run_noted, tmp_path, "compute", {})))
     receipts = in_order(list(fan_out(units(5), stages, ONE)))
     assert receipts == list(fan_out_in_process(units(5), stages))
     assert [receipt["unit"] for receipt in receipts] == list(range(5))
@@ -228,7 +234,21 @@ def test_a_pool_larger_than_the_cluster_is_refused(local_ray: Connection) -> Non
         next(fan_out(units(1), Stages(refuse, echo, echo), Pool(gpus_per_actor=1)))
 
 
-@pytest.mark.parametrize("numbers", [{"min_actors": 0}, {"min_actors": 3, "max_actors": 2}, {"reads_per_actor": 1}])
+@pytest.mark.parametrize(
+    ("cpus", "pool", "reads"),
+    [
+        (16, Pool(1, 1, gpus_per_actor=1, write_cpus=0.25), 14),  # a GPU node: 16 CPUs for one actor
+        (4, Pool(4, 4, cpus_per_actor=0.75, read_cpus=0.25, write_cpus=0.25), 5),
+        (2, Pool(1, 1, cpus_per_actor=0.5, read_cpus=0.25, write_cpus=0.25), 5),
+        (2, Pool(1, 1), 2),
+        (1, Pool(1, 8, autoscaling=True), 32),
+    ],
+)
+def test_reads_take_the_cpus_that_actors_and_writing_leave(cpus: float, pool: Pool, reads: int) -> None:
+    assert pool.num_reads(Connection(num_cpus=cpus, num_gpus=1, num_nodes=1)) == reads
+
+
+@pytest.mark.parametrize("numbers", [{"min_actors": 0}, {"min_actors": 3, "max_actors": 2}])
 def test_an_impossible_pool_is_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"^cluster: "):
         Pool(**numbers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from ray import cloudpickle
@@ -115,6 +116,32 @@ def test_two_workers_learn_what_one_does_and_go_on_when_one_is_killed(local_ray:
     assert last["first"] > 1, "started anew instead of from the latest checkpoint"
     assert sorted(set(steps)) == [1, 2, 3, 4, 5]
     np.testing.assert_allclose(last["weights"], train_here(tmp_path / "here")[0]["weights"], rtol=1e-5)
+
+
+def report_listeners(context: TrainingContext, config: dict[str, Any]) -> None:
+    """The addresses on which the workers' processes and all others of this Ray listen, by rank 0."""
+    ours = psutil.Process(config["driver"]).children(recursive=True)
+    pids = {process.pid for process in ours}
+    connections = [each for each in psutil.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    listening = sorted({each.laddr.ip for each in connections if each.pid in pids})
+    mine = [each.laddr.ip for each in connections if each.pid == os.getpid()]
+    context.report({"workers": len(context.gather(os.getpid())), "listening": listening, "mine": mine})
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.cluster)])
+def test_training_on_an_own_ray_listens_on_loopback_alone(
+    local_ray: Connection, tmp_path: Path, num_workers: int
+) -> None:
+    last = train(
+        report_listeners, {"driver": os.getpid()}, num_workers=num_workers, use_gpu=False,
+        storage_uri=str(tmp_path), name="listeners",
+    )  # fmt: skip
+    assert last["workers"] == num_workers
+    assert last["mine"], "rank 0 has a store"
+    assert set(last["listening"]) <= LOOPBACK, last["listening"]
 
 
 def test_more_workers_than_the_cluster_has_are_refused(local_ray: Connection, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ficklenet.classifier_losses import multilabel_loss
-from ficklenet.expansion import expand, expand_masks, literal_logits, literal_maps
+from ficklenet.dense_sampler import expected_evidence, sample_evidence
+from ficklenet.expansion import expand, expand_masks, expanded_map, literal_logits, literal_maps
 from ficklenet.head import StochasticHead
-from ficklenet.localizer import expected_evidence, sample_evidence
 from ficklenet.masks import INFERENCE_STREAM, dropout_masks, expected_mask, mask_key
 
 TOLERANCE = 1e-10
@@ -94,6 +94,18 @@ def test_training_gradients_agree_with_the_literal_form(case):
     literal = multilabel_loss(literal_logits(features, head.weight, head.bias, masks), targets, weights)
     pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(literal, leaves), strict=True)
     assert max(float((mine - theirs).abs().max()) for mine, theirs in pairs) < TOLERANCE
+
+
+@pytest.mark.parametrize(("kernel_size", "grid"), [(1, (3, 4)), (5, (6, 7)), (9, (4, 5))])
+def test_map_from_an_expanded_map_equals_the_literal_one(kernel_size, grid):
+    head, features = example(kernel_size=kernel_size, grid=grid)
+    masks = draw_masks(kernel_size, grid, 0.5, num_samples=1)[:, 0].double()
+    literal = literal_maps(features, head.weight, head.bias, masks)
+    expanded, mask = expand(features, kernel_size), expand_masks(masks, grid, kernel_size)
+    for number in range(head.num_classes):
+        one = slice(number, number + 1)
+        found = expanded_map(expanded, head.weight[one], head.bias[one], mask)
+        assert (found - literal[:, number]).abs().max() < TOLERANCE
 
 
 def test_literal_form_equals_the_definition_written_as_loops():

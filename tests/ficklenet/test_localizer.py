@@ -10,16 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ficklenet import localizer
+from ficklenet import dense_sampler, localizer
+from ficklenet.dense_sampler import expected_evidence, fold_samples, sample_evidence
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.head import StochasticHead
-from ficklenet.localizer import (
-    deterministic_maps,
-    fold_samples,
-    localize,
-    sample_evidence,
-    samplers_for,
-)
+from ficklenet.localizer import deterministic_maps, localize, samplers_for
 from ficklenet.masks import INFERENCE_STREAM, dropout_masks, mask_key
 
 GRID = (6, 7)
@@ -42,17 +37,9 @@ def features():
     return torch.randn(2, 4, *GRID, generator=torch.Generator().manual_seed(1))
 
 
-def run(features, head, classes, keys=KEYS, *, num_samples=20, drop_rate=0.5, normalization=MAXIMUM, sampler=None):
-    return localize(
-        features,
-        head,
-        torch.tensor(classes),
-        keys,
-        num_samples=num_samples,
-        drop_rate=drop_rate,
-        normalization=normalization,
-        sampler=sampler,
-    )
+def run(features, head, classes, keys=KEYS, **changes):
+    settings = {"num_samples": 20, "drop_rate": 0.5, "normalization": MAXIMUM}
+    return localize(features, head, torch.tensor(classes), keys, **settings | changes)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -115,7 +102,9 @@ def test_folding_samples_is_associative(seed, cuts, normalization):
     affinity = torch.randn(2, 2, 9, 42, generator=torch.Generator().manual_seed(seed))
 
     def fold(samples):
-        return fold_samples(affinity, KEYS, samples, grid=GRID, drop_rate=0.5, normalization=normalization)
+        return fold_samples(
+            affinity, KEYS, samples, grid=GRID, drop_rate=0.5, normalization=normalization, vote_threshold=0.35
+        )
 
     whole = fold(range(12))
     edges = [0, *sorted(set(cuts)), 12]
@@ -125,12 +114,13 @@ def test_folding_samples_is_associative(seed, cuts, normalization):
         merged = merged.merge(part)
     assert merged.count == whole.count == 12
     assert torch.equal(merged.maximum, whole.maximum)
+    assert torch.equal(merged.votes, whole.votes) and torch.equal(merged.vote_share, whole.vote_share)
     assert torch.allclose(merged.mean, whole.mean, atol=1e-7)
 
 
 def test_dense_path_in_chunks_equals_one_chunk(head, features, monkeypatch):
     whole = run(features, head, [[0, 1], [2, 3]], sampler="dense")
-    monkeypatch.setattr(localizer, "MASK_ELEMENTS_PER_CHUNK", 2 * 9 * 42 * 3)  # 3 samples at a time
+    monkeypatch.setattr(dense_sampler, "MASK_ELEMENTS_PER_CHUNK", 9 * 42 * 3)  # 3 samples of an image at a time
     chunked = run(features, head, [[0, 1], [2, 3]], sampler="dense")
     assert torch.equal(whole.max_BSHW, chunked.max_BSHW)
     assert torch.allclose(whole.mean_BSHW, chunked.mean_BSHW, atol=1e-7)
@@ -171,6 +161,56 @@ def test_fold_mean_is_the_mean_of_the_samples():
     assert torch.allclose(fold.mean, maps.mean(0)) and torch.equal(fold.maximum, maps.amax(0))
 
 
+@pytest.mark.parametrize("sampler", ["compiled", "dense"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_votes_are_the_share_of_samples_above_the_threshold(head, features, sampler, normalization):
+    """Against the definition, from single samples: of one sample the maximum is the map itself."""
+    classes, num_samples = [[0, 3], [2, -1]], 17
+    found = run(
+        features,
+        head,
+        classes,
+        num_samples=num_samples,
+        normalization=normalization,
+        sampler=sampler,
+        vote_threshold=0.35,
+    )
+    masks = dropout_masks(KEYS, range(num_samples), kernel_size=3, grid=GRID, drop_rate=0.5, stream=INFERENCE_STREAM)
+    affinity = head.affinity(features, torch.tensor([[0, 3], [2, 2]])).detach()
+    counts = (normalization.apply(sample_evidence(affinity, masks, GRID).relu()) > 0.35).sum(0)
+    expected = [[round(255 * int(count) / num_samples) for count in cells.flatten()] for cells in counts.flatten(0, 1)]
+    assert found.votes_BSHW.dtype == torch.uint8
+    assert found.votes_BSHW.flatten(0, 1).flatten(1).tolist()[:3] == expected[:3]
+    assert len({value for values in expected for value in values}) > 8
+    assert not found.votes_BSHW[1, 1].any()  # an empty slot
+
+
+def test_votes_do_not_change_the_maps_and_are_left_out_without_a_threshold(head, features):
+    plain, voted = (run(features, head, [[0], [1]], vote_threshold=threshold) for threshold in (None, 0.5))
+    assert plain.votes_BSHW is None and voted.votes_BSHW is not None
+    assert torch.equal(plain.max_BSHW, voted.max_BSHW) and torch.equal(plain.mean_BSHW, voted.mean_BSHW)
+
+
+def test_vote_share_is_rounded_to_the_nearest_number_with_halves_up():
+    blank = torch.zeros(3)
+    votes = torch.tensor([0, 1, 2], dtype=torch.int32)
+    assert SampleFold(blank, blank.double(), 2, votes).vote_share.tolist() == [0, 128, 255]  # 127.5 is a half
+    votes = torch.tensor([1, 100, 199], dtype=torch.int32)
+    assert SampleFold(blank, blank.double(), 200, votes).vote_share.tolist() == [1, 128, 254]  # 1.275, 127.5, 253.725
+
+
+@pytest.mark.parametrize("drop_rate", [0.3, 0.9])
+def test_mean_map_over_many_samples_is_the_exact_expectation_where_no_sum_is_negative(head, features, drop_rate):
+    """With positive evidence ReLU does nothing, so the samples' mean tends to the expected map, which is computed
+    without sampling: a wrong keep rate, position or border shows."""
+    affinity = head.affinity(features, torch.tensor([[0], [1]])).detach().double().abs()
+    masks = dropout_masks(KEYS, range(4000), kernel_size=3, grid=GRID, drop_rate=drop_rate, stream=INFERENCE_STREAM)
+    maps = sample_evidence(affinity, masks, GRID)
+    error = maps.std(0) / len(maps) ** 0.5
+    difference = (maps.mean(0) - expected_evidence(affinity, GRID, drop_rate)) / error
+    assert difference.abs().max() < 4.5 and abs((difference**2).mean() - 1) < 0.5
+
+
 def test_impossible_requests_are_refused(head, features):
     with pytest.raises(ValueError, match=r"classes from 0 to 5 given.*0 to 4"):
         run(features, head, [[0], [5]])
@@ -178,6 +218,8 @@ def test_impossible_requests_are_refused(head, features):
         run(features, head, [[0], [1]], keys=KEYS[:1])
     with pytest.raises(ValueError, match=r"num_samples: 0 given"):
         run(features, head, [[0], [1]], num_samples=0)
+    with pytest.raises(ValueError, match=r"vote_threshold: 1.0 given.*below 1"):
+        run(features, head, [[0], [1]], vote_threshold=1.0)
     with pytest.raises(ValueError, match=r"percentile: 0.0 given"):
         Normalization("percentile", 0.0)
     with pytest.raises(ValueError, match=r'kind: "median" given'):
@@ -190,7 +232,7 @@ def test_compiled_sampler_is_used_on_the_cpu_in_float32_only(head, features):
     assert samplers_for("cpu", torch.float64) == ["dense"]
     with pytest.raises(ValueError, match=r'"compiled" given; it needs float32'):
         run(features.double(), head.double(), [[0], [1]], sampler="compiled")
-    exact = run(features.double(), head, [[0], [1]])  # in float64, dense by itself
+    exact = run(features.double(), head, [[0], [1]])  # in float64 only the dense one can run
     assert torch.allclose(run(features, head.float(), [[0], [1]]).max_BSHW, exact.max_BSHW, atol=1e-5)
 
 

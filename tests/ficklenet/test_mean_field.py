@@ -9,13 +9,12 @@ import torch
 
 from ficklenet.crf import AT_MAP_SIZE
 from ficklenet.drawing import draw_scene
-from ficklenet.mean_field import pairwise_kernel, refine_exactly
+from ficklenet.mean_field import bilateral_kernel, refine_exactly
 from ficklenet.seeds import resize_labels
 from ficklenet.training_crf import refine_batch
 from ficklenet.transforms import resize_maps, resize_square
 
 GRID = 41
-UNSMOOTHED = replace(AT_MAP_SIZE, gaussian_weight=0.0)
 
 
 def drawn_batch(num_images: int, sure: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,12 +63,27 @@ def test_exact_mean_field_is_the_equations_written_out():
     np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=1e-5)  # the kernel is float32
 
 
-def test_kernel_is_symmetric_and_weighted():
-    _, images = drawn_batch(2)
-    kernel = pairwise_kernel(images[:, :, :9, :9], UNSMOOTHED)
-    torch.testing.assert_close(kernel, kernel.transpose(1, 2))
-    largest = torch.linalg.eigvalsh(kernel)[:, -1]
-    torch.testing.assert_close(largest, torch.full((2,), AT_MAP_SIZE.bilateral_weight))
+@pytest.mark.parametrize("darkest", [0, 240])
+def test_bilateral_kernel_is_the_gaussian_of_colours_and_places(darkest: int):
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(darkest, 256, (2, 3, 9, 7)).astype(np.uint8))
+    places = torch.cartesian_prod(torch.arange(9.0), torch.arange(7.0)).double() / AT_MAP_SIZE.bilateral_distance
+    colours = images.double().flatten(2).transpose(1, 2) / AT_MAP_SIZE.bilateral_colour
+    features = torch.cat([places.expand(2, -1, -1), colours], dim=2)
+    expected = (-0.5 * torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist").square()).exp()
+    kernel = bilateral_kernel(images, AT_MAP_SIZE)
+    assert kernel.dtype == torch.float32
+    torch.testing.assert_close(kernel, expected.float(), atol=1e-7, rtol=1e-4)
+    assert torch.equal(kernel.diagonal(dim1=1, dim2=2), torch.ones(2, 63))
+    torch.testing.assert_close(kernel, kernel.transpose(1, 2), atol=0, rtol=1e-5)
+
+
+def test_distances_of_colour_are_exact_with_the_short_mantissas_of_a_gpu():
+    """Every number that is multiplied has at most 11 binary digits, as TF32 keeps them."""
+    values = torch.tensor([255.0, 2 * 255.0, 256.0, float(3 * 255**2 // 256), 255.0])
+    bits = values.view(torch.int32) & ((1 << 13) - 1)  # the digits of float32 that TF32 drops
+    assert (bits == 0).all()
+    assert 3 * 255**2 * 2 < 2**24
 
 
 def test_exact_and_lattice_agree_on_drawn_images():

@@ -1,5 +1,7 @@
 """Geometry and colour of network inputs, and of maps on the way back."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.nn import functional
 from ficklenet.transforms import (
     LARGEST_CROP_SCALE,
     MEAN_COLOUR,
+    _sparse,
     normalize,
     resize_maps,
     resize_square,
@@ -107,3 +110,18 @@ def test_maps_resize_with_aligned_corners_and_keep_leading_dimensions():
     assert resized.shape == (2, 3, 33, 41)
     assert torch.allclose(resized[:, :, ::8, ::10], maps, atol=1e-6)  # cell i at pixel 8 i
     assert resize_maps(maps[0, 0], (9, 9)).shape == (9, 9)
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (20, 30), (1, 7)])
+def test_without_scipy_the_pixels_are_the_same(shape, monkeypatch):
+    image = random_image(*shape)
+    expected = resize_square(image, 33), training_crop(image, 33, np.random.default_rng(0))
+    _sparse.cache_clear()
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)
+    try:
+        assert _sparse(5, 3, 0, 3) is None
+        found = resize_square(image, 33), training_crop(image, 33, np.random.default_rng(0))
+    finally:
+        _sparse.cache_clear()
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)

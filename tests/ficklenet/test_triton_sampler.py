@@ -24,7 +24,8 @@ import torch
 from ficklenet import triton_sampler
 from ficklenet.folding import Normalization
 from ficklenet.head import StochasticHead
-from ficklenet.localizer import fold_samples, localize
+from ficklenet.dense_sampler import fold_samples
+from ficklenet.localizer import localize
 from ficklenet.masks import INFERENCE_STREAM, dropout_masks, mask_key
 
 KEYS = [mask_key(0, "a"), 2**64 - 5, mask_key(1, "b")]
@@ -55,31 +56,50 @@ for kernel_size, grid, drop_rate, start in cases:
 
 
 def test_folds_equal_the_dense_fold_with_unequal_rows_per_image():
-    """Six rows of the first image are more than one program takes; the second image has none."""
+    """Five rows of the first image are more than one program takes; the second image has none."""
     run_interpreted("""
-grid, samples = (7, 9), range(10)
-affinity = torch.randn(7, 25, 63)
-rows = torch.tensor([0, 0, 0, 0, 0, 0, 2])
-triton_sampler.MAP_ELEMENTS_PER_CHUNK = 7 * 63 * 6  # two chunks: 6 and 4 samples
-for normalization in (Normalization("max"), Normalization("percentile", 90.0), Normalization("percentile", 5.0)):
-    settings = dict(grid=grid, drop_rate=0.7, normalization=normalization)
+grid, samples = (5, 7), range(5)
+affinity, rows = torch.randn(6, 25, 35), torch.tensor([0, 0, 0, 0, 0, 2])
+for normalization in (Normalization("max"), Normalization("percentile", 90.0)):
+    settings = dict(grid=grid, drop_rate=0.7, normalization=normalization, vote_threshold=0.35)
     fold = triton_sampler.fold_samples(affinity, rows, KEYS, samples, **settings)
+    assert fold.count == 5
     for image in (0, 2):
         dense = fold_samples(affinity[None, rows == image], [KEYS[image]], samples, **settings)
         assert (fold.maximum[rows == image] - dense.maximum[0]).abs().max() < 1e-6
         assert (fold.mean[rows == image] - dense.mean[0]).abs().max() < 1e-6
+        assert torch.equal(fold.votes[rows == image], dense.votes[0])
 """)
 
 
-def test_divisors_equal_sorting_and_zero_maps_divide_by_one():
+def test_samples_folded_in_chunks_equal_one_chunk():
     run_interpreted("""
-maps = torch.rand(2, 3, 77).mul(100) * (torch.rand(2, 3, 77) < 0.6)
-maps[1, 2] = 0
-maps[1, 1, 1:] = 0
-for rank in (1, 40, 70, 77):
-    found, ordered = triton_sampler.map_divisors(maps, rank), maps.sort(dim=-1).values
+affinity, rows = torch.randn(2, 9, 20), torch.tensor([0, 2])
+settings = dict(grid=(4, 5), drop_rate=0.7, normalization=Normalization("max"), vote_threshold=0.35)
+whole = triton_sampler.fold_samples(affinity, rows, KEYS, range(5), **settings)
+triton_sampler.BYTES_PER_CHUNK = 20 * (2 * 4 + 3 * 1 * 2) * 3  # of 3 and 2 samples
+chunked = triton_sampler.fold_samples(affinity, rows, KEYS, range(5), **settings)
+assert torch.equal(chunked.maximum, whole.maximum) and torch.equal(chunked.votes, whole.votes)
+assert (chunked.mean - whole.mean).abs().max() < 1e-6 and chunked.count == 5
+""")
+
+
+def test_a_map_is_divided_by_its_sorted_value_of_the_rank_and_a_zero_map_stays_zero():
+    """Five samples are folded in three parts, the last one short."""
+    run_interpreted("""
+triton_sampler.SAMPLES_PER_PART = 2
+maps = torch.rand(2, 5, 77).mul(100) * (torch.rand(2, 5, 77) < 0.6)
+maps[1, 4] = 0
+maps[1, 3, 1:] = 0
+for rank, threshold in ((1, None), (40, 0.25), (70, None), (77, 0.0)):
+    ordered = maps.sort(dim=-1).values
     wanted = torch.where(ordered[..., rank - 1] > 0, ordered[..., rank - 1], ordered[..., -1])
-    assert torch.equal(found, torch.where(wanted > 0, wanted, 1.0))
+    scaled = (maps / torch.where(wanted > 0, wanted, 1.0)[..., None]).clamp(max=1)
+    found = triton_sampler.normalize_and_fold(maps, rank, threshold)
+    assert torch.equal(found.maximum, scaled.amax(1)) and found.count == 5
+    assert (found.total - scaled.double().sum(1)).abs().max() < 1e-12
+    assert (found.votes is None) == (threshold is None)
+    assert threshold is None or torch.equal(found.votes, (scaled > threshold).sum(1, dtype=torch.int32))
 """)
 
 
@@ -88,10 +108,11 @@ def test_localiser_gives_the_dense_maps_and_scores_and_keeps_empty_slots_blank()
 features, head = torch.rand(3, 6, 5, 6), StochasticHead(6, 4, 3)
 torch.nn.init.normal_(head.weight)
 classes = torch.tensor([[1, -1], [-1, -1], [0, 3]])
-settings = dict(num_samples=7, drop_rate=0.5, normalization=Normalization("percentile", 80.0))
+settings = dict(num_samples=7, drop_rate=0.5, normalization=Normalization("percentile", 80.0), vote_threshold=0.3)
 dense, found = (localize(features, head, classes, KEYS, **settings, sampler=name) for name in ("dense", "triton"))
 for name in ("max_BSHW", "mean_BSHW", "score_BS"):
     torch.testing.assert_close(getattr(found, name), getattr(dense, name), atol=1e-6, rtol=1e-6, equal_nan=True)
+assert torch.equal(found.votes_BSHW, dense.votes_BSHW) and found.votes_BSHW.any()
 blank = localize(features, head, torch.full((3, 2), -1), KEYS, **settings, sampler="triton")
 assert blank.max_BSHW.isnan().all() and blank.score_BS.isnan().all()
 """)
@@ -111,14 +132,17 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from ficklenet import triton_sampler
+    from ficklenet import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    numbers = ("num_images", "first_sample", "num_samples", "threshold", "height", "width", "rank", "num_positions")
-    types = dict.fromkeys(numbers, "i32") | {"first_row_B1": "*i64", "keys_B": "*i64"}
+    numbers = ("num_images", "first_sample", "num_samples", "height", "width", "rank", "num_positions")
+    types = dict.fromkeys(numbers, "i32") | {"vote_threshold": "fp32", "table": "*i32", "patterns_BNGV": "*i16"}
+    types |= {"first_row_B1": "*i64", "keys_B": "*i64", "total_RPV": "*fp64", "votes_RPV": "*i32"}
+    tiles = {"NUM_DRAWS": 8, "GROUP": 8, "TILE": 128}
     for kernel, constants in (
-        (triton_sampler._sample_maps, {"KERNEL_SIZE": 9, "ROWS": 4, "GROUP": 8, "TILE": 128}),
-        (triton_sampler._find_divisor, {"BLOCK": 2048}),
+        (triton_kernels.draw_patterns, tiles),
+        (triton_kernels.sum_maps, tiles | {"KERNEL_SIZE": 9, "ROWS": 4}),
+        (triton_kernels.normalize_and_fold, {"IS_VOTING": True, "SAMPLES": 8, "BLOCK": 2048}),
     ):
         signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

@@ -30,10 +30,17 @@ NUM_IMAGES = 14  # units of 4: the last one is short
 SETTINGS = {
     "unit_size": 4,
     "images": {"input_size": 65},
-    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1},
+    "classifier": {"backbone": "small", "weights": "none", "kernel_size": 5, "epochs": 1, "min_steps": 1},
     "data": {"train_splits": ["train"]},
     "maps": {"num_samples": 8},
-    "segmenter": {"backbone": "small", "weights": "none", "dilations": [2], "epochs": 2, "batch_size": 4},
+    "segmenter": {
+        "backbone": "small",
+        "weights": "none",
+        "dilations": [2],
+        "epochs": 2,
+        "batch_size": 4,
+        "min_steps": 1,
+    },
     "cluster": {"address": "in-process"},
 }
 
@@ -196,14 +203,14 @@ def map_images(trained_run_folder, tmp_path):
 
 @pytest.fixture
 def kill_at_checkpoint():
-    """A function that sends SIGKILL to the training workers of this process's Ray as soon as a step's folder holds a
+    """A function that sends SIGKILL to the training workers of this process's Ray as soon as a restarted step has a
     checkpoint; it returns at once, with a list that will hold their process ids."""
 
     def start(folder: Path) -> list[int]:
         killed: list[int] = []
 
         def kill() -> None:
-            while not list(folder.glob("checkpoints/checkpoint_*/checkpoint.bin")):
+            while not list(folder.glob("start-2-*/checkpoints/checkpoint_*/checkpoint.bin")):
                 time.sleep(0.02)
             for process in psutil.Process().children(recursive=True):
                 if "RayTrainWorker" in " ".join(process.cmdline()):

@@ -12,8 +12,6 @@ from ficklenet.seeds import aggregate, background_cue
 from jobs.cli.launch import launch_step
 from jobs.run.directory import Run, open_run
 from storage.images import read_image, read_mask
-from storage.map_store import MapStore
-from storage.seed_store import SeedStore
 from storage.steps import Step
 
 
@@ -30,7 +28,7 @@ def make_labels(run: Run, *assignments: str, **options) -> None:
 
 
 def stored_seeds(run: Run) -> np.ndarray:
-    store = SeedStore.open(run.location / "seeds" / "seeds.zarr")
+    store = run.seeds()
     return np.stack([store.read(index) for index in range(store.num_images)])
 
 
@@ -50,7 +48,7 @@ def write_saliency(file: Path, level: int) -> str:
 
 def test_stored_seeds_are_the_aggregated_maps(finished_maps_run):
     run = make_seeds(finished_maps_run)
-    store, found = MapStore.open(run.location / "maps" / "maps.zarr"), stored_seeds(run)
+    store, found = run.maps(), stored_seeds(run)
     assert found.shape == (14, 9, 9)
     for index in range(14):
         maps = store.read(index)
@@ -151,7 +149,7 @@ def test_unlabelled_images_are_seeded_by_their_predicted_classes(map_images, dra
     settings = ["maps.classes=predicted", "maps.predicted_threshold=0.0", "maps.max_classes=2"]
     run = map_images([drawn_images[0], replace(drawn_images[1], labels=())], *settings)
     make_seeds(run)
-    predicted = MapStore.open(run.location / "maps" / "maps.zarr").read(1).classes + 1
+    predicted = run.maps().read(1).classes + 1
     found = set(np.unique(stored_seeds(run)[1])) - {0, 255}
     assert found and found <= set(predicted.tolist())
 

@@ -18,7 +18,6 @@ from jobs.evaluation.metrics import MeasuredLabels
 from jobs.run.directory import Run, open_run
 from jobs.run.selection import is_tuning_image, measurable_splits, resolve_selection
 from storage.images import read_mask
-from storage.seed_store import SeedStore
 from storage.steps import Skipped, Step
 
 
@@ -48,7 +47,7 @@ def recorded(run: Run) -> list[dict]:
 
 def counted(run: Run, resolution: str, splits: tuple[str, ...]) -> np.ndarray:
     """The seeds' confusion matrix without any of the job's machinery."""
-    store, total = SeedStore.open(run.location / "seeds" / "seeds.zarr"), np.zeros((6, 7), int)
+    store, total = run.seeds(), np.zeros((6, 7), int)
     for index, row in enumerate(run.manifest().iter_rows()):
         if row.split in splits:
             truth, seeds = read_mask(row.mask_uri, range(1, 6)), store.read(index)
@@ -231,7 +230,7 @@ def test_only_what_the_skipping_step_made_misses_an_image(predicted_run, capsys)
     [receipt] = step.receipts().values()
     step.write_receipt(replace(receipt, skipped=(Skipped("scene_0012", "empty file"),)))
     for place in ("labels", "unrefined"):
-        (predicted_run.location / "predictions" / place / "scene_0012.png").delete()
+        (predicted_run.data("predictions") / place / "scene_0012.png").delete()
     found = evaluate(predicted_run, ["val"], part=None, resolutions=("image",))
     assert {labels for (labels, _), figure in found.items() if figure.skipped == {"empty file": 1}} == {
         "predictions",

@@ -21,8 +21,6 @@ from storage.images import read_mask
 from storage.label_folder import encode_label_png, voc_palette
 from storage.location import Location
 from storage.manifest import write_manifest
-from storage.map_store import MapStore
-from storage.seed_store import SeedStore
 
 VALUES = (8, 10, 3, 254, 1)  # of the drawn classes in a data set's own masks
 
@@ -45,7 +43,7 @@ def export_to(run: Run, format: str, out: Path, labels: str = "", shapes: str = 
 
 
 def labels_at_image_size(run: Run, index: int) -> np.ndarray:
-    return resize_labels(SeedStore.open(run.location / "seeds" / "seeds.zarr").read(index), (120, 160))
+    return resize_labels(run.seeds().read(index), (120, 160))
 
 
 def files(folder: Path) -> list[str]:
@@ -83,7 +81,7 @@ def test_known_voc_colours():
 
 def test_npy_is_read_as_irns_scripts_read_it(seeded_run, tmp_path):
     export_to(seeded_run, "npy", tmp_path / "npy")
-    store = MapStore.open(seeded_run.location / "maps" / "maps.zarr")
+    store = seeded_run.maps()
     for index, name in enumerate(files(tmp_path / "npy")):
         cam_dict = np.load(tmp_path / "npy" / name, allow_pickle=True).item()
         maps = store.read(index)

@@ -25,9 +25,9 @@ from ficklenet.transforms import normalize, resize_square
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
+from jobs.run.training_record import read_complete
 from jobs.steps.networks import load_classifier
 from storage.images import read_image
-from storage.map_store import MapStore
 from storage.steps import Step
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def make_maps(run: Run, *assignments: str, **options) -> None:
 
 
 def stored_bytes(run: Run) -> dict[str, bytes]:
-    root = Path(run.uri) / "maps" / "maps.zarr"
+    root = Path(run.data("maps").uri) / "maps.zarr"
     return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
 
 
@@ -56,7 +56,7 @@ def mapped_run(trained_run) -> Run:
 
 
 def test_every_image_has_the_maps_of_its_labels(mapped_run, capsys):
-    manifest, store = mapped_run.manifest(), MapStore.open(mapped_run.location / "maps" / "maps.zarr")
+    manifest, store = mapped_run.manifest(), mapped_run.maps()
     for index, row in enumerate(manifest.iter_rows()):
         maps = store.read(index)
         assert tuple(maps.classes) == row.labels
@@ -79,7 +79,7 @@ def test_stored_maps_are_the_localizers(mapped_run):
             drop_rate=0.9,
             normalization=Normalization("percentile", 90.0),
         )
-    stored = MapStore.open(mapped_run.location / "maps" / "maps.zarr").read(5)
+    stored = mapped_run.maps().read(5)
     np.testing.assert_allclose(stored.max, expected.max_BSHW[0].numpy(), atol=1e-3)
     np.testing.assert_allclose(stored.score, expected.score_BS[0].numpy(), rtol=1e-4)
 
@@ -132,7 +132,7 @@ def test_relaunch_with_another_checkpoint_is_refused(mapped_run):
     (folder / "model.pt").write_bytes(pack_classifier(classifier))
     with pytest.raises(ValueError, match="not the file that the training finished with"):
         make_maps(mapped_run)
-    record = json.loads((folder / "complete.json").read_text())
+    record = dict(read_complete(mapped_run.data("classifier")) or {})
     record["sha256"] = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
     (folder / "complete.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"its classifier changed since.*another run.*--restart maps"):
@@ -190,7 +190,7 @@ def test_bad_images_are_skipped_with_a_reason_and_harm_no_other(mapped_run, draw
         assert reason in skipped[name], name
     assert "6 images done, 6 skipped" in capsys.readouterr().out
     # a good image's maps do not depend on its neighbours
-    good, reference = (MapStore.open(run.location / "maps" / "maps.zarr") for run in (other, mapped_run))
+    good, reference = (run.maps() for run in (other, mapped_run))
     for position in range(6):
         np.testing.assert_array_equal(good.read(2 * position).max, reference.read(position).max)
 
@@ -215,7 +215,7 @@ def test_unlabelled_images_get_the_predicted_classes(trained_run, drawn_images, 
     prepare(run, [drawn_images[0], replace(drawn_images[1], labels=())], DRAWN_CLASS_NAMES)
     (tmp_path / "other" / "classifier").symlink_to(Path(trained_run.uri) / "classifier")
     make_maps(run)
-    store = MapStore.open(run.location / "maps" / "maps.zarr")
+    store = run.maps()
     assert tuple(store.read(0).classes) == run.manifest().rows(0, 1)[0].labels
     assert len(store.read(1).classes) == 2
 

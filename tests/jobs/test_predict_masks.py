@@ -25,7 +25,7 @@ def predict(run: Run, *assignments: str, restart: bool = False) -> Run:
 
 
 def files(run: Run, place: str = "labels") -> dict[str, bytes]:
-    return {file.stem: file.read_bytes() for file in Path(run.uri, "predictions", place).iterdir()}
+    return {file.stem: file.read_bytes() for file in Path(run.data("predictions").uri, place).iterdir()}
 
 
 def labels(run: Run, place: str, name: str) -> np.ndarray:

@@ -25,9 +25,9 @@ README, EXAMPLES = (ROOT / "README.md").read_text(), ROOT / "docs" / "examples"
 TINY = """
 unit_size = 8
 images.input_size = 65
-classifier = {backbone = "small", weights = "none", kernel_size = 3, epochs = 1}
+classifier = {backbone = "small", weights = "none", kernel_size = 3, epochs = 1, min_steps = 1}
 maps.num_samples = 4
-segmenter = {backbone = "small", weights = "none", dilations = [2], epochs = 1, batch_size = 4}
+segmenter = {backbone = "small", weights = "none", dilations = [2], epochs = 1, batch_size = 4, min_steps = 1}
 cluster.address = "in-process"
 """
 NOT_RUN = ("make ", "source ", "export ", "ray start", "tensorboard ")  # of a shell, or with a Ray of its own

@@ -20,7 +20,7 @@ from storage.steps import Step
 def retrain(run: Run, *assignments: str, restart: bool = False) -> dict:
     with connect("in-process") as connection:
         launch_step(open_run(run.uri, None, assignments), connection, "retrained", restart=restart)
-    return read_training(run.location / "retrained").metrics
+    return read_training(run.data("retrained")).metrics
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def test_a_second_network_learns_from_the_first_and_predicts_when_asked(segmente
             launch_step(retrained, connection, "predictions")
         launch_step(retrained, connection, "predictions", restart=True)
     fingerprint = Step(segmented_run.location / "predictions").fingerprint()
-    retrained_id = read_training(segmented_run.location / "retrained").sha256
+    retrained_id = read_training(segmented_run.data("retrained")).sha256
     assert fingerprint is not None and fingerprint["upstream"] == {"retrained": retrained_id}
 
 

@@ -12,7 +12,7 @@ from cluster.connect import connect
 from ficklenet.backbones import grid_size
 from ficklenet.segmenter import unpack_segmenter
 from jobs.cli.launch import launch_step
-from jobs.run.directory import Run, open_run, record_run
+from jobs.run.directory import SEEDS, Run, open_run, record_run
 from jobs.run.training_record import kept_bytes, read_training
 from storage.label_values import ignore_value
 from storage.manifest import ManifestRow, write_manifest
@@ -23,7 +23,14 @@ from storage.units import plan_units
 SETTINGS = {
     "unit_size": 4,
     "images": {"input_size": 33},
-    "segmenter": {"backbone": "small", "weights": "none", "dilations": [2], "epochs": 2, "batch_size": 2},
+    "segmenter": {
+        "backbone": "small",
+        "weights": "none",
+        "dilations": [2],
+        "epochs": 2,
+        "batch_size": 2,
+        "min_steps": 1,
+    },
     "predictions": {"splits": ["train"]},
 }
 GRID = grid_size(33)
@@ -57,7 +64,7 @@ def seeded_run(
     record_run(run)
     step = Step(run.location / "seeds")
     step.open({"unit_size": 4, "seeds": run.config.seeds.result_settings(), "upstream": {}}, "")
-    store = SeedStore.create(run.seeds_location, len(rows), num_classes, (GRID, GRID), 4)
+    store = SeedStore.create(step.data() / SEEDS, len(rows), num_classes, (GRID, GRID), 4)
     for unit in plan_units(len(rows), 4):
         seeds = np.full((unit.num_images, GRID, GRID), ignore_value(num_classes))
         for place, number in enumerate(range(unit.start, unit.stop)):
@@ -75,10 +82,10 @@ def trained(run: Run, *assignments: str) -> dict[str, np.ndarray]:
     """Trains and predicts; the predicted labels by image, after a look at the weights."""
     with connect("in-process") as connection:
         launch_step(open_run(run.uri, None, assignments), connection, "segmenter")
-        metrics = read_training(run.location / "segmenter").metrics
+        metrics = read_training(run.data("segmenter")).metrics
         launch_step(run, connection, "predictions")
     assert np.isfinite(metrics["loss"])
-    model = unpack_segmenter(kept_bytes(run.location / "segmenter")[0])
+    model = unpack_segmenter(kept_bytes(run.data("segmenter"), "segmenter")[0])
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     found = {file.stem: np.array(Image.open(file)) for file in Path(run.uri, "predictions/labels").iterdir()}
     assert len(found) == run.manifest().num_images

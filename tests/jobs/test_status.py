@@ -15,14 +15,16 @@ from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels, sweep
 from jobs.reporting.run_status import run_status
 from jobs.run.directory import open_run
+from jobs.run.training_record import read_complete
 from storage.location import Location
 from storage.steps import Skipped, Step
 
 
-def write_beat(step: Location, **changes: object) -> None:
-    now = time.time()
-    beat = {"launch": "1-of-1", "host": "elsewhere", "pid": 1, "started": now - 100, "beat": now}
-    (step / "drivers/1-of-1.json").write_bytes(json.dumps(beat | changes).encode())
+def write_beat(step: Location, *, age: float = 0.0, **changes: object) -> None:
+    beat = {"launch": "1-of-1", "host": "elsewhere", "pid": 1, "started": time.time() - 100}
+    place = step / "drivers/1-of-1.json"
+    place.write_bytes(json.dumps(beat | changes).encode())
+    os.utime(place.uri, times=(time.time() - age, time.time() - age))
 
 
 def maps_status(run):
@@ -55,7 +57,7 @@ def test_a_step_runs_as_long_as_its_driver_gives_signs(finished_maps_run):
     running = maps_status(finished_maps_run)
     assert (running.state, running.done, running.left) == ("running", 10, 4)
     assert running.drivers[0].host == "elsewhere"
-    write_beat(step.location, beat=time.time() - 1000)
+    write_beat(step.location, age=1000)
     stale = maps_status(finished_maps_run)
     assert (stale.state, stale.drivers[0].is_stale) == ("partly done", True)
 
@@ -92,7 +94,7 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
     step = Step(finished_maps_run.location / "maps")
     step.write_receipt(replace(step.receipts()[1], skipped=(Skipped("scene_0004", "empty file"),)))
     (step.location / "done/000002.json").delete()
-    write_beat(step.location, beat=time.time() - 1000)
+    write_beat(step.location, age=1000)
     status.main(["--run", finished_maps_run.uri])
     text = capsys.readouterr().out
     assert "maps: partly done; 9 images done, 1 skipped, 4 left; " in text
@@ -142,8 +144,8 @@ def test_an_evaluation_is_outdated_with_the_network_alone_and_trials_are_none(pr
         evaluate_labels(predicted_run, connection, ["train"], "all", ("map",), deterministic=False)
         evaluate_labels(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
     assert state()[0] == "done"
-    marker = predicted_run.location / "segmenter/complete.json"
-    marker.write_bytes(json.dumps(json.loads(marker.read_bytes()) | {"sha256": "of another"}).encode())
+    folder = predicted_run.data("segmenter")
+    (folder / "complete.json").write_bytes(json.dumps(read_complete(folder) | {"sha256": "of another"}).encode())
     assert state() == ("outdated", "--split=val")
 
 

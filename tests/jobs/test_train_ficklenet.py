@@ -17,12 +17,13 @@ from ficklenet.model_file import model_record
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
+from jobs.run.training_record import read_complete
 from jobs.steps.networks import load_classifier, require_network
 from jobs.steps.states import run_state
 from jobs.training import classifier_worker
 from jobs.training.training_log import TrainingLog
 from storage.images import read_image
-from storage.steps import Skipped, Step
+from storage.steps import Skipped
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -54,7 +55,7 @@ def metrics(run: Run) -> list[dict]:
 
 
 def record(run: Run) -> dict:
-    return json.loads((Path(run.uri) / "classifier" / "complete.json").read_text())
+    return read_complete(run.data("classifier")) or {}
 
 
 def test_finished_training_leaves_a_classifier_that_knows_its_classes(fresh_run):
@@ -281,9 +282,8 @@ def test_worker_killed_in_mid_epoch_changes_nothing(fresh_run, local_ray, kill_a
     expected, lines = weights(fresh_run), metrics(fresh_run)
 
     alone = open_run(fresh_run.uri, None, settings)
-    Step(alone.location / "classifier").restart()
     killed = kill_at_checkpoint(Path(fresh_run.uri, "classifier"))
-    launch_step(alone, local_ray, "classifier")
+    launch_step(alone, local_ray, "classifier", restart=True)
     assert len(killed) == 1
     for name, value in weights(alone).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

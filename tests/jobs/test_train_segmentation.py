@@ -20,20 +20,18 @@ from jobs.steps.networks import load_classifier
 from jobs.training import backbone_weights, segmentation_data, segmentation_worker
 from jobs.training.segmentation_data import SegmentationImages, training_images
 from storage.location import Location
-from storage.seed_store import SeedStore
-from storage.steps import Step
 from storage.units import plan_units
 
 
 def train(run: Run, *assignments: str, restart: bool = False) -> dict:
     with connect("in-process") as connection:
         launch_step(open_run(run.uri, None, assignments), connection, "segmenter", restart=restart)
-    return read_training(run.location / "segmenter").metrics
+    return read_training(run.data("segmenter")).metrics
 
 
 def losses(run: Run) -> list[float]:
     """Of each epoch."""
-    return [line["loss"] for line in read_epochs(run.location / "segmenter")]
+    return [line["loss"] for line in read_epochs(run.data("segmenter"))]
 
 
 def copy_run(run: Run, target: Location) -> None:
@@ -43,12 +41,12 @@ def copy_run(run: Run, target: Location) -> None:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return unpack_segmenter(kept_bytes(run.location / "segmenter")[0]).state_dict()
+    return unpack_segmenter(kept_bytes(run.data("segmenter"), "segmenter")[0]).state_dict()
 
 
 def test_finished_training_leaves_a_network_that_knows_its_classes(seeded_run, capsys):
     metrics = train(seeded_run)
-    model = unpack_segmenter(kept_bytes(seeded_run.location / "segmenter")[0])
+    model = unpack_segmenter(kept_bytes(seeded_run.data("segmenter"), "segmenter")[0])
     assert model.spec.class_names == DRAWN_CLASS_NAMES and model.spec.grid == (9, 9)
     assert np.isfinite(metrics["loss"]) and metrics["epoch"] == 2
     record = json.loads((seeded_run.location / "segmenter" / "complete.json").read_bytes())
@@ -153,7 +151,7 @@ def test_one_unreadable_image_is_skipped_and_reported(seeded_run, drawn_images, 
         metrics = train(seeded_run)
     assert metrics["skipped"] == 1
     assert capsys.readouterr().out.endswith(f"segmenter: skipped 1: cut off ({images[3].image_id})\n")
-    lines = read_epochs(seeded_run.location / "segmenter")
+    lines = read_epochs(seeded_run.data("segmenter"))
     assert [line["skipped_images"] for line in lines] == [{images[3].image_id: "cut off"}] * 2  # new, and all
 
 
@@ -168,7 +166,10 @@ def test_the_runs_classifier_can_be_the_start(seeded_run):
 def test_frozen_stages_keep_the_weights_they_began_with(seeded_run):
     start = load_classifier(seeded_run).backbone
     train(seeded_run, "segmenter.weights=classifier", "segmenter.frozen_stages=2")
-    model, num_frozen = unpack_segmenter(kept_bytes(seeded_run.location / "segmenter")[0]), len(start.stages(0, 2))
+    model, num_frozen = (
+        unpack_segmenter(kept_bytes(seeded_run.data("segmenter"), "segmenter")[0]),
+        len(start.stages(0, 2)),
+    )
     for number, (before, after) in enumerate(zip(start.features, model.backbone.features, strict=True)):
         if isinstance(before, torch.nn.Conv2d):
             assert torch.equal(before.weight, after.weight) == (number < num_frozen)
@@ -199,7 +200,7 @@ def test_unfinished_or_empty_seeds_are_refused(seeded_run):
 
 
 def test_seeds_that_are_all_unknown_are_refused_and_some_are_trained(seeded_run):
-    store = SeedStore.open(seeded_run.seeds_location, "r+")
+    store = seeded_run.seeds("r+")
     units = plan_units(14, 4)
     for unit in units:
         store.write_unit(unit, np.full((unit.num_images, 9, 9), 255))
@@ -253,9 +254,8 @@ def test_worker_killed_in_mid_training_changes_nothing(seeded_run, local_ray, ki
     settings = ["segmenter.batch_size=1", "segmenter.checkpoint_minutes=0", "segmenter.epochs=8"]
     train(seeded_run, *settings)
     expected, wanted = weights(seeded_run), losses(seeded_run)
-    Step(seeded_run.location / "segmenter").restart()
     killed = kill_at_checkpoint(Path(seeded_run.uri, "segmenter"))
-    launch_step(open_run(seeded_run.uri, None, [*settings, "cluster.address="]), local_ray, "segmenter")
+    launch_step(open_run(seeded_run.uri, None, [*settings, "cluster.address="]), local_ray, "segmenter", restart=True)
     assert len(killed) == 1
     assert losses(seeded_run) == pytest.approx(wanted, rel=1e-3)
     for name, value in weights(seeded_run).items():
@@ -267,7 +267,7 @@ def test_two_workers_that_decode_and_refine_in_processes_of_their_own_finish(see
     settings = ["cluster.address=", "cluster.training_workers=2", "segmenter.loader_workers=1"]
     settings += ["cluster.cpus_per_training_worker=2", "segmenter.micro_batch_size=1"]
     launch_step(open_run(seeded_run.uri, None, settings), local_ray, "segmenter")
-    metrics = read_training(seeded_run.location / "segmenter").metrics
+    metrics = read_training(seeded_run.data("segmenter")).metrics
     assert metrics["epoch"] == 2 and np.isfinite(metrics["loss"])
 
 

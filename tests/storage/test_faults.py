@@ -1,6 +1,13 @@
 """S3 through a proxy that breaks connections: retried, in the end one sentence, and never taken for a missing image."""
 
+import asyncio
+import contextlib
 import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +17,8 @@ from storage.errors import BadImage, StorageError
 from storage.images import read_image, read_many
 from storage.location import Location
 from storage.map_store import MapStore
+from storage.s3 import file_system
+from storage.s3_waiting import Waiting, _Limit
 from storage.units import plan_units
 
 PREFIX = "s3://test-bucket/faults"
@@ -83,3 +92,86 @@ def test_only_a_404_is_a_missing_image(faulty_s3) -> None:
     [missing] = read_many([f"{PREFIX}/never-there.png"], read_image)
     assert isinstance(missing, BadImage)
     assert missing.reason == "missing: no such file"
+
+
+HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: 100000\r\n\r\n"
+
+
+@pytest.fixture(params=["never answers", "drips"])
+def slow_server(request, monkeypatch) -> Iterator[str]:
+    """An endpoint that accepts connections and never answers, or answers by a byte at a time; the limits are short."""
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.recv(65536)
+            if request.param == "drips":
+                connection.sendall(HEADER)
+            while not ended.wait(0.2):
+                if request.param == "drips":
+                    connection.sendall(b" ")
+
+    def accept() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        server.settimeout(0.2)
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "FICKLENET_S3_REQUEST_SECONDS": "1",
+            "FICKLENET_S3_TOTAL_SECONDS": "2",
+        }.items():
+            monkeypatch.setenv(name, value)
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield request.param
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.timeout(120)
+def test_a_server_that_never_ends_its_answer_is_one_sentence(slow_server: str) -> None:
+    place = Location("s3://bucket/run/x")
+    actions = {
+        "read": place.read_bytes,
+        "start": lambda: place.read_start(100),
+        "exists": place.exists,
+        "list": place.list_names,
+        "delete": place.delete,
+        "write": lambda: place.write_bytes(b"1"),
+    }
+    for name, action in actions.items():
+        if slow_server == "drips" and name in ("exists", "write"):
+            continue  # these answers have no body
+        start = time.monotonic()
+        with pytest.raises(StorageError, match=r"^s3://bucket.*: the server did not answer in full within 2 s") as told:
+            action()
+        assert time.monotonic() - start < 20, name
+        assert "\n" not in str(told.value)
+
+
+def test_arrays_on_a_server_that_never_answers_are_one_sentence(slow_server: str) -> None:
+    with pytest.raises(StorageError, match="the server did not answer in full within 2 s"):
+        MapStore.open(Location("s3://bucket/run/maps.zarr"))
+
+
+def test_a_long_wait_is_said(caplog) -> None:
+    async def wait() -> None:
+        async with _Limit("s3://bucket/x", Waiting(notice_seconds=0.05), 250_000_000).held():
+            await asyncio.sleep(0.2)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(wait())
+    assert caplog.messages == ["s3://bucket/x: no complete answer for 0 s; waiting for up to 1090 s."]
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "0", "inf", "nan"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(text: str, monkeypatch) -> None:
+    monkeypatch.setenv("FICKLENET_S3_TOTAL_SECONDS", text)
+    with pytest.raises(StorageError, match=rf"^FICKLENET_S3_TOTAL_SECONDS is '{text}'; give a positive number"):
+        file_system()

@@ -1,15 +1,20 @@
+import errno
 import io
+import os
 import resource
+import socket
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from storage.errors import BadImage, StorageError
-from storage.images import image_size, read_image, read_many, read_mask, read_saliency
+from storage.image_bytes import num_jpeg_scans
+from storage.images import MAX_SCANS, image_size, read_image, read_many, read_mask, read_saliency
 from storage.location import Location
 
 
@@ -46,12 +51,28 @@ def test_pixels_come_back_upright_and_in_rgb(location: Location) -> None:
     assert image_size(uri) == (12, 20)
 
 
-def test_exif_orientation_is_applied(location: Location) -> None:
-    pixels, exif = drawn_pixels(), Image.Exif()
-    exif[0x0112] = 6  # the camera's top is the image's right side
-    uri = put(location, encoded(Image.fromarray(pixels), exif=exif))
-    np.testing.assert_array_equal(read_image(uri), np.rot90(pixels, -1))
-    assert image_size(uri) == (20, 12)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_image_and_its_size_are_turned_upright_by_exif(kind: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    corners = np.zeros((16, 32, 3), np.uint8)
+    corners[:8, :16], corners[:8, 16:], corners[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    uri = put(Location.parse(str(tmp_path)), encoded(Image.fromarray(corners), kind, exif=exif, quality=95))
+    # What the orientation says about the stored rows and columns (EXIF 2.3, section 4.6.4)
+    turned = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a),
+    }
+    expected, found = turned[orientation](corners), read_image(uri)
+    assert image_size(uri) == found.shape[:2] == expected.shape[:2]
+    assert np.abs(found[4::8, 4::8].astype(int) - expected[4::8, 4::8]).max() < 60  # WebP's chroma is coarse
 
 
 def ramp_16() -> Image.Image:
@@ -99,7 +120,10 @@ PHOTO = encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG")
         (b"this is text\n" * 50, "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (PHOTO[:2], "not an image"),
-        (png_header_only(9000, 9000), "too large: 9000 x 9000 by its header, at most 64,000,000 pixels"),
+        (
+            png_header_only(9000, 9000),
+            "too large: 9000 x 9000 by its header, at most 64,000,000 pixels (images.max_pixels)",
+        ),
         (png_header_only(30_000, 30_000), "too large"),
         (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point pixels"),
     ],
@@ -129,6 +153,184 @@ def test_missing_files_folders_and_odd_addresses_are_bad_images(location: Locati
             with pytest.raises(BadImage) as bad:
                 read(uri)
             assert bad.value.reason == reason
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def unix_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def sparse(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(3 << 30)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (fifo, "a FIFO, not a regular file"),
+        (unix_socket, "a socket, not a regular file"),
+        (link_to("/dev/zero"), "a device, not a regular file"),
+        (link_to("image"), "its symbolic links form a loop"),
+        (sparse, "too large: more than 268,435,456 bytes (images.max_bytes)"),
+        (lambda path: path.mkdir(), "a folder, not a file"),
+    ],
+)
+def test_what_never_ends_or_is_no_file_is_refused_at_once(make: Callable[[Path], None], reason: str, tmp_path) -> None:
+    place = tmp_path / "image"
+    make(place)
+    readers: list[Callable[[str], object]] = [read_image, read_saliency, lambda uri: read_mask(uri, [1]), image_size]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in readers if make is not sparse else readers[:3]:
+        with pytest.raises(BadImage) as bad:
+            read(str(place))
+        assert bad.value.reason == reason
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_a_size_is_not_searched_for_beyond_the_limit_of_bytes(tmp_path: Path) -> None:
+    sparse(tmp_path / "image")
+    with pytest.raises(BadImage, match=r"images\.max_bytes"):
+        image_size(str(tmp_path / "image"))
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
+    place = tmp_path / "image"
+    place.write_bytes(PHOTO)
+    status = os.stat(place)
+    place.unlink()
+    os.mkfifo(place)
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **options: status if path == str(place) else real(path, **options))
+    with pytest.raises(BadImage, match="a FIFO"):
+        read_image(str(place))
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.EACCES, "permission denied"), (errno.EIO, "the disk cannot read it")]
+)
+def test_a_file_that_cannot_be_read_is_a_bad_image(number: int, reason: str, tmp_path: Path, monkeypatch) -> None:
+    place = tmp_path / "image"
+    place.write_bytes(PHOTO)
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("storage.location.os.open", refuse)
+    for read in (read_image, image_size):
+        with pytest.raises(BadImage, match=f"^{reason}"):
+            read(str(place))
+
+
+def test_too_many_open_files_are_no_bad_image(tmp_path: Path, monkeypatch) -> None:
+    place = tmp_path / "image"
+    place.write_bytes(PHOTO)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("storage.location.os.open", refuse)
+    with pytest.raises(StorageError, match="Too many open files"):
+        read_image(str(place))
+
+
+def test_files_are_refused_by_their_bytes(location: Location) -> None:
+    uri = put(location, PHOTO)
+    assert read_image(uri, max_bytes=len(PHOTO)).shape == (64, 64, 3)
+    with pytest.raises(BadImage, match=rf"^too large: more than {len(PHOTO) - 1:,} bytes \(images.max_bytes\)$"):
+        read_image(uri, max_bytes=len(PHOTO) - 1)
+
+
+def progressive(extra_scans: int = 0) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * extra_scans + data[-2:]
+
+
+def test_jpegs_are_refused_by_their_scans(location: Location) -> None:
+    assert num_jpeg_scans(PHOTO) == 1
+    ordinary = num_jpeg_scans(progressive())
+    assert 5 <= ordinary <= 12
+    place = put(location, progressive(MAX_SCANS - ordinary))
+    assert read_image(place).shape == (64, 64, 3)
+    place = put(location, progressive(3000))
+    for read in (read_image, read_saliency):
+        with pytest.raises(BadImage) as bad:
+            read(place)
+        reason = f"too slow: a JPEG of {3000 + ordinary:,} scans, at most 64 are decoded (images.max_scans)"
+        assert bad.value.reason == reason
+    assert read_image(place, max_scans=3000 + ordinary).shape == (64, 64, 3)
+
+
+def test_scans_are_counted_in_the_picture_alone() -> None:
+    looks_like_scans = b"\xff\xda" * 1000
+    commented = encoded(Image.fromarray(drawn_pixels()), "JPEG", comment=looks_like_scans)
+    assert num_jpeg_scans(commented) == 1
+    assert num_jpeg_scans(PHOTO + looks_like_scans) == 1  # a film behind the photograph
+    assert num_jpeg_scans(b"\xff") == num_jpeg_scans(b"") == 0
+    restarts = encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG", restart_marker_blocks=1)
+    assert num_jpeg_scans(restarts) == 1
+
+
+def test_too_little_memory_is_said(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("storage.images.simplejpeg.decode_jpeg", refuse)
+    with pytest.raises(BadImage, match="too large for the memory that is left: 64 x 64 pixels"):
+        read_image(put(Location.parse(str(tmp_path)), PHOTO))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_gives_pillows_pixels(mode: str, options: dict, tmp_path: Path) -> None:
+    for size in ((375, 500), (17, 9), (64, 64)):
+        data = encoded(Image.fromarray(drawn_pixels(*size)).convert(mode), "JPEG", **options)
+        found = read_image(put(Location.parse(str(tmp_path)), data))
+        assert found.flags.writeable
+        np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_pillow_decides_about_a_jpeg_with_a_fault_in_its_pixels(tmp_path: Path) -> None:
+    data = bytearray(encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG"))
+    data[-1000:-990] = bytes(10)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(read_image(put(Location.parse(str(tmp_path)), bytes(data))), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((800, 1200), (200, 300)), ((799, 1200), (400, 600)), ((160, 8000), (160, 8000)), ((50, 60), (50, 60))],
+)
+def test_a_large_jpeg_is_decoded_at_the_size_that_is_needed(size, expected, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, size[1]).astype(np.uint8)[None, :].repeat(size[0], 0)
+    uri = put(Location.parse(str(tmp_path)), encoded(Image.fromarray(ramp).convert("RGB"), "JPEG", quality=95))
+    whole, found = read_image(uri), read_image(uri, target_side=100)
+    assert whole.shape[:2] == image_size(uri) == size
+    assert found.shape[:2] == expected
+    scale = size[1] // expected[1]
+    averages = whole.reshape(whole.shape[0], -1, scale, 3).mean(2)[: found.shape[0]]
+    assert np.abs(found - averages).max() < 3
+
+
+def test_only_jpegs_are_scaled_and_limits_hold_for_the_full_size(tmp_path: Path) -> None:
+    place = Location.parse(str(tmp_path))
+    grey = Image.new("L", (1200, 800), 77)
+    assert read_image(put(place, encoded(grey)), target_side=100).shape == (800, 1200, 3)
+    uri = put(place, encoded(grey, "JPEG"))
+    assert read_image(uri, target_side=100).shape == (200, 300, 3)
+    with pytest.raises(BadImage, match="1200 x 800 by its header"):
+        read_image(uri, 900_000, target_side=100)
 
 
 def test_a_missing_bucket_is_no_bad_image(s3_environment) -> None:

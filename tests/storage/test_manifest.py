@@ -1,9 +1,10 @@
 import tracemalloc
 
+import pyarrow.parquet as pq
 import pytest
 
 from storage.location import Location
-from storage.manifest import ROW_GROUP_SIZE, Manifest, ManifestRow, write_manifest
+from storage.manifest import _COLUMNS, ROW_GROUP_SIZE, Manifest, ManifestRow, write_manifest
 
 NAMES = ["cat", "dog", "sheep"]
 
@@ -102,7 +103,7 @@ def test_other_files_are_not_taken_for_a_manifest(location: Location) -> None:
         Manifest.open(location / "text.parquet")
 
 
-def test_a_rewritten_manifest_is_read_anew(location: Location) -> None:
+def test_a_rewritten_manifest_is_read_again(location: Location) -> None:
     for number in (3, 5):
         write_manifest(location / "manifest.parquet", drawn_rows(number), NAMES)
         assert len(Manifest.open(location / "manifest.parquet").rows(0, number)) == number
@@ -112,3 +113,82 @@ def test_unknown_columns_are_refused(location: Location) -> None:
     write_manifest(location / "manifest.parquet", drawn_rows(3), NAMES)
     with pytest.raises(ValueError, match="expected some of"):
         Manifest.open(location / "manifest.parquet").column_hash(["image", "labels"])
+
+
+# Negative images
+
+
+def test_negative_images_come_back_and_change_what_labels_hash_to(location: Location) -> None:
+    place = location / "manifest.parquet"
+
+    def column_hash(*rows: ManifestRow, columns: tuple[str, ...] = ("image_id", "labels")) -> str:
+        write_manifest(place, rows, NAMES)
+        return Manifest.open(place).column_hash(columns)
+
+    unlabelled, negative = ManifestRow("a", "/a.jpg"), ManifestRow("a", "/a.jpg", negative=True)
+    assert column_hash(unlabelled) != column_hash(negative)
+    assert column_hash(unlabelled, columns=("image_id",)) == column_hash(negative, columns=("image_id",))
+    assert Manifest.open(place).rows(0, 1) == [negative]
+    assert next(Manifest.open(place).iter_columns(["negative"])) == {"negative": [True]}
+
+
+def test_a_negative_image_has_no_labels(location: Location) -> None:
+    with pytest.raises(ValueError, match="a negative image has no labels"):
+        write_manifest(location / "m", [ManifestRow("a", "/a.jpg", (1,), negative=True)], NAMES)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_negative_images(location: Location) -> None:
+    place, rows = location / "manifest.parquet", drawn_rows(3)
+    write_manifest(place, rows, NAMES)
+    wanted = Manifest.open(place).column_hash(["labels"])
+    with place.open_input() as file:
+        table = pq.read_table(file)
+    with place.open_output() as file:
+        pq.write_table(table.drop_columns(["negative"]), file)
+    Manifest.forget()
+    manifest = Manifest.open(place)
+    assert manifest.rows(0, 3) == rows and manifest.column_hash(["labels"]) == wanted
+    assert next(manifest.iter_columns(["image_id", "negative"]))["negative"] == [False] * 3
+    assert "negative" in _COLUMNS.names
+
+
+# Addresses
+
+
+def test_files_of_the_run_are_found_wherever_it_lies(location: Location) -> None:
+    row = ManifestRow("a", "images/a.jpg", (0,), mask_uri="masks/a.png", saliency_uri="/elsewhere/a.png")
+    hashes = set()
+    write_manifest(location / "draft", [row], NAMES, home=location / "here")
+    for run in (location / "here", location / "there"):
+        (run / "manifest.parquet").write_bytes((location / "draft").read_bytes())
+        manifest = Manifest.open(run / "manifest.parquet")
+        (found,) = manifest.rows(0, 1)
+        assert (found.uri, found.mask_uri) == ((run / "images/a.jpg").uri, (run / "masks/a.png").uri)
+        assert found.saliency_uri == "/elsewhere/a.png"
+        assert next(manifest.iter_columns(["mask_uri"])) == {"mask_uri": [(run / "masks/a.png").uri]}
+        assert list(manifest.iter_written_rows()) == [row]
+        hashes.add(manifest.column_hash(["uri", "mask_uri"]))
+    write_manifest(location / "elsewhere/manifest.parquet", [row], NAMES)
+    hashes.add(Manifest.open(location / "elsewhere/manifest.parquet").column_hash(["uri", "mask_uri"]))
+    assert len(hashes) == 1
+
+
+def test_other_programs_read_whole_addresses(location: Location) -> None:
+    write_manifest(location / "run/manifest.parquet", [ManifestRow("a", "images/a.jpg", (0,))], NAMES)
+    with (location / "run/manifest.parquet").open_input() as file:
+        assert pq.read_table(file)["uri"].to_pylist() == [(location / "run/images/a.jpg").uri]
+
+
+def test_moved_images_are_read_at_their_new_place_and_nothing_becomes_outdated(location: Location) -> None:
+    place = location / "manifest.parquet"
+    rows = [ManifestRow("a", "/old/sub/a.jpg", (0,), mask_uri="/old/a.png"), ManifestRow("b", "/older/b.jpg")]
+    write_manifest(place, rows, NAMES, [8, 12, 17])
+    before = Manifest.open(place).column_hash(["uri", "mask_uri"])
+    for new in ("/new", "s3://bucket/new"):
+        written = list(Manifest.open(place).iter_written_rows())
+        write_manifest(place, written, NAMES, [8, 12, 17], {"/old": new})
+        manifest = Manifest.open(place)
+        a, b = manifest.rows(0, 2)
+        assert (a.uri, a.mask_uri, b.uri) == (f"{new}/sub/a.jpg", f"{new}/a.png", "/older/b.jpg")
+        assert manifest.column_hash(["uri", "mask_uri"]) == before
+        assert manifest.class_values == (8, 12, 17)

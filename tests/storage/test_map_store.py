@@ -116,6 +116,37 @@ def test_a_unit_without_any_map_is_written_all_the_same(location: Location) -> N
     assert len(store.read(1).classes) == 0
 
 
+def refuse_what_a_type_cannot_hold(condition, one, other):
+    """``np.where`` by the rules of numpy 2.5: a Python integer takes the array's type, and has to fit it."""
+    arrays = [value for value in (one, other) if isinstance(value, np.ndarray)]
+    for value in (one, other):
+        if arrays and isinstance(value, int):
+            np.array(value, dtype=arrays[0].dtype)  # raises OverflowError
+    return numpy_where(condition, one, other)
+
+
+numpy_where = np.where
+
+
+def test_largest_classes_are_stored_by_the_integer_rules_of_numpy_2_5(location: Location, monkeypatch) -> None:
+    monkeypatch.setattr(np, "where", refuse_what_a_type_cannot_hold)
+    with pytest.raises(OverflowError):
+        np.where(np.ones(1, bool), np.zeros(1, np.int16), 32768)
+    store, values = create(location), drawn_unit(UNITS[0])
+    values["classes"] = np.array([[0, 32766, 32767], [32767, -1, -1], [-1, -1, -1], [5, 6, -1]], np.int16)
+    store.write_unit(UNITS[0], **values)
+    np.testing.assert_array_equal(MapStore.open(location).read_unit(UNITS[0]).classes, values["classes"])
+    values["classes"] = np.array([[32767, 32766, -1], [0, 0, -1], [-1, 0, -1], [0, 1, 2]], np.int16)
+    with pytest.raises(ValueError, match="must ascend"):
+        store.write_unit(UNITS[0], **values)
+
+
+def test_a_class_number_beyond_the_stored_type_is_refused(location: Location) -> None:
+    values = drawn_unit(UNITS[0]) | {"classes": np.array([[0, 1, 32768]] * 4)}
+    with pytest.raises(ValueError, match="32768 given; the store holds class numbers up to 32767"):
+        create(location).write_unit(UNITS[0], **values)
+
+
 def test_a_unit_that_was_never_written_is_not_read(location: Location) -> None:
     store = create(location)
     store.write_unit(UNITS[0], **drawn_unit(UNITS[0]))
@@ -131,7 +162,7 @@ def test_a_lost_shard_is_not_read_as_empty_maps(location: Location) -> None:
     store = create(location)
     store.write_unit(UNITS[0], **drawn_unit(UNITS[0]))
     (location / "mean/c/0/0/0/0").delete()
-    with pytest.raises(ValueError, match="mean of images 3 to 3 is incomplete"):
+    with pytest.raises(ValueError, match=r"unit 000000 .* is not written"):
         store.read(3)
 
 

@@ -1,7 +1,9 @@
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from storage.errors import StorageError
@@ -9,6 +11,7 @@ from storage.heartbeat import beating, heartbeats
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.map_store import MapStore
+from storage.records import seal
 from storage.steps import Receipt, Skipped, Step, differences, require_complete
 from storage.units import Unit, plan_units
 
@@ -60,9 +63,11 @@ def test_a_receipt_of_another_unit_size_counts_as_absent(location: Location) -> 
     assert step.missing_units(UNITS) == UNITS
 
 
-def test_a_receipt_of_a_later_version_is_still_read() -> None:
+def test_a_receipt_of_a_later_or_earlier_version_is_still_read() -> None:
     known = receipt_of(UNITS[0])
-    assert Receipt.from_json(known.to_json()[:-1] + b', "gpu": "new"}') == known
+    content = {"unit": 0, "start": 0, "stop": 4, "seconds": 1.5, "finished": 1.7e9, "skipped": []}
+    assert Receipt.from_json(json.dumps(content).encode()) == known
+    assert Receipt.from_json(seal({**content, "gpu": "new"})) == known
 
 
 def test_the_same_settings_join_a_step_and_other_settings_are_refused(location: Location) -> None:
@@ -81,7 +86,7 @@ def test_the_same_settings_join_a_step_and_other_settings_are_refused(location: 
 
 def test_an_unreadable_record_is_refused_with_the_remedy(location: Location) -> None:
     (location / "maps/step.json").write_bytes(b"{}")
-    with pytest.raises(ValueError, match=r"not a step's record.*--restart maps"):
+    with pytest.raises(ValueError, match=r"step.json: damaged, .*no fingerprint.*--restart maps"):
         Step(location / "maps").open({}, COMMAND)
 
 
@@ -89,40 +94,114 @@ def test_differences_name_only_what_differs() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c: 2 -> 3"
 
 
-def test_a_setting_in_the_fingerprint_of_an_earlier_step_goes_by_its_own_name() -> None:
-    old = {"seeds": {"seeds": {"theta": 1}, "maps": {"maps": {"num_samples": 2}, "seed": 3}}}
-    new = {"seeds": {"seeds": {"theta": 4}, "maps": {"maps": {"num_samples": 5}, "seed": 6}}}
-    assert differences(old, new) == "maps.num_samples: 2 -> 5, seeds.maps.seed: 3 -> 6, seeds.theta: 1 -> 4"
+def test_an_upstream_step_that_changed_is_named_by_its_name() -> None:
+    old = {"seeds": {"theta": 1}, "upstream": {"maps": "12ab"}}
+    new = {"seeds": {"theta": 4}, "upstream": {"maps": "34cd"}}
+    assert differences(old, new) == "seeds.theta: 1 -> 4, its maps changed since"
 
 
-def test_restart_forgets_the_step_and_spares_its_neighbours(location: Location) -> None:
+def test_restart_begins_from_nothing_and_spares_its_neighbours(location: Location) -> None:
     step = Step(location / "maps")
+    first = step.open({"a": 1}, COMMAND)
+    step.write_receipt(receipt_of(UNITS[0]))
+    MapStore.create(step.data() / "maps.zarr", 10, 2, (3, 3), 4)
+    (location / "maps-of-another/x").write_bytes(b"1")
+    second = step.open({"a": 2}, COMMAND, restart=True)
+    assert (step.fingerprint(), step.start_id()) == ({"a": 2}, second)
+    assert step.missing_units(UNITS) == UNITS
+    assert not below(location / "maps") - {"step.json"}
+    for data in (step.data(first), step.data()):
+        with pytest.raises(FileNotFoundError):
+            MapStore.open(data / "maps.zarr")
+    assert (location / "maps-of-another/x").exists()
+    third = step.open({"a": 2}, COMMAND, restart=True)
+    assert len({first, second, third}) == len({step.data(start) for start in (first, second, third)}) == 3
+
+
+def below(location: Location) -> set[str]:
+    """The names directly below a location that hold anything."""
+    return {name for name in location.list_names() if (location / name).exists() or below(location / name)}
+
+
+def test_a_restart_of_a_step_that_never_was_started_is_a_first_start(location: Location) -> None:
+    step = Step(location / "maps")
+    step.open({"a": 1}, COMMAND, restart=True)
+    assert step.data() == step.location
+
+
+def test_a_damaged_record_is_restarted_beside_all_that_may_be_there(tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path)) / "maps")
+    step.open({"a": 1}, COMMAND)
+    taken = [step.data(step.open({"a": 1}, COMMAND, restart=True)) for _ in range(3)]
+    (step.location / "step.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"step.json: damaged, cannot be read as a step's record .*--restart maps"):
+        step.open({"a": 1}, COMMAND)
+    step.open({"a": 1}, COMMAND, restart=True)
+    assert step.data() not in [step.location, *taken]
+
+
+def test_a_launch_that_did_not_notice_a_restart_writes_nothing_that_is_read(location: Location) -> None:
+    """It was suspended, then goes on: with units whose data it writes, and with a receipt written a moment too late."""
+    step = Step(location / "maps")
+    old = step.open({"a": 1}, COMMAND)
+    store = MapStore.create(step.data(old) / "maps.zarr", 10, 2, (3, 3), 4)
+    new = step.open({"a": 2}, COMMAND, restart=True)
+    fresh = MapStore.create(step.data(new) / "maps.zarr", 10, 2, (3, 3), 4)
+    values = {"max": np.zeros((4, 2, 3, 3)), "mean": np.zeros((4, 2, 3, 3)), "score": np.zeros((4, 2))}
+    classes = np.tile([0, 1], (4, 1))
+    fresh.write_unit(UNITS[0], **values, classes=classes)
+    step.write_receipt(replace(receipt_of(UNITS[0]), start_id=new))
+
+    store.write_unit(UNITS[0], **{**values, "max": values["max"] + 1}, classes=classes)
+    late = replace(receipt_of(UNITS[0], Skipped("7", "of the old settings")), start_id=old)
+    with pytest.raises(ValueError, match="was started again by another launch while this one was at work"):
+        step.write_receipt(late)
+    (step.data(old) / "done/000000.json").write_bytes(late.to_json())
+    (step.data(old) / "done/000001.json").write_bytes(replace(late, unit=1, start=4, stop=8).to_json())
+    assert step.missing_units(UNITS) == UNITS[1:]
+    assert step.receipts()[0].skipped == ()
+    assert not MapStore.open(step.data() / "maps.zarr").read_unit(UNITS[0]).max.any()
+
+
+def test_receipts_without_a_start_count_for_the_first_start_alone(tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path)) / "maps")
     step.open({"a": 1}, COMMAND)
     step.write_receipt(receipt_of(UNITS[0]))
-    MapStore.create(location / "maps/maps.zarr", 10, 2, (3, 3), 4)
-    (location / "maps-of-another/x").write_bytes(b"1")
-    step.restart()
-    assert step.fingerprint() is None
+    assert step.missing_units(UNITS) == UNITS[1:]
+    step.open({"a": 1}, COMMAND, restart=True)
+    step.write_receipt(receipt_of(UNITS[0]))
     assert step.missing_units(UNITS) == UNITS
-    with pytest.raises(FileNotFoundError):
-        MapStore.open(location / "maps/maps.zarr")
-    assert (location / "maps-of-another/x").exists()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_data_of_an_old_start_is_kept_while_a_launch_works_on_it(is_first: bool, tmp_path: Path) -> None:
+    """The launch was silent for so long that a restart was allowed, and then works again."""
+    step = Step(Location(str(tmp_path)) / "maps")
+    old = step.open({"a": 1}, COMMAND)
+    if not is_first:
+        old = step.open({"a": 1}, COMMAND, restart=True)
+    (step.data(old) / "maps.zarr/max/c/0").write_bytes(b"old")
+    step.open({"a": 2}, COMMAND, restart=True)
+    (step.data(old) / "maps.zarr/max/c/0").write_bytes(b"old")  # the launch goes on
+    with beating(step.location, "1-of-1", start_id=old):
+        while not heartbeats(step.location):
+            time.sleep(0.02)
+        step.open({"a": 2}, COMMAND)
+        assert (step.data(old) / "maps.zarr/max/c/0").exists()
     step.open({"a": 2}, COMMAND)
+    assert not (step.data(old) / "maps.zarr/max/c/0").exists()
 
 
-def test_a_driver_that_did_not_notice_a_restart_leaves_no_receipt_that_counts(location: Location) -> None:
-    step = Step(location / "maps")
-    late = replace(receipt_of(UNITS[0]), start_id=step.open({"a": 1}, COMMAND))
-    step.write_receipt(late)
-    assert step.missing_units(UNITS) == UNITS[1:]
-    step.restart()
-    start_id = step.open({"a": 1}, COMMAND)  # the same settings: the fingerprint alone would not tell
-    with pytest.raises(ValueError, match="was started anew by another launch while this one was at work"):
-        step.write_receipt(late)
-    (location / "maps/done/000000.json").write_bytes(late.to_json())  # written before the restart was seen
-    assert step.missing_units(UNITS) == UNITS
-    step.write_receipt(replace(late, start_id=start_id))
-    assert step.missing_units(UNITS) == UNITS[1:]
+def test_a_launch_that_joins_late_does_not_delete_a_newer_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Step(Location(str(tmp_path)) / "maps")
+    step.open({"a": 1}, COMMAND)
+    second = step.open({"a": 1}, COMMAND, restart=True)
+    third = step.open({"a": 1}, COMMAND, restart=True)
+    (step.data(third) / "x").write_bytes(b"1")
+    step._delete_starts_before(second)
+    assert (step.data(third) / "x").exists()
 
 
 def test_all_launches_of_a_step_share_its_start_id(location: Location) -> None:
@@ -137,11 +216,51 @@ def test_restart_beside_a_living_driver_is_refused(tmp_path: Path) -> None:
     with beating(step.location, "1-of-1"):
         while not heartbeats(step.location):
             time.sleep(0.02)
-        with pytest.raises(ValueError, match=r"a driver on .* is at work here, last seen \d s ago\. Stop it first"):
-            step.restart()
+        with beating(step.location, "1-of-1"):
+            pass  # another launch of the same part ends
+        for refused in (step.open, step.check_start):
+            with pytest.raises(ValueError, match=r"a driver on .* is at work here, last seen \d s ago\. Stop it first"):
+                refused({"a": 2}, COMMAND, restart=True)
         assert step.fingerprint() == {"a": 1}
-    step.restart()
-    assert step.fingerprint() is None
+    step.open({"a": 2}, COMMAND, restart=True)
+    assert step.fingerprint() == {"a": 2}
+
+
+def test_results_of_other_images_are_not_read(tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path)) / "maps")
+    step.require_images("abc")  # never started
+    step.open({"a": 1}, COMMAND, images="abc")
+    step.require_images("abc")
+    with pytest.raises(ValueError, match=r"another list of images or classes .*--restart maps"):
+        step.require_images("abd")
+
+
+def test_a_unit_that_is_forgotten_is_missing(location: Location) -> None:
+    step = Step(location / "maps")
+    step.open({"a": 1}, COMMAND)
+    for unit in UNITS:
+        step.write_receipt(receipt_of(unit))
+    step.forget_units(UNITS[:2])
+    assert step.missing_units(UNITS) == UNITS[:2]
+
+
+def test_checksums_are_read_where_they_are_asked_for(location: Location) -> None:
+    step, objects = Step(location / "maps"), {"maps.zarr/max/c/0/0": "12ab:3", 'a, "objects": {': "0:0"}
+    receipt = replace(receipt_of(UNITS[0], Skipped("7", 'a reason with , "objects": {"x": 1}')), objects=objects)
+    step.write_receipt(receipt)
+    assert step.receipts() == {0: replace(receipt, objects={})}
+    assert step.receipts(with_objects=True) == {0: receipt}
+    assert step.receipt(UNITS[0]) == receipt
+    assert step.receipt(Unit(0, 0, 3)) is step.receipt(UNITS[1]) is None
+
+
+@pytest.mark.parametrize("times", ["1e300, 5", "NaN, 5", "1, Infinity"])
+def test_a_receipt_with_impossible_times_counts_as_absent(times: str, tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path)))
+    finished, seconds = times.split(", ")
+    body = f'{{"unit": 0, "start": 0, "stop": 4, "skipped": [], "finished": {finished}, "seconds": {seconds}}}'
+    (step.location / "done/000000.json").write_bytes(body.encode())
+    assert step.missing_units(UNITS) == UNITS
 
 
 def test_a_node_without_the_drivers_folder_says_so(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """Label Studio's tasks: `tasks.json` with brush masks (one per class) or polygons (one per component).
 
-The image of a task is its path below the folder that Label Studio serves; `label_config.xml` is the labelling interface.
-A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as Label Studio's own brush does.
+A task names its image by the path below the folder that Label Studio serves; `label_config.xml` is the labelling
+interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as Label Studio's own brush does.
 https://labelstud.io/guide/tasks
 """
 
 import json
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -61,11 +61,11 @@ def _result(image: LabelledImage, number: int, kind: str, value: dict[str, Any])
 
 
 def encode_brush(mask: np.ndarray) -> bytes:
-    """A bool mask (H, W) as Label Studio's brush keeps it: 255 in all four channels of a pixel of the object, else 0."""
+    """A bool mask (H, W) as Label Studio's brush keeps it: 255 in all four channels of an object's pixel, else 0."""
     flat = mask.reshape(-1)
     ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
     bits = [f"{4 * flat.size:032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in _LENGTH_BITS)]
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in pairwise(ends):
         value = "11111111" if flat[start] else "00000000"
         bits += [_run(length, value) for length in _pieces(4 * (stop - start))]
     text = "".join(bits)

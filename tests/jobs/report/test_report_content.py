@@ -13,6 +13,7 @@ from jobs.evaluation.metrics import MEANINGS, SUMMARY
 from jobs.report import main
 from jobs.reporting.page import write_report
 from jobs.run.directory import open_run
+from jobs.run.training_record import read_complete
 from storage.location import Location
 from storage.manifest import ManifestRow
 from storage.steps import Skipped
@@ -131,7 +132,7 @@ def test_seeds_of_maps_made_anew_since_are_outdated(finished_run, tmp_path, html
 def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_them(finished_run, tmp_path, html_of):
     shutil.copytree(finished_run.uri, tmp_path / "run")
     complete = tmp_path / "run" / "classifier" / "complete.json"
-    complete.write_text(json.dumps(json.loads(complete.read_text()) | {"sha256": "of another"}))
+    complete.write_text(json.dumps(read_complete(Location(str(complete.parent))) | {"sha256": "of another"}))
     run = open_run(str(tmp_path / "run"))
     write_report(run)
     assert html_of(run).count('<span class="state outdated">') == 3  # maps, seeds, evaluation

@@ -1,0 +1,242 @@
+"""Units that are late: the driver names them, has them run a second time elsewhere, and replaces stuck workers.
+
+A thread of the driver asks the ledger. Two things can be wrong with a unit's process:
+
+- It is not heard any more and uses no processor time (stopped, suspended, deadlocked). It is ended, and Ray runs its
+  unit again in a new one.
+- It works much longer than its peers did (a slow machine, a disk that hangs). A spare process runs the whole unit too,
+  and the first answer counts. If that is the second run's, the late process is ended, and the unit's row takes the
+  answer.
+
+A process that cannot be ended (it waits for a dead network disk in the kernel) keeps its row: the fan-out then waits,
+and has said for which process.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.ledger import Late, Process
+from cluster.live_metrics import count_late
+from cluster.spare_process import start_spare_process
+from cluster.stages import Payload, Stages
+from cluster.unit_row import ENDED, FAILED
+
+MAX_SECOND_RUNS = 4
+"""Units that run a second time at the same time."""
+
+NODE_SECONDS = 20.0
+"""How long a node may take to look at one of its processes."""
+
+_IDLE_SECONDS = 2.0  # without processor time, after which a silent process counts as stuck
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a unit counts as late.
+
+    Attributes:
+        factor, floor_seconds: Longer in a stage than this many medians of its peers, and than this.
+        silent_seconds: Its process has not been heard for so long, and uses no processor time.
+        poll_seconds: How often this is looked at.
+    """
+
+    factor: float = 4.0
+    floor_seconds: float = 60.0
+    silent_seconds: float = 30.0
+    poll_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class LateUnit:
+    """A unit that is late.
+
+    Attributes:
+        unit: As the fan-out took it.
+        stage: read, compute or write.
+        node, pid: The address of the node, and the process there.
+        seconds: For so long it has been in this stage.
+        reason: Why it counts as late, and what is done about it; the end of a sentence.
+    """
+
+    unit: Payload
+    stage: str
+    node: str
+    pid: int
+    seconds: float
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"in stage '{self.stage}' for {self.seconds:.0f} s on node {self.node} (process {self.pid})"
+        return f"{where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class _SecondRun:
+    actor: Any
+    result: Any  # a reference
+
+
+class LateUnits:
+    """Looks after late units while its `with` block runs.
+
+    Args:
+        resources: Of a spare process: those of a compute actor.
+        on_late: Called in a thread of this class, once for each process that is late with a unit; without it a warning
+            is logged.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Mapping[str, Any]],
+        stages: Stages,
+        ledger: Any,
+        resources: dict[str, Any],
+        patience: Patience,
+        on_late: Callable[[LateUnit], None] | None,
+    ) -> None:
+        self._units, self._stages, self._ledger, self._resources = units, stages, ledger, resources
+        self._patience, self._on_late = patience, on_late or _log
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._arrived: set[int] = set()
+        self._seen: set[tuple[str, int, Process]] = set()  # named already
+        self._awake: set[tuple[str, int, Process]] = set()  # silent, but at work
+        self._runs: dict[int, _SecondRun] = {}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=NODE_SECONDS)
+        for run in self._runs.values():
+            ray.kill(run.actor)
+
+    def arrived(self, index: int) -> None:
+        """Says that the row of a unit has come out of the data set."""
+        self._arrived.add(index)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._patience.poll_seconds):
+            with contextlib.suppress(RayError):  # a node is lost, the ledger restarts: look again later
+                self._look()
+
+    def _look(self) -> None:
+        patience = self._patience
+        question = self._ledger.late.remote(patience.factor, patience.floor_seconds, patience.silent_seconds)
+        for late in ray.get(question, timeout=NODE_SECONDS):
+            if late.index in self._arrived or self._ended.is_set():
+                continue
+            is_silent = late.silent_seconds > patience.silent_seconds
+            if is_silent and (late.stage, late.index, late.process) not in self._awake:
+                self._replace(late)
+            elif late.median is not None and late.seconds > max(patience.factor * late.median, patience.floor_seconds):
+                self._begin_second_run(late)
+        for index, run in list(self._runs.items()):
+            self._follow(index, run)
+
+    def _replace(self, late: Late) -> None:
+        """Ends a process that is not heard any more, unless it turns out to be at work; Ray starts another."""
+        key = (late.stage, late.index, late.process)
+        if key in self._seen:
+            return
+        try:
+            found = ray.get(_end_process(late.process, only_if_idle=True), timeout=NODE_SECONDS)
+        except RayError:
+            found = "no answer"
+        silence = f"its process has not been heard for {late.silent_seconds:.0f} s"
+        if found == "at work":  # inside code that keeps Python from running
+            self._awake.add(key)
+        elif found == "ended":
+            self._ledger.forgive.remote(late.stage, late.index)
+            self._name(late, f"{silence} and did nothing; it was ended, and the unit begins again in another")
+        elif found == "no answer":
+            self._name(late, f"{silence}, and its node does not answer; Ray repeats the unit if the node is lost")
+
+    def _begin_second_run(self, late: Late) -> None:
+        # Units that began before the second run's end are late again and again: only the first time counts.
+        if late.index in self._runs or len(self._runs) >= MAX_SECOND_RUNS:
+            return
+        if (late.stage, late.index, late.process) in self._seen:
+            return
+        actor = start_spare_process(self._stages, **self._resources, **_elsewhere(late.process.node_id))
+        self._runs[late.index] = _SecondRun(actor, actor.run.remote(self._units[late.index]))
+        self._name(late, f"half of its peers took less than {late.median:.1f} s; it is begun a second time elsewhere")
+
+    def _follow(self, index: int, run: _SecondRun) -> None:
+        """Ends a second run whose unit has arrived, and hands on the answer of one that was faster."""
+        if index not in self._arrived:
+            if not ray.wait([run.result], timeout=0)[0]:
+                return
+            with contextlib.suppress(RayError):  # the spare process died: the first run decides
+                answer = ray.get(run.result)
+                state = FAILED if isinstance(pickle.loads(answer), Exception) else ENDED
+                ray.get(self._ledger.answer.remote(index, state, answer), timeout=NODE_SECONDS)
+                for process in ray.get(self._ledger.processes_of.remote(index), timeout=NODE_SECONDS):
+                    _end_process(process, only_if_idle=False)
+        del self._runs[index]
+        ray.kill(run.actor)
+
+    def _name(self, late: Late, reason: str) -> None:
+        self._seen.add((late.stage, late.index, late.process))
+        count_late(late.stage)
+        unit, process = dict(self._units[late.index]), late.process
+        self._on_late(LateUnit(unit, late.stage, process.node, process.pid, late.seconds, reason))
+
+
+def _log(late: LateUnit) -> None:
+    _logger.warning("cluster: unit %s is late, %s.", late.unit, late)
+
+
+def _elsewhere(node_id: str) -> dict[str, Any]:
+    """The option that prefers another living node, where there is one."""
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != node_id]
+    with_cpus = [node["NodeID"] for node in ray.nodes() if node["NodeID"] in others and "CPU" in node["Resources"]]
+    if not with_cpus:
+        return {}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(with_cpus[0], soft=True)}
+
+
+def _end_process(process: Process, *, only_if_idle: bool) -> Any:
+    """A reference to what the process's node finds and does: see `_end_here`."""
+    here = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(_end_here)
+    return task.options(scheduling_strategy=here).remote(process.pid, only_if_idle)
+
+
+def _end_here(pid: int, only_if_idle: bool) -> str:
+    """Ends a Ray worker of this node: "ended"; "gone" where there is none; "at work" where it is to be spared."""
+    folder = Path("/proc") / str(pid)
+    try:
+        if b"ray::" not in (folder / "cmdline").read_bytes():
+            return "gone"  # another process has its number now
+        before = _processor_ticks(folder)
+        if only_if_idle:
+            time.sleep(_IDLE_SECONDS)
+            if _processor_ticks(folder) != before:
+                return "at work"
+        os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+    return "ended"
+
+
+def _processor_ticks(folder: Path) -> int:
+    fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])  # utime and stime of proc(5)

@@ -1,0 +1,105 @@
+"""A unit as a row of the fan-out's data set, and what worker processes do to it.
+
+A row goes through the stages with the unit's state; its payload is pickled. A row whose unit has ended early (failed,
+given up, or finished elsewhere) passes the remaining stages untouched.
+"""
+
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import ray
+
+from cluster.errors import ClusterError
+from cluster.ledger import GIVE_UP, GO_ON, MAX_BEGINS, heard, this_process
+from cluster.live_metrics import observe_stage
+from cluster.stages import Compute, Payload
+
+RUNNING, FAILED, POISON, ENDED = "running", "failed", "poison", "ended elsewhere"
+"""The states of a row. One that comes out of the last stage as RUNNING or ENDED has the unit's receipt."""
+
+Row = dict[str, Any]
+
+
+def new_row(index: int, unit: Mapping[str, Any]) -> Row:
+    """The row of the unit of that number."""
+    packed = pack(unit)
+    return {"index": index, "unit": packed, "state": RUNNING, "payload": packed}
+
+
+def receipt_of(row: Row) -> Payload:
+    """What a row that came out of the last stage means to the caller.
+
+    Raises:
+        ClusterError: The unit is poison. Exception: Whatever a stage raised, as itself.
+    """
+    if row["state"] == FAILED:
+        raise pickle.loads(row["payload"])
+    if row["state"] in (RUNNING, ENDED):
+        return pickle.loads(row["payload"])
+    raise ClusterError(
+        f"cluster: unit {pickle.loads(row['unit'])} ended its process {MAX_BEGINS} times in stage "
+        f"'{row['payload'].decode()}'. Look for lack of memory, or leave this unit out."
+    )
+
+
+def run_stage(stage: str, function: Compute, ledger: Any, row: Row) -> Row:
+    """Runs one stage of one unit, unless an earlier stage has ended it.
+
+    Errors travel to the driver as data and are raised there: raised here, they would come back wrapped in Ray's
+    exceptions, with the cause in the middle of a long traceback.
+    """
+    if row["state"] != RUNNING:
+        return row
+    answer = ray.get(ledger.begin.remote(stage, row["index"], this_process()))
+    if answer == GIVE_UP:
+        return row | {"state": POISON, "payload": stage.encode()}
+    if answer != GO_ON:
+        state, payload = answer
+        return row | {"state": state, "payload": payload}
+    start = time.monotonic()
+    with heard(ledger, stage, row["index"]):
+        try:
+            result = pack(function(pickle.loads(row["payload"])))
+        except Exception as error:  # noqa: BLE001  # carried on, not swallowed
+            error.add_note(f"In stage '{stage}', in a worker:\n{traceback.format_exc()}")
+            ledger.end.remote(stage, row["index"])
+            return row | {"state": FAILED, "payload": pack(error)}
+    observe_stage(stage, time.monotonic() - start)
+    ledger.end.remote(stage, row["index"])
+    return row | {"payload": result}
+
+
+class ComputeActor:
+    """One actor of the pool. What goes wrong while it is made ready is raised by its first unit, as any error is."""
+
+    def __init__(self, make_compute: Callable[[], Compute], ledger: Any) -> None:
+        self._ledger = ledger
+        self._compute = self._make(make_compute)
+
+    def _make(self, make_compute: Callable[[], Compute]) -> Compute:
+        actor = ray.get_runtime_context().get_actor_id()  # the same after a restart
+        if ray.get(self._ledger.begin.remote("make_compute", actor, this_process())) == GIVE_UP:
+            ended = f"a compute actor's process ended {MAX_BEGINS} times while it was made ready"
+            return partial(_fail, ClusterError(f"cluster: {ended}. Look for lack of memory on its node."))
+        try:
+            compute = make_compute()
+        except Exception as error:  # noqa: BLE001  # raised by the first unit
+            compute = partial(_fail, error)
+        self._ledger.end.remote("make_compute", actor)
+        return compute
+
+    def __call__(self, row: Row) -> Row:
+        return run_stage("compute", self._compute, self._ledger, row)
+
+
+def _fail(error: Exception, _: Payload) -> Payload:
+    raise error
+
+
+def pack(value: object) -> bytes:
+    """Pickles what travels: Arrow's typed columns would change empty lists, None and arrays of other types."""
+    return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)

@@ -1,0 +1,238 @@
+"""Looks at masks and saliency maps: whether they are there, whether they fit, and what has to be written for the run.
+
+Outlines are drawn, a mask of another meaning is translated, and what was made for a picture before it was turned
+upright is turned too. These copies lie in the run, so every later step reads masks of one kind.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from cluster.words import plural
+from jobs.preparation.mask_summary import describe_masks, evenly
+from jobs.steps.progress import Progress
+from storage.drawings import Drawing, encode_mask
+from storage.errors import BadImage
+from storage.headers import Header, fit, fit_mask, is_turned, read_header
+from storage.images import read_many
+from storage.location import Location
+from storage.manifest import ManifestRow, resolve_address
+from storage.masks import MaskValues, Translation, rescale_saliency, saliency_scale
+from storage.names import safe_name
+
+WRITERS = 16
+SALIENCY_LOOKED_AT = 50
+
+Column = Literal["mask_uri", "saliency_uri"]
+NOUNS: dict[Column, str] = {"mask_uri": "mask", "saliency_uri": "saliency map"}
+
+
+@dataclass
+class LabelFiles:
+    """What was found.
+
+    Attributes:
+        rows: with the masks and saliency maps that can be used.
+        drawings, copies: what is to be written, by its path in the run. A drawing that is there already is right, as
+            its folder belongs to one version of the outlines.
+        notes: sentences to print.
+    """
+
+    rows: list[ManifestRow]
+    drawings: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    copies: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What masks mean: the manifest's classes, and the values of masks that are of another kind."""
+
+    class_names: tuple[str, ...]
+    class_values: tuple[int, ...]
+    mask_values: MaskValues | None = None
+
+    @property
+    def value_of(self) -> dict[str, int]:
+        return dict(zip(self.class_names, self.class_values, strict=True))
+
+    @property
+    def name(self) -> str:
+        """A name of the folder for masks that are translated so."""
+        return hashlib.sha256(repr((self.mask_values, self.value_of)).encode()).hexdigest()[:12]
+
+
+def look_at_label_files(
+    rows: Sequence[ManifestRow],
+    headers: Sequence[Header | None],
+    drawings: dict[str, Drawing],
+    meaning: Meaning,
+    root: Location,
+) -> LabelFiles:
+    """Looks at every mask and saliency map that the rows name.
+
+    Args:
+        headers: of the pictures.
+        drawings: outlines, by the path that rows name as their mask.
+        root: where the run's own files lie.
+
+    Raises:
+        ValueError: of the masks, or of the saliency maps, not one can be opened.
+    """
+    found = LabelFiles(list(rows))
+    _plan_drawings(found, headers, drawings)
+    for column in NOUNS:
+        _plan_files(found, headers, column, meaning, root)
+    if meaning.mask_values is None:
+        found.notes += describe_masks(found.rows, meaning.class_names, meaning.class_values, root, set(found.drawings))
+    return found
+
+
+def write_label_files(found: LabelFiles, root: Location) -> None:
+    """Writes what is missing; a mask that cannot be made is dropped from its row, with a note."""
+    folders = {path.rpartition("/")[0] for path in found.drawings}
+    there = {f"{folder}/{name}" for folder in folders for name in (root / folder).list_names()}
+    missing = {path: make for path, make in found.drawings.items() if path not in there} | found.copies
+    progress, failed = Progress("masks", len(missing)), dict[str, str]()
+
+    def write(path: str, make: Callable[[], bytes]) -> None:
+        try:
+            (root / path).write_bytes(make())
+        except BadImage as bad:
+            failed[path] = bad.reason
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for _ in pool.map(write, missing, missing.values()):
+            progress.advance(1)
+    progress.close()
+    if failed:
+        path, reason = next(iter(failed.items()))
+        name = path.rsplit("/", 1)[-1]
+        found.notes.append(
+            f"{plural(len(failed), 'mask')} left out that cannot be translated (first: {name}: {reason})."
+        )
+        found.rows = [
+            replace(row, **{column: None for column in NOUNS if getattr(row, column) in failed})  # type: ignore[arg-type]
+            for row in found.rows
+        ]
+
+
+def _plan_drawings(found: LabelFiles, headers: Sequence[Header | None], drawings: dict[str, Drawing]) -> None:
+    """Outlines become masks of the pictures' sizes; those of another shape none."""
+    others: list[str] = []
+    for number, (row, header) in enumerate(zip(found.rows, headers, strict=True)):
+        drawing = drawings.get(row.mask_uri or "")
+        if drawing is None or row.mask_uri is None or row.problem:
+            continue
+        size = (drawing.height, drawing.width)
+        path: str | None = row.mask_uri
+        match fit(size, header) if header else "same":
+            case "other":
+                others.append(row.image_id)
+                path = None
+            case "turned" | "scaled" if header:
+                path = f"{row.mask_uri.removesuffix('.png')}.{header.width}x{header.height}-{header.orientation}.png"
+        if path is not None:
+            found.drawings[path] = partial(_drawn, drawing, header)
+        found.rows[number] = replace(row, mask_uri=path)
+    if others:
+        found.notes.append(
+            f"{plural(len(others), 'image')} without a mask, as the outlines were drawn on a picture of another shape "
+            f"(first: {others[0]!r})."
+        )
+
+
+def _plan_files(
+    found: LabelFiles, headers: Sequence[Header | None], column: Column, meaning: Meaning, root: Location
+) -> None:
+    """Files that are named are looked at; those that are missing or of another shape are left out."""
+    numbers = [
+        number
+        for number, row in enumerate(found.rows)
+        if getattr(row, column) and getattr(row, column) not in found.drawings and not row.problem
+    ]
+    uris = [resolve_address(getattr(found.rows[number], column), root, {}) for number in numbers]
+    results = dict(zip(numbers, zip(uris, read_many(uris, read_header), strict=True), strict=True))
+    scale = _saliency_scale(found, results, column)
+    missing, others = list[tuple[str, str]](), list[str]()
+    for number, (uri, file) in results.items():
+        row, picture = found.rows[number], headers[number]
+        address: str | None = getattr(row, column)
+        if isinstance(file, BadImage):
+            missing.append((uri, file.reason))
+            address = None
+        elif picture is not None and fit(file.size, picture) == "other":
+            others.append(uri)
+            address = None
+        else:
+            address = _planned_copy(found, row, uri, file, picture or file, column, meaning, scale) or address
+        found.rows[number] = replace(row, **{column: address})  # type: ignore[arg-type]
+    noun = NOUNS[column]
+    if missing and len(missing) == len(numbers):
+        raise ValueError(
+            f"prepare_dataset: none of the {plural(len(missing), noun)} can be opened (first: {missing[0][0]}: "
+            f"{missing[0][1]}). Correct their paths, or leave them out."
+        )
+    if missing:
+        found.notes.append(
+            f"{plural(len(missing), noun)} cannot be opened and {'is' if len(missing) == 1 else 'are'} left out "
+            f"(first: {missing[0][0]}: {missing[0][1]})."
+        )
+    if others:
+        found.notes.append(
+            f"{plural(len(others), noun)} of another shape than the picture {'is' if len(others) == 1 else 'are'} left "
+            f"out (first: {others[0]})."
+        )
+
+
+def _planned_copy(
+    found: LabelFiles,
+    row: ManifestRow,
+    uri: str,
+    file: Header,
+    picture: Header,
+    column: Column,
+    meaning: Meaning,
+    scale: int | None,
+) -> str | None:
+    """The path of a copy, where one is needed."""
+    is_mask, has_to_turn = column == "mask_uri", is_turned(file.size, picture)
+    values = meaning.mask_values if is_mask else None
+    if values is None and scale is None and not has_to_turn:
+        return None
+    labels = tuple(meaning.class_names[label] for label in row.labels)
+    if is_mask:
+        path = f"masks/{meaning.name if values else 'upright'}/{safe_name(row.image_id)}.png"
+        found.copies[path] = Translation(uri, picture, values, meaning.value_of, labels).make
+    else:
+        path = f"saliency/{scale or 'upright'}/{safe_name(row.image_id)}.png"
+        found.copies[path] = partial(_saliency, uri, scale, picture)
+    return path
+
+
+def _saliency_scale(found: LabelFiles, results: dict[int, tuple[str, Header | BadImage]], column: Column) -> int | None:
+    """The value that the most salient pixel has, where it is not the largest number; by a sample of all maps."""
+    if column != "saliency_uri":
+        return None
+    uris = [uri for uri, file in results.values() if not isinstance(file, BadImage)]
+    scale = saliency_scale(evenly(uris, SALIENCY_LOOKED_AT))
+    if scale is not None:
+        found.notes.append(
+            f"saliency maps hold values up to {scale} only; copies in which {scale} is white are written to the run, "
+            f"in saliency/{scale}/."
+        )
+    return scale
+
+
+def _drawn(drawing: Drawing, picture: Header | None) -> bytes:
+    mask = drawing.draw()
+    return encode_mask(fit_mask(mask, picture) if picture else mask)
+
+
+def _saliency(uri: str, scale: int | None, picture: Header) -> bytes:
+    return encode_mask(np.ascontiguousarray(fit_mask(rescale_saliency(uri, scale), picture)))

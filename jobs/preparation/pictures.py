@@ -1,0 +1,112 @@
+"""Looks at the header of every picture: its size, its orientation, and where it really lies."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from cluster.words import plural
+from jobs.steps.progress import Progress
+from storage.errors import BadImage
+from storage.headers import Header, fit, read_header
+from storage.images import read_many
+from storage.location import Location
+from storage.manifest import ManifestRow, resolve_address
+from storage.sources import SourceImage
+from storage.spelling import Names
+
+HEADERS_AT_ONCE = 1024
+
+
+@dataclass
+class Pictures:
+    """What the headers say.
+
+    Attributes:
+        rows: with the pictures' heights and widths, and the addresses under which they are found.
+        headers: of each row's picture; None where it cannot be read.
+        unreadable: (address, reason) of each picture that cannot be read now.
+        notes: sentences to print.
+    """
+
+    rows: list[ManifestRow]
+    headers: list[Header | None]
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage], root: Location) -> Pictures:
+    """Reads the header of every usable picture.
+
+    Args:
+        images: what the source says of each row; sizes that it writes are checked.
+        root: where the run's own files lie.
+    """
+    found = Pictures(list(rows), [None] * len(rows))
+    names, renamed, progress = Names(), [], Progress("prepare", len(rows))
+    for start in range(0, len(rows), HEADERS_AT_ONCE):
+        numbers = [
+            number for number in range(start, min(start + HEADERS_AT_ONCE, len(rows))) if not rows[number].problem
+        ]
+        uris = [resolve_address(rows[number].uri, root, {}) for number in numbers]
+        for number, uri, header in zip(numbers, uris, read_many(uris, read_header), strict=True):
+            other = (
+                names.existing(uri) if isinstance(header, BadImage) and header.reason.startswith("missing") else None
+            )
+            if other is not None:
+                (header,) = read_many([other], read_header)
+                renamed.append((uri, other))
+                found.rows[number] = replace(rows[number], uri=other)
+            if isinstance(header, BadImage):
+                found.unreadable.append((uri, header.reason))
+            else:
+                found.headers[number] = header
+                found.rows[number] = replace(found.rows[number], height=header.height, width=header.width)
+        progress.advance(min(HEADERS_AT_ONCE, len(rows) - start))
+    progress.close()
+    if renamed:
+        found.notes.append(
+            f"{plural(len(renamed), 'image')} found under a name that is spelt differently (first: {renamed[0][0]} is "
+            f"{renamed[0][1].rsplit('/', 1)[-1]})."
+        )
+    found.notes += _other_sizes(found, images)
+    return found
+
+
+def require_a_picture(pictures: Pictures) -> None:
+    """Refuses a list of which nothing can be used, with the first reason.
+
+    Raises:
+        ValueError: no image can be used, or none can be opened: a wrong folder, most likely.
+    """
+    rows = pictures.rows
+    usable = [row for row in rows if not row.problem]
+    if rows and not usable:
+        reason, count = Counter(row.problem for row in rows).most_common(1)[0]
+        first = next(row for row in rows if row.problem == reason)
+        raise ValueError(
+            f"prepare_dataset: none of the {plural(len(rows), 'image')} can be used (first: {first.image_id!r}; "
+            f"{count:,} of them because {reason})."
+        )
+    if usable and len(pictures.unreadable) == len(usable):
+        uri, reason = pictures.unreadable[0]
+        raise ValueError(
+            f"prepare_dataset: none of the {plural(len(usable), 'image')} can be opened (first: {uri}: {reason}). "
+            "Check the folder; for tables and COCO --images names it."
+        )
+
+
+def _other_sizes(pictures: Pictures, images: Sequence[SourceImage]) -> list[str]:
+    """A sentence where the source writes other sizes than the pictures have."""
+    others = [
+        (image, header)
+        for image, header in zip(images, pictures.headers, strict=True)
+        if header and image.declared and fit(image.declared, header) != "same"
+    ]
+    if not others:
+        return []
+    image, header = others[0]
+    height, width = image.declared or (0, 0)
+    return [
+        f"{plural(len(others), 'image')} with another size in the annotations than the picture has (first: "
+        f"{image.image_id!r}, {width} x {height}, but {header.width} x {header.height}); the pictures' sizes hold."
+    ]

@@ -1,0 +1,111 @@
+"""Which splits are trained on, validated on and predicted, where the configuration names none of those there are.
+
+Splits have the names that people give them. ``val``, ``valid`` and ``validation`` are for validation; a split named
+``test`` is not trained on unless it is asked for. Where nothing is for validation, every image is predicted.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from jobs.run.config_keys import Config
+from storage.sources import SourceImage
+
+_VALIDATION = re.compile(r"(val|valid|validation)([\W_]?\d+)?", re.IGNORECASE)  # val2017 too
+_TEST = re.compile(r"(test|testing|test[\W_]?dev)([\W_]?\d+)?", re.IGNORECASE)
+
+
+def with_roles(config: Config, splits: Collection[str], earlier: Collection[str] = ()) -> Config:
+    """The configuration with `data.val_splits`, `data.train_splits` and `predictions.splits` for these splits.
+
+    Args:
+        splits: names of the manifest's splits; "" for images without one.
+        earlier: those of the manifest that the run had before; what was derived from them is derived again.
+
+    Returns:
+        The same where the configuration names splits that are there, and where the defaults fit.
+    """
+    default = Config()
+    if earlier:
+        derived = _derived(default, earlier)
+        if all(_get(config, key) == value for key, value in derived.items()):
+            config = _with(config, {key: _get(default, key) for key in derived})
+    return _with(config, _derived(config, splits))
+
+
+def _derived(config: Config, splits: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """New values by key; none where the configuration's fit."""
+    there, found = list(splits), dict[str, tuple[str, ...]]()
+    validation = config.data.val_splits
+    if not set(validation) & set(there) and validation == Config().data.val_splits:
+        named = tuple(name for name in there if _VALIDATION.fullmatch(name))
+        if named:
+            found["data.val_splits"] = validation = named
+    held_out = [
+        name for name in there if name not in validation and (_TEST.fullmatch(name) or _VALIDATION.fullmatch(name))
+    ]
+    if held_out and not set(config.data.train_splits) & set(there):
+        training = tuple(name for name in there if name not in (*validation, *held_out))
+        if training:
+            found["data.train_splits"] = training
+    if not set(validation) & set(there) and not set(config.predictions.splits) & set(there):
+        found["predictions.splits"] = tuple(there)
+    return found
+
+
+def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImage]:
+    """The images with a part of them in the split val, the others without a split in train; the same ids always.
+
+    Raises:
+        ValueError: a split is for validation already.
+    """
+    named = next((image.split for image in images if _VALIDATION.fullmatch(image.split)), None)
+    if named is not None:
+        raise ValueError(f"--val-fraction {fraction}: the images have a validation split already, {named!r}.")
+
+    def chosen(image: SourceImage) -> SourceImage:
+        digest = hashlib.blake2b(image.image_id.encode("utf-8", "surrogatepass"), digest_size=8, key=b"validation part")
+        is_chosen = int.from_bytes(digest.digest(), "little") < fraction * 2**64 and not _TEST.fullmatch(image.split)
+        return replace(image, split="val" if is_chosen else image.split or "train")
+
+    return [chosen(image) for image in images]
+
+
+def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
+    """What the splits are for, as sentences; none for a training split and a validation split of the usual names."""
+    validation = [name for name in config.data.val_splits if name in counts]
+    chosen = [name for name in config.data.train_splits if name in counts]
+    training = chosen or [name for name in counts if name not in validation]
+    unused = [name for name in counts if name not in (*training, *validation)]
+    lines = []
+    if unused or validation != ["val"][: len(validation)]:
+        lines.append(f"trained on: {_names(training)}; validated on: {_names(validation)}.")
+    if unused:
+        every = ",".join([*training, *unused])
+        lines.append(f"not used for training: {_names(unused)}. To train on it too: --set data.train_splits={every}.")
+    if not validation:
+        predicted = [name for name in config.predicted_splits if name in counts]
+        lines.append(
+            f"no validation: no image is in the split {_names(config.data.val_splits)}. All are trained on, and masks "
+            f"are predicted of {'all' if len(predicted) == len(counts) else _names(predicted)}. If a split is for "
+            "validation: --set data.val_splits=NAME; to set images aside: --val-fraction 0.2."
+        )
+    return lines
+
+
+def _names(splits: Collection[str]) -> str:
+    return ", ".join(name or "unnamed" for name in splits) or "none"
+
+
+def _get(config: Config, key: str) -> tuple[str, ...]:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _with(config: Config, values: Mapping[str, tuple[str, ...]]) -> Config:
+    content = config.model_dump(mode="json")
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        content[section][name] = list(value)
+    return Config.model_validate(content)

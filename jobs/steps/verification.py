@@ -1,0 +1,154 @@
+"""Verification: a unit step's stored objects against the checksums in its receipts, and the repair of what is damaged.
+
+Units are checked through the same fan-out as they are computed. Nothing is recorded: a verification that was stopped
+begins again, a repair that was stopped goes on, because repaired units are missing units.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from cluster.connect import Connection
+from cluster.fanout import Payload, Stages
+from cluster.words import plural
+from jobs.run.directory import Run
+from jobs.run.selection import units_of_step
+from jobs.run.steps import BY_NAME
+from jobs.steps.compute import run_stages
+from jobs.steps.progress import Progress
+from storage.image_identity import images_id
+from storage.steps import Step
+from storage.units import Unit
+from storage.verify import Damage, damaged_receipts, repair, verify_headers, verify_unit
+
+NAMED = 10  # damaged objects that are named
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found in one step.
+
+    Attributes:
+        name: of the step.
+        num_units: that were checked.
+        unchecked: finished units whose receipts, of an earlier version, hold no checksums.
+        units: those with damage.
+        headers: damaged descriptions of arrays.
+        damages: every damaged object of these units.
+    """
+
+    name: str
+    num_units: int = 0
+    unchecked: int = 0
+    units: Sequence[Unit] = ()
+    headers: Sequence[Damage] = ()
+    damages: Sequence[str] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.units and not self.headers
+
+
+def verify_step(run: Run, connection: Connection, name: str, sample: int | None = None) -> Verification | None:
+    """Checks the finished units of a step; None where it was never started.
+
+    Args:
+        sample: so many units, chosen by chance; None for all.
+
+    Raises:
+        ValueError: the step was made for other images than the manifest has, or its record is damaged.
+    """
+    step, manifest = run.step(name), run.manifest()
+    fingerprint = step.fingerprint()
+    if fingerprint is None:
+        return None
+    step.require_images(images_id(manifest))
+    start_id, receipts = step.start_id(), step.receipts()
+    all_units = units_of_step(BY_NAME[name], manifest, run.config, fingerprint)
+    missing = {unit.index for unit in step.missing_units(all_units, receipts)}
+    units = [unit for unit in all_units if unit.index not in missing]
+    if sample is not None and sample < len(units):
+        units = sorted(random.SystemRandom().sample(units, sample))
+
+    rows = [{"unit": unit, "start_id": start_id} for unit in units]
+    stages = Stages(partial(UnitVerifier, step))
+    damages = {index: [str(damage)] for index, damage in damaged_receipts(step.data(start_id), receipts).items()}
+    unchecked, progress = 0, Progress(f"verify {name}", len(units), 0)
+    for result in run_stages(rows, stages, run.config.cluster, connection, "cpu"):
+        unchecked += result["is_unchecked"]
+        if result["damages"]:
+            damages[result["index"]] = result["damages"]
+        progress.advance(1)
+    progress.close()
+    return Verification(
+        name,
+        len(units),
+        unchecked,
+        tuple(unit for unit in all_units if unit.index in damages),
+        tuple(verify_headers(step.data(start_id))),
+        tuple(text for _, some in sorted(damages.items()) for text in some),
+    )
+
+
+@dataclass(frozen=True)
+class UnitVerifier:
+    """An actor that checks whole units."""
+
+    step: Step
+
+    def __call__(self, row: Payload) -> Payload:
+        unit, start_id = row["unit"], row["start_id"]
+        receipt = self.step.receipt(unit, start_id)
+        if receipt is None:  # it was deleted or damaged meanwhile, so the unit is missing
+            return {"index": unit.index, "is_unchecked": False, "damages": []}
+        damages = [str(damage) for damage in verify_unit(self.step.data(start_id), receipt)]
+        return {"index": unit.index, "is_unchecked": not receipt.objects, "damages": damages}
+
+
+def verify_run(
+    run: Run,
+    connection: Connection,
+    names: Sequence[str],
+    *,
+    sample: int | None,
+    recompute: Callable[[str], None] | None,
+) -> bool:
+    """Checks steps in order, prints what was found, and repairs it if asked; whether all is sound in the end.
+
+    Args:
+        names: of unit steps, upstream steps first.
+        recompute: computes the missing units of a step; None to repair nothing.
+
+    Raises:
+        ValueError: a driver is at work on a step that is to be repaired.
+    """
+    is_sound = True
+    for name in names:
+        found = verify_step(run, connection, name, sample)
+        if found is None:
+            continue
+        print("\n".join(lines_of(found)), flush=True)
+        if not found.is_sound and recompute is not None:
+            repair(run.step(name), found.units, found.headers)
+            recompute(name)
+            print(f"verify: {name}: repaired {plural(len(found.units), 'unit')}.", flush=True)
+        is_sound = is_sound and (found.is_sound or recompute is not None)
+    return is_sound
+
+
+def lines_of(found: Verification) -> list[str]:
+    """What was found in a step, for people."""
+    damages = [*map(str, found.headers), *found.damages]
+    places = f"{plural(len(damages), 'object')} damaged in {plural(len(found.units), 'unit')}"
+    state = "sound" if found.is_sound else places
+    lines = [f"verify: {found.name}: {plural(found.num_units, 'finished unit')} checked, {state}."]
+    if found.unchecked:
+        lines.append(
+            f"verify: {found.name}: {plural(found.unchecked, 'unit')} of an earlier version without checksums, "
+            "nothing to compare."
+        )
+    lines += [f"  {text}" for text in damages[:NAMED]]
+    lines += [f"  and {len(damages) - NAMED:,} more"] if len(damages) > NAMED else []
+    return lines

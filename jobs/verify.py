@@ -1,0 +1,54 @@
+"""Compares everything that a run's unit steps stored with the checksums in their receipts, and repairs damage.
+
+Finds flipped bits, lost, shortened and exchanged files. With --repair the damaged units are computed again, by the
+settings that their steps were started with, and end in the same bytes. Without it nothing is written. Exit code 2
+says that something is damaged. Networks are checked by whoever loads them.
+"""
+
+from jobs.cli.command_line import job_parser, run_main, underscored
+from jobs.run.steps import UNIT_STEPS
+
+EXAMPLES = """examples:
+  python jobs/verify.py --run /data/voc
+  python jobs/verify.py --run s3://bucket/voc --sample 20
+  python jobs/verify.py --run /data/voc --repair
+"""
+
+
+def main(arguments: list[str]) -> None:
+    names = [row.name for row in UNIT_STEPS]
+    parser = job_parser("verify", f"{__doc__}\n{EXAMPLES}")
+    parser.add_argument("--step", choices=names, type=underscored, help="only this step; default: all that are started")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N units of each step, chosen by chance")
+    parser.add_argument("--repair", action="store_true", help="compute the damaged units again")
+    given = parser.parse_args(arguments)
+    if given.sample is not None and given.sample < 1:
+        raise ValueError(f"--sample {given.sample}: give the number of units, 1 or more.")
+    from jobs.run.directory import open_run  # imports take a second, so --help does without
+
+    run = open_run(given.run, given.config, given.set)
+    run.manifest()  # refused before anything slow is imported
+    chosen = [given.step] if given.step else names
+    if given.dry_run:
+        started = [name for name in chosen if run.step(name).fingerprint() is not None]
+        print(f"verify, dry run: would check {', '.join(started) or 'nothing: no unit step was started'}.")
+        return
+
+    from jobs.cli.launch import launch_step
+    from jobs.steps.compute import connected
+    from jobs.steps.verification import verify_run
+
+    with connected(run.config.cluster) as connection:
+        is_sound = verify_run(
+            run,
+            connection,
+            chosen,
+            sample=given.sample,
+            recompute=(lambda name: launch_step(run, connection, name)) if given.repair else None,
+        )
+    if not is_sound:
+        raise ValueError(f"verify: the run is damaged. Run '{run.command('verify', '--repair')}'.")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,107 @@
+"""A picture's size by its header, and how a size or a mask that is said to belong to it fits."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from storage.errors import BadImage
+from storage.image_bytes import file_header, whole_file
+from storage.images import _open, _orientation
+
+Fit = Literal["same", "turned", "scaled", "other"]
+
+_SIDEWAYS = {  # EXIF orientation -> how the stored pixels are turned to stand upright
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's header says.
+
+    Attributes:
+        height, width: in pixels, upright by its EXIF orientation, as `read_image` gives it.
+        orientation: EXIF's, 1 to 8; 1: stored upright.
+        format: ``"JPEG"``, ``"PNG"``, ...
+    """
+
+    height: int
+    width: int
+    orientation: int = 1
+    format: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+def read_header(uri: str) -> Header:
+    """The header of a picture, from its first bytes.
+
+    Raises:
+        BadImage: this file cannot be used. StorageError: the store failed.
+    """
+    head, is_whole_file = file_header(uri)
+    try:
+        return _header(head)
+    except BadImage:
+        if is_whole_file:
+            raise
+        return _header(whole_file(uri))
+
+
+def fit(declared: tuple[int, int], picture: Header) -> Fit:
+    """How a (height, width) that a source writes agrees with the picture.
+
+    "turned": the size before the picture is turned upright, as tools write it that know no EXIF. "scaled": the same
+    shape at another size, as after the pictures were made smaller; also of the turned one.
+    """
+    upright, stored = picture.size, picture.size[::-1] if picture.orientation in _SIDEWAYS else None
+    if declared == upright:
+        return "same"
+    if declared == stored:
+        return "turned"
+    if any(_is_scaled(declared, size) for size in (upright, stored) if size):
+        return "scaled"
+    return "other"
+
+
+def is_turned(size: tuple[int, int], picture: Header) -> bool:
+    """Whether something of this (height, width) belongs to the picture as it is stored, before it is turned upright."""
+    is_upright = size == picture.size or _is_scaled(size, picture.size)
+    return not is_upright and fit(size, picture) in ("turned", "scaled")
+
+
+def fit_mask(mask: np.ndarray, picture: Header) -> np.ndarray:
+    """An (H, W) mask turned and scaled to its picture, by the nearest pixel; itself where it fits.
+
+    Raises:
+        BadImage: it has another shape than the picture.
+    """
+    size = (mask.shape[0], mask.shape[1])
+    if fit(size, picture) == "other":
+        raise BadImage(f"mask of {size[1]} x {size[0]} pixels for a picture of {picture.width} x {picture.height}")
+    if is_turned(size, picture):
+        mask = np.asarray(Image.fromarray(mask).transpose(_SIDEWAYS[picture.orientation]))
+    if mask.shape != picture.size:
+        mask = np.asarray(Image.fromarray(mask).resize(picture.size[::-1], Image.Resampling.NEAREST))
+    return mask
+
+
+def _is_scaled(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have one shape, up to the rounding of a side."""
+    scale = math.sqrt(other[0] * other[1] / (one[0] * one[1]))
+    return all(abs(side * scale - wanted) <= max(1.0, scale) for side, wanted in zip(one, other, strict=True))
+
+
+def _header(data: bytes) -> Header:
+    with _open(data) as image:
+        orientation = _orientation(image)
+        size = (image.width, image.height) if orientation in _SIDEWAYS else (image.height, image.width)
+        return Header(*size, orientation, image.format or "")

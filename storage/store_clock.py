@@ -1,0 +1,72 @@
+"""How old objects are, by the clock of the store that holds them.
+
+Hosts that share a store may have clocks that differ by hours. The store stamps every object by one clock, so an age
+is the difference of two of its stamps; no host's clock takes part.
+"""
+
+import os
+import tempfile
+import time
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from storage.location import Location
+from storage.s3 import file_system, storage_errors
+
+
+def object_ages(folder: Location, *, may_write: bool = False) -> dict[str, float]:
+    """Seconds since each object directly below a folder or prefix was written, by name; empty without one.
+
+    On S3 one listing says both, the objects' times and the server's. A file system does not say its time, so a
+    temporary file asks for it; without `may_write` this host's clock is taken, which is the same but for network
+    file systems.
+
+    Args:
+        may_write: whether a temporary file may be written into the folder.
+    """
+    with storage_errors(folder.uri):
+        return _local_ages(folder.uri, may_write) if folder.is_local else _s3_ages(folder.uri)
+
+
+def _local_ages(folder: str, may_write: bool) -> dict[str, float]:
+    times = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_file():
+                        times[entry.name] = entry.stat().st_mtime
+                except FileNotFoundError:
+                    pass  # deleted meanwhile
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    now = time.time()
+    if may_write and times:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".partial") as probe:
+            probe.write(b"?")
+            probe.flush()
+            now = os.stat(probe.name).st_mtime
+    return {name: now - written for name, written in times.items()}
+
+
+def _s3_ages(uri: str) -> dict[str, float]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    prefix = f"{key}/" if key else ""
+    ages: dict[str, float] = {}
+    page: dict[str, str] = {}
+    while True:
+        answer: dict[str, Any] = file_system().call_s3(
+            "list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **page
+        )
+        now = _server_time(answer)
+        for entry in answer.get("Contents", ()):
+            if name := entry["Key"].removeprefix(prefix):
+                ages[name] = (now - entry["LastModified"]).total_seconds()
+        if not answer.get("IsTruncated"):
+            return ages
+        page = {"ContinuationToken": answer["NextContinuationToken"]}
+
+
+def _server_time(answer: dict[str, Any]) -> datetime:
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])

@@ -1,0 +1,45 @@
+"""All files below a folder or prefix, and how files of one folder are found from names of another."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from storage.location import Location
+from storage.s3 import file_system, storage_errors
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".mpo", ".jp2")
+
+
+def files_below(folder: Location) -> list[str]:
+    """Sorted paths of all files below a folder, relative to it; hidden files and folders are left out."""
+    with storage_errors(folder.uri):
+        if folder.is_local:
+            paths = list(_local_files(folder.uri))
+        else:
+            prefix = folder.uri.removeprefix("s3://") + "/"
+            paths = [key.removeprefix(prefix) for key in file_system().find(folder.uri) if key.startswith(prefix)]
+    return sorted(path for path in paths if not any(part.startswith(".") or not part for part in path.split("/")))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's suffix is one of images."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def files_by_stem(folder: Location | None) -> dict[str, str]:
+    """URIs of the files below a folder by id: the path without suffix, ``/`` written ``__``; none for None."""
+    if folder is None:
+        return {}
+    root = folder.uri.rstrip("/")
+    return {path.rsplit(".", 1)[0].replace("/", "__"): f"{root}/{path}" for path in files_below(folder)}
+
+
+def words(names: Sequence[str], most: int = 20) -> str:
+    """Names in a sentence, the first ones where there are many."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _local_files(root: str) -> Iterator[str]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
