@@ -20,6 +20,7 @@ COMMANDS = {
     **{row.command: row.script for row in STEPS},
     "sheet": "contact_sheet",
     "export": "export_labels",
+    "import": "import_masks",
     "report": "report",
     "status": "status",
     "verify": "verify",

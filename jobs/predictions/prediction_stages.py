@@ -126,7 +126,6 @@ class Predictor:
     """Stage 2, an actor: the network, averaged over input sizes and mirror images."""
 
     def __init__(self, job: PredictionStages) -> None:
-        job.step.require_here()
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
@@ -135,6 +134,7 @@ class Predictor:
 
     def __call__(self, unit: Payload) -> Payload:
         started = time.monotonic()
+        self.job.step.require_here()
         inputs, size = unit["inputs"], self.job.batch_size
         batches = [
             self.predict([images[start : start + size] for images in inputs])

@@ -1,7 +1,7 @@
 """Label Studio's tasks: `tasks.json` with brush masks (one per class) or polygons (one per component).
 
 A task names its image by the path below the folder that Label Studio serves; `label_config.xml` is the labelling
-interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as Label Studio's own brush does.
+interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as by Label Studio.
 https://labelstud.io/guide/tasks
 """
 
