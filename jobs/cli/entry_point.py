@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "export_labels",
     "import": "import_masks",
     "report": "report",
+    "compare": "compare",
     "status": "status",
     "verify": "verify",
     "run": "run_pipeline",

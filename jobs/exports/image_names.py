@@ -14,7 +14,8 @@ class ImageNames:
     Attributes:
         folder: what file names are below where the source's own paths cannot be used.
         has_source_paths: an image's file name is the end of its address that its id was made of.
-        has_source_numbers: the source's ids are numbers; else an image's number is its place in the manifest.
+        has_source_numbers: the source numbers its images, or their ids are numbers; else an image's number is its place
+            in the manifest, from 1 on.
     """
 
     folder: str
@@ -25,16 +26,16 @@ class ImageNames:
     def of(cls, manifest: Manifest) -> "ImageNames":
         """The rule by which all usable images of a manifest have different names and numbers."""
         folder: list[str] | None = None
-        numbers: set[int] = set()
+        numbers: set[int | None] = set()
         paths: set[str] = set()
         num_images = 0
-        for image_id, uri in _usable(manifest):
+        for image_id, uri, source_number in _usable(manifest):
             parent = uri.split("/")[:-1]
             folder = parent if folder is None else _common(folder, parent)
-            numbers.add(_number(image_id))
+            numbers.add(_number(image_id, source_number))
             paths.add(_source_path(image_id, uri))
             num_images += 1
-        return cls("/".join(folder or []), len(paths - {""}) == num_images, len(numbers - {0}) == num_images)
+        return cls("/".join(folder or []), len(paths - {""}) == num_images, len(numbers - {None}) == num_images)
 
     def file_name(self, entry: ManifestRow) -> str:
         """The image's path below the folder of images."""
@@ -43,20 +44,21 @@ class ImageNames:
         return entry.uri.removeprefix(self.folder).lstrip("/")
 
     def number(self, entry: ManifestRow, row: int) -> int:
-        """The image's number, 1 or more.
+        """The image's number, different from all others.
 
         Args:
             row: of the image in the manifest.
         """
-        return _number(entry.image_id) if self.has_source_numbers else row + 1
+        number = _number(entry.image_id, entry.source_number) if self.has_source_numbers else None
+        return row + 1 if number is None else number
 
 
-def _usable(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Ids and addresses."""
-    for batch in manifest.iter_columns(["image_id", "uri", "problem"]):
-        for image_id, uri, problem in zip(*batch.values(), strict=True):
+def _usable(manifest: Manifest) -> Iterator[tuple[str, str, int | None]]:
+    """Ids, addresses and the source's numbers."""
+    for batch in manifest.iter_columns(["image_id", "uri", "source_number", "problem"]):
+        for image_id, uri, number, problem in zip(*batch.values(), strict=True):
             if not problem:
-                yield image_id, uri
+                yield image_id, uri, number
 
 
 def _common(first: list[str], second: list[str]) -> list[str]:
@@ -65,9 +67,11 @@ def _common(first: list[str], second: list[str]) -> list[str]:
     return first[: len(second)] if length is None else first[:length]
 
 
-def _number(image_id: str) -> int:
-    """The number that an id is, as in 000000000139; 0 for none."""
-    return int(image_id) if image_id.isascii() and image_id.isdigit() else 0
+def _number(image_id: str, source_number: int | None) -> int | None:
+    """The source's number, else the number that an id is, as in 000000000139; None for none."""
+    if source_number is not None:
+        return source_number
+    return int(image_id) if image_id.isascii() and image_id.isdigit() else None
 
 
 def _source_path(image_id: str, uri: str) -> str:

@@ -236,9 +236,11 @@ def test_every_format_of_the_table_has_a_module():
 # Names
 
 
-def names_of(tmp_path, rows: list[tuple[str, str]]) -> tuple[ImageNames, list[str], list[int]]:
+def names_of(tmp_path, rows: list[tuple]) -> tuple[ImageNames, list[str], list[int]]:
     place = Location(str(tmp_path / "manifest.parquet"))
-    write_manifest(place, [ManifestRow(image_id, uri) for image_id, uri in rows], ["cat"])
+    write_manifest(
+        place, [ManifestRow(row[0], row[1], source_number=row[2] if len(row) > 2 else None) for row in rows], ["cat"]
+    )
     manifest = Manifest.open(place)
     names, entries = ImageNames.of(manifest), manifest.rows(0, len(rows))
     numbers = [names.number(entry, row) for row, entry in enumerate(entries)]
@@ -262,3 +264,8 @@ def test_images_with_ids_of_their_own_are_named_below_their_common_folder(tmp_pa
 def test_numbers_that_are_not_all_different_are_places_in_the_manifest(tmp_path):
     assert names_of(tmp_path, [("5", "/a/5.jpg"), ("05", "/a/05.jpg")])[2] == [1, 2]
     assert names_of(tmp_path, [("5", "/a/5.jpg"), ("x", "/a/x.jpg")])[2] == [1, 2]
+
+
+def test_numbers_of_the_source_come_back(tmp_path):
+    assert names_of(tmp_path, [("a", "/a/a.jpg", 90210), ("b", "/a/b.jpg", 0)])[2] == [90210, 0]
+    assert names_of(tmp_path, [("a", "/a/a.jpg", 5), ("b", "/a/b.jpg", 5)])[2] == [1, 2]

@@ -173,18 +173,21 @@ def new_images(drawn_images, tmp_path) -> Path:
 def predict_new(run: Run, images: Path, out: Path, *flags: str) -> dict[str, bytes]:
     """The output's label images by name."""
     predict_masks.main(["--run", run.uri, "--images", str(images), "--out", str(out), *flags])
-    return {file.stem: file.read_bytes() for file in (out / "predictions" / "labels").iterdir()}
+    return {
+        file.stem: file.read_bytes() for file in Path(open_run(str(out)).labels("predictions").location.uri).iterdir()
+    }
 
 
 def test_new_images_get_the_same_masks_as_in_the_run_and_the_output_names_the_network(
-    predicted_run, new_images, tmp_path
+    decided_run, new_images, tmp_path
 ):
-    found = predict_new(predicted_run, new_images, tmp_path / "out")
-    expected = files(predicted_run)
+    found = predict_new(decided_run, new_images, tmp_path / "out")
+    expected = files(decided_run)
+    assert len(np.unique(labels(decided_run, "labels", VAL[0]))) > 2
     assert found == {"day0__photo": expected[VAL[0]], "day1__photo": expected[VAL[1]]}
     origin = json.loads((tmp_path / "out" / "origin.json").read_text())
-    complete = json.loads(Path(predicted_run.uri, "segmenter", "complete.json").read_text())
-    assert origin["run"] == predicted_run.uri and origin["sha256"] == complete["sha256"]
+    complete = json.loads(Path(decided_run.uri, "segmenter", "complete.json").read_text())
+    assert origin["run"] == decided_run.uri and origin["sha256"] == complete["sha256"]
     record = json.loads((tmp_path / "out" / "predictions" / "step.json").read_text())
     assert record["fingerprint"]["upstream"] == {"segmenter": complete["sha256"]}
 
