@@ -113,7 +113,8 @@ def flags(parser: Parser) -> list[argparse.Action]:
 
 
 def _flag(action: argparse.Action) -> str:
-    value = "" if action.nargs == 0 else f" {action.metavar or '|'.join(map(str, action.choices or [action.dest.upper()]))}"
+    choices = "|".join(map(str, action.choices or [action.dest.upper()]))
+    value = "" if action.nargs == 0 else f" {action.metavar or choices}"
     return f"{action.option_strings[0]}{value}".replace("|", "\\|")
 
 
