@@ -1,22 +1,30 @@
-"""Backbones of output stride 8: VGG-16 as DeepLab-LargeFOV uses it, ResNet-101, and a small one for drawn scenes.
+"""Backbones by name: VGG-16 as DeepLab-LargeFOV uses it, ResNet-101, a small one for drawn scenes, and timm's.
 
-All are cut into stages that can be frozen from the input on. With their pooling (3 x 3, padding 1) an input
-of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i lies exactly at input pixel 8 i: 321 -> 41, 129 ->
-17. Another backbone is a module with the attributes and methods of ``Backbone`` and that geometry; it is named
-in ``BACKBONE_NAMES`` and ``build_backbone`` (and, to be trained by the job, in ``jobs/run/config.py``).
+All have stages that can be frozen from the input on. With the pooling (3 x 3, padding 1) of the first three an
+input of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i lies exactly at input pixel 8 i: 321 -> 41, 129 -> 17.
+``timm/<name>`` is any network of timm that has features (``ficklenet.timm_backbones``); where its cells lie is in its
+geometry.
+
+To add a backbone of your own, write an ``nn.Module`` with the attributes and methods of ``Backbone``, and return it
+from ``build_backbone`` under a name of ``BACKBONE_NAMES``. Nothing else needs to know it.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # torchvision takes 2 s to import, and only weights and the ResNet need it
-    from ficklenet.resnet import ResNet101
+from ficklenet.geometry import GridGeometry
+from ficklenet.stages import NumFrozen, freeze_first
 
-OUTPUT_STRIDE = 8
+STRIDE_8 = GridGeometry(8)
 BACKBONE_NAMES = ("vgg16", "resnet101", "small")
+TIMM_PREFIX = "timm/"
+OUTPUT_STRIDES = (8, 16, 32)  # of networks of timm that can be dilated
 IMAGENET_WEIGHTS = {"vgg16": "VGG16_Weights.IMAGENET1K_V1", "resnet101": "ResNet101_Weights.IMAGENET1K_V1"}
 
 
@@ -25,17 +33,34 @@ class Backbone(Protocol):
 
     Attributes:
         out_channels: K, the channels of the output.
+        geometry: the stride, and where the cells of the output lie on the input.
         num_stages: how many stages can be frozen.
     """
 
     out_channels: int
+    geometry: GridGeometry
     num_stages: int
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> features (B, K, h, w), not negative."""
+        """Images (B, 3, H, W), normalised by ``ficklenet.transforms.normalize`` -> features (B, K, h, w).
 
-    def freeze_stages(self, num_frozen: int) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others."""
+        A network that was trained with another mean and deviation translates its input itself.
+        """
+
+    def stage_weights(self) -> list[list[nn.Parameter]]:
+        """The weights that can be trained, stage by stage from the input on."""
+
+    def freeze_stages(self, num_frozen: NumFrozen) -> None:
+        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The backbone's part, under its own names, of a state dict under the names that it is published with."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``nn.Module`` has it."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """As ``nn.Module`` has it."""
 
 
 class LayerChain(nn.Module):
@@ -45,6 +70,8 @@ class LayerChain(nn.Module):
         features: all layers in one ``nn.Sequential``, so that state dicts have torchvision's names
             (``features.N.weight``).
     """
+
+    geometry = STRIDE_8
 
     def __init__(self, stages: Sequence[Sequence[nn.Module]], out_channels: int) -> None:
         super().__init__()
@@ -63,12 +90,17 @@ class LayerChain(nn.Module):
             *(layer for stage, layer in zip(self._stage_of_layer, self.features, strict=True) if start <= stage < stop)
         )
 
-    def freeze_stages(self, num_frozen: int) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others."""
-        if not 0 <= num_frozen <= self.num_stages:
-            raise ValueError(f"frozen stages: {num_frozen} given; this backbone has 0 to {self.num_stages}.")
-        for stage, layer in zip(self._stage_of_layer, self.features, strict=True):
-            layer.requires_grad_(stage >= num_frozen)
+    def stage_weights(self) -> list[list[nn.Parameter]]:
+        """The weights of each stage."""
+        return [list(self.stages(number, number + 1).parameters()) for number in range(self.num_stages)]
+
+    def freeze_stages(self, num_frozen: NumFrozen) -> None:
+        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        freeze_first(self.stage_weights(), num_frozen)
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The convolutions of torchvision's whole network."""
+        return without_classifier(state_dict)
 
 
 def vgg16() -> LayerChain:
@@ -102,38 +134,81 @@ def small() -> LayerChain:
     return backbone
 
 
-def build_backbone(name: str) -> "LayerChain | ResNet101":
-    """A fresh backbone by name, with random weights."""
+def build_backbone(name: str, output_stride: int = 8) -> Backbone:
+    """A new backbone by name, with random weights.
+
+    Args:
+        name: of ``BACKBONE_NAMES``, or ``timm/<name>``.
+        output_stride: 8, 16 or 32, for networks of timm that can be dilated: a larger stride gives a coarser grid in
+            less time. Other networks of timm keep their own stride; this project's take 8 alone.
+
+    Raises:
+        ValueError: there is none of that name or of that stride, or it has no features on a grid, or timm is not
+            installed.
+    """
+    require_backbone_name(name)
+    allowed = OUTPUT_STRIDES if name.startswith(TIMM_PREFIX) else (8,)
+    if output_stride not in allowed:
+        raise ValueError(f"output_stride: {output_stride} given; {name} takes {' or '.join(map(str, allowed))}.")
     match name:
         case "vgg16":
             return vgg16()
-        case "resnet101":
+        case "resnet101":  # torchvision takes 2 s to import, and only weights and the ResNet need it
             from ficklenet.resnet import ResNet101
 
             return ResNet101()
         case "small":
             return small()
-    raise ValueError(f'backbone: "{name}" given; give one of {", ".join(BACKBONE_NAMES)}.')
+    from ficklenet.timm_backbones import TimmBackbone
+
+    return TimmBackbone(name.removeprefix(TIMM_PREFIX), output_stride)
 
 
-def grid_size(input_size: int) -> int:
-    """Cells along a side of the feature grid for an input of that many pixels: three halvings, rounded up."""
-    return (input_size - 1) // OUTPUT_STRIDE + 1
+@cache
+def backbone_geometry(name: str, output_stride: int = 8) -> GridGeometry:
+    """Where the cells of a backbone's output lie, without a network in memory. Arguments as in ``build_backbone``."""
+    require_backbone_name(name)
+    if name.startswith(TIMM_PREFIX):
+        from ficklenet.timm_backbones import probe
+
+        return probe(name.removeprefix(TIMM_PREFIX), output_stride).geometry
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return build_backbone(name, output_stride).geometry
 
 
-def load_backbone_weights(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Copies weights by torchvision's names into the backbone, whatever their precision; what torchvision's whole
-    network has beside it (``classifier.*``, ``fc.*``, counts of batches) is ignored.
+def require_backbone_name(name: str, key: str = "backbone") -> None:
+    """Raises ValueError, beginning with the key, for a name that no backbone has; says the nearest names."""
+    if name in BACKBONE_NAMES:
+        return
+    known = list(BACKBONE_NAMES)
+    if name.startswith(TIMM_PREFIX):
+        from ficklenet.timm_backbones import is_network, network_names
+
+        if is_network(name.removeprefix(TIMM_PREFIX)):
+            return
+        known = [f"{TIMM_PREFIX}{network}" for network in network_names()]
+    begun = sorted((other for other in known if other.startswith(name)), key=len)
+    near = begun[:3] or get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(
+        f'{key}: "{name}" given; give one of {", ".join(BACKBONE_NAMES)}, or {TIMM_PREFIX}NAME with the name of a '
+        f"network of timm.{hint}"
+    )
+
+
+def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
+    """Copies published weights into the backbone, whatever their precision.
+
+    Args:
+        backbone: changed in place.
+        state_dict: under the names the network is published with, of the whole network or of the backbone alone.
 
     Raises:
         ValueError: a weight is missing, unknown or of another shape; the backbone is unchanged.
     """
-    given = {
-        name: value
-        for name, value in state_dict.items()
-        if not name.startswith(("classifier.", "fc.")) and not name.endswith(".num_batches_tracked")
-    }
-    wanted = backbone.state_dict()
+    published = backbone.published_weights(state_dict)
+    given = {name: value for name, value in published.items() if not _is_count(name)}
+    wanted = {name: value for name, value in backbone.state_dict().items() if not _is_count(name)}
     for problem, names in (
         ("missing", wanted.keys() - given.keys()),
         ("unknown", given.keys() - wanted.keys()),
@@ -141,7 +216,7 @@ def load_backbone_weights(backbone: nn.Module, state_dict: Mapping[str, Tensor])
         if names:
             raise ValueError(
                 f"backbone weights: {len(names)} {problem} (first: {min(names)}). "
-                f"Give a state dict of this backbone with torchvision's names, such as {next(iter(wanted))}."
+                f"Give a state dict of this backbone with its published names, such as {next(iter(wanted))}."
             )
     for name, value in given.items():
         if value.shape != wanted[name].shape:
@@ -149,27 +224,50 @@ def load_backbone_weights(backbone: nn.Module, state_dict: Mapping[str, Tensor])
                 f"backbone weights: {name} has shape {tuple(value.shape)}, here it must be "
                 f"{tuple(wanted[name].shape)}. Give the weights of this backbone."
             )
-    backbone.load_state_dict(given)
+    backbone.load_state_dict(given, strict=False)  # all but the counts of batches
+    if hasattr(backbone, "keep_statistics"):
+        backbone.keep_statistics()
+
+
+def without_classifier(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of torchvision's whole network without its last layers."""
+    return {name: value for name, value in state_dict.items() if not name.startswith(("classifier.", "fc."))}
 
 
 def imagenet_weights(name: str) -> Mapping[str, Tensor]:
-    """ImageNet weights of a backbone from torchvision's registry (downloaded once: VGG-16 528 MB, ResNet-101 171 MB).
+    """Pretrained weights of a backbone from torchvision's or timm's registry.
+
+    They are downloaded once (VGG-16 528 MB, ResNet-101 171 MB) and then read from the registry's cache.
 
     Raises:
         ValueError: there are none for this backbone.
+        OSError: they are not in the cache and cannot be downloaded.
     """
     require_imagenet_weights(name)
+    if name.startswith(TIMM_PREFIX):
+        from ficklenet.timm_backbones import registry_weights
+
+        return registry_weights(name.removeprefix(TIMM_PREFIX))
     from torchvision.models import get_weight
 
     return get_weight(IMAGENET_WEIGHTS[name]).get_state_dict(progress=False, check_hash=True)
 
 
 def require_imagenet_weights(name: str, key: str = "backbone weights") -> None:
-    """Raises ValueError, beginning with the key, for a backbone without ImageNet weights; downloads nothing."""
-    if name not in IMAGENET_WEIGHTS:
-        raise ValueError(
-            f'{key}: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.'
-        )
+    """Raises ValueError, beginning with the key, for a backbone without pretrained weights; downloads nothing."""
+    if name in IMAGENET_WEIGHTS:
+        return
+    if name.startswith(TIMM_PREFIX):
+        from ficklenet.timm_backbones import has_registry_weights
+
+        if has_registry_weights(name.removeprefix(TIMM_PREFIX)):
+            return
+    raise ValueError(f'{key}: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.')
+
+
+def _is_count(name: str) -> bool:
+    """Whether a weight is batch norm's count of batches, which nothing here uses."""
+    return name.endswith(".num_batches_tracked")
 
 
 def _convolutions(*channels: int, dilation: int = 1) -> list[nn.Module]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ficklenet.backbones import BACKBONE_NAMES, OUTPUT_STRIDE, build_backbone, grid_size
+from ficklenet.backbones import backbone_geometry, build_backbone
+from ficklenet.geometry import GridGeometry
 from ficklenet.head import StochasticHead
 from ficklenet.masks import keep_rate, kernel_radius
 from ficklenet.model_file import pack_model, unpack_model
@@ -24,7 +25,8 @@ class ClassifierSpec:
         class_names: the classes in order; class number = index.
         kernel_size: s of the head, odd.
         drop_rate: p of training and of the expected logit, from 0 (plain, no dropout) to 1.
-        input_size: side of the square input in pixels, 8 g + 1.
+        input_size: side of the square input in pixels, which the backbone's cells must fill: 8 g + 1 at stride 8.
+        output_stride: as in ``build_backbone``.
     """
 
     backbone: str
@@ -32,24 +34,25 @@ class ClassifierSpec:
     kernel_size: int = 9
     drop_rate: float = 0.9
     input_size: int = 321
+    output_stride: int = 8
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONE_NAMES:
-            raise ValueError(f'backbone: "{self.backbone}" given; give one of {", ".join(BACKBONE_NAMES)}.')
+        self.geometry.require_input_size(self.input_size)
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise ValueError(f"class names: {list(self.class_names)} given; give at least one, each once.")
-        if self.input_size <= OUTPUT_STRIDE or self.input_size % OUTPUT_STRIDE != 1:
-            raise ValueError(
-                f"input_size: {self.input_size} given; cells lie on every 8th pixel, first to last. "
-                "Give 8 g + 1, such as 321."
-            )
         kernel_radius(self.kernel_size)
         keep_rate(self.drop_rate)
 
     @property
+    def geometry(self) -> GridGeometry:
+        """Where the cells of the feature grid lie."""
+        return backbone_geometry(self.backbone, self.output_stride)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the feature grid of the square input."""
-        return grid_size(self.input_size), grid_size(self.input_size)
+        side = self.geometry.grid_size(self.input_size)
+        return side, side
 
 
 class FickleNet(nn.Module):
@@ -58,7 +61,7 @@ class FickleNet(nn.Module):
     def __init__(self, spec: ClassifierSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = build_backbone(spec.backbone)
+        self.backbone = build_backbone(spec.backbone, spec.output_stride)
         self.head = StochasticHead(self.backbone.out_channels, len(spec.class_names), spec.kernel_size)
 
     def forward(self, images_BCHW: Tensor, masks_BDV: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ficklenet.classifier import FickleNet
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.masks import TRAINING_STREAM, dropout_masks
+from ficklenet.stages import stage_factors
 from ficklenet.transforms import normalize
 
 
@@ -124,15 +125,39 @@ def step_in_micro_batches(
     return loss
 
 
+PRETRAINED_FACTOR = 0.01
+"""The share of the head's learning rate for a backbone with pretrained weights. With Adam, VGG-16 learns nothing at
+1e-3 (validation mAP 0.25, loss stuck at 0.51), little at 1e-4 (0.40 after 3 epochs) and well at 1e-5 (0.92)."""
+
+
 def make_optimizer(
-    model: FickleNet, *, learning_rate: float, weight_decay: float = 0.0, backbone_factor: float = 1.0
+    model: FickleNet,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    backbone_factor: float = PRETRAINED_FACTOR,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Adam:
-    """Adam over the weights that train: the head at the learning rate, the backbone at a factor of it."""
-    groups = [(model.head, 1.0), (model.backbone, backbone_factor)]
+    """Adam over the weights that train: the head at the learning rate, the backbone at a factor of it.
+
+    Args:
+        backbone_factor: 1 for a backbone with random weights.
+        layer_decay: each stage of the backbone learns at this times the rate of the stage behind it.
+
+    Raises:
+        ValueError: the decay is not more than 0 and at most 1.
+    """
+    groups = [(list(model.head.parameters()), 1.0)]
+    stages = model.backbone.stage_weights()
+    if layer_decay == 1.0:
+        groups.append(([weight for stage in stages for weight in stage], backbone_factor))
+    else:
+        factors = stage_factors(len(stages), layer_decay)
+        groups += [(stage, backbone_factor * factor) for stage, factor in zip(stages, factors, strict=True)]
     optimizer = torch.optim.Adam(
         [
-            {"params": [weight for weight in part.parameters() if weight.requires_grad], "factor": factor}
-            for part, factor in groups
+            {"params": [weight for weight in weights if weight.requires_grad], "factor": factor}
+            for weights, factor in groups
         ],
         lr=learning_rate,
         weight_decay=weight_decay,

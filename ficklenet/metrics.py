@@ -27,11 +27,21 @@ def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
     from torchmetrics.functional.classification import binary_average_precision
 
     per_class = [
-        binary_average_precision(logits, targets.long())
-        for logits, targets in zip(logits_NC.sigmoid().T.double(), targets_NC.T, strict=True)
+        binary_average_precision(_ranks(logits), targets.long())
+        for logits, targets in zip(logits_NC.T, targets_NC.T, strict=True)
         if targets.any()
     ]
     return float(torch.stack(per_class).mean()) if per_class else float("nan")
+
+
+def _ranks(logits_N: Tensor) -> Tensor:
+    """The place of each logit among the distinct ones, float64 in [0, 1].
+
+    Average precision depends on the order alone. torchmetrics takes the sigmoid of what lies outside [0, 1], and in
+    float32 the sigmoid of every logit above 17 is 1: distinct logits would tie.
+    """
+    distinct, place_N = logits_N.unique(return_inverse=True)
+    return place_N.double() / len(distinct)
 
 
 def confusion_matrix(

@@ -4,28 +4,35 @@ Its layers are torchvision's, under torchvision's names. All kernels are odd and
 input of 8 g + 1 pixels gives g + 1 cells and cell i lies at input pixel 8 i, as in ``ficklenet.backbones``.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
+from ficklenet.backbones import STRIDE_8, without_classifier
+from ficklenet.stages import NumFrozen, freeze_first
+
 BLOCKS = (3, 4, 23, 3)
 RESIDUAL_SCALE = 0.2
-"""Of a block's residual in a network with random weights: without batch statistics, and at scale 1, the variance
-would double in each of the 33 blocks."""
+"""Scale of a block's residual in a network with random weights. Batch norm has no statistics there; at scale 1 the
+variance would double in each of the 33 blocks."""
 
 
 class ResNet101(nn.Module):
     """Five stages: the stem, and four of bottleneck blocks.
 
-    The batch of 10 is too small for statistics of its own, so batch norm keeps those it was loaded with, in training
-    too; it has no weights that train.
+    A batch of 10 is too small to measure statistics, so batch norm keeps the loaded ones, in training too. It has no
+    weights that train.
 
     Attributes:
         out_channels: K, the channels of the output.
+        geometry: of stride 8.
         num_stages: how many stages can be frozen.
     """
 
     out_channels = 512 * Bottleneck.expansion
+    geometry = STRIDE_8
     num_stages = 5
 
     def __init__(self) -> None:
@@ -47,9 +54,15 @@ class ResNet101(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-    def freeze_stages(self, num_frozen: int) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others."""
-        if not 0 <= num_frozen <= self.num_stages:
-            raise ValueError(f"frozen stages: {num_frozen} given; this backbone has 0 to {self.num_stages}.")
-        for number, stage in enumerate((self.conv1, self.layer1, self.layer2, self.layer3, self.layer4)):
-            stage.requires_grad_(number >= num_frozen)
+    def stage_weights(self) -> list[list[nn.Parameter]]:
+        """The weights of each stage."""
+        stages = (self.conv1, self.layer1, self.layer2, self.layer3, self.layer4)
+        return [list(stage.parameters()) for stage in stages]
+
+    def freeze_stages(self, num_frozen: NumFrozen) -> None:
+        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        freeze_first(self.stage_weights(), num_frozen)
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """All of torchvision's network but its last layer."""
+        return without_classifier(state_dict)

@@ -1,7 +1,8 @@
-"""From images to label probabilities on the grid, and from these to label maps of any size.
+"""From images to label logits on the grid, and from these to label maps of any size.
 
-Probabilities of several input sizes and of the mirrored image are averaged on the grid of the size trained with; the
-grid enlarged, with corners aligned, is what the CRF refines (Chen et al., ICLR 2015).
+The logits (not the probabilities) of several input sizes and of the mirrored image are summed, as DSRG's released code
+tests (Huang et al., CVPR 2018). They are summed on the finest of their grids; their sum, enlarged to the image, gives
+the probabilities that the CRF refines (Chen et al., ICLR 2015).
 
 Shape legend: B images, L labels (background and classes), h w grid, H W pixels.
 """
@@ -13,35 +14,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ficklenet.backbones import OUTPUT_STRIDE
+from ficklenet.backbones import STRIDE_8
+from ficklenet.geometry import GridGeometry
 from ficklenet.segmenter import Segmenter
-from ficklenet.transforms import normalize, resize_maps
+from ficklenet.transforms import normalize
 
 
-def input_sizes(input_size: int, scales: Sequence[float]) -> tuple[int, ...]:
-    """The nearest sides of the form 8 g + 1 to ``scales`` times the size trained with.
+def input_sizes(input_size: int, scales: Sequence[float], geometry: GridGeometry = STRIDE_8) -> tuple[int, ...]:
+    """The sides nearest to ``scales`` times the size trained with that the cells fill: 8 g + 1 at stride 8.
 
     Raises:
         ValueError: no scale, or one that leaves no cell.
     """
-    sizes = tuple(OUTPUT_STRIDE * round((scale * input_size - 1) / OUTPUT_STRIDE) + 1 for scale in scales)
-    if not sizes or min(sizes) <= OUTPUT_STRIDE:
+    if not scales or min(scales) * input_size <= geometry.stride:
         raise ValueError(f"scales: {list(scales)} given; give one or more, such as 0.75, 1, 1.25.")
-    return sizes
+    return tuple(geometry.nearest_input_size(scale * input_size) for scale in scales)
 
 
 @torch.inference_mode()
 def predict_grid(
     model: Segmenter, inputs: Sequence[Tensor], *, mirror: bool = False, precision: torch.dtype = torch.float32
 ) -> Tensor:
-    """Label probabilities float32 (B, L, h, w) on the model's grid.
+    """Label logits float32 (B, L, h, w), summed over the inputs, on the grid of the largest input.
 
     Args:
         model: in evaluation mode.
         inputs: the same whole images at each input size, uint8 RGB (B, 3, size, size), on the model's device.
-        mirror: average over the image and its mirror image.
+        mirror: sum over the image and its mirror image.
         precision: of the network.
     """
+    geometry = model.spec.geometry
+    side = max(geometry.grid_size(images_BCHW.shape[-1]) for images_BCHW in inputs)
     views = [(images_BCHW, False) for images_BCHW in inputs]
     if mirror:
         views += [(images_BCHW.flip(-1), True) for images_BCHW in inputs]
@@ -49,11 +52,18 @@ def predict_grid(
     for images_BCHW, is_mirrored in views:
         with torch.autocast(images_BCHW.device.type, precision, enabled=precision != torch.float32):
             logits_BLhw = model(normalize(images_BCHW).contiguous(memory_format=torch.channels_last))
-        probabilities_BLhw = resize_maps(logits_BLhw.float(), model.spec.grid).softmax(1)
-        total_BLhw = total_BLhw + (probabilities_BLhw.flip(-1) if is_mirrored else probabilities_BLhw)
-    return total_BLhw / len(views)
+        summand_BLhw = geometry.resize_maps(logits_BLhw.float(), (side, side))
+        total_BLhw = total_BLhw + (summand_BLhw.flip(-1) if is_mirrored else summand_BLhw)
+    return total_BLhw
 
 
-def enlarge(probabilities_Lhw: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
-    """One image's probabilities at another size, float32 (L, H, W)."""
-    return resize_maps(torch.from_numpy(probabilities_Lhw.astype(np.float32)), size).numpy()
+def enlarged_probabilities(
+    logits_Lhw: NDArray[np.floating], size: tuple[int, int], geometry: GridGeometry = STRIDE_8
+) -> NDArray[np.float32]:
+    """One image's label probabilities at another size, float32 (L, H, W): the softmax of its enlarged logits.
+
+    Args:
+        logits_Lhw: of one image, on the grid, as ``predict_grid`` gives them.
+        geometry: of the network that predicted them.
+    """
+    return geometry.resize_maps(torch.from_numpy(logits_Lhw.astype(np.float32)), size).softmax(0).numpy()

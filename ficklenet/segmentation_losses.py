@@ -1,8 +1,8 @@
 """The segmentation network's losses: balanced seeds, boundaries and, where there are masks, full supervision.
 
 DSRG (Huang et al., CVPR 2018, sections 3.2 and 3.4) as FickleNet trains with it (Lee et al., CVPR 2019, section 3.4).
-Every function gives a loss per image; ``ficklenet.classifier_losses.average_over_images`` makes one number of them. The
-targets (seeds, masks, the CRF's refinement) are data: no gradient flows into them.
+Every function gives a loss per image; ``ficklenet.classifier_losses.average_over_images`` averages them. Seeds, masks
+and the CRF's refinement are data: no gradient flows into them.
 
 Label maps: 0 background, class number + 1; every other value (255 in the stores) is unknown.
 

@@ -4,29 +4,33 @@ DSRG (Huang et al., CVPR 2018) as FickleNet trains it (Lee et al., CVPR 2019, se
 prediction, the refined prediction grows the seeds, grown seeds and boundaries are learnt; an image with a mask learns
 the mask too. No loop, no workers, no checkpoints.
 
-Shape legend: B images, L labels (background and classes), H W pixels of the network input, h w its stride-8 grid.
+Shape legend: B images, L labels (background and classes), H W pixels of the network input, h w the backbone's grid.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ficklenet.backbones import OUTPUT_STRIDE
 from ficklenet.classifier_losses import average_over_images
 from ficklenet.classifier_training import set_learning_rate, step_in_micro_batches
+from ficklenet.crf import AT_MAP_SIZE, CrfParameters
+from ficklenet.geometry import GridGeometry
 from ficklenet.growing import grow_seeds
 from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
-from ficklenet.segmenter import Segmenter
+from ficklenet.segmenter import FC_HEADS, Segmenter, SegmenterSpec
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 
-NEW_FACTOR = 10.0  # of the learning rate: for layers that begin at random weights
+NEW_FACTOR = 10.0  # of the learning rate: for layers that start from random weights
 BIAS_FACTOR = 2.0
 MOMENTUM = 0.9
 DECAY = 0.33  # of the learning rate, from one stage of the schedule to the next
 NUM_STAGES = 8  # every 1,000 of 8,000 iterations in DSRG
+POLY_POWER = 0.9  # of DSRG's retraining and of DeepLab
+
+Schedule = Literal["steps", "poly"]
 
 
 class SegmentationBatch(NamedTuple):
@@ -103,8 +107,14 @@ def segmentation_loss(
 
     # 2. Refine by the image and grow the original seeds; both are data to the losses
     if loss_weights.uses_crf:
-        cells_BChw = _cells(batch.images)
-        refined_BLhw = refine_batch(probabilities_BLhw.detach(), cells_BChw, method=crf_method, map_images=map_images)
+        geometry = _geometry(model)
+        refined_BLhw = refine_batch(
+            probabilities_BLhw.detach(),
+            geometry.at_cells(batch.images),
+            crf_parameters(geometry),
+            method=crf_method,
+            map_images=map_images,
+        )
         grown_Bhw = grow_seeds(batch.seeds, refined_BLhw, batch.present)
 
         # 3. Learn
@@ -160,11 +170,13 @@ def relabelled_batch(
         micro_batch_size: images in one pass of the teacher; 0: all.
         precision, map_images: as in ``segmentation_loss``.
     """
-    truths = []
+    truths, geometry = [], _geometry(teacher)
     for start in range(0, len(batch.images), micro_batch_size or len(batch.images)):
         part = batch.micro_batch(slice(start, start + (micro_batch_size or len(batch.images))))
         probabilities_BLhw = _predict(teacher, part.images, precision)
-        refined_BLhw = refine_batch(probabilities_BLhw, _cells(part.images), map_images=map_images)
+        refined_BLhw = refine_batch(
+            probabilities_BLhw, geometry.at_cells(part.images), crf_parameters(geometry), map_images=map_images
+        )
         label_Bhw = refined_BLhw.masked_fill(~part.present[:, :, None, None], -1.0).argmax(1)
         has_mask_B11 = is_known(part.truth, refined_BLhw.shape[1]).flatten(1).any(1)[:, None, None]
         truths.append(torch.where(has_mask_B11, part.truth, label_Bhw))
@@ -179,9 +191,23 @@ def _predict(model: nn.Module, images_BCHW: Tensor, precision: torch.dtype) -> T
     return label_probabilities(logits_BLhw)
 
 
-def _cells(images_BCHW: Tensor) -> Tensor:
-    """The pixels that the grid's cells lie at: cell i at pixel 8 i."""
-    return images_BCHW[:, :, ::OUTPUT_STRIDE, ::OUTPUT_STRIDE]
+def crf_parameters(geometry: GridGeometry) -> CrfParameters:
+    """The CRF's parameters at map size: distances that span as many pixels as DSRG's do at stride 8."""
+    ratio = 8 / geometry.stride
+    return replace(
+        AT_MAP_SIZE,
+        bilateral_distance=ratio * AT_MAP_SIZE.bilateral_distance,
+        gaussian_distance=ratio * AT_MAP_SIZE.gaussian_distance,
+    )
+
+
+def _geometry(model: nn.Module) -> GridGeometry:
+    """Where the logits of a network with a ``SegmenterSpec`` lie, wrapped for distributed training or not."""
+    inner = getattr(model, "module", model)
+    spec = getattr(inner, "spec", None)
+    if not isinstance(spec, SegmenterSpec):
+        raise TypeError(f"training: a {type(inner).__name__} without a SegmenterSpec given; give a Segmenter.")
+    return spec.geometry
 
 
 def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4) -> torch.optim.SGD:
@@ -205,6 +231,23 @@ def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: floa
     return optimizer
 
 
-def learning_rate_at(step: int, num_steps: int, base: float) -> float:
-    """The schedule: 0.33 times less in each eighth of the training than in the one before."""
+def default_learning_rate(backbone: str, schedule: Schedule) -> float:
+    """The backbone's rate at the start: DSRG's for VGG-16, DeepLab's for deeper networks."""
+    if backbone not in FC_HEADS:
+        return 2.5e-4
+    return 5e-4 if schedule == "steps" else 1e-3
+
+
+def learning_rate_at(step: int, num_steps: int, base: float, schedule: Schedule = "steps") -> float:
+    """The learning rate of a step.
+
+    Args:
+        step: from 0.
+        num_steps: of the whole training.
+        base: the rate at the start.
+        schedule: "steps": multiplied by 0.33 after each eighth of the training, as DSRG trains on seeds; "poly":
+            ``base * (1 - step / num_steps) ** 0.9``, as DSRG retrains and DeepLab trains on masks.
+    """
+    if schedule == "poly":
+        return base * (1 - step / num_steps) ** POLY_POWER
     return base * DECAY ** (NUM_STAGES * step // num_steps)

@@ -1,8 +1,8 @@
-"""The segmentation network: DeepLab-LargeFOV or DeepLab with ASPP on a backbone of stride 8, and its portable file.
+"""The segmentation network: DeepLab-LargeFOV or DeepLab with ASPP on a backbone, and its portable file.
 
 LargeFOV (Chen et al., ICLR 2015): pool5 and pool5a, then fc6, a 3 x 3 convolution of dilation 12, fc7 and fc8, both
-1 x 1. ASPP (Chen et al., TPAMI 2018) sums four such branches of dilations 6, 12, 18 and 24; on ResNet-101 a branch is
-one 3 x 3 convolution.
+1 x 1. ASPP (Chen et al., TPAMI 2018) sums four such branches of dilations 6, 12, 18 and 24. On ResNet-101, and on any
+network of timm, a branch is one 3 x 3 convolution.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ficklenet.backbones import BACKBONE_NAMES, OUTPUT_STRIDE, build_backbone, grid_size
+from ficklenet.backbones import backbone_geometry, build_backbone
+from ficklenet.geometry import GridGeometry
 from ficklenet.model_file import pack_model, unpack_model
 
 FILE_FORMAT = "ficklenet-segmenter-1"
 LARGEFOV = (12,)
 ASPP = (6, 12, 18, 24)
-PLAIN_HEADS = ("resnet101",)  # backbones whose features one layer classifies
+FC_HEADS = ("vgg16", "small")  # backbones without fully connected layers of their own, which fc6 and fc7 stand for
 FC_DEVIATIONS = {"vgg16": 0.005}
-"""Of the random weights of fc6 and fc7, as Caffe fills them; backbones not named here take He's rule. VGG-16's ImageNet
-features are large (root mean square 16): by He's rule fc7's would be so large that the first step at DSRG's rates
-saturates every pixel at one label, for good."""
+"""Deviation of the random weights of fc6 and fc7, as Caffe fills them; backbones not named here take He's rule.
+VGG-16's ImageNet features are large (root mean square 16). By He's rule the outputs of fc7 would be so large that the
+first step at DSRG's rates saturates every pixel at one label, from which it does not recover."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,22 @@ class SegmenterSpec:
         class_names: the classes in order; label = index + 1, background 0.
         dilations: of fc6, one per branch of the head; (12,) is LargeFOV, (6, 12, 18, 24) ASPP. Smaller inputs want
             smaller ones.
-        input_size: side of the square input in pixels, 8 g + 1.
+        input_size: side of the square input in pixels, which the backbone's cells must fill: 8 g + 1 at stride 8.
+        output_stride: as in ``build_backbone``.
     """
 
     backbone: str
     class_names: tuple[str, ...]
     dilations: tuple[int, ...] = LARGEFOV
     input_size: int = 321
+    output_stride: int = 8
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONE_NAMES:
-            raise ValueError(f'backbone: "{self.backbone}" given; give one of {", ".join(BACKBONE_NAMES)}.')
+        self.geometry.require_input_size(self.input_size)
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations: {list(self.dilations)} given; give one or more from 1, such as 12.")
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise ValueError(f"class names: {list(self.class_names)} given; give at least one, each once.")
-        if self.input_size <= OUTPUT_STRIDE or self.input_size % OUTPUT_STRIDE != 1:
-            raise ValueError(
-                f"input_size: {self.input_size} given; cells lie on every 8th pixel, first to last. "
-                "Give 8 g + 1, such as 321."
-            )
 
     @property
     def num_labels(self) -> int:
@@ -61,20 +58,26 @@ class SegmenterSpec:
         return len(self.class_names) + 1
 
     @property
+    def geometry(self) -> GridGeometry:
+        """Where the cells of the logits lie."""
+        return backbone_geometry(self.backbone, self.output_stride)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the logits of the square input."""
-        return grid_size(self.input_size), grid_size(self.input_size)
+        side = self.geometry.grid_size(self.input_size)
+        return side, side
 
 
 class Segmenter(nn.Module):
-    """Label logits on the stride-8 grid."""
+    """Label logits on the backbone's grid."""
 
     def __init__(self, spec: SegmenterSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = build_backbone(spec.backbone)
+        self.backbone = build_backbone(spec.backbone, spec.output_stride)
         branch = partial(_branch, fc_deviation=FC_DEVIATIONS.get(spec.backbone))
-        make_branch = _plain_branch if spec.backbone in PLAIN_HEADS else branch
+        make_branch = branch if spec.backbone in FC_HEADS else _plain_branch
         self.head = SegmentationHead(
             make_branch(self.backbone.out_channels, spec.num_labels, dilation) for dilation in spec.dilations
         )
@@ -88,7 +91,7 @@ class SegmentationHead(nn.Module):
     """The sum of its branches.
 
     Attributes:
-        has_fc_weights: fc6 and fc7 began at trained weights, so fc8 alone is new.
+        has_fc_weights: fc6 and fc7 started from trained weights, so fc8 alone is new.
     """
 
     def __init__(self, branches: Iterable[nn.Module]) -> None:
@@ -97,7 +100,7 @@ class SegmentationHead(nn.Module):
         self.has_fc_weights = False
 
     def new_layers(self) -> nn.ModuleList:
-        """The layers that began at random weights."""
+        """The layers that started from random weights."""
         if not self.has_fc_weights:
             return self.branches
         return nn.ModuleList(list(branch.children())[-1] for branch in self.branches)

@@ -40,6 +40,7 @@ class Heartbeat:
         started: when it began, in seconds since 1970 by its host's clock; for display only.
         start_id: the start of the step that it works on; "" where it is not known.
         age: seconds since its last beat, by the store's clock.
+        name: of its file.
     """
 
     launch: str
@@ -48,6 +49,7 @@ class Heartbeat:
     started: float
     start_id: str
     age: float
+    name: str = ""
 
     @property
     def pid(self) -> int:
@@ -73,6 +75,15 @@ def heartbeats(step: Location, *, may_write: bool = False) -> list[Heartbeat]:
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda name: _read(folder / name, ages[name]), sorted(ages))
         return [beat for beat in found if beat is not None]
+
+
+def living_launches(step: Location) -> list[Heartbeat]:
+    """The heartbeats of launches that live; those of dead launches are deleted."""
+    beats = heartbeats(step, may_write=True)
+    for beat in beats:
+        if beat.is_stale:
+            (step / "drivers" / beat.name).delete()
+    return [beat for beat in beats if not beat.is_stale]
 
 
 @contextlib.contextmanager
@@ -124,6 +135,7 @@ def _read(place: Location, age: float) -> Heartbeat | None:
         launch, host, start_id = str(found["launch"]), str(found["host"]), str(found.get("start_id", ""))
         if not re.fullmatch(r"[\w-]+", launch, re.ASCII) or not host.isprintable():
             return None  # these are printed
-        return Heartbeat(launch, host, ProcessIdentity.from_record(found), float(found["started"]), start_id, age)
+        process, started = ProcessIdentity.from_record(found), float(found["started"])
+        return Heartbeat(launch, host, process, started, start_id, age, place.name)
     except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from storage.errors import NotYet, StorageError
-from storage.heartbeat import STALE_AFTER, heartbeats
+from storage.heartbeat import STALE_AFTER, heartbeats, living_launches
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.receipts import Receipt, Skipped, ids_by_reason, read_receipt, receipt_name
@@ -43,7 +43,7 @@ class Step:
     def open(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool = False, images: str = "") -> str:
         """Start the step, or verify that it was started with the same fingerprint, or start it again.
 
-        What earlier starts left is deleted, as far as no living launch works on it.
+        What earlier starts left is deleted, as far as no living launch works on it; heartbeats of dead launches too.
 
         Args:
             fingerprint: everything that changes the step's results, as plain (nested) data.
@@ -67,7 +67,7 @@ class Step:
             self._record.create_bytes(seal({**record, "start_id": uuid4().hex}, indent=1))
         self.is_started_with(fingerprint, command)  # where another launch was faster, its record is verified
         start_id = self.start_id()
-        self._delete_starts_before(start_id)
+        self._delete_starts_before(start_id, {beat.start_id for beat in living_launches(self.location)})
         return start_id
 
     def check_start(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool) -> None:
@@ -239,11 +239,10 @@ class Step:
         numbers = [_number(name.removeprefix("start-")) for name in names if name != "start-"]
         return max(numbers, default=0)
 
-    def _delete_starts_before(self, start_id: str) -> None:
-        """Delete what earlier starts than this one left, except where a living launch still works."""
+    def _delete_starts_before(self, start_id: str, in_use: set[str]) -> None:
+        """Delete what earlier starts than this one left, but for those on which living launches work."""
         if _number(start_id) == 1:
             return
-        in_use = {beat.start_id for beat in heartbeats(self.location, may_write=True) if not beat.is_stale}
         is_first_in_use = any(_number(used) == 1 for used in in_use)
         for name in self.location.list_names():
             number = _number(name.removeprefix("start-"))

@@ -12,9 +12,9 @@ import torch
 
 from cluster.fanout import Payload
 from ficklenet.metrics import ConfusionMatrix, confusion_matrix
-from ficklenet.seeds import resize_labels
 from jobs.maps.deterministic import DeterministicMapper
 from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.selection import Selection
@@ -127,6 +127,7 @@ class UnitMeter:
         self.measurement, self.run = measurement, measurement.run
         self.manifest = self.run.manifest()
         self.ignore = ignore_value(self.manifest.num_classes)
+        self.geometry = stored_geometry(self.run.maps())
         is_sampled = not measurement.needs("deterministic maps")
         self.mapper = None if is_sampled else DeterministicMapper(self.run, measurement.device)
 
@@ -172,7 +173,9 @@ class UnitMeter:
         grid = (maps.max.shape[2], maps.max.shape[3])
         truths = self._read_truths(entries)
         only_maps = self.measurement.resolutions == ("map",)
-        saliencies = read_saliencies(entries, self.measurement.reading_config, grid if only_maps else None)
+        saliencies = read_saliencies(
+            entries, self.measurement.reading_config, self.geometry, grid if only_maps else None
+        )
         stored = self._read_stored(entries, row)
         subjects: list[Subject | str] = []
         for index, (number, entry, truth, saliency) in enumerate(
@@ -190,7 +193,10 @@ class UnitMeter:
             }
             if seeds is not None:
                 labels["stored seeds"] = seeds[number]
-            known = Evidence.none(grid) if isinstance(saliency, BadImage) else Evidence.of(maps, number, saliency)
+            if isinstance(saliency, BadImage):
+                known = Evidence.none(grid, self.geometry)
+            else:
+                known = Evidence.of(maps, number, self.geometry, saliency)
             evidence: dict[Source, Evidence] = {"maps": known}
             if self.mapper is not None:
                 evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
@@ -202,7 +208,7 @@ class UnitMeter:
         counts = Counts(num_images=1)
         for resolution in self.measurement.resolutions:
             height, width = subject.evidence["maps"].max.shape[1:] if resolution == "map" else subject.truth.shape
-            truth = resize_labels(subject.truth, (height, width))
+            truth = self.geometry.resize_labels(subject.truth, (height, width))
             for recipe in self.measurement.recipes:
                 labels = self.labels(recipe, subject, (height, width))
                 matrix = confusion_matrix(truth, labels, self.manifest.num_classes, self.ignore)
@@ -212,11 +218,11 @@ class UnitMeter:
     def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
         """A recipe's labels (*size); labels are resized by their nearest neighbour, maps before they become labels."""
         if recipe.source in subject.stored:
-            return resize_labels(subject.stored[recipe.source], size)
+            return self.geometry.resize_labels(subject.stored[recipe.source], size)
         evidence = subject.evidence[recipe.source]
         if recipe.densify:
             return evidence.densified(size, recipe.config, self.ignore)
-        return resize_labels(evidence.seeds(recipe.config, self.ignore), size)
+        return self.geometry.resize_labels(evidence.seeds(recipe.config, self.ignore), size)
 
     def _deterministic(self, mapper: DeterministicMapper, entry: ManifestRow, known: Evidence) -> Evidence:
         """The same classes' deterministic maps: one sample is its own maximum and mean."""
@@ -225,9 +231,9 @@ class UnitMeter:
         try:
             image = read_image(entry.uri, self.run.config.images.max_pixels)
         except BadImage:  # it was readable when its maps were made
-            return Evidence.none((known.max.shape[1], known.max.shape[2]))
+            return Evidence.none((known.max.shape[1], known.max.shape[2]), self.geometry)
         maps = mapper(image, known.classes)
-        return Evidence(maps, maps, known.classes, known.saliency)
+        return Evidence(maps, maps, known.classes, known.saliency, self.geometry)
 
     def _read_stored(self, entries: Sequence[ManifestRow], row: Payload) -> dict[Source, list[np.ndarray | None]]:
         """The label maps of image size that the recipes measure; None of an image that their step skipped."""

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from cluster.fanout import Payload
-from ficklenet.seeds import resize_labels
+from ficklenet.geometry import GridGeometry
 from jobs.exports.format_table import FORMATS
 from jobs.exports.formats.npy import encode_cam_npy
 from jobs.exports.image_names import ImageNames
 from jobs.exports.labelled_image import Classes, Exported, LabelledImage, WholeExport
 from jobs.maps.evidence import Evidence, resized
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.steps.unit_rows import finish_unit
 from storage.errors import BadImage
@@ -26,8 +27,9 @@ from storage.images import image_size
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
-from storage.map_store import UnitMaps
+from storage.map_store import MapStore, UnitMaps
 from storage.names import safe_name
+from storage.seed_store import SeedStore
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
@@ -84,6 +86,8 @@ class Exporter:
         job.step.require_here()
         self.job, self.run, self.manifest = job, job.run, job.run.manifest()
         self.module, self.classes = job.module, classes_of(self.manifest)
+        self.store = self._store()
+        self.geometry = stored_geometry(self.store) if self.store else GridGeometry(8)
 
     def __call__(self, row: Payload) -> Payload:
         started, unit = time.monotonic(), row["unit"]
@@ -110,11 +114,12 @@ class Exporter:
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
         """The unit's maps or seeds; for labels of image size, which are a file each, their receipt."""
+        return self.store.read_unit(unit) if self.store else self.run.receipt(self.job.labels, unit)
+
+    def _store(self) -> MapStore | SeedStore | None:
         if self.job.format == "npy":
-            return self.run.maps().read_unit(unit)
-        if self.job.labels == "seeds":
-            return self.run.seeds().read_unit(unit)
-        return self.run.receipt(self.job.labels, unit)
+            return self.run.maps()
+        return self.run.seeds() if self.job.labels == "seeds" else None
 
     def export_image(
         self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | Receipt | None, number: int
@@ -126,11 +131,11 @@ class Exporter:
             number: of the image in the unit.
         """
         if isinstance(stored, UnitMaps):
-            evidence = Evidence.of(stored, number)
-            maps = resized(evidence.max, _size(entry))
+            evidence = Evidence.of(stored, number, self.geometry)
+            maps = resized(evidence.max, _size(entry), self.geometry)
             return Exported({f"{safe_name(entry.image_id)}.npy": encode_cam_npy(maps, evidence.classes)})
         if isinstance(stored, np.ndarray):
-            labels = resize_labels(stored[number], _size(entry))
+            labels = self.geometry.resize_labels(stored[number], _size(entry))
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         names = self.job.names

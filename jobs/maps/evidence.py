@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ficklenet.geometry import GridGeometry
 from ficklenet.label_image import label_image
 from ficklenet.seeds import aggregate, background_cue, dense_scores, densify
-from ficklenet.transforms import resize_maps
 from jobs.run.config_keys import Config
 from storage.errors import BadImage
 from storage.images import read_many, read_saliency
@@ -24,25 +24,27 @@ class Evidence:
         max, mean: float32 (S, h, w) in [0, 1]; no slots for a skipped or unlabelled image.
         classes: (S,) class numbers, ascending.
         saliency: float32 (H, W) in [0, 1] of any size; None where there is none.
+        geometry: where the cells of the maps lie.
     """
 
     max: np.ndarray
     mean: np.ndarray
     classes: np.ndarray
     saliency: np.ndarray | None
+    geometry: GridGeometry
 
     @classmethod
-    def of(cls, maps: UnitMaps, number: int, saliency: np.ndarray | None = None) -> "Evidence":
+    def of(cls, maps: UnitMaps, number: int, geometry: GridGeometry, saliency: np.ndarray | None = None) -> "Evidence":
         """Image `number` of a unit."""
         is_real = maps.classes[number] >= 0
         max_, mean = (values[number][is_real].astype(np.float32) for values in (maps.max, maps.mean))
-        return cls(max_, mean, maps.classes[number][is_real], saliency)
+        return cls(max_, mean, maps.classes[number][is_real], saliency, geometry)
 
     @classmethod
-    def none(cls, grid: tuple[int, int]) -> "Evidence":
+    def none(cls, grid: tuple[int, int], geometry: GridGeometry) -> "Evidence":
         """That of an image that could not be read: all its labels are ignored."""
         empty = np.zeros((0, *grid), np.float32)
-        return cls(empty, empty, np.zeros(0, np.int16), None)
+        return cls(empty, empty, np.zeros(0, np.int16), None, geometry)
 
     def seeds(self, config: Config, ignore_value: int) -> np.ndarray:
         """Seeds (h, w)."""
@@ -84,35 +86,41 @@ class Evidence:
 
     def _scores(self, size: tuple[int, int], config: Config) -> np.ndarray:
         exponent = config.pseudo_labels.background_exponent
-        return dense_scores(resized(self.max, size), self._saliency(size, config), background_exponent=exponent)
+        return dense_scores(
+            resized(self.max, size, self.geometry), self._saliency(size, config), background_exponent=exponent
+        )
 
     def _saliency(self, size: tuple[int, ...], config: Config) -> np.ndarray | None:
         if self.saliency is None or config.seeds.background_cue == "evidence":
             return None
-        return resized(self.saliency, size)
+        return resized(self.saliency, size, self.geometry)
 
 
-def resized(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Float maps (..., h, w) bilinearly at another size, corners aligned."""
+def resized(maps: np.ndarray, size: tuple[int, ...], geometry: GridGeometry) -> np.ndarray:
+    """Float maps (..., h, w) of a grid, or of another size of the image, bilinearly at another size."""
     if maps.shape[-2:] == tuple(size):
         return maps
     if maps.size == 0:
         return np.zeros((*maps.shape[:-2], *size), maps.dtype)
-    return resize_maps(torch.from_numpy(maps), (size[0], size[1])).numpy()
+    return geometry.resize_maps(torch.from_numpy(maps), (size[0], size[1])).numpy()
 
 
 def read_saliencies(
-    entries: Sequence[ManifestRow], config: Config, size: tuple[int, int] | None = None
+    entries: Sequence[ManifestRow],
+    config: Config,
+    geometry: GridGeometry,
+    size: tuple[int, int] | None = None,
 ) -> list[np.ndarray | BadImage | None]:
     """The saliency map of each image, None where the background cue is low evidence.
 
     Args:
+        geometry: of the maps that they are compared with.
         size: to resize each to, as it is read; its own size where None.
     """
 
     def read(uri: str) -> np.ndarray:
         saliency = read_saliency(uri, config.images.max_pixels)
-        return saliency if size is None else resized(saliency, size)
+        return saliency if size is None else resized(saliency, size, geometry)
 
     wanted = [entry.saliency_uri if config.seeds.background_cue == "saliency" else None for entry in entries]
     found = iter(read_many([uri for uri in wanted if uri], read, config.images.read_concurrency))

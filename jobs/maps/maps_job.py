@@ -6,6 +6,7 @@ from cluster.connect import Connection
 from cluster.fanout import Stages
 from ficklenet.localizer import samplers_for
 from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.maps.stored_geometry import geometry_attributes
 from jobs.run.config_keys import Config
 from jobs.run.directory import MAPS, Run
 from jobs.run.fingerprints import step_fingerprint
@@ -63,7 +64,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             stages.num_slots,
             stages.grid,
             config.unit_size,
-            attributes={"class_names": list(manifest.class_names)},
+            attributes={"class_names": list(manifest.class_names), **geometry_attributes(classifier.spec.geometry)},
         ),
         trial=stages.trial,
         cost=_cost(manifest, stages),

@@ -10,6 +10,7 @@ from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from ficklenet.crf import require_pydensecrf
 from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.finished import require_finished
@@ -66,6 +67,7 @@ class PseudoLabelMaker:
     def __post_init__(self) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
         self.run.step("pseudo_labels").require_here()
+        self.geometry = stored_geometry(self.run.maps())
 
     def __call__(self, row: Payload) -> Payload:
         started = time.monotonic()
@@ -102,7 +104,7 @@ class PseudoLabelMaker:
         """Makes some images' pseudo-labels; returns those that could not be read, and checksums as `label_unit`."""
         config, ignore = self.run.config, ignore_value(self.run.manifest().num_classes)
         chosen = [entries[number] for number in numbers]
-        saliencies = read_saliencies(chosen, config)
+        saliencies = read_saliencies(chosen, config, self.geometry)
         images = read_many(
             [entry.uri for entry in chosen],
             lambda uri: read_image(uri, config.images.max_pixels),
@@ -116,7 +118,7 @@ class PseudoLabelMaker:
             elif isinstance(saliency, BadImage):
                 skipped.append(Skipped(entry.image_id, f"saliency map: {saliency.reason}"))
             else:
-                labels = Evidence.of(maps, number, saliency).pseudo_labels(image, config, ignore)
+                labels = Evidence.of(maps, number, self.geometry, saliency).pseudo_labels(image, config, ignore)
                 if folder:
                     objects |= folder.write(entry.image_id, labels)
         return skipped, objects

@@ -9,7 +9,9 @@ import torch
 
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
+from ficklenet.geometry import GridGeometry
 from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.maps.stored_geometry import geometry_attributes, stored_geometry
 from jobs.run.directory import SEEDS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.dry_run import CostEstimate
@@ -35,7 +37,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     manifest, config = run.manifest(), run.config
     maps = require_finished(run, "maps", "aggregate_seeds")
     run = run.reading("maps")
-    grid = run.maps().grid
+    store = run.maps()
+    grid, geometry = store.grid, stored_geometry(store)
     return UnitStepJob(
         title="seeds",
         step=run.step("seeds"),
@@ -48,7 +51,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             images={"max_pixels": config.images.max_pixels},
         ),
         units=maps.units,
-        stages=Stages(partial(SeedMaker, run, grid)),
+        stages=Stages(partial(SeedMaker, run, grid, geometry)),
         command=run.step_command("seeds"),
         create=lambda data: SeedStore.create(
             data / SEEDS,
@@ -56,7 +59,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             manifest.num_classes,
             grid,
             config.unit_size,
-            {"class_names": list(manifest.class_names)},
+            {"class_names": list(manifest.class_names), **geometry_attributes(geometry)},
         ),
         skipped=maps.skipped,
         cost=CostEstimate(bytes=grid[0] * grid[1]),
@@ -69,6 +72,7 @@ class SeedMaker:
 
     run: Run
     grid: tuple[int, int]
+    geometry: GridGeometry
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
@@ -82,9 +86,9 @@ class SeedMaker:
         known = {skip.image_id for skip in skipped}
         ignore = ignore_value(manifest.num_classes)
         labels = np.full((unit.num_rows, *self.grid), ignore)
-        for number, saliency in enumerate(read_saliencies(entries, run.config, self.grid)):
+        for number, saliency in enumerate(read_saliencies(entries, run.config, self.geometry, self.grid)):
             if not isinstance(saliency, BadImage):
-                labels[number] = Evidence.of(maps, number, saliency).seeds(run.config, ignore)
+                labels[number] = Evidence.of(maps, number, self.geometry, saliency).seeds(run.config, ignore)
             elif entries[number].image_id not in known:
                 skipped.append(Skipped(entries[number].image_id, f"saliency map: {saliency.reason}"))
         objects = run.seeds("r+", row["start_id"]).write_unit(unit, labels)

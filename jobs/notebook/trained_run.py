@@ -11,15 +11,13 @@ The functions compute in this process and write nothing. On the same device they
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from ficklenet.classifier import FickleNet
-from ficklenet.label_image import label_image
 from ficklenet.masks import mask_key
-from ficklenet.segmentation_inference import enlarge, input_sizes
 from ficklenet.segmenter import Segmenter
 from ficklenet.transforms import resize_square
 from jobs.maps.map_stages import MapMaker, MapStages
@@ -138,11 +136,10 @@ class TrainedRun:
         Raises:
             NotYet: the network is not trained.
         """
-        config, predictor = self.run.config.predictions, self._predictor
-        sizes = input_sizes(predictor.job.input_size, config.scales)
-        probabilities = predictor.predict([resize_square(image, size)[None] for size in sizes])[0]
-        use_crf = config.refine if refine is None else refine
-        return label_image(partial(enlarge, probabilities), image, use_crf=use_crf, max_side=config.max_side)
+        predictor = self._predictor
+        logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
+        use_crf = self.run.config.predictions.refine if refine is None else refine
+        return predictor.job.label(logits, image, use_crf=use_crf)
 
     @cached_property
     def _map_maker(self) -> MapMaker:
@@ -155,7 +152,7 @@ class TrainedRun:
     def _predictor(self) -> Predictor:
         spec = require_network(self.run, self.run.config.predictions.network, "predict").spec
         with _same_threads():
-            return Predictor(PredictionStages(self.run, spec.input_size, self.device))
+            return Predictor(PredictionStages(self.run, spec.input_size, spec.geometry, self.device))
 
     def _row(self, image_id: str) -> int:
         return self.run.manifest().index_of(image_id)

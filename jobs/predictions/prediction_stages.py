@@ -10,8 +10,9 @@ import torch
 
 from cluster.fanout import Payload
 from cluster.quarantine import Compute
+from ficklenet.geometry import GridGeometry
 from ficklenet.label_image import label_image
-from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
+from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.transforms import resize_square
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
@@ -32,6 +33,7 @@ class PredictionStages:
 
     run: Run
     input_size: int
+    geometry: GridGeometry
     device: str
 
     @property
@@ -46,17 +48,28 @@ class PredictionStages:
     def precision(self) -> torch.dtype:
         return resolved_precision(self.run.config.predictions.precision, self.device)
 
+    def sizes(self) -> list[int]:
+        """The sizes of the square inputs whose logits are summed."""
+        return list(input_sizes(self.input_size, self.run.config.predictions.scales, self.geometry))
+
+    def inputs(self, image: np.ndarray) -> list[np.ndarray]:
+        """An image uint8 (H, W, 3) as the network takes it: (3, size, size) for each input size."""
+        return [resize_square(image, size) for size in self.sizes()]
+
+    def label(self, logits: np.ndarray, image: np.ndarray, *, use_crf: bool) -> np.ndarray:
+        """An image's labels (H, W), of the logits (L, h, w) that `Predictor` gives of it."""
+        probabilities_at = partial(enlarged_probabilities, logits, geometry=self.geometry)
+        return label_image(probabilities_at, image, use_crf=use_crf, max_side=self.run.config.predictions.max_side)
+
     def read(self, row: Payload) -> Payload:
         """Stage 1: the images of a unit's predicted splits at each input size; unusable ones are left out."""
         started = time.monotonic()
         self.step.require_here()
         entries, problems = self.selected(row)
-        config = self.run.config
-        sizes = input_sizes(self.input_size, config.predictions.scales)
+        config, sizes = self.run.config, self.sizes()
 
         def read_inputs(uri: str) -> list[np.ndarray]:
-            image = read_image(uri, config.images.max_pixels)
-            return [resize_square(image, size) for size in sizes]
+            return self.inputs(read_image(uri, config.images.max_pixels))
 
         found = read_many([entry.uri for entry in entries], read_inputs, config.images.read_concurrency)
         problems += [
@@ -99,7 +112,7 @@ class PredictionStages:
         """Id, kind and labels (H, W) of a unit's images; one that cannot be read any more is added to `skipped`."""
         config, left_out = self.run.config.predictions, {skip.image_id for skip in predicted["skipped"]}
         entries = [entry for entry in self.selected(predicted)[0] if entry.image_id not in left_out]
-        for entry, probabilities in zip(entries, predicted["probabilities"], strict=True):
+        for entry, logits in zip(entries, predicted["logits"], strict=True):
             try:
                 # Read again: the images of a whole unit may not fit in memory
                 image = read_image(entry.uri, self.run.config.images.max_pixels)
@@ -107,8 +120,7 @@ class PredictionStages:
                 skipped.append(Skipped(entry.image_id, bad.reason))
                 continue
             for kind, use_crf in (("labels", config.refine), *([("unrefined", False)] if config.refine else [])):
-                labels = label_image(partial(enlarge, probabilities), image, use_crf=use_crf, max_side=config.max_side)
-                yield entry.image_id, kind, labels
+                yield entry.image_id, kind, self.label(logits, image, use_crf=use_crf)
 
     def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
         """The unit's images to predict, and those that are not even tried."""
@@ -123,7 +135,7 @@ class PredictionStages:
 
 
 class Predictor:
-    """Stage 2, an actor: the network, averaged over input sizes and mirror images."""
+    """Stage 2, an actor: the network's logits, summed over input sizes and mirror images."""
 
     def __init__(self, job: PredictionStages) -> None:
         if job.device == "cpu":
@@ -142,12 +154,12 @@ class Predictor:
         ]
         return {
             **{name: value for name, value in unit.items() if name != "inputs"},
-            "probabilities": np.concatenate(batches) if batches else np.zeros((0, 1, 1, 1), np.float32),
+            "logits": np.concatenate(batches) if batches else np.zeros((0, 1, 1, 1), np.float32),
             "seconds": unit["seconds"] + time.monotonic() - started,
         }
 
     def predict(self, inputs: list[np.ndarray]) -> np.ndarray:
-        """Probabilities float32 (n, L, h, w). A short batch is filled up with zeros: one shape, hence the same bits."""
+        """Summed logits float32 (n, L, h, w). A short batch is filled up with zeros: one shape, hence the same bits."""
         num_images = len(inputs[0])
         full = [
             np.concatenate([images, np.zeros((self.job.batch_size - num_images, *images.shape[1:]), np.uint8)])

@@ -19,7 +19,7 @@ from jobs.steps.unit_driver import UnitStepJob
 from storage.manifest import Manifest
 from storage.units import Unit
 
-ALGORITHM_VERSION = 1  # of all that happens between an image's bytes and its stored labels
+ALGORITHM_VERSION = 2  # of all that happens between an image's bytes and its stored labels
 MANIFEST_COLUMNS = ("image_id", "uri", "split", "problem")
 
 
@@ -35,7 +35,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         require_pydensecrf()
     network = require_network(run, config.network, "predict_masks")
     device = resolved_device(config.device, connection)
-    stages = PredictionStages(run, network.spec.input_size, device)
+    stages = PredictionStages(run, network.spec.input_size, network.spec.geometry, device)
     seen = SeenLabels(run)
     return UnitStepJob(
         title="predictions",

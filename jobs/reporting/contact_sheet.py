@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jobs.maps.deterministic import DeterministicMapper
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.gallery import mapped_images, read_truth, spread
 from jobs.reporting.pictures import SheetRow, contact_sheet, heat_tile, image_tile, label_colours, label_tile
 from jobs.run.directory import Run
@@ -67,11 +68,12 @@ class Artist:
         if isinstance(truth, np.ndarray):
             truth_tile = label_tile(truth, ignore_value(self.manifest.num_classes), tile.size)
             self.labels.update(np.unique(truth).tolist())
+        geometry = stored_geometry(self.maps)
         stacks = zip(self.mapper(image, maps.classes), maps.max, maps.mean, strict=True)
         return [
             SheetRow(
                 f"{entry.image_id}: {self.manifest.class_names[number]}, score {score:.1f}{_remark(stack[1], score)}",
-                [tile, *(heat_tile(tile, evidence) for evidence in stack), truth_tile],
+                [tile, *(heat_tile(tile, evidence, geometry) for evidence in stack), truth_tile],
             )
             for number, score, stack in zip(maps.classes, maps.score, stacks, strict=True)
         ]

@@ -16,6 +16,7 @@ import numpy as np
 
 from ficklenet.metrics import disagreement, seed_error
 from ficklenet.seeds import resize_labels
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.thumbnails import heat_uri, labels_uri, outcome_uri, picture_uri
 from jobs.run.directory import Run
 from storage.errors import BadImage
@@ -171,7 +172,7 @@ class Artist:
             ]
             error = None
             if seeds is not None and isinstance(truth, np.ndarray):
-                cells = resize_labels(truth, self.maps.grid)
+                cells = stored_geometry(self.maps).resize_labels(truth, self.maps.grid)
                 is_seed, is_true = (seeds == number + 1) & (cells != ignore), cells == number + 1
                 error = seed_error(is_seed, is_true)
                 tiles.append(Tile("outcome", "Right or wrong", outcome_uri(is_seed, is_true)))

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ficklenet.geometry import GridGeometry
 from jobs.maps.evidence import resized
 from storage.label_folder import voc_palette
 
@@ -16,6 +17,7 @@ GAP = 6
 LINE = 18  # of text
 SWATCH = 12
 BACKGROUND = (255, 255, 255)
+CORNERS = GridGeometry(8)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -38,15 +40,18 @@ def image_tile(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image).resize((width, height))
 
 
-def heat_tile(tile: Image.Image, evidence: np.ndarray, strength: float = 0.6) -> Image.Image:
-    """A map over its image's tile, stretched to it with corners aligned.
+def heat_tile(
+    tile: Image.Image, evidence: np.ndarray, geometry: GridGeometry = CORNERS, strength: float = 0.6
+) -> Image.Image:
+    """A map over its image's tile, stretched to it.
 
     Args:
         evidence: float (h, w) in [0, 1]; NaN is drawn as 0.
+        geometry: where its cells lie.
         strength: opacity of the map.
     """
     base = np.asarray(tile.convert("L").convert("RGB"), np.float32)
-    level = resized(np.nan_to_num(evidence).astype(np.float32), (tile.height, tile.width))
+    level = resized(np.nan_to_num(evidence).astype(np.float32), (tile.height, tile.width), geometry)
     heat = matplotlib.colormaps["turbo"](np.clip(level, 0, 1))[..., :3] * 255
     return Image.fromarray(((1 - strength) * base + strength * heat).astype(np.uint8))
 

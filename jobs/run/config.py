@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.run.config_keys import Config
+from jobs.run.config_keys import USUAL_BACKBONES, Config
 from jobs.run.config_sentences import refusal
 
 
@@ -34,7 +34,7 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ValueError(refusal(error)) from None
-    if config.classifier.kernel_size % 2 == 0:
+    if config.classifier.kernel_size is not None and config.classifier.kernel_size % 2 == 0:
         raise ValueError(f"classifier.kernel_size: given {config.classifier.kernel_size}, allowed: odd numbers.")
     for name, section in (("classifier", config.classifier), ("segmenter", config.segmenter)):
         if section.frozen_stages and section.weights == "none":
@@ -47,8 +47,12 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
             f"segmenter.weights: given 'classifier', allowed: where both have one backbone, but segmenter.backbone is "
             f"{config.segmenter.backbone} and classifier.backbone {config.classifier.backbone}; give other weights."
         )
-    if config.images.input_size % 8 != 1:
-        raise ValueError(f"images.input_size: given {config.images.input_size}, allowed: 8 g + 1, such as 321.")
+    # Other networks have their own rules, which the trainings check: torch and timm take seconds to import
+    if config.images.input_size % 8 != 1 and config.classifier.backbone in USUAL_BACKBONES:
+        raise ValueError(
+            f"images.input_size: given {config.images.input_size}, allowed: 8 g + 1, such as 321, for the backbone "
+            f"{config.classifier.backbone}."
+        )
     return config
 
 

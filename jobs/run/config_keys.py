@@ -30,6 +30,20 @@ def _parse_workers(given: Any) -> Any:
     raise PydanticCustomError("workers", WORKERS_ALLOWED)
 
 
+def _parse_backbone(given: Any) -> Any:
+    name = str(given)
+    if name in USUAL_BACKBONES or (name.startswith("timm/") and len(name) > len("timm/")):
+        return name
+    from ficklenet.backbones import BACKBONE_NAMES  # torch takes seconds to import
+
+    if name in BACKBONE_NAMES:
+        return name
+    raise PydanticCustomError("backbone", BACKBONES_ALLOWED)
+
+
+USUAL_BACKBONES = ("vgg16", "resnet101", "small")
+BACKBONES_ALLOWED = "vgg16, resnet101, small, or timm/NAME with the name of a network of timm"
+BackboneName = Annotated[str, BeforeValidator(_parse_backbone), WithJsonSchema({"allowed": BACKBONES_ALLOWED})]
 Stages = Annotated[int, Field(ge=0)] | Literal["all"]
 
 WORKERS_ALLOWED = "a number from 1, or a range of them such as 2..8"
@@ -79,14 +93,19 @@ class ImagesConfig(Section):
 class ClassifierConfig(Section):
     """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
 
-    backbone: Literal["vgg16", "resnet101", "small"] = Field(
-        "vgg16", description="all have output stride 8; small is for drawn images and tests"
+    backbone: BackboneName = Field("vgg16", description="the network before the head; small is for drawn images")
+    output_stride: Literal[8, 16, 32] = Field(
+        8,
+        description="pixels from one feature cell to the next, of networks of timm that can be dilated; 8 of vgg16, "
+        "resnet101, small; others have their own",
     )
     weights: str = runtime_field(
         "imagenet",
-        "'imagenet' (torchvision's registry), 'none', or the path of a state dict (.pt)",
+        "'imagenet' (the registry of torchvision or timm), 'none', or the path of a state dict (.pt, .safetensors)",
     )
-    kernel_size: Annotated[int, Field(ge=1, le=31)] = Field(9, description="s, odd, in feature cells")
+    kernel_size: Annotated[int, Field(ge=1, le=31)] | None = Field(
+        None, description="s, odd, in feature cells; unset: 9 at stride 8, 5 at 14 and 16, 3 at 32"
+    )
     drop_rate: DropRate = Field(0.9, description="p: share of a window's cells dropped; the centre is kept")
     frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
     validate_every: Count = runtime_field(1, "epochs from one validation to the next; the last is always validated")
@@ -106,6 +125,9 @@ class ClassifierConfig(Section):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-3, description="of the head; Adam")
     backbone_learning_rate_factor: Annotated[float, Field(ge=0)] | None = Field(
         None, description="the backbone learns at learning_rate times this; unset: 0.01, or 1 with weights=none"
+    )
+    layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each stage of the backbone learns at this times the rate of the stage behind it"
     )
     halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")
@@ -158,16 +180,22 @@ class SeedsConfig(Section):
 class SegmenterConfig(Section):
     """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1), trained on the splits of data.train_splits."""
 
-    backbone: Literal["vgg16", "resnet101", "small"] = Field(
-        "vgg16", description="all have output stride 8; small is for drawn images and tests"
+    backbone: BackboneName = Field("vgg16", description="the network before the head; small is for drawn images")
+    output_stride: Literal[8, 16, 32] = Field(
+        8,
+        description="pixels from one feature cell to the next, of networks of timm that can be dilated; 8 of vgg16, "
+        "resnet101, small; others have their own",
     )
     weights: str = runtime_field(
         "imagenet",
-        "'imagenet' (torchvision's registry), 'none', 'classifier' (that of this run), or the path of a "
-        "state dict (.pt)",
+        "'imagenet' (the registry of torchvision or timm), 'none', 'classifier' (that of this run), or the path of a "
+        "state dict (.pt, .safetensors)",
     )
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(0, description="backbone stages not trained")
-    dilations: Counts = Field((12,), description="of the head's branches; 12: LargeFOV; 6,12,18,24: ASPP")
+    frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
+    dilations: Counts | None = Field(
+        None,
+        description="of the head's branches, in cells; 12: LargeFOV; 6,12,18,24: ASPP; unset: LargeFOV, 6 at stride 16",
+    )
     supervision: Literal["seeds", "masks"] = Field(
         "seeds", description="masks: all masks and no seeds, the fully supervised upper bound"
     )
@@ -183,9 +211,11 @@ class SegmenterConfig(Section):
     micro_batch_size: Annotated[int, Field(ge=0)] = runtime_field(
         0, "images at once on a device, their gradients summed; 0: a worker's whole share of a batch"
     )
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        5e-4,
-        description="of the backbone; the head: 10 times. Multiplied by 0.33 after each eighth of the training",
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="of the backbone; the head: 10 times. On seeds multiplied by 0.33 after each eighth of the "
+        "training, on masks and in retraining by a falling power (poly). Unset: 5e-4 on seeds, else 1e-3; 2.5e-4 for "
+        "deeper networks than vgg16",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(10.0, "most time lost when a worker is lost")

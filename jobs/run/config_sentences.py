@@ -14,6 +14,8 @@ def allowed_values(schema: dict[str, Any]) -> str:
         return schema["allowed"]
     if "anyOf" in schema:
         return " or ".join(allowed_values(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     match schema["type"]:

@@ -1,22 +1,22 @@
-"""The weights that a backbone begins with: 'imagenet', 'none', the run's 'classifier', or a file's path."""
+"""The weights that a backbone starts from: 'imagenet', 'none', the run's 'classifier', or a file's path."""
 
 import hashlib
 import io
 import pickle
 from collections.abc import Mapping
-from urllib.error import URLError
+from typing import Any
 
 import torch
-from torch import nn
 
-from ficklenet.backbones import imagenet_weights, load_backbone_weights
+from ficklenet.backbones import Backbone, imagenet_weights, load_backbone_weights
+from ficklenet.published_weights import unwrap_state_dict
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
 from storage.location import Location
 
 
 def load_weights(
-    backbone: nn.Module, name: str, weights: str, key: str, run: Run | None = None
+    backbone: Backbone, name: str, weights: str, key: str, run: Run | None = None
 ) -> Mapping[str, torch.Tensor]:
     """Puts the weights into the backbone; all that came with them, {} for 'none'.
 
@@ -38,22 +38,26 @@ def load_weights(
             state = load_classifier(run).backbone.state_dict()
         case _:
             state = _read_weights(weights, key)
-    load_backbone_weights(backbone, state)
+    try:
+        load_backbone_weights(backbone, state)
+    except ValueError as error:
+        raise ValueError(f"{key}: {weights}: {error}") from None
     return state
 
 
 def fetch_imagenet_weights(name: str, key: str) -> Mapping[str, torch.Tensor]:
-    """A backbone's ImageNet weights, downloaded where torch's cache on this machine has not got them.
+    """A backbone's pretrained weights, downloaded unless the registry's cache on this machine has them.
 
     Raises:
         ValueError: there are none, or no network.
     """
     try:
         return imagenet_weights(name)
-    except URLError as error:  # urllib's, and HTTPError with it
+    except OSError as error:  # of urllib, and of timm's hub
+        reason = getattr(error, "reason", error)
         raise ValueError(
-            f"{key}: 'imagenet' cannot be downloaded from torchvision's registry ({error.reason}). Without a "
-            "network give the path of a .pt state dict that was downloaded elsewhere, or 'none'."
+            f"{key}: the pretrained weights of {name} cannot be downloaded ({reason}). Without a network give the path "
+            "of a state dict (.pt, .safetensors) that was downloaded elsewhere, or 'none'."
         ) from error
 
 
@@ -68,17 +72,62 @@ def weights_hash(weights: str, key: str) -> str:
 
 
 def _read_weights(place: str, key: str) -> dict[str, torch.Tensor]:
+    """The state dict of a file; code in it is never run.
+
+    Raises:
+        ValueError: no such file, or no state dict; the sentence says what was found.
+    """
+    data = _read(place, key)
     try:
-        state = torch.load(io.BytesIO(_read(place, key)), map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise pickle.UnpicklingError(type(state).__name__)
-        return state
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{key}: {place} is not a PyTorch state dict ({type(error).__name__}).") from None
+        return unwrap_state_dict(_loaded_safetensors(data) if place.endswith(".safetensors") else _loaded_pickle(data))
+    except ValueError as error:
+        raise ValueError(f"{key}: {place} {error}") from None
+
+
+def _loaded_safetensors(data: bytes) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"is no safetensors file ({error}). Download it again.") from None
+
+
+def _loaded_pickle(data: bytes) -> Any:
+    """What a file of torch.save holds.
+
+    Raises:
+        ValueError: it holds more than plain data, such as a whole model, or it is no such file.
+    """
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        names = _classes_inside(data)
+        if not names:
+            raise ValueError("is no file of torch.save. Give a state dict (.pt, .safetensors).") from None
+        raise ValueError(
+            f"holds objects of {', '.join(names[:3])}, which could run code, so it was not read. Load it where you "
+            "trust it and save model.state_dict() to a file of its own."
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"cannot be read by torch ({type(error).__name__}). Give a state dict (.pt, .safetensors)."
+        ) from None
+
+
+def _classes_inside(data: bytes) -> list[str]:
+    """The classes and functions that a file would have to import; found without importing them."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return []
 
 
 def _read(place: str, key: str) -> bytes:
     try:
         return Location.parse(place).read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{key}: no file {place}; give a .pt state dict, 'imagenet' or 'none'.") from None
+        raise ValueError(
+            f"{key}: no file {place}; give a state dict (.pt, .safetensors), 'imagenet' or 'none'."
+        ) from None

@@ -7,7 +7,7 @@ from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.classifier_worker import new_classifier, train_worker, training_plan
+from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker, training_plan
 from jobs.training.training_data import ListedImage, image_list, validation_images
 from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
@@ -26,6 +26,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     config, manifest = run.config.classifier, run.manifest()
     device = resolved_device(config.device, connection)
     images = _training_images(run.config, manifest)
+    classifier_spec(run.config, manifest.class_names)
     if config.weights == "imagenet":
         require_imagenet_weights(config.backbone, "classifier.weights")  # the workers download them
     else:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from cluster.training_context import TrainingContext
+from ficklenet.backbones import backbone_geometry, require_backbone_name
 from ficklenet.batches import addressed_batches
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
-from ficklenet.classifier_training import learning_rate_at, make_optimizer, training_step
+from ficklenet.classifier_training import PRETRAINED_FACTOR, learning_rate_at, make_optimizer, training_step
 from ficklenet.metrics import average_precision
 from ficklenet.transforms import normalize
 from jobs.run.config_keys import ClassifierConfig, Config
@@ -31,10 +32,6 @@ from jobs.training.training_data import (
 from jobs.training.training_loop import Learner, run_training
 from storage.manifest import Manifest
 
-PRETRAINED_FACTOR = 0.01
-"""With Adam, pretrained VGG-16 learns nothing at 1e-3 (validation mAP 0.25), little at 1e-4 (0.40 after 3 epochs) and
-well at 1e-5 (0.92 after 3 epochs), a hundredth of the head's rate."""
-
 
 def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     """One worker of the training, from its checkpoint or from the beginning."""
@@ -52,6 +49,7 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         backbone_factor=backbone_factor(config),
+        layer_decay=config.layer_learning_rate_decay,
     )
     model = context.wrap(classifier)
 
@@ -109,6 +107,22 @@ def training_plan(config: Config, num_images: int) -> Plan:
     )
 
 
+def classifier_spec(config: Config, class_names: tuple[str, ...]) -> ClassifierSpec:
+    """What the classifier is built by.
+
+    Raises:
+        ValueError: there is no such backbone, or its cells do not fill the input.
+    """
+    settings, input_size = config.classifier, config.images.input_size
+    require_backbone_name(settings.backbone, "classifier.backbone")
+    geometry = backbone_geometry(settings.backbone, settings.output_stride)
+    geometry.require_input_size(input_size, "images.input_size")
+    kernel_size = settings.kernel_size or geometry.default_kernel_size
+    return ClassifierSpec(
+        settings.backbone, class_names, kernel_size, settings.drop_rate, input_size, settings.output_stride
+    )
+
+
 def backbone_factor(settings: ClassifierConfig) -> float:
     """The backbone's learning rate as a factor of the head's: as configured, or by what its weights start from."""
     if settings.backbone_learning_rate_factor is not None:
@@ -119,10 +133,7 @@ def backbone_factor(settings: ClassifierConfig) -> float:
 def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
     """An untrained classifier: backbone weights as configured, a random head."""
     settings = config.classifier
-    spec = ClassifierSpec(
-        settings.backbone, class_names, settings.kernel_size, settings.drop_rate, config.images.input_size
-    )
-    classifier = FickleNet(spec)
+    classifier = FickleNet(classifier_spec(config, class_names))
     load_weights(classifier.backbone, settings.backbone, settings.weights, "classifier.weights")
     classifier.backbone.freeze_stages(settings.frozen_stages)
     return classifier

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ficklenet.backbones import grid_size
+from ficklenet.backbones import backbone_geometry
 from ficklenet.batches import keyed_generator
-from ficklenet.seeds import resize_labels
 from ficklenet.segmentation_training import SegmentationBatch
 from ficklenet.transforms import resize_square
 from jobs.run.config_keys import Config
@@ -89,6 +88,8 @@ class SegmentationImages(Dataset):
         self.run, self.config, self.images = run, run.config, images
         self.num_classes, self.class_values = manifest.num_classes, manifest.class_values
         self.uses_seeds = uses_seeds and run.config.segmenter.supervision == "seeds"
+        settings = run.config.segmenter
+        self.geometry = backbone_geometry(settings.backbone, settings.output_stride)
         self._seeds: SeedStore | None = None  # opened in the process that reads
 
     def __len__(self) -> int:
@@ -107,7 +108,7 @@ class SegmentationImages(Dataset):
     def example(self, entry: TrainingImage) -> SegmentationExample:
         """One image as it is; of an unusable one nothing is known."""
         size, max_pixels = self.config.images.input_size, self.config.images.max_pixels
-        grid = grid_size(size), grid_size(size)
+        grid = self.geometry.grid_size(size), self.geometry.grid_size(size)
         unknown = np.full(grid, ignore_value(self.num_classes), np.int64)
         present = np.zeros(self.num_classes + 1, bool)
         present[[0, *(label + 1 for label in entry.labels)]] = True
@@ -119,7 +120,7 @@ class SegmentationImages(Dataset):
                 mask = read_mask(entry.mask_uri, self.class_values, max_pixels)
                 if mask.shape != image.shape[:2]:
                     raise BadImage("its mask is not of its size")
-                truth = resize_labels(mask, grid).astype(np.int64)
+                truth = self.geometry.resize_labels(mask, grid).astype(np.int64)
         except BadImage as error:
             blank = np.zeros((3, size, size), np.uint8)
             return SegmentationExample(blank, unknown, present, unknown, entry.image_id, error.reason)

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from cluster.training_context import TrainingContext
+from ficklenet.backbones import backbone_geometry, require_backbone_name
 from ficklenet.batches import addressed_batches, keyed_generator
 from ficklenet.segmentation_training import (
     LossWeights,
+    Schedule,
+    default_learning_rate,
     learning_rate_at,
     make_optimizer,
     relabelled_batch,
     segmentation_step,
 )
-from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
+from ficklenet.segmenter import LARGEFOV, Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
 from ficklenet.training_crf import Map
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
@@ -44,7 +47,9 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     torch.manual_seed(run.config.seed)
     segmenter = new_segmenter(run, manifest.class_names).train()
     segmenter.to(context.device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(segmenter, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    schedule: Schedule = "steps" if plan.name == "segmenter" and config.supervision == "seeds" else "poly"
+    base_rate = config.learning_rate or default_learning_rate(config.backbone, schedule)
+    optimizer = make_optimizer(segmenter, learning_rate=base_rate, weight_decay=config.weight_decay)
     model = context.wrap(segmenter)
     teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
 
@@ -88,7 +93,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         learner = Learner(
             model=segmenter,
             optimizer=optimizer,
-            learning_rate=lambda number: learning_rate_at(number, plan.steps, config.learning_rate),
+            learning_rate=lambda number: learning_rate_at(number, plan.steps, base_rate, schedule),
             step=step,
             validate=shares,
             score="",
@@ -119,12 +124,24 @@ def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") 
     )
 
 
+def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpec:
+    """What the segmentation network is built by.
+
+    Raises:
+        ValueError: there is no such backbone, or its cells do not fill the input.
+    """
+    settings, input_size = config.segmenter, config.images.input_size
+    require_backbone_name(settings.backbone, "segmenter.backbone")
+    geometry = backbone_geometry(settings.backbone, settings.output_stride)
+    geometry.require_input_size(input_size, "images.input_size")
+    dilations = settings.dilations or geometry.dilations_like(LARGEFOV)
+    return SegmenterSpec(settings.backbone, class_names, dilations, input_size, settings.output_stride)
+
+
 def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
     """An untrained network: backbone weights as configured, a random head, fc6 and fc7 where they come with these."""
     settings = run.config.segmenter
-    segmenter = Segmenter(
-        SegmenterSpec(settings.backbone, class_names, settings.dilations, run.config.images.input_size)
-    )
+    segmenter = Segmenter(segmenter_spec(run.config, class_names))
     given = load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
     load_fc_weights(segmenter.head, given)
     segmenter.backbone.freeze_stages(settings.frozen_stages)

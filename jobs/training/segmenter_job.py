@@ -3,8 +3,9 @@
 from typing import Any
 
 from cluster.connect import Connection
-from ficklenet.backbones import grid_size, require_imagenet_weights
+from ficklenet.backbones import require_imagenet_weights
 from ficklenet.crf import require_pydensecrf
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
@@ -14,7 +15,12 @@ from jobs.steps.networks import require_network
 from jobs.training.backbone_weights import weights_hash
 from jobs.training.plan import Plan
 from jobs.training.segmentation_data import training_images
-from jobs.training.segmentation_worker import new_segmenter, segmentation_plan, segmentation_worker
+from jobs.training.segmentation_worker import (
+    new_segmenter,
+    segmentation_plan,
+    segmentation_worker,
+    segmenter_spec,
+)
 from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import background_warning
 from storage.manifest import Manifest
@@ -91,6 +97,7 @@ def require_start_weights(run: Run, manifest: Manifest) -> None:
     config = run.config.segmenter
     if config.weights == "classifier":
         require_network(run, "classifier", "train_segmentation")
+    segmenter_spec(run.config, manifest.class_names)
     if config.weights == "imagenet":
         require_imagenet_weights(config.backbone, "segmenter.weights")  # which the workers download
     else:
@@ -122,11 +129,13 @@ def check_images(config: Config, manifest: Manifest) -> int:
 def _require_seeds(run: Run, manifest: Manifest) -> None:
     """Refuses seeds that are not finished, of another size, or without any class."""
     finished, store = require_finished(run, "seeds", "train_segmentation"), run.seeds()
-    side = grid_size(run.config.images.input_size)
-    if store.grid != (side, side):
+    spec = segmenter_spec(run.config, manifest.class_names)
+    if store.grid != spec.grid or stored_geometry(store) != spec.geometry:
         raise ValueError(
-            f"train_segmentation: the seeds are {store.grid[0]} x {store.grid[1]}, images.input_size = "
-            f"{run.config.images.input_size} needs {side} x {side}. Use the size that the maps were made with."
+            f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of "
+            f"{stored_geometry(store).in_words}, but {spec.backbone} at images.input_size = {spec.input_size} has "
+            f"{spec.grid[0]} x {spec.grid[1]} of {spec.geometry.in_words}. Use the size that the maps were made with, "
+            "and a segmenter.backbone and segmenter.output_stride with the classifier's cells."
         )
     rows = {image.row for image in training_images(manifest, run.config)}
     for unit in finished.units:

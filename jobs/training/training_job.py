@@ -20,7 +20,6 @@ from jobs.training.kept_network import keep_epoch
 from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
 from storage.heartbeat import beating
-from storage.image_identity import images_id
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         step.check_start(job.fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
-    start_id = step.open(job.fingerprint, command, restart=options.restart, images=images_id(run.manifest()))
+    start_id = step.open(job.fingerprint, command, restart=options.restart)
     record_run(run, name)
     folder = step.data(start_id)
     if read_complete(folder):

@@ -6,7 +6,7 @@ machine.
     python tests/benchmarks/gpu_segment.py score --pack pack.pt --out out           # where pydensecrf is
 
 `train` needs torch, torchvision, its Pillow and numpy. It trains each asked supervision with each seed, prints mIoU on
-the validation images at image size without CRF, and keeps their probabilities; `score` adds the CRF. Supervisions: weak
+the validation images at image size without CRF, and keeps their logits; `score` adds the CRF. Supervisions: weak
 (seeds), semi (also the masks of the strong images), full (all masks and nothing else, the upper bound). The steps are
 those of jobs/train_segmentation.py, the loop is not: all images lie on the device.
 
@@ -37,7 +37,7 @@ from ficklenet.batches import batch_indices, keyed_generator, steps_per_epoch
 from ficklenet.classifier_training import set_learning_rate
 from ficklenet.label_image import label_image
 from ficklenet.metrics import confusion_matrix, label_metrics
-from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
+from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.segmentation_training import (
     LossWeights,
     SegmentationBatch,
@@ -67,7 +67,7 @@ def main() -> None:
                     train_one(pack, data, frozen, supervision, seeds, seed, options)
     else:
         for file in sorted(options.out.glob("*.npz")):
-            report(file.stem, pack, np.load(file)["probabilities"], use_crf=True)
+            report(file.stem, pack, np.load(file)["logits"], use_crf=True)
 
 
 class Data:
@@ -132,7 +132,7 @@ class LearningPart(nn.Module):
     def __init__(self, model: Segmenter, num_frozen: int) -> None:
         super().__init__()
         self.stages = model.backbone.stages(num_frozen, model.backbone.num_stages)
-        self.head = model.head
+        self.head, self.spec = model.head, model.spec
         self.features = torch.empty(0)
 
     def forward(self, _: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def train_one(
     seed: int,
     options: argparse.Namespace,
 ) -> None:
-    """One training, its score and its probabilities."""
+    """One training, its score and its logits."""
     name = f"{supervision}-{seeds}-{seed}" if supervision != "full" else f"full-{seed}"
     torch.manual_seed(seed)
     spec = SegmenterSpec(options.backbone, tuple(pack["class_names"]), tuple(options.dilations), options.size)
@@ -180,9 +180,9 @@ def train_one(
             shown = ", ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
             print(f"{name}: epoch {(step + 1) // per_epoch} of {options.epochs} ({shown})", flush=True)
     print(f"{name}: {num_steps} steps in {time.monotonic() - started:.0f} s", flush=True)
-    probabilities = predict(model.eval(), pack, options)
-    np.savez_compressed(options.out / f"{name}.npz", probabilities=probabilities.astype(np.float16))
-    report(name, pack, probabilities, use_crf=False)
+    logits = predict(model.eval(), pack, options)
+    np.savez_compressed(options.out / f"{name}.npz", logits=logits.astype(np.float16))
+    report(name, pack, logits, use_crf=False)
 
 
 def predict(model: Segmenter, pack: dict[str, Any], options: argparse.Namespace) -> np.ndarray:
@@ -195,12 +195,12 @@ def predict(model: Segmenter, pack: dict[str, Any], options: argparse.Namespace)
     return np.stack(grids)
 
 
-def report(name: str, pack: dict[str, Any], probabilities: np.ndarray, *, use_crf: bool) -> None:
+def report(name: str, pack: dict[str, Any], logits: np.ndarray, *, use_crf: bool) -> None:
     """Prints a line of JSON: mIoU and IoU at image size."""
     names = pack["class_names"]
     matrix = np.zeros((len(names) + 1, len(names) + 2), np.int64)
-    for grid, image, truth in zip(probabilities, pack["val"]["images"], pack["val"]["truth"], strict=True):
-        labels = label_image(partial(enlarge, grid), pixels(image), use_crf=use_crf)
+    for grid, image, truth in zip(logits, pack["val"]["images"], pack["val"]["truth"], strict=True):
+        labels = label_image(partial(enlarged_probabilities, grid), pixels(image), use_crf=use_crf)
         matrix += confusion_matrix(truth.numpy(), labels, len(names), IGNORE)
     figures = label_metrics(matrix)
     iou = dict(zip(["background", *names], (round(value, 4) for value in figures.iou), strict=True))
@@ -220,7 +220,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("command", choices=["train", "score"])
     parser.add_argument("--pack", type=Path, required=True, help="file of segmentation_pack.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the probabilities")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the logits")
     parser.add_argument("--weights", type=Path, help="state dict of the backbone")
     parser.add_argument("--supervision", nargs="+", choices=list(LOSS_WEIGHTS), default=list(LOSS_WEIGHTS))
     parser.add_argument("--seeds", nargs="+", default=["seeds"], help="names of seed sets in the pack")

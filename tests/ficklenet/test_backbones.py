@@ -11,8 +11,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from ficklenet.backbones import (
     BACKBONE_NAMES,
+    backbone_geometry,
     build_backbone,
-    grid_size,
     imagenet_weights,
     load_backbone_weights,
 )
@@ -27,11 +27,8 @@ SIZES = [("vgg16", 33), ("vgg16", 41), ("small", 33), ("small", 41), ("small", 5
 def test_output_grid_is_as_stated(name, size):
     backbone = build_backbone(name)
     features = backbone(torch.zeros(1, 3, size, size + 8))
-    assert features.shape == (1, backbone.out_channels, grid_size(size), grid_size(size + 8))
-
-
-def test_paper_and_demo_inputs_have_the_stated_grids():
-    assert (grid_size(321), grid_size(129)) == (41, 17)
+    grid = backbone.geometry.grid_size(size), backbone.geometry.grid_size(size + 8)
+    assert features.shape == (1, backbone.out_channels, *grid)
 
 
 @pytest.mark.parametrize("name", BACKBONE_NAMES)
@@ -46,6 +43,14 @@ def test_cells_lie_on_every_eighth_pixel_corners_aligned(name):
     features = backbone(image)
     assert torch.allclose(backbone(image.flip(3)), features.flip(3), atol=1e-12)
     assert not torch.allclose(backbone(image.roll(1, 3)), features, atol=1e-6)
+
+
+def test_conv5_alone_of_vgg16_is_dilated_by_two():
+    layers = [layer for layer in build_backbone("vgg16").features if isinstance(layer, nn.Conv2d)]
+    assert [layer.dilation for layer in layers] == [(1, 1)] * 10 + [(2, 2)] * 3
+    assert [layer.padding for layer in layers] == [layer.dilation for layer in layers]
+    pools = [layer for layer in build_backbone("vgg16").features if isinstance(layer, nn.MaxPool2d)]
+    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)] * 3 + [(3, 1, 1)]
 
 
 def test_vgg16_has_torchvisions_names_and_shapes():
@@ -135,11 +140,29 @@ def test_freezing_stops_the_first_stages_only_and_can_be_undone():
     assert all(weight.requires_grad for weight in backbone.parameters())
     with pytest.raises(ValueError, match="frozen stages: 6 given; this backbone has 0 to 5"):
         backbone.freeze_stages(6)
+    backbone.freeze_stages("all")
+    assert not any(weight.requires_grad for weight in backbone.parameters())
 
 
-def test_unknown_backbone_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match='"resnet" given; give one of vgg16, resnet101, small'):
+@pytest.mark.parametrize("name", BACKBONE_NAMES)
+def test_every_weight_belongs_to_one_stage(name):
+    backbone = build_backbone(name)
+    stages = backbone.stage_weights()
+    assert len(stages) == backbone.num_stages
+    found = [id(weight) for stage in stages for weight in stage]
+    assert sorted(found) == sorted(id(weight) for weight in backbone.parameters())
+
+
+def test_unknown_backbone_is_refused_with_the_known_and_the_nearest_names():
+    with pytest.raises(ValueError, match=r'"resnet" given; give one of vgg16, resnet101, small, or timm/NAME .*101'):
         build_backbone("resnet")
+    with pytest.raises(ValueError, match=r"Did you mean vgg16\?"):
+        backbone_geometry("vgg19")
+
+
+def test_another_output_stride_of_vgg16_is_refused():
+    with pytest.raises(ValueError, match="output_stride: 16 given; vgg16 takes 8"):
+        build_backbone("vgg16", output_stride=16)
 
 
 @pytest.mark.skipif(not DATA, reason="FICKLENET_DATA names no folder of real data")

@@ -9,9 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from ficklenet.metrics import confusion_matrix, label_metrics
+from ficklenet.metrics import average_precision, confusion_matrix, label_metrics
 
 IGNORED = 255
+
+
+def test_average_precision_orders_by_logits_beyond_what_float32_sigmoids_tell_apart():
+    logits = torch.tensor([[30.0], [29.0], [28.0], [-1.0]])  # all but the last have sigmoid 1 in float32
+    assert average_precision(logits, torch.tensor([[1], [0], [0], [1]])) == pytest.approx((1 + 2 / 4) / 2)
+    assert average_precision(logits, torch.tensor([[0], [0], [1], [0]])) == pytest.approx(1 / 3)
+
+
+def test_average_precision_of_equal_logits_is_the_share_and_absent_classes_do_not_count():
+    logits = torch.tensor([[2.0, 1.0], [2.0, 5.0], [2.0, -3.0], [2.0, 0.5]])
+    targets = torch.tensor([[1, 0], [0, 0], [0, 0], [0, 0]])
+    assert average_precision(logits, targets) == pytest.approx(1 / 4)
+    assert math.isnan(average_precision(logits, torch.zeros(4, 2)))
 
 
 def test_hand_counted_image():

@@ -1,4 +1,4 @@
-"""From images to label maps: sizes, mirroring, the frame of the grid."""
+"""From images to label maps: sizes, mirror images, summed logits, the frame of the grid."""
 
 from functools import partial
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ficklenet.geometry import GridGeometry
 from ficklenet.label_image import label_image
-from ficklenet.segmentation_inference import enlarge, input_sizes, predict_grid
+from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.segmenter import Segmenter, SegmenterSpec
-from ficklenet.transforms import normalize
+from ficklenet.transforms import normalize, resize_maps
 
 
 @pytest.fixture
@@ -27,35 +28,55 @@ def test_input_sizes_put_cells_on_every_eighth_pixel():
     for scales in ((), (0.01,)):
         with pytest.raises(ValueError, match="give one or more"):
             input_sizes(321, scales)
+    assert input_sizes(320, (0.75, 1.0), GridGeometry(16, "centres")) == (240, 320)
 
 
-def test_one_size_is_the_softmax_of_the_network(model):
-    expected = model(normalize(images(33))).softmax(1)
+def test_one_size_gives_the_logits_of_the_network(model):
+    expected = model(normalize(images(33)))
     torch.testing.assert_close(predict_grid(model, [images(33)]), expected)
 
 
-def test_sizes_and_mirror_images_are_averaged_on_the_trained_grid(model):
+def test_logits_of_sizes_and_mirror_images_are_summed_on_the_finest_grid(model):
     both = predict_grid(model, [images(33), images(65)])
-    alone = [predict_grid(model, [images(size)]) for size in (33, 65)]
-    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
-    assert both.shape == (2, 3, 5, 5)
+    coarse, fine = (predict_grid(model, [images(size)]) for size in (33, 65))
+    torch.testing.assert_close(both, resize_maps(coarse, (9, 9)) + fine)
+    assert both.shape == (2, 3, 9, 9)
     mirrored = predict_grid(model, [images(33).flip(-1)], mirror=True)
     torch.testing.assert_close(mirrored.flip(-1), predict_grid(model, [images(33)], mirror=True))
 
 
 def test_a_cell_lies_on_its_eighth_pixel():
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), (5, 4)).transpose(2, 0, 1)
-    enlarged = enlarge(probabilities, (33, 25))
-    np.testing.assert_allclose(enlarged[:, ::8, ::8], probabilities, atol=1e-6)
+    logits = np.random.default_rng(0).normal(size=(3, 5, 4))
+    enlarged = enlarged_probabilities(logits, (33, 25))
+    expected = np.exp(logits) / np.exp(logits).sum(0)
+    np.testing.assert_allclose(enlarged[:, ::8, ::8], expected, atol=1e-6)
     np.testing.assert_allclose(enlarged.sum(0), 1, atol=1e-6)
+
+
+def test_logits_are_enlarged_not_probabilities():
+    logits = np.array([[[9.0, 0.0]], [[0.0, 1.0]]])  # sure of 0, then barely of 1
+    middle = enlarged_probabilities(logits, (1, 3))[:, 0, 1]
+    assert middle[0] == pytest.approx(1 / (1 + np.exp(-4.0)), abs=1e-5)
+
+
+def test_patches_have_their_labels_on_their_own_pixels():
+    logits = np.zeros((2, 2, 2))
+    logits[1, 0, 0] = logits[0, 0, 1] = logits[0, 1] = 5.0
+    image = np.zeros((32, 32, 3), np.uint8)
+    scores_at = partial(enlarged_probabilities, logits, geometry=GridGeometry(16, "centres"))
+    labels = label_image(scores_at, image, use_crf=False)
+    expected = np.zeros((32, 32), int)
+    expected[:16, :16] = 1
+    assert (labels == expected).mean() > 0.97 and (labels[:8, :8] == 1).all()
 
 
 def test_crf_moves_the_border_to_the_edge_of_the_image():
     image = np.zeros((48, 48, 3), np.uint8)
     image[:, 22:] = 200
     right = np.tile(np.linspace(0.2, 0.8, 7), (7, 1))  # its border at pixel 23.5
-    probabilities = np.stack([1 - right, right])
-    plain, refined = (label_image(partial(enlarge, probabilities), image, use_crf=use_crf) for use_crf in (False, True))
+    logits = np.log(np.stack([1 - right, right]))
+    scores_at = partial(enlarged_probabilities, logits)
+    plain, refined = (label_image(scores_at, image, use_crf=use_crf) for use_crf in (False, True))
     assert plain[0].tolist() == [0] * 24 + [1] * 24
     assert refined[0].tolist() == [0] * 22 + [1] * 26
 
@@ -63,9 +84,9 @@ def test_crf_moves_the_border_to_the_edge_of_the_image():
 def test_long_images_are_labelled_at_a_smaller_size():
     image = np.zeros((100, 60, 3), np.uint8)
     image[:50] = 255
-    probabilities = np.random.default_rng(1).dirichlet(np.ones(3), (4, 4)).transpose(2, 0, 1)
+    logits = np.log(np.random.default_rng(1).dirichlet(np.ones(3), (4, 4)).transpose(2, 0, 1))
     for use_crf in (False, True):
-        labels = label_image(partial(enlarge, probabilities), image, use_crf=use_crf, max_side=50)
-        whole = label_image(partial(enlarge, probabilities), image, use_crf=use_crf)
+        labels = label_image(partial(enlarged_probabilities, logits), image, use_crf=use_crf, max_side=50)
+        whole = label_image(partial(enlarged_probabilities, logits), image, use_crf=use_crf)
         assert labels.shape == whole.shape == (100, 60)
         assert (labels == whole).mean() > 0.8 and len(np.unique(labels, axis=0)) <= 50

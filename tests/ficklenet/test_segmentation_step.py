@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from ficklenet.crf import AT_MAP_SIZE
 from ficklenet.drawing import draw_scene
+from ficklenet.geometry import GridGeometry
 from ficklenet.growing import grow_seeds
 from ficklenet.seeds import resize_labels
 from ficklenet.segmentation_losses import boundary_loss, full_loss, label_probabilities, seed_loss
 from ficklenet.segmentation_training import (
     LossWeights,
     SegmentationBatch,
+    crf_parameters,
+    default_learning_rate,
     learning_rate_at,
     make_optimizer,
     relabelled_batch,
@@ -195,6 +199,29 @@ def test_new_layers_train_at_ten_times_and_biases_at_twice_the_rate():
 def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():
     assert [learning_rate_at(step, 8000, 1.0) for step in (0, 999, 1000, 7999)] == pytest.approx([1, 1, 0.33, 0.33**7])
     assert learning_rate_at(2, 3, 1.0) == pytest.approx(0.33**5)
+
+
+def test_poly_schedule_falls_to_zero_at_the_end():
+    rates = [learning_rate_at(step, 1000, 1e-3, "poly") for step in (0, 500, 999)]
+    assert rates == pytest.approx([1e-3, 1e-3 * 0.5**0.9, 1e-3 * 0.001**0.9])
+
+
+def test_deep_networks_start_at_deeplabs_rate():
+    assert [default_learning_rate("vgg16", schedule) for schedule in ("steps", "poly")] == [5e-4, 1e-3]
+    assert [default_learning_rate("resnet101", schedule) for schedule in ("steps", "poly")] == [2.5e-4, 2.5e-4]
+
+
+def test_the_crf_reaches_as_many_pixels_at_every_stride():
+    assert crf_parameters(GridGeometry(8)) == AT_MAP_SIZE
+    coarse = crf_parameters(GridGeometry(32))
+    assert coarse.bilateral_distance * 32 == pytest.approx(80 / 12 * 8)
+    assert coarse.gaussian_distance * 32 == pytest.approx(3 / 12 * 8)
+    assert coarse.bilateral_colour == AT_MAP_SIZE.bilateral_colour
+
+
+def test_a_network_without_a_specification_is_refused():
+    with pytest.raises(TypeError, match="a Identity without a SegmenterSpec given"):
+        relabelled_batch(torch.nn.Identity(), drawn_batch())
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 3])

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from ficklenet.classifier import ClassifierSpec, FickleNet
-from ficklenet.classifier_losses import multilabel_loss
+from ficklenet.classifier_losses import best_constant_loss, multilabel_loss
 from ficklenet.classifier_training import (
     learning_rate_at,
     make_optimizer,
@@ -134,7 +134,7 @@ def test_training_continues_from_its_packed_state_as_if_never_stopped(images):
     def fresh():
         torch.manual_seed(0)
         model = FickleNet(SPEC)
-        return model, make_optimizer(model, learning_rate=1e-2)
+        return model, make_optimizer(model, learning_rate=1e-2, layer_decay=0.5)
 
     def step(model, optimizer, epoch):
         training_step(model, optimizer, images, TARGETS, KEYS, epoch, torch.ones(4))
@@ -154,6 +154,29 @@ def test_training_continues_from_its_packed_state_as_if_never_stopped(images):
 def test_learning_rate_halves_every_ten_epochs():
     assert [learning_rate_at(epoch, 1e-3) for epoch in (0, 9, 10, 25)] == [1e-3, 1e-3, 5e-4, 2.5e-4]
     assert learning_rate_at(4, 1.0, halve_every=2) == 0.25
+
+
+def test_backbone_with_pretrained_weights_trains_at_a_hundredth_by_default(model):
+    optimizer = make_optimizer(model, learning_rate=1e-3)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 1e-5])
+
+
+def test_no_constant_has_a_lower_loss_than_each_classs_share():
+    targets = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]])
+    shares = targets.double().mean(0)
+    least = best_constant_loss(shares.tolist())
+    weights = torch.ones(4, dtype=torch.float64)
+
+    def loss(logits):
+        return float(multilabel_loss(logits.double().expand(4, 3), targets, weights))
+
+    assert least == pytest.approx(loss(shares.logit(eps=1e-9)), abs=1e-6)
+    assert best_constant_loss([0.5]) == pytest.approx(0.6931472)
+    generator = torch.Generator().manual_seed(0)
+    assert all(loss(torch.randn(3, generator=generator)) > least for _ in range(50))
+    for shares in ([], [0.5, 1.5]):
+        with pytest.raises(ValueError, match="one from 0 to 1 for each class"):
+            best_constant_loss(shares)
 
 
 def test_backbone_trains_at_its_share_of_the_rate_and_frozen_weights_not_at_all(model):

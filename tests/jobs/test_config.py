@@ -7,7 +7,7 @@ from jobs.run.config_keys import Config, config_keys, training_worker_range
 def test_defaults_are_the_papers():
     config = Config()
     assert config.maps.num_samples == 200
-    assert (config.classifier.drop_rate, config.classifier.kernel_size, config.classifier.batch_size) == (0.9, 9, 10)
+    assert (config.classifier.drop_rate, config.classifier.batch_size) == (0.9, 10)
 
 
 def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
@@ -59,7 +59,10 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
             "segmenter.weights: given 'classifier', allowed: where both have one backbone, but segmenter.backbone is "
             "vgg16 and classifier.backbone resnet101; give other weights.",
         ),
-        ("images.input_size=320", "images.input_size: given 320, allowed: 8 g + 1, such as 321."),
+        (
+            "images.input_size=320",
+            "images.input_size: given 320, allowed: 8 g + 1, such as 321, for the backbone resnet101.",
+        ),
         (
             "maps.num_samples",
             "--set maps.num_samples: write section.key=value, for example --set maps.num_samples=100.",

@@ -234,19 +234,18 @@ def test_killed_and_relaunched_run_stores_the_same_bytes(mapped_run):
     expected, fewer = stored_bytes(mapped_run), 0
     command = [sys.executable, "jobs/generate_maps.py", "--run", mapped_run.uri, "--set", "cluster.address=local"]
     restart = subprocess.Popen([*command, "--restart", "maps"], cwd=REPOSITORY, start_new_session=True)
-    done = Path(mapped_run.uri) / "maps" / "done"
     before = finishing_times(mapped_run)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and restart.poll() is None:
         now = finishing_times(mapped_run)
-        if 1 <= len(now) < 4 and not now.items() & before.items():
+        if 1 <= len(now) < 4 and not now.items() & before.items():  # of the new start
             break
         time.sleep(0.02)
     os.kill(restart.pid, signal.SIGKILL)
     restart.wait()
     time.sleep(2)  # an own Ray ends with its driver
     fewer = finishing_times(mapped_run)
-    assert done.exists() and len(fewer) >= 1
+    assert len(fewer) >= 1
     relaunch = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert f"{4 - len(fewer)} of 4 units to do" in relaunch.stdout
     after = finishing_times(mapped_run)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
+from ficklenet.geometry import GridGeometry
 from jobs import predict_masks
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels
@@ -31,7 +32,7 @@ def files(run: Run, place: str = "labels") -> dict[str, bytes]:
 
 
 def labels(run: Run, place: str, name: str) -> np.ndarray:
-    return np.array(Image.open(Path(run.uri, "predictions", place, f"{name}.png")))
+    return np.array(Image.open(run.labels("predictions", place).place(name).uri))
 
 
 def test_validation_images_are_labelled_at_their_own_size_with_and_without_crf(segmented_run):
@@ -41,27 +42,27 @@ def test_validation_images_are_labelled_at_their_own_size_with_and_without_crf(s
         found = labels(segmented_run, place, VAL[0])
         assert found.shape == (120, 160) and found.max() <= 5
     predict(segmented_run, "predictions.refine=false", restart=True)
-    assert list(Path(segmented_run.uri, "predictions").glob("unrefined")) == []
+    assert list(Path(segmented_run.data("predictions").uri).glob("unrefined")) == []
     assert set(files(segmented_run)) == set(VAL)
 
 
-def probabilities(run: Run, *assignments: str) -> tuple[list[tuple[int, ...]], np.ndarray]:
+def summed_logits(run: Run, *assignments: str) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """Of the last unit: the shapes of the network's inputs, and what the actor makes of them."""
     predict(run, *assignments, restart=True)
     run = open_run(run.uri, None, assignments)
-    job = PredictionStages(run, 65, "cpu")
+    job = PredictionStages(run, 65, GridGeometry(8), "cpu")
     read = job.read({"unit": Unit(3, 12, 14), "start_id": "", "skipped": ()})
-    return [inputs.shape for inputs in read["inputs"]], Predictor(job)(read)["probabilities"]
+    return [inputs.shape for inputs in read["inputs"]], Predictor(job)(read)["logits"]
 
 
-def test_scales_and_mirror_images_are_averaged(segmented_run):
-    shapes, plain = probabilities(segmented_run)
+def test_logits_of_scales_and_mirror_images_are_summed_on_the_finest_grid(segmented_run):
+    shapes, plain = summed_logits(segmented_run)
     assert shapes == [(2, 3, 65, 65)] and plain.shape == (2, 6, 9, 9)
-    shapes, scaled = probabilities(segmented_run, "predictions.scales=0.75,1,1.25")
+    shapes, scaled = summed_logits(segmented_run, "predictions.scales=0.75,1,1.25")
     assert shapes == [(2, 3, 49, 49), (2, 3, 65, 65), (2, 3, 81, 81)]
-    _, mirrored = probabilities(segmented_run, "predictions.mirror=true")
-    for other in (scaled, mirrored):
-        assert other.shape == plain.shape and not np.allclose(other, plain)
+    _, mirrored = summed_logits(segmented_run, "predictions.mirror=true")
+    assert scaled.shape == (2, 6, 11, 11) and mirrored.shape == plain.shape
+    assert not np.allclose(mirrored, 2 * plain)
 
 
 def test_other_splits_are_predicted_when_asked(segmented_run):

@@ -15,7 +15,6 @@ from jobs.maps import maps_job
 from jobs.maps.map_stages import MapStages
 from jobs.run.directory import open_run
 from jobs.steps.unit_rows import known_problems
-from storage.map_store import MapStore
 from storage.steps import Step
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
@@ -41,13 +40,12 @@ def test_an_image_that_kills_its_process_is_skipped_and_harms_no_other(
 ):
     monkeypatch.setattr(maps_job, "MapStages", KillingStages)
     run = open_run(finished_maps_run.uri, None, ["cluster.address=", "cluster.max_actors=1"])
-    store = finished_maps_run.location / "maps/maps.zarr"
-    good = [MapStore.open(store).read(index).max for index in range(14)]
+    good = [finished_maps_run.maps().read(index).max for index in range(14)]
     launch_step(run, local_ray, "maps", restart=True)
 
     [receipt] = [each for each in Step(run.location / "maps").receipts().values() if each.skipped]
     assert [(skip.image_id, skip.reason) for skip in receipt.skipped] == [(KILLER, REASON)]
     assert "13 images done, 1 skipped" in capsys.readouterr().out
     for index in set(range(14)) - {5}:
-        np.testing.assert_array_equal(MapStore.open(store).read(index).max, good[index])
-    assert len(MapStore.open(store).read(5).classes) == 0
+        np.testing.assert_array_equal(run.maps().read(index).max, good[index])
+    assert len(run.maps().read(5).classes) == 0

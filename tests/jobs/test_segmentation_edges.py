@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cluster.connect import connect
-from ficklenet.backbones import grid_size
+from ficklenet.geometry import GridGeometry
 from ficklenet.segmenter import unpack_segmenter
 from jobs.cli.launch import launch_step
 from jobs.run.directory import SEEDS, Run, open_run, record_run
@@ -33,7 +33,7 @@ SETTINGS = {
     },
     "predictions": {"splits": ["train"]},
 }
-GRID = grid_size(33)
+GRID = GridGeometry(8).grid_size(33)
 
 
 def seeded_run(

@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,18 @@ def test_data_of_an_old_start_is_kept_while_a_launch_works_on_it(is_first: bool,
     assert not (step.data(old) / "maps.zarr/max/c/0").exists()
 
 
+def test_the_heartbeat_of_a_killed_launch_is_gone_after_the_next_launch(tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path)) / "maps")
+    step.open({"a": 1}, COMMAND)
+    killed = step.location / "drivers/1-of-1-0123abcd.json"
+    killed.write_bytes(b'{"launch": "1-of-1", "host": "elsewhere", "pid": 5, "started": 0}')
+    step.open({"a": 1}, COMMAND)
+    assert killed.exists()  # it may live
+    os.utime(killed.uri, times=(time.time() - 100, time.time() - 100))
+    step.open({"a": 1}, COMMAND)
+    assert not killed.exists()
+
+
 def test_a_launch_that_joins_late_does_not_delete_a_newer_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +213,7 @@ def test_a_launch_that_joins_late_does_not_delete_a_newer_start(
     second = step.open({"a": 1}, COMMAND, restart=True)
     third = step.open({"a": 1}, COMMAND, restart=True)
     (step.data(third) / "x").write_bytes(b"1")
-    step._delete_starts_before(second)
+    step._delete_starts_before(second, set())
     assert (step.data(third) / "x").exists()
 
 

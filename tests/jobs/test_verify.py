@@ -1,0 +1,122 @@
+"""Damage of stored results: found by verify and by whoever reads, and repaired into the same bytes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import connect
+from jobs import verify
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.reporting.contact_sheet import draw_contact_sheet
+from jobs.reporting.page import write_report
+from jobs.reporting.run_status import run_status, status_lines
+from jobs.run.directory import open_run
+from storage.errors import Damaged
+from storage.manifest import Manifest, write_manifest
+
+
+def results_of(run) -> dict[str, bytes]:
+    """Everything that the unit steps stored, but for the receipts, which hold times."""
+    folders = [Path(run.data(name).uri) for name in ("maps", "predictions") if run.step(name).fingerprint()]
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file): file.read_bytes() for file in files if file.parent.name not in ("done", "drivers")}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def test_a_run_that_was_not_touched_is_sound(predicted_run, capsys):
+    verify.main(["--run", predicted_run.uri])
+    text = capsys.readouterr().out
+    assert "verify: maps: 4 finished units checked, sound." in text
+    assert "verify: predictions: 1 finished unit checked, sound." in text
+    verify.main(["--run", predicted_run.uri, "--step", "maps", "--sample", "2"])
+    assert "verify: maps: 2 finished units checked, sound." in capsys.readouterr().out
+
+
+def test_damage_is_named_by_readers_and_by_verify_and_repaired_into_the_same_bytes(predicted_run, capsys):
+    undisturbed = results_of(predicted_run)
+    maps, predictions = (Path(predicted_run.data(name).uri) for name in ("maps", "predictions"))
+    flip(maps / "maps.zarr/max/c/1/0/0/0")
+    (maps / "maps.zarr/score/c/3/0").unlink()
+    flip(maps / "maps.zarr/mean/zarr.json")
+    flip(maps / "done/000002.json")
+    next(iter((predictions / "labels").glob("*.png"))).unlink()
+    with pytest.raises(ValueError, match=r"verify: the run is damaged\. Run 'python jobs/verify.py .*--repair'"):
+        verify.main(["--run", predicted_run.uri])
+    text = capsys.readouterr().out
+    for name in (
+        "max/c/1/0/0/0: ",
+        "score/c/3/0: the file is missing",
+        "mean/zarr.json: ",
+        "000002.json: cannot be read",
+    ):
+        assert name in text
+    assert "verify: predictions: 1 finished unit checked, 1 object damaged in 1 unit." in text
+
+    verify.main(["--run", predicted_run.uri, "--repair"])
+    assert results_of(predicted_run) == undisturbed
+    verify.main(["--run", predicted_run.uri])
+    assert "damaged" not in capsys.readouterr().out.rpartition("repaired")[2]
+
+
+def test_a_deleted_prediction_does_not_lower_the_metrics(predicted_run):
+    next(iter(Path(predicted_run.data("predictions").uri, "labels").glob("*.png"))).unlink()
+    with connect("in-process") as connection, pytest.raises(Damaged, match=r"the file is missing.*verify.*--repair"):
+        evaluate_labels(predicted_run, connection, ["val"], None, ("image",), deterministic=False)
+
+
+def test_results_are_not_read_by_a_manifest_in_another_order(seeded_run):
+    place = seeded_run.location / "manifest.parquet"
+    manifest = Manifest.open(place)
+    write_manifest(place, [*manifest.iter_rows()][::-1], manifest.class_names)
+    run = open_run(seeded_run.uri)
+    with connect("in-process") as connection:
+        for read in (
+            lambda: run_status(run),
+            lambda: write_report(run),
+            lambda: draw_contact_sheet(run, 1),
+            lambda: evaluate_labels(run, connection, [], None, ("map",), deterministic=False),
+            lambda: launch_step(run, connection, "pseudo_labels"),
+            run.maps,
+            run.seeds,
+        ):
+            with pytest.raises(ValueError, match="was made for another list of images or classes"):
+                read()
+
+
+def test_units_of_another_code_are_named(finished_maps_run, capsys):
+    step = finished_maps_run.step("maps")
+    receipt = step.receipts(with_objects=True)[0]
+    step.write_receipt(replace(receipt, code="0123456789ab"))
+    with connect("in-process") as connection:
+        launch_step(finished_maps_run, connection, "maps")
+    assert "maps: 1 finished unit computed by other code (0123456789ab)" in capsys.readouterr().out
+    lines = "\n".join(status_lines(run_status(finished_maps_run)))
+    assert "  computed by different code, with the same algorithm version: 1 unit by 0123456789ab, 3 units by " in lines
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"config": null}'])
+def test_a_damaged_header_of_a_run_is_one_sentence(body, finished_maps_run):
+    (Path(finished_maps_run.uri) / "run.json").write_text(body)
+    with pytest.raises(ValueError, match=r"run\.json: damaged, .*Put it back from a copy"):
+        open_run(finished_maps_run.uri)
+
+
+@pytest.mark.parametrize("name", ["classifier/complete.json", "classifier/metrics.jsonl", "maps/step.json"])
+def test_damaged_records_are_one_sentence_each(name, finished_maps_run):
+    place = Path(finished_maps_run.uri) / name
+    whole = place.read_bytes() if place.exists() else json.dumps({"epoch": 1}).encode() + b"\n"
+    for body in (b"", b"{}", whole[: len(whole) // 2]):
+        if name.endswith(".jsonl") and body in (b"", b"{}"):
+            continue  # no line; and a line without an end, as the half is
+        place.write_bytes(body)
+        with pytest.raises(ValueError, match=rf"{place.name}: damaged, ") as refusal:
+            run_status(finished_maps_run)
+        assert "\n" not in str(refusal.value)
