@@ -73,12 +73,13 @@ class MapStages:
             if is_present[number]:
                 classes[number, : len(entry.labels)] = entry.labels
         predicts = config.maps.classes == "predicted"
+        is_negative = np.array([entry.negative for entry in entries], bool)  # known to show none of the classes
         return {
             **row,
             "images": images,
             "classes": classes,
             "keys": np.array([mask_key(config.seed, entry.image_id) for entry in entries], np.uint64),
-            "to_predict": is_present & (classes[:, 0] < 0) & predicts,
+            "to_predict": is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
             "skipped": tuple(skipped),
             "seconds": time.monotonic() - started,
         }

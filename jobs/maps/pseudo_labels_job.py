@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from cluster.connect import Connection
@@ -118,7 +119,11 @@ class PseudoLabelMaker:
             elif isinstance(saliency, BadImage):
                 skipped.append(Skipped(entry.image_id, f"saliency map: {saliency.reason}"))
             else:
-                labels = Evidence.of(maps, number, self.geometry, saliency).pseudo_labels(image, config, ignore)
+                evidence = Evidence.of(maps, number, self.geometry, saliency)
+                is_background = entry.negative  # it shows none of the classes
+                labels = (
+                    np.zeros(image.shape[:2], int) if is_background else evidence.pseudo_labels(image, config, ignore)
+                )
                 if folder:
                     objects |= folder.write(entry.image_id, labels)
         return skipped, objects

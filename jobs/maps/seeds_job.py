@@ -87,7 +87,9 @@ class SeedMaker:
         ignore = ignore_value(manifest.num_classes)
         labels = np.full((unit.num_rows, *self.grid), ignore)
         for number, saliency in enumerate(read_saliencies(entries, run.config, self.geometry, self.grid)):
-            if not isinstance(saliency, BadImage):
+            if entries[number].negative and entries[number].image_id not in known:
+                labels[number] = 0  # it shows none of the classes, so all of it is background
+            elif not isinstance(saliency, BadImage):
                 labels[number] = Evidence.of(maps, number, self.geometry, saliency).seeds(run.config, ignore)
             elif entries[number].image_id not in known:
                 skipped.append(Skipped(entries[number].image_id, f"saliency map: {saliency.reason}"))

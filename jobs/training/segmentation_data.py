@@ -55,18 +55,18 @@ class TrainingImage:
 
 
 def training_images(manifest: Manifest, config: Config) -> list[TrainingImage]:
-    """The labelled, usable images of the classifier's training splits, in manifest order."""
+    """The labelled or negative, usable images of the training splits, in manifest order."""
     settings = config.segmenter
     splits, left_out = config.data.train_splits, config.data.val_splits
     reads_all = settings.supervision == "masks"
-    columns = ["image_id", "uri", "labels", "split", "problem"]
+    columns = ["image_id", "uri", "labels", "negative", "split", "problem"]
     columns += ["mask_uri"] if reads_all or settings.strong_splits else []
     images, start = [], 0
     for batch in manifest.iter_columns(columns):
-        for number, (image_id, uri, labels, split, problem) in enumerate(
-            zip(*(batch[name] for name in columns[:5]), strict=True)
+        for number, (image_id, uri, labels, negative, split, problem) in enumerate(
+            zip(*(batch[name] for name in columns[:6]), strict=True)
         ):
-            if labels and not problem and (split in splits if splits else split not in left_out):
+            if (labels or negative) and not problem and (split in splits if splits else split not in left_out):
                 may_read = reads_all or split in settings.strong_splits
                 mask_uri = batch["mask_uri"][number] if may_read else None
                 if mask_uri or not reads_all:

@@ -52,18 +52,18 @@ class ListedImage:
 
 
 def image_list(manifest: Manifest, splits: Sequence[str], without: Sequence[str] = ()) -> list[ListedImage]:
-    """The labelled, usable images of some splits in manifest order.
+    """The labelled or negative, usable images of some splits in manifest order; negative images have no labels.
 
     Args:
         splits: names; empty for all splits but those in `without`.
         without: splits left out where `splits` is empty.
     """
-    columns = ("image_id", "uri", "labels", "split", "problem")
+    columns = ("image_id", "uri", "labels", "negative", "split", "problem")
     return [
         ListedImage(image_id, uri, tuple(labels))
         for batch in manifest.iter_columns(columns)
-        for image_id, uri, labels, split, problem in zip(*(batch[name] for name in columns), strict=True)
-        if labels and not problem and (split in splits if splits else split not in without)
+        for image_id, uri, labels, negative, split, problem in zip(*(batch[name] for name in columns), strict=True)
+        if (labels or negative) and not problem and (split in splits if splits else split not in without)
     ]
 
 

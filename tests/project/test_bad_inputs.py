@@ -80,12 +80,12 @@ def problem(image_id: str = "a", labels: tuple[str, ...] = (), earlier: str = "b
 
 
 def table(folder: Path, text: str) -> object:
-    images = list(read_image_table(Location(held(folder, text.encode())), Location(str(folder))))
+    images = read_image_table(Location(held(folder, text.encode())), Location(str(folder))).images
     return images[0].problem or images
 
 
 def table_of_bytes(folder: Path) -> object:
-    return list(read_image_table(Location(held(folder, b"image,labels\n\xff\xfe,\x00\n")), Location(str(folder))))
+    return read_image_table(Location(held(folder, b"image,labels\n\xff\xfe,\x00\n")), Location(str(folder))).images
 
 
 def held_step(folder: Path, content: object) -> object:
@@ -196,7 +196,7 @@ CASES = [
     Case("misspelt column", lambda at: table(at, "image,lables\n"), "Did you mean 'labels'"),
     Case("binary table", table_of_bytes, "not CSV text"),
     Case("path out of the folder", lambda at: table(at, "image,labels\n../../x.jpg,cat\n"), "leads out of the folder"),
-    Case("ragged row", lambda at: table(at, "image,labels\na.jpg,cat,dog\n"), "has 3 fields, the first line has 2"),
+    Case("ragged row", lambda at: table(at, "image,labels\na.jpg,cat,dog\n"), "has 3 fields and the first line 2"),
     Case("pickle that calls", lambda at: labels(at, {"a": Executes()}), "only arrays, numbers and text are read"),
     Case("bare pickle", lambda at: read_label_file(Location(held(at, pickle.dumps(Executes())))), "not a dictionary"),
     Case("rows that differ", lambda at: labels(at, {"a": np.ones(2), "b": np.ones(3)}), "label rows differ in length"),
@@ -220,7 +220,7 @@ CASES = [
     Case("torn receipt", lambda at: receipt(at, b'{"unit": 0, "sta'), "^0 receipts$"),
     Case("receipt of lists", lambda at: receipt(at, b"[" * 100_000), "^0 receipts$"),
     Case("receipt of another", lambda at: receipt(at, Receipt(5, 0, 4, 1.0, 1.0).to_json()), "^0 receipts$"),
-    Case("step that is none", lambda at: held_step(at, [1, 2]), "not a step's record"),
+    Case("step that is none", lambda at: held_step(at, [1, 2]), "cannot be read as a step's record"),
 ]
 
 
