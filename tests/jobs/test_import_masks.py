@@ -144,8 +144,8 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     file = export(painted_run, tmp_path / "out", "--format", "cvat") / "annotations.xml"
     text = file.read_text()
 
-    def refused(old: str, new: str, sentence: str) -> None:
-        file.write_text(text.replace(old, new))
+    def refused(old: str, new: str, sentence: str, end: str = "</mask>") -> None:
+        file.write_text(text.replace(old, new).replace("</mask>", end))
         with pytest.raises(ValueError, match=sentence):
             bring_back(painted_run, file)
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
         'width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, the run's image 160 x 120"
     )
     refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is no class of the run")
-    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels")
+    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels", "</box>")
     refused("</annotations>", "", r"not CVAT's XML")
     file.write_text(text)
     (tmp_path / "pngs").mkdir()
