@@ -1,7 +1,7 @@
 """Exports labels or maps in other tools' formats, at the size of each image.
 
   png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
-  npy           IRN's <id>.npy: a dictionary of keys (0-based classes), cam (stride 4) and high_res, of the maximum maps
+  npy           IRN's <id>.npy: keys (0-based source classes), cam (stride 4) and high_res, of the maximum maps
   coco          annotations.json: an annotation per connected component, its box, area and mask; FiftyOne reads it too
   yolo          labels/<image>.txt: polygons, or boxes, and data.yaml
   cvat          annotations.xml, "CVAT for images 1.1"

@@ -255,7 +255,7 @@ class Manifest:
             parquet = pq.ParquetFile(file, metadata=self._metadata)
             for group in range(self._metadata.num_row_groups):
                 table = parquet.read_row_group(group, columns=None if columns is None else list(columns))
-                yield _with_later_columns(table, _LATER if columns is None else columns)
+                yield _with_later_columns(table, tuple(_LATER) if columns is None else columns)
 
     def _to_rows(self, table: pa.Table) -> list[ManifestRow]:
         records = _with_later_columns(table).to_pylist()

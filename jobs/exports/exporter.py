@@ -133,7 +133,8 @@ class Exporter:
         if isinstance(stored, UnitMaps):
             evidence = Evidence.of(stored, number, self.geometry)
             maps = resized(evidence.max, _size(entry), self.geometry)
-            return Exported({f"{safe_name(entry.image_id)}.npy": encode_cam_npy(maps, evidence.classes)})
+            data = encode_cam_npy(maps, self._source_keys(evidence.classes))
+            return Exported({f"{safe_name(entry.image_id)}.npy": data})
         if isinstance(stored, np.ndarray):
             labels = self.geometry.resize_labels(stored[number], _size(entry))
         else:
@@ -151,6 +152,10 @@ class Exporter:
                 shapes=self.job.shapes,
             )
         )
+
+    def _source_keys(self, classes: np.ndarray) -> np.ndarray:
+        """IRN's keys: 0-based classes of the data set's own masks, so VOC's cat, of value 8, is 7."""
+        return np.asarray(self.manifest.class_values)[classes] - 1
 
 
 def classes_of(manifest: Manifest) -> Classes:

@@ -54,7 +54,7 @@ class MapStages:
         size = config.images.input_size
 
         def read_input(uri: str) -> np.ndarray:
-            return resize_square(read_image(uri, config.images.max_pixels), size)
+            return resize_square(read_image(uri, **config.images.limits, target_side=size), size)
 
         images = np.zeros((len(entries), 3, size, size), np.uint8)
         is_present = np.zeros(len(entries), bool)

@@ -74,7 +74,7 @@ class TrainedRun:
         Raises:
             KeyError: no such image. BadImage: it cannot be read.
         """
-        return read_image(self.entry(image_id).uri, self.run.config.images.max_pixels)
+        return read_image(self.entry(image_id).uri, **self.run.config.images.limits)
 
     # What the steps stored
 

@@ -69,7 +69,7 @@ class PredictionStages:
         config, sizes = self.run.config, self.sizes()
 
         def read_inputs(uri: str) -> list[np.ndarray]:
-            return self.inputs(read_image(uri, config.images.max_pixels))
+            return self.inputs(read_image(uri, **config.images.limits, target_side=max(sizes)))
 
         found = read_many([entry.uri for entry in entries], read_inputs, config.images.read_concurrency)
         problems += [
@@ -115,7 +115,7 @@ class PredictionStages:
         for entry, logits in zip(entries, predicted["logits"], strict=True):
             try:
                 # Read again: the images of a whole unit may not fit in memory
-                image = read_image(entry.uri, self.run.config.images.max_pixels)
+                image = read_image(entry.uri, **self.run.config.images.limits)
             except BadImage as bad:
                 skipped.append(Skipped(entry.image_id, bad.reason))
                 continue

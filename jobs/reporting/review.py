@@ -64,9 +64,9 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
             for slot in slots:
                 doubt = disagreement(maps.max[number, slot], maps.mean[number, slot], theta)
                 figures.append((1.0 if doubt is None else doubt, -float(maps.score[number, slot]), int(slot)))
-            doubt, minus_score, slot = max(figures)
-            name = manifest.class_names[maps.classes[number, slot]]
-            found.append(Doubt(entry.image_id, entry.split, name, doubt, -minus_score))
+            worst, minus_score, worst_slot = max(figures)
+            name = manifest.class_names[maps.classes[number, worst_slot]]
+            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score))
         return found
 
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:

@@ -60,7 +60,7 @@ def test_logits_of_scales_and_mirror_images_are_summed_on_the_finest_grid(segmen
     assert shapes == [(2, 3, 65, 65)] and plain.shape == (2, 6, 9, 9)
     shapes, scaled = summed_logits(segmented_run, "predictions.scales=0.75,1,1.25")
     assert shapes == [(2, 3, 49, 49), (2, 3, 65, 65), (2, 3, 81, 81)]
-    _, mirrored = summed_logits(segmented_run, "predictions.mirror=true")
+    _, mirrored = summed_logits(segmented_run, "predictions.mirror=true", "predictions.scales=1")
     assert scaled.shape == (2, 6, 11, 11) and mirrored.shape == plain.shape
     assert not np.allclose(mirrored, 2 * plain)
 

@@ -28,7 +28,7 @@ def export_image(image: LabelledImage) -> Exported:
 
 
 def _brushes(image: LabelledImage) -> list[dict[str, Any]]:
-    results = []
+    results: list[dict[str, Any]] = []
     for number, name in enumerate(image.classes.names):
         mask = image.labels == number + 1
         if mask.any():
@@ -39,7 +39,7 @@ def _brushes(image: LabelledImage) -> list[dict[str, Any]]:
 
 def _polygons(image: LabelledImage) -> list[dict[str, Any]]:
     """Corners in percent of the image's width and height."""
-    results = []
+    results: list[dict[str, Any]] = []
     for region in image.regions():
         points = (polygon(region) * 100 / (image.width, image.height)).tolist()
         value = {"points": points, "closed": True, "polygonlabels": [image.classes.names[region.class_number]]}
