@@ -26,6 +26,7 @@ from jobs.cli.launch import launch_step
 from jobs.preparation import demo
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
+from jobs.run.training_record import read_complete
 from jobs.steps.networks import load_segmenter
 from storage.images import read_image, read_mask
 from storage.location import Location
@@ -188,7 +189,7 @@ def decided_run(segmented_run) -> Run:
         last.bias *= factor
     data, folder = pack_segmenter(model), segmented_run.location / "segmenter"
     (folder / "model.pt").write_bytes(data)
-    complete = json.loads((folder / "complete.json").read_bytes()) | {"sha256": hashlib.sha256(data).hexdigest()}
+    complete = read_complete(folder) | {"sha256": hashlib.sha256(data).hexdigest()}
     (folder / "complete.json").write_bytes(json.dumps(complete).encode())
     with connect("in-process") as connection:
         launch_step(segmented_run, connection, "predictions")

@@ -48,7 +48,7 @@ def run_job(capsys, monkeypatch) -> Callable[..., Answer]:
 def test_every_job_explains_itself(job, run_job):
     answer = run_job(job, "--help")
     assert answer.code == 0
-    assert ("--json" if job == "status" else "--set KEY=VALUE") in answer.stdout
+    assert {"status": "--json", "compare": "RUN [RUN ...]"}.get(job, "--set KEY=VALUE") in answer.stdout
 
 
 def test_status_asks_neither_torch_nor_ray():
@@ -157,7 +157,7 @@ def test_the_console_entry_point_is_that_command():
         (
             "export_labels",
             ["--run", "/tmp/x", "--format", "pgn"],
-            "given 'pgn', allowed: png, npy, coco. Did you mean",
+            "given 'pgn', allowed: png, npy, coco, yolo, cvat, label-studio, cityscapes. Did you mean",
         ),
         ("generate_maps", ["--run", "gs://bucket/run"], "expected a local path or s3://bucket/prefix"),
         ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no list 'train_aug' in ImageSets"),

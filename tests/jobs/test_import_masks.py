@@ -18,7 +18,7 @@ from storage.images import read_mask
 from storage.label_folder import encode_label_png
 from storage.manifest import Manifest
 
-STRONG = ["segmenter.strong_splits=val"]
+STRONG = ["segmenter.strong_splits=train"]
 
 
 def export(run: Run, folder: Path, *flags: str) -> Path:
@@ -31,10 +31,10 @@ def bring_back(run: Run, place: Path, *flags: str) -> None:
     Manifest.forget()
 
 
-def masks_of(run: Run) -> dict[str, np.ndarray]:
-    """The masks of validation images, as training reads them."""
+def masks_of(run: Run, split: str = "val") -> dict[str, np.ndarray]:
+    """The masks of a split's images, as training reads them."""
     manifest = run.manifest()
-    rows = [row for row in manifest.iter_rows() if row.split == "val" and row.mask_uri]
+    rows = [row for row in manifest.iter_rows() if row.split == split and row.mask_uri]
     return {row.image_id: read_mask(row.mask_uri, manifest.class_values) for row in rows}
 
 
@@ -98,7 +98,10 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
         with connect("in-process") as connection:
             return dict(make_job(open_run(painted_run.uri, None, STRONG), connection).fingerprint)
 
-    image = export(painted_run, tmp_path / "out", "--format", "png") / "scene_0012.png"
+    image = (
+        export(painted_run, tmp_path / "out", *["--format", "png", "--labels", "seeds", "--split", "train"])
+        / "scene_0003.png"
+    )
     bring_back(painted_run, tmp_path / "out")
     first, upstream = fingerprint(), painted_run.step("seeds").fingerprint()
     pixels = np.array(Image.open(image))
@@ -109,9 +112,9 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     second = fingerprint()
     assert first["manifest"] != second["manifest"] and first["upstream"] == second["upstream"]
     assert painted_run.step("seeds").fingerprint() == upstream
-    assert masks_of(painted_run)["scene_0012"][0, 0] == 2
+    assert masks_of(painted_run, "train")["scene_0003"][0, 0] == 2
     printed = capsys.readouterr().out
-    assert "import: 2 masks of" in printed and "--set segmenter.strong_splits=val --restart segmenter" in printed
+    assert "import: 12 masks of" in printed and "--set segmenter.strong_splits=train --restart segmenter" in printed
 
 
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
@@ -141,8 +144,8 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     file = export(painted_run, tmp_path / "out", "--format", "cvat") / "annotations.xml"
     text = file.read_text()
 
-    def refused(old: str, new: str, sentence: str) -> None:
-        file.write_text(text.replace(old, new))
+    def refused(old: str, new: str, sentence: str, end: str = "</mask>") -> None:
+        file.write_text(text.replace(old, new).replace("</mask>", end))
         with pytest.raises(ValueError, match=sentence):
             bring_back(painted_run, file)
 
@@ -152,7 +155,7 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
         'width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, the run's image 160 x 120"
     )
     refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is no class of the run")
-    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels")
+    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels", "</box>")
     refused("</annotations>", "", r"not CVAT's XML")
     file.write_text(text)
     (tmp_path / "pngs").mkdir()
