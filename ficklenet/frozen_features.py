@@ -11,6 +11,7 @@ Shape legend: B images, K channels, H W feature grid, C classes, D offsets, V = 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def _loss(
     weights_B: Tensor,
     total_weight: float | None,
 ) -> Tensor:
-    bare: StochasticHead = getattr(head, "module", head)  # without the wrapper of distributed training
+    bare = cast(StochasticHead, getattr(head, "module", head))  # without the wrapper of distributed training
     features_BKHW = batch.features_BKHW[chosen].to(bare.weight.dtype)
     masks_B1DV = dropout_masks(
         batch.keys[chosen],

@@ -131,7 +131,7 @@ def summary_table(measured: Sequence[MeasuredLabels]) -> str:
         f"of several: mIoU of the {plural(num_several, 'image')} with several classes; fg: pixels of classes, bg: of "
         "the background; coverage: the share labelled at all"
     )
-    return f"{_aligned(rows)}\n  ({note}; -: no such pixels, mIoU is over the rest)"
+    return f"{aligned(rows)}\n  ({note}; -: no such pixels, mIoU is over the rest)"
 
 
 def class_table(measured: Sequence[MeasuredLabels], class_names: Sequence[str]) -> str:
@@ -140,7 +140,7 @@ def class_table(measured: Sequence[MeasuredLabels], class_names: Sequence[str]) 
     columns = [label_metrics(each.matrix).iou for each in measured]
     for name, *values in zip(["background", *class_names], *columns, strict=True):
         rows.append([name, *map(_text, values)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _identity(record: Mapping[str, Any]) -> list[Any]:
@@ -155,7 +155,7 @@ def _text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns side by side, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -227,7 +227,9 @@ class UnitMeter:
         if len(known.classes) == 0:
             return known
         try:
-            image = read_image(entry.uri, self.run.config.images.max_pixels)
+            image = read_image(
+                entry.uri, **self.run.config.images.limits, target_side=self.run.config.images.input_size
+            )
         except BadImage:  # it was readable when its maps were made
             return Evidence.none((known.max.shape[1], known.max.shape[2]), self.geometry)
         maps = mapper(image, known.classes)
@@ -250,4 +252,4 @@ class UnitMeter:
     def _read_truths(self, entries: Sequence[ManifestRow]) -> list[np.ndarray | BadImage]:
         images, values = self.run.config.images, self.manifest.class_values
         uris = [str(entry.mask_uri) for entry in entries]
-        return read_many(uris, lambda uri: read_mask(uri, values, images.max_pixels), images.read_concurrency)
+        return read_many(uris, lambda uri: read_mask(uri, values, **images.limits), images.read_concurrency)

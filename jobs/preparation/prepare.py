@@ -19,7 +19,8 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.masks import parse_mask_values
 from storage.sources import SourceImage, manifest_rows
 
-LATER = ("mask_uri",)  # columns that may still change: a step that learns masks has them in its fingerprint
+# Columns that may still change: a step that learns masks has them in its fingerprint; numbers are for exports alone
+LATER = ("mask_uri", "source_number")
 
 
 @dataclass(frozen=True)
