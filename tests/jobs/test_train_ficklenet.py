@@ -17,7 +17,7 @@ from ficklenet.model_file import model_record
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
-from jobs.run.training_record import read_complete
+from jobs.run.training_record import read_complete, read_epochs
 from jobs.steps.networks import load_classifier, require_network
 from jobs.steps.states import run_state
 from jobs.training import classifier_worker
@@ -50,8 +50,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 def metrics(run: Run) -> list[dict]:
-    lines = (Path(run.uri) / "classifier" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return read_epochs(run.data("classifier"))
 
 
 def record(run: Run) -> dict:
