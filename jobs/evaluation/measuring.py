@@ -4,7 +4,6 @@ A unit gives a few small confusion matrices (`jobs.evaluation.unit_meter`); they
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -26,6 +25,8 @@ from storage.manifest import Manifest
 from storage.steps import Receipt
 from storage.units import Unit, units_with
 
+LABEL_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")  # what an evaluation reads, in one state each
+
 
 def evaluate_labels(
     run: Run,
@@ -38,6 +39,7 @@ def evaluate_labels(
     dry_run: bool = False,
 ) -> list[MeasuredLabels]:
     """Measures what a run has, prints it and keeps it."""
+    run = run.reading(*LABEL_STEPS)
     manifest, config = run.manifest(), run.config
     finished = {name: require_finished(run, name, "evaluate") for name in ("maps", "seeds")}
     recipes = [Recipe("seeds", "stored seeds", config), Recipe("densified seeds", "maps", config, densify=True)]
@@ -91,6 +93,7 @@ def sweep(
     Raises:
         ValueError: another part or a validation split, or a key that no label map follows from.
     """
+    run = run.reading(*LABEL_STEPS)
     manifest = run.manifest()
     finished = {"maps": require_finished(run, "maps", "evaluate")}
     asked = resolve_selection(manifest, run.config, splits, part)
@@ -131,8 +134,6 @@ def _measure(
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
     names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
-    run = run.reading("maps", *names)
-    measurement = replace(measurement, run=run)
     receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
     rows = [
         {"unit": unit, "skipped_by": {name: _reasons(receipts[name].get(unit.index)) for name in names}}

@@ -30,13 +30,14 @@ def export(
     """
     manifest = run.manifest()
     source_name = "maps" if format == "npy" else labels
+    run = run.reading(source_name)  # before it is looked at: what follows is of this start
     source = require_finished(run, source_name, "export_labels")
     if format == "png" and max(manifest.class_values) >= IGNORED_IN_PNG:
         raise ValueError(
             f"--format png: class values go up to {max(manifest.class_values)}, but 255 means ignore and a palette "
             "ends there. Export as coco."
         )
-    stages = ExportStages(run.reading(source_name), format, labels, out)
+    stages = ExportStages(run, format, labels, out)
 
     def finish(plan: UnitPlan) -> None:
         if format == "coco":
