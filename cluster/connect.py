@@ -20,9 +20,9 @@ import ray
 import ray.data  # configures Ray Data's logging, which is lowered below
 from ray._private import ray_constants
 from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
+from cluster.environment import is_submitted_job
 from cluster.errors import ClusterError
 from cluster.words import plural
 
@@ -250,8 +250,8 @@ def _without_stderr() -> Iterator[None]:
 
 def _join(address: str) -> None:
     """Joins a cluster, without ever starting one."""
-    is_submitted_job = RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ  # it ships the packages as its working directory
-    runtime_env = None if is_submitted_job else {"env_vars": _import_path()}
+    # A submitted job ships the packages as its working directory
+    runtime_env = None if is_submitted_job() else {"env_vars": _import_path()}
     try:
         _require_an_answer(address)
         with _environment(QUIET_RAY_CORE), _without_stderr(), _node_errors(f"'{address}'"):

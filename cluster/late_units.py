@@ -40,7 +40,7 @@ MAX_SECOND_RUNS = 4
 NODE_SECONDS = 20.0
 """How long a node may take to look at one of its processes."""
 
-_IDLE_SECONDS = 2.0  # without processor time, after which a silent process counts as stuck
+_IDLE_SECONDS, _LOOKS = 2.0, 8  # so long, and so often looked at, a silent process is idle when it counts as stuck
 
 _logger = logging.getLogger(__name__)
 
@@ -114,9 +114,12 @@ class LateUnits:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._arrived: set[int] = set()
-        self._seen: set[tuple[str, int, Process]] = set()  # named already
+        self._named: set[tuple[str, int, Process]] = set()
+        self._replaced: set[tuple[str, int, Process]] = set()
         self._awake: set[tuple[str, int, Process]] = set()  # silent, but at work
-        self._runs: dict[int, _SecondRun] = {}
+        self._forgiven: set[tuple[str, int]] = set()
+        self._begun_again: set[int] = set()
+        self._runs: dict[int, _SecondRun] = {}  # at work
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -125,8 +128,9 @@ class LateUnits:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(timeout=NODE_SECONDS)
-        for run in self._runs.values():
-            ray.kill(run.actor)
+        for run in list(self._runs.values()):
+            with contextlib.suppress(RayError):  # Ray may be the reason why the fan-out ends
+                ray.kill(run.actor)
 
     def arrived(self, index: int) -> None:
         """Says that the row of a unit has come out of the data set."""
@@ -154,30 +158,31 @@ class LateUnits:
     def _replace(self, late: Late) -> None:
         """Ends a process that is not heard any more, unless it turns out to be at work; Ray starts another."""
         key = (late.stage, late.index, late.process)
-        if key in self._seen:
+        if key in self._replaced:
             return
         try:
             found = ray.get(_end_process(late.process, only_if_idle=True), timeout=NODE_SECONDS)
         except RayError:
             found = "no answer"
         silence = f"its process has not been heard for {late.silent_seconds:.0f} s"
-        if found == "at work":  # inside code that keeps Python from running
+        if found == "at work":  # inside code that keeps Python from running, or on a machine that is far too busy
             self._awake.add(key)
         elif found == "ended":
-            self._ledger.forgive.remote(late.stage, late.index)
+            self._replaced.add(key)
+            if (late.stage, late.index) not in self._forgiven:  # once: it may be the unit that stops its processes
+                self._forgiven.add((late.stage, late.index))
+                self._ledger.forgive.remote(late.stage, late.index)
             self._name(late, f"{silence} and did nothing; it was ended, and the unit begins again in another")
         elif found == "no answer":
             self._name(late, f"{silence}, and its node does not answer; Ray repeats the unit if the node is lost")
 
     def _begin_second_run(self, late: Late) -> None:
-        # Units that began before the second run's end are late again and again: only the first time counts.
-        if late.index in self._runs or len(self._runs) >= MAX_SECOND_RUNS:
+        self._name(late, f"half of its peers took at most {late.median:.1f} s; it is begun a second time elsewhere")
+        if late.index in self._begun_again or len(self._runs) >= MAX_SECOND_RUNS:
             return
-        if (late.stage, late.index, late.process) in self._seen:
-            return
+        self._begun_again.add(late.index)
         actor = start_spare_process(self._stages, **self._resources, **_elsewhere(late.process.node_id))
         self._runs[late.index] = _SecondRun(actor, actor.run.remote(self._units[late.index]))
-        self._name(late, f"half of its peers took less than {late.median:.1f} s; it is begun a second time elsewhere")
 
     def _follow(self, index: int, run: _SecondRun) -> None:
         """Ends a second run whose unit has arrived, and hands on the answer of one that was faster."""
@@ -194,7 +199,10 @@ class LateUnits:
         ray.kill(run.actor)
 
     def _name(self, late: Late, reason: str) -> None:
-        self._seen.add((late.stage, late.index, late.process))
+        key = (late.stage, late.index, late.process)
+        if key in self._named:
+            return
+        self._named.add(key)
         count_late(late.stage)
         unit, process = dict(self._units[late.index]), late.process
         self._on_late(LateUnit(unit, late.stage, process.node, process.pid, late.seconds, reason))
@@ -205,12 +213,10 @@ def _log(late: LateUnit) -> None:
 
 
 def _elsewhere(node_id: str) -> dict[str, Any]:
-    """The option that prefers another living node, where there is one."""
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != node_id]
-    with_cpus = [node["NodeID"] for node in ray.nodes() if node["NodeID"] in others and "CPU" in node["Resources"]]
-    if not with_cpus:
-        return {}
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(with_cpus[0], soft=True)}
+    """The option that prefers another living node with CPUs, where there is one."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+    others = [node["NodeID"] for node in nodes if node["NodeID"] != node_id]
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(others[0], soft=True)} if others else {}
 
 
 def _end_process(process: Process, *, only_if_idle: bool) -> Any:
@@ -226,17 +232,33 @@ def _end_here(pid: int, only_if_idle: bool) -> str:
     try:
         if b"ray::" not in (folder / "cmdline").read_bytes():
             return "gone"  # another process has its number now
-        before = _processor_ticks(folder)
-        if only_if_idle:
-            time.sleep(_IDLE_SECONDS)
-            if _processor_ticks(folder) != before:
-                return "at work"
+        if only_if_idle and _is_at_work(folder):
+            return "at work"
         os.kill(pid, signal.SIGKILL)
     except (FileNotFoundError, ProcessLookupError):
         return "gone"
     return "ended"
 
 
-def _processor_ticks(folder: Path) -> int:
-    fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])  # utime and stime of proc(5)
+def _is_at_work(process: Path) -> bool:
+    """Whether the process uses the processor, or one of its threads waits for one, in the next seconds."""
+    before = _processor_ticks(process)
+    for _ in range(_LOOKS):
+        time.sleep(_IDLE_SECONDS / _LOOKS)
+        if _processor_ticks(process) != before:
+            return True
+        for thread in (process / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+                if _status_fields(thread)[0] == "R":
+                    return True
+    return False
+
+
+def _processor_ticks(process: Path) -> int:
+    fields = _status_fields(process)
+    return int(fields[11]) + int(fields[12])  # utime and stime
+
+
+def _status_fields(folder: Path) -> list[str]:
+    """The fields of proc(5)'s stat from the state on; the name before it may hold anything."""
+    return (folder / "stat").read_text().rsplit(")", 1)[1].split()

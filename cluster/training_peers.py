@@ -1,8 +1,7 @@
 """How training workers find each other: through a store that listens on the address of rank 0's node and on no other.
 
-Ray Train lets torch open that store, and torch opens it on all addresses of the machine, whatever MASTER_ADDR says
-(https://github.com/pytorch/pytorch/issues/73656). Here rank 0 opens the socket itself: on 127.0.0.1 in an own local
-Ray, on the node's address in a cluster.
+Ray Train lets torch open that store, and torch opens it on all addresses of the machine, whatever MASTER_ADDR says.
+Here rank 0 opens the socket itself: on 127.0.0.1 in an own local Ray, on the node's address in a cluster.
 """
 
 import os
@@ -40,7 +39,7 @@ class _OneAddressBackend(_TorchBackend):
         }
         ray.get(
             [
-                worker_group.execute_single_async(rank, _join_group, address, port, rank=rank, **group)
+                worker_group.execute_single_async(rank, _join_group, address, port, world_rank=rank, **group)
                 for rank in range(len(worker_group))
             ]
         )
@@ -58,10 +57,10 @@ def _serve_store() -> tuple[str, int]:
     return address, port
 
 
-def _join_group(address: str, port: int, rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
+def _join_group(address: str, port: int, world_rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
     """Joins this process to the group; returns when all of them have joined."""
     if backend == "nccl":
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # fail when a peer is lost, as Ray Train sets it
-    store = _served.pop() if rank == 0 else distributed.TCPStore(address, port, is_master=False, timeout=timeout)
+    store = _served.pop() if world_rank == 0 else distributed.TCPStore(address, port, is_master=False, timeout=timeout)
     store.set_timeout(timeout)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    distributed.init_process_group(backend, store=store, rank=world_rank, world_size=world_size, timeout=timeout)

@@ -11,9 +11,10 @@ Shape legend: B images, K channels, H W feature grid, C classes, D offsets, V = 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import learning_rate_at, step_in_micro_batches
@@ -38,13 +39,13 @@ class FeatureBatch:
     weights_B: Tensor | None = None
 
 
-def head_loss(head: StochasticHead, batch: FeatureBatch, epoch: int, *, drop_rate: float) -> Tensor:
+def head_loss(head: nn.Module, batch: FeatureBatch, epoch: int, *, drop_rate: float) -> Tensor:
     """The loss of one batch under this epoch's masks: the same masks as ``ficklenet.classifier_training`` draws."""
     return _loss(head, batch, slice(None), epoch, drop_rate, _weights(batch), None)
 
 
 def head_step(
-    head: StochasticHead,
+    head: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: FeatureBatch,
     epoch: int,
@@ -56,7 +57,7 @@ def head_step(
     """One step of the optimiser on one batch of kept features.
 
     Args:
-        head: a ``StochasticHead``; the optimiser holds its weights.
+        head: a ``StochasticHead``, or one wrapped for distributed training; the optimiser holds its weights.
         epoch: from 0; it counts as the sample of the training stream of masks.
         drop_rate: p.
         total_weight, micro_batch_size: as in ``ficklenet.classifier_training.step_in_micro_batches``.
@@ -110,7 +111,7 @@ def train_head(
 
 
 def _loss(
-    head: StochasticHead,
+    head: nn.Module,
     batch: FeatureBatch,
     chosen: slice,
     epoch: int,
@@ -118,11 +119,12 @@ def _loss(
     weights_B: Tensor,
     total_weight: float | None,
 ) -> Tensor:
-    features_BKHW = batch.features_BKHW[chosen].to(head.weight.dtype)
+    bare = cast(StochasticHead, getattr(head, "module", head))  # without the wrapper of distributed training
+    features_BKHW = batch.features_BKHW[chosen].to(bare.weight.dtype)
     masks_B1DV = dropout_masks(
         batch.keys[chosen],
         [epoch],
-        kernel_size=head.kernel_size,
+        kernel_size=bare.kernel_size,
         grid=(features_BKHW.shape[2], features_BKHW.shape[3]),
         drop_rate=drop_rate,
         stream=TRAINING_STREAM,

@@ -83,13 +83,13 @@ def walk(
     current_VS = start_VS
     for _ in range(num_steps):
         current_VS = (1 - restart) * (transitions_VV @ current_VS) + restart * start_VS
-    return np.ascontiguousarray(current_VS.T, np.float32).reshape(maps_SHW.shape)
+    return current_VS.T.astype(np.float32).reshape(maps_SHW.shape)
 
 
 def _unit_vectors(features_KHW: NDArray[np.floating]) -> NDArray[np.float32]:
     values = features_KHW.astype(np.float32)
     length = np.sqrt((values**2).sum(0))
-    return values / np.where(length > 0, length, 1)
+    return (values / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def _half_disc(radius: int) -> list[tuple[int, int]]:

@@ -4,6 +4,11 @@ Reads <run>/maps, <run>/seeds, <run>/pseudo_labels and <run>/predictions where t
 <run>/evaluation/metrics.json. Beside the stored seeds stand the densified ones, which label every pixel, and with
 --deterministic the seeds of the deterministic maps, for which every image runs through the backbone again.
 
+At map resolution, baselines stand beside the seeds: all ones and a centred Gaussian, which need no classifier, and with
+--deterministic the deterministic maps blurred or dilated, each with the parameters that are best on the tune part of
+the training images. Seeds that do not beat them show coverage, not localisation. "of several" is the mIoU of only those
+images whose mask has several classes.
+
 At map resolution the truth is taken at each cell's place; at image resolution seeds are enlarged by their nearest
 neighbour, and densified seeds are made of enlarged maps. True label 255 is left out; an unlabelled pixel is a miss,
 so all of an image that an earlier step had to skip is missed, and the output says so.

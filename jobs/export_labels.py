@@ -1,32 +1,49 @@
-"""Exports labels or maps in the field's formats, at the size of each image.
+"""Exports labels or maps in other tools' formats, at the size of each image.
 
-  png    palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
-  npy    IRN's <id>.npy: a dictionary of keys (0-based classes), cam (stride 4) and high_res, of the maximum maps
-  coco   one annotations.json with run-length masks; category ids are the data set's own class values
+  png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
+  npy           IRN's <id>.npy: keys (0-based source classes), cam (stride 4) and high_res, of the maximum maps
+  coco          annotations.json: an annotation per connected component, its box, area and mask; FiftyOne reads it too
+  yolo          labels/<image>.txt: polygons, or boxes, and data.yaml
+  cvat          annotations.xml, "CVAT for images 1.1"
+  label-studio  tasks.json and label_config.xml
+  cityscapes    gtFine/<split>/all/<id>_gtFine_labelIds.png and _color.png
 
-Reads <run>/seeds or, with --labels, <run>/pseudo_labels or <run>/predictions; for npy <run>/maps. File names are image
-ids with special characters %-encoded. The same command continues an interrupted export.
+Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these that is finished, or what --labels says;
+for npy <run>/maps. COCO's category ids are the data set's own class values. File names of PNGs are image ids with
+special characters %-encoded; coco, yolo, cvat and label-studio name images as the source did, folders included. The
+same command continues an interrupted export. import_masks.py brings corrected masks back.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored
+from jobs.exports.format_table import FORMATS, SHAPES
 
-FORMATS = ("png", "npy", "coco")
 LABELS = ("seeds", "pseudo_labels", "predictions")
 EXAMPLES = """examples:
-  python jobs/export_labels.py --run s3://bucket/voc --format png --out /data/seeds
+  python jobs/export_labels.py --run s3://bucket/voc --format png --out /data/masks
   python jobs/export_labels.py --run s3://bucket/voc --format coco --labels pseudo_labels
-  python jobs/export_labels.py --run s3://bucket/voc --format png --labels predictions
+  python jobs/export_labels.py --run /data/voc --format cvat --split val
+  python jobs/export_labels.py --run /data/voc --format yolo --shapes boxes
 """
 
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("export_labels", f"{__doc__}\n{EXAMPLES}")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="of the files, see above")
-    parser.add_argument("--labels", choices=LABELS, type=underscored, default="seeds", help="default: seeds")
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True, help="of the files, see above")
+    parser.add_argument(
+        "--labels", choices=LABELS, type=underscored, default="", help="default: the finest that the run has"
+    )
+    parser.add_argument(
+        "--shapes",
+        choices=SHAPES,
+        default="",
+        help="how objects are written; coco, cvat, label-studio: masks (exact) or polygons; yolo: polygons or boxes; "
+        "the first of these is the default",
+    )
+    parser.add_argument("--split", action="append", default=[], help="only images of this split; may be repeated")
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="local folder or s3:// prefix; default: in <run>/exports, png-seeds for example",
+        help="local folder or s3:// prefix; default: in <run>/exports, coco-predictions for example",
     )
     parser.add_argument("--restart", choices=["ficklenet_export"], help="export everything again")
     given = parser.parse_args(arguments)
@@ -35,14 +52,19 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     run.manifest()  # refused before anything slow is imported
 
-    from jobs.exports.export_job import export, export_folder
+    from jobs.exports.export_job import ExportRequest, export, export_folder
     from jobs.steps.compute import connected
     from jobs.steps.launch import LaunchOptions
 
-    out = export_folder(run, given.format, given.labels, given.out)
+    request = ExportRequest(given.format, given.labels, given.shapes, tuple(given.split))
+    request.check()
+    request = request.resolved(run)
+    if not given.labels and FORMATS[given.format].has_labels:
+        print(f"export: labels are the run's {request.labels}; --labels chooses others.")
+    out = export_folder(run, request, given.out)
     options = LaunchOptions(restart=bool(given.restart), dry_run=given.dry_run)
     with connected(run.config.cluster) as connection:
-        export(run, connection, given.format, given.labels, out, options)
+        export(run, connection, request, out, options)
 
 
 if __name__ == "__main__":

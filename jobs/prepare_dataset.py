@@ -122,7 +122,11 @@ def _add_label_flags(parser: argparse.ArgumentParser) -> None:
         help="tables with a column per class that holds 0, 1 and -1: what -1 means; skip leaves such images out",
     )
     parser.add_argument(
-        "--first-class", type=int, choices=(0, 1), help="tables whose labels are numbers: that of the first class"
+        "--first-class",
+        type=int,
+        choices=(0, 1),
+        metavar="0|1",
+        help="tables whose labels are numbers: that of the first class",
     )
     parser.add_argument("--labels", metavar="FILE", help="VOC: cls_labels.npy; default: the devkit's, else Annotations")
 

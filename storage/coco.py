@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storage.drawings import Drawing, outline
@@ -158,9 +158,9 @@ class _Reader:
         if drawing and mask_uri:
             self.drawings[mask_uri] = drawing
         declared = _declared_size(record)
-        self.images.append(
-            SourceImage(id_of_path(path), uri, labels, self.split, mask_uri, problem=problem, declared=declared)
-        )
+        number = record["id"] if type(record.get("id")) is int and 0 <= record["id"] < 1 << 63 else None
+        image = SourceImage(id_of_path(path), uri, labels, self.split, mask_uri, problem=problem, declared=declared)
+        self.images.append(replace(image, source_number=number))
 
     # The file
 

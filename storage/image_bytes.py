@@ -24,6 +24,7 @@ _FAULTS_OF_ONE_FILE = {
 
 _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # after pixels; 00 and D0 to D7 belong to the pixels
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_SCAN_MARKER = b"\xff\xda"
 
 
 def whole_file(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
@@ -42,11 +43,17 @@ def file_header(uri: str) -> tuple[bytes, bool]:
     return head, len(head) < _HEADER_BYTES
 
 
-def num_jpeg_scans(data: bytes) -> int:
+def num_jpeg_scans(data: bytes, unless_above: int = 0) -> int:
     """How many times a JPEG goes over its pixels: 1 to 4 when baseline, about 10 when progressive.
 
     Each scan costs about as much time as decoding the whole picture once, and needs only a few bytes.
+
+    Args:
+        unless_above: up to so many, a quick upper bound will do.
     """
+    bound = data.count(_SCAN_MARKER)  # thumbnails, profiles and films behind the picture may hold these bytes too
+    if bound <= unless_above:
+        return bound
     scans, position = 0, 2
     while marker := _MARKER.search(data, position):
         kind, position = marker[0][-1], marker.end()

@@ -41,6 +41,7 @@ class TableOptions:
         encoding: of a CSV table; None: UTF-8, or as its byte order mark says.
         minus_one: what -1 means in a column per class: the class is absent, present, or the image is left out.
         splits: those wanted; none: all.
+        needs_labels: refuse a table without labels; else all its images may be unlabelled.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class TableOptions:
     encoding: str | None = None
     minus_one: MinusOne | None = None
     splits: tuple[str, ...] = ()
+    needs_labels: bool = True
 
 
 def read_image_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
@@ -100,7 +102,7 @@ def _read(
 ) -> Source:
     """The images of a table's rows; `places` name a row that names no image."""
     texts = [[cell if isinstance(cell, str) else "[]" for cell in row] for row in rows]
-    columns = find_columns(header, texts, options.columns, options.class_names)
+    columns = find_columns(header, texts, options.columns, options.class_names, needs_labels=options.needs_labels)
     reader = _RowReader(header, columns, folder, options)
     minus_one = reader.require_minus_one(texts)
     found = [reader.image(row, place, minus_one) for row, place in zip(rows, places, strict=True)]

@@ -166,7 +166,7 @@ def _decode(data: bytes, max_pixels: int, max_scans: int, convert: Callable[[Ima
         size = f"{image.width} x {image.height}"
         if image.width * image.height > max_pixels:
             raise BadImage(f"too large: {size} by its header, at most {max_pixels:,} pixels (images.max_pixels)")
-        if image.format in ("JPEG", "MPO") and (scans := num_jpeg_scans(data)) > max_scans:
+        if image.format in ("JPEG", "MPO") and (scans := num_jpeg_scans(data, max_scans)) > max_scans:
             raise BadImage(f"too slow: a JPEG of {scans:,} scans, at most {max_scans:,} are decoded (images.max_scans)")
         try:
             return convert(image)

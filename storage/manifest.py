@@ -1,8 +1,8 @@
 """``manifest.parquet``: the frozen list of a run's images, labels and class names.
 
 Columns: image_id, uri, labels (list<int16>, ascending class numbers 0..C-1), height, width, split, mask_uri,
-saliency_uri, problem, negative. Class names and their values in source masks are in the schema's metadata. Row groups
-are small, so that a unit's rows are read without the other million.
+saliency_uri, problem, negative, source_number. Class names and their values in source masks are in the schema's
+metadata. Row groups are small, so that a unit's rows are read without the other million.
 
 Addresses are read where the files lie now, and compared as they were written: one without a leading ``/`` or a scheme
 is relative to the run, and those below a folder that was moved are read at its new place (`moves`). So a run and
@@ -38,8 +38,10 @@ _COLUMNS = pa.schema(
         pa.field("saliency_uri", pa.string()),
         pa.field("problem", pa.string()),
         pa.field("negative", pa.bool_(), nullable=False),
+        pa.field("source_number", pa.int64()),
     ]
 )
+_LATER = {"negative": False, "source_number": None}  # columns that earlier versions did not write
 _ADDRESSES = ("uri", "mask_uri", "saliency_uri")
 
 
@@ -55,6 +57,7 @@ class ManifestRow:
         problem: why the image cannot be used, where that is known at preparation.
         negative: the image is known to show none of the classes. It has no labels then; training takes it as an example
             of every class's absence, and it has no maps.
+        source_number: the image's id in its source where that is a number, as in COCO's files; exports use it again.
     """
 
     image_id: str
@@ -67,6 +70,7 @@ class ManifestRow:
     saliency_uri: str | None = None
     problem: str | None = None
     negative: bool = False
+    source_number: int | None = None
 
 
 def write_manifest(
@@ -251,10 +255,10 @@ class Manifest:
             parquet = pq.ParquetFile(file, metadata=self._metadata)
             for group in range(self._metadata.num_row_groups):
                 table = parquet.read_row_group(group, columns=None if columns is None else list(columns))
-                yield _with_negative(table) if columns is None or "negative" in columns else table
+                yield _with_later_columns(table, tuple(_LATER) if columns is None else columns)
 
     def _to_rows(self, table: pa.Table) -> list[ManifestRow]:
-        records = _with_negative(table).to_pylist()
+        records = _with_later_columns(table).to_pylist()
         for name in _ADDRESSES:
             for record, address in zip(records, self._resolved([each[name] for each in records]), strict=True):
                 record[name] = address
@@ -312,11 +316,12 @@ def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema, home: Location) ->
     return pa.table(columns, schema=schema)
 
 
-def _with_negative(table: pa.Table) -> pa.Table:
-    """The table with the column that earlier versions did not write."""
-    if "negative" in table.column_names:
-        return table
-    return table.append_column(_COLUMNS.field("negative"), pa.array([False] * table.num_rows))
+def _with_later_columns(table: pa.Table, wanted: Sequence[str] = tuple(_LATER)) -> pa.Table:
+    """The table with those of the wanted columns that earlier versions did not write."""
+    for name in set(wanted) & _LATER.keys() - set(table.column_names):
+        field = _COLUMNS.field(name)
+        table = table.append_column(field, pa.array([_LATER[name]] * table.num_rows, field.type))
+    return table
 
 
 def _to_row(record: dict[str, Any]) -> ManifestRow:

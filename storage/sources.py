@@ -28,6 +28,7 @@ class SourceImage:
         image_id: the source's own id, or one made of the path.
         labels: class names, in any order; empty for an image of which no label is known.
         is_negative: the image is known to show none of the classes; it has no labels then.
+        source_number: the image's id in the source, where that is a number beside its path.
         declared: (height, width) as the source writes them, to be held against the picture's header.
         problem: why the image cannot be used, where the reader knows.
         has_own_id: the source gives the id; ids made of paths are made longer where two images would share one.
@@ -43,6 +44,7 @@ class SourceImage:
     width: int | None = None
     problem: str | None = None
     is_negative: bool = False
+    source_number: int | None = None
     declared: tuple[int, int] | None = None
     has_own_id: bool = False
 
@@ -197,6 +199,7 @@ def manifest_rows(images: Iterable[SourceImage], class_names: Sequence[str]) -> 
             saliency_uri=image.saliency_uri,
             problem=problem,
             negative=image.is_negative and not problem,
+            source_number=image.source_number,
         )
 
 

@@ -44,6 +44,8 @@ def find_columns(
     rows: Sequence[Sequence[str]],
     given: dict[str, str],
     class_names: Sequence[str] | None = None,
+    *,
+    needs_labels: bool = True,
 ) -> Columns:
     """The meaning of each column.
 
@@ -52,6 +54,7 @@ def find_columns(
         rows: all rows, to look for columns of 0 and 1 where no column holds labels.
         given: meaning -> name, as the command line says it.
         class_names: the classes wanted; of columns of 0 and 1 these alone count.
+        needs_labels: whether a table without labels is refused.
 
     Raises:
         ValueError: a column is missing, misspelt, or there is more than one for a meaning; without the file's name.
@@ -80,7 +83,7 @@ def find_columns(
             f"no column 'image'; it has {words(header)}. Say which column names the images: --image-column {first}"
         )
     classes = {} if "labels" in found else _class_columns(header, plain, rows, found, class_names)
-    if "labels" not in found and not classes:
+    if needs_labels and "labels" not in found and not classes:
         raise ValueError(
             f"no column 'labels', and no columns of 0 and 1; it has {words(header)}. Say which column names the "
             "labels, as in --label-column breed, or give one column per class with 0 and 1"

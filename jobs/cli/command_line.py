@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         self._given = list(sys.argv[1:] if args is None else args)
+        if sum(word == "--run" or word.startswith("--run=") for word in self._given) > 1:
+            self.error("--run: given twice, but a job works on one run")  # argparse would take the last one
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

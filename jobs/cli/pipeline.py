@@ -3,6 +3,7 @@
 from cluster.connect import Connection
 from cluster.words import plural
 from jobs.cli.launch import launch_step
+from jobs.evaluation.comparison import better_labels
 from jobs.evaluation.measuring import evaluate_labels
 from jobs.predictions.predictions_job import units_to_predict
 from jobs.reporting.contact_sheet import draw_contact_sheet
@@ -44,7 +45,9 @@ def run_pipeline(run: Run, connection: Connection) -> None:
     if not measured:
         print("pipeline: no metrics, because no image to report on has a mask.")
     for splits in measured:
-        evaluate_labels(run, connection, splits, None, ("image",), deterministic=False)
+        figures = evaluate_labels(run, connection, splits, None, ("image",), deterministic=False)
+        if advice := better_labels(run, figures):
+            print(f"pipeline: {advice}", flush=True)
     print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
     print(f"pipeline: look at {write_report(run)[0]}")
 

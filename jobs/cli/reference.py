@@ -107,13 +107,14 @@ def _command_section(name: str, module_name: str) -> str:
 def flags(parser: Parser) -> list[argparse.Action]:
     """A job's own flags first, then those that most jobs share; --help left out."""
     shared = ("--config", "--set", "--dry-run", "--debug")
-    actions = [action for action in parser._actions if action.dest != "help"]
+    actions = [action for action in parser._actions if action.option_strings and action.dest != "help"]
     own = [action for action in actions if action.option_strings[0] not in shared]
     return own + [action for action in actions if action.option_strings[0] in shared]
 
 
 def _flag(action: argparse.Action) -> str:
-    value = "" if action.nargs == 0 else f" {action.metavar or '|'.join(action.choices or [action.dest.upper()])}"
+    choices = "|".join(map(str, action.choices or [action.dest.upper()]))
+    value = "" if action.nargs == 0 else f" {action.metavar or choices}"
     return f"{action.option_strings[0]}{value}".replace("|", "\\|")
 
 

@@ -2,10 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import Parser, job_parser, underscored
 from jobs.run.steps import BY_NAME
 from storage.units import parse_shard
+
+if TYPE_CHECKING:
+    from jobs.run.directory import Run
 
 
 def step_parser(name: str, description: str, *, run_required: bool = True) -> Parser:
@@ -35,9 +39,19 @@ def run_step(name: str, given: argparse.Namespace, assignments: Sequence[str] = 
     """
     from jobs.run.directory import open_run  # imports take a second, so --help does without
 
-    shard = parse_shard(getattr(given, "shard", "1/1"))
+    parse_shard(getattr(given, "shard", "1/1"))
     run = open_run(given.run, given.config, [*given.set, *assignments])
     run.manifest()  # refused before anything slow is imported
+    launch_as_given(run, name, given)
+
+
+def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
+    """Runs a step of a run as its command line asks.
+
+    Raises:
+        ValueError: the step refuses this launch.
+    """
+    shard = parse_shard(getattr(given, "shard", "1/1"))
     if given.restart and shard != (1, 1):
         raise ValueError(
             f"--restart deletes the results of all shards: launch it without --shard first, then every shard without "

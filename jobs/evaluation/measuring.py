@@ -4,26 +4,26 @@ A unit gives a few small confusion matrices (`jobs.evaluation.unit_meter`); they
 """
 
 from collections.abc import Mapping
-from functools import partial
 from itertools import product
 
 from cluster.connect import Connection
-from cluster.fanout import Stages
 from cluster.words import plural
+from ficklenet.backbones import backbone_geometry
+from jobs.evaluation.baseline_choice import baseline_recipes
+from jobs.evaluation.counting import count, named, selected_units
+from jobs.evaluation.counts import Counts, Resolution
 from jobs.evaluation.metrics import MeasuredLabels, class_table, skipped_in_words, store_metrics, summary_table
-from jobs.evaluation.unit_meter import MADE_BY, Counts, Measurement, Recipe, Resolution, UnitMeter
+from jobs.evaluation.unit_meter import Recipe
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
 from jobs.run.selection import Part, Selection, resolve_selection
-from jobs.steps.compute import resolved_device, run_stages
 from jobs.steps.dry_run import describe_connection, print_other_job
 from jobs.steps.finished import FinishedStep, require_finished
-from jobs.steps.progress import Progress
 from storage.errors import NotYet
 from storage.manifest import Manifest
-from storage.steps import Receipt
-from storage.units import Unit, units_with
+
+SINGLE_CLASS_SHARE = 0.9  # of the measured images; from here on the measure shows coverage
 
 LABEL_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")  # what an evaluation reads, in one state each
 
@@ -41,8 +41,14 @@ def evaluate_labels(
     """Measures what a run has, prints it and keeps it."""
     run = run.reading(*LABEL_STEPS)
     manifest, config = run.manifest(), run.config
-    finished = {name: require_finished(run, name, "evaluate") for name in ("maps", "seeds")}
-    recipes = [Recipe("seeds", "stored seeds", config), Recipe("densified seeds", "maps", config, densify=True)]
+    finished: dict[str, FinishedStep] = {}
+    recipes: list[Recipe] = []
+    has_seeds = _has_seeds(run) or deterministic
+    if has_seeds:
+        finished |= {name: require_finished(run, name, "evaluate") for name in ("maps", "seeds")}
+        recipes += [Recipe("seeds", "stored seeds", config), Recipe("densified seeds", "maps", config, densify=True)]
+    else:
+        print("evaluate: the run has no seeds; the other labels are measured.", flush=True)
     if run.step("pseudo_labels").fingerprint() is not None:
         try:
             finished["pseudo_labels"] = require_finished(run, "pseudo_labels", "evaluate")
@@ -56,7 +62,19 @@ def evaluate_labels(
         ]
     selection = resolve_selection(manifest, config, splits, part)
     recipes += _prediction_recipes(run, selection, finished)
+    if not recipes:
+        raise ValueError(
+            f"evaluate: the predictions do not cover {named(selection)}, and there are no seeds. Name another --split, "
+            f"or predict it: '{run.command('predict_masks', '--set', f'predictions.splits={selection.splits[0]}')}'."
+        )
+    if has_seeds and "map" in resolutions and not dry_run:
+        recipes += baseline_recipes(run, connection, finished, selection, deterministic=deterministic)
     return _measure(run, connection, finished, selection, resolutions, recipes, dry_run)
+
+
+def _has_seeds(run: Run) -> bool:
+    """Whether maps and seeds are measured; a network that learnt masks needs neither, so they may be absent."""
+    return run.step("seeds").fingerprint() is not None or run.step("predictions").fingerprint() is None
 
 
 def _prediction_recipes(run: Run, selection: Selection, finished: dict[str, FinishedStep]) -> list[Recipe]:
@@ -122,37 +140,27 @@ def _measure(
     recipes: list[Recipe],
     dry_run: bool,
 ) -> list[MeasuredLabels]:
-    # 1. Map: every unit with a selected image gives a few small matrices
     manifest = run.manifest()
-    needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
-    device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
-    measurement = Measurement(run, selection, resolutions, tuple(recipes), device)
-    units = _selected_units(manifest, selection, run.config.unit_size)
+    units = selected_units(manifest, selection, run.config.unit_size)
     if dry_run:
-        what = f"{plural(len(recipes), 'kind')} of labels measured on {_named(selection)}, {plural(len(units), 'unit')}"
+        what = f"{plural(len(recipes), 'kind')} of labels measured on {named(selection)}, {plural(len(units), 'unit')}"
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
-    names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
-    receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
-    rows = [
-        {"unit": unit, "skipped_by": {name: _reasons(receipts[name].get(unit.index)) for name in names}}
-        for unit in units
-    ]
-    stages = Stages(partial(UnitMeter, measurement))
-    total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
 
-    # 2. Reduce: they add up, in any order
-    for result in run_stages(rows, stages, run.config.cluster, connection, device):
-        total.add(result["counts"])
-        progress.advance(result["num_images"])
-    progress.close()
+    # 1. Every unit gives a few small matrices, which add up
+    total = count(run, connection, finished, selection, resolutions, recipes, units)
     if total.num_images == 0:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in (+total.left_out).items())
-        raise ValueError(f"evaluate: no image of {_named(selection)} could be measured ({reasons}).")
+        reasons = "; ".join(f"{number:,} {reason}" for reason, number in (+total.left_out).items())
+        raise ValueError(f"evaluate: no image of {named(selection)} could be measured ({reasons}).")
 
-    # 3. Tables and record
-    measured = [_metrics(run, selection, total, recipe, each) for each in resolutions for recipe in recipes]
+    # 2. Tables and record
+    measured = [
+        _metrics(run, selection, total, recipe, each)
+        for each in resolutions
+        for recipe in recipes
+        if each in recipe.resolutions
+    ]
     _print(measured, manifest, selection, total)
     store_metrics(run, measured, manifest.class_names)
     print(f"evaluate: metrics are in {run.location / 'evaluation' / 'metrics.json'}")
@@ -160,8 +168,14 @@ def _measure(
 
 
 def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, resolution: Resolution) -> MeasuredLabels:
-    maps, grid = run.step("maps").fingerprint() or {}, run.maps().grid
-    settings = {"maps": maps["maps"]} | recipe.config.model_dump(mode="json", include={"seeds", "pseudo_labels"})
+    maps, segmenter_settings = run.step("maps").fingerprint() or {}, run.config.segmenter
+    geometry = backbone_geometry(segmenter_settings.backbone, segmenter_settings.output_stride)
+    side = geometry.grid_size(run.config.images.input_size)
+    grid = run.maps().grid if maps else (side, side)
+    settings = recipe.config.model_dump(mode="json", include={"seeds", "pseudo_labels"})
+    if recipe.baseline is not None:  # its own thresholds are no settings of the run
+        settings = run.config.model_dump(mode="json", include={"seeds"})
+    settings |= {"maps": maps["maps"]} if maps else {}
     segmenter = None
     if recipe.source in ("stored predictions", "stored unrefined"):
         predictions = run.step("predictions").fingerprint() or {}
@@ -174,20 +188,23 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
         resolution=resolution,
         size=f"{grid[0]} x {grid[1]}" if resolution == "map" else "of each image",
         settings=settings,
-        classifier=upstream_ids(maps)["classifier"],
+        classifier=upstream_ids(maps).get("classifier"),
         segmenter=segmenter,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
         num_foreign=total.num_foreign,
         skipped=dict(total.skipped[recipe.name]),
         matrix=total.matrices[recipe.name, resolution],
+        num_several=total.num_several,
+        matrix_several=total.several.get((recipe.name, resolution)),
+        chosen=recipe.baseline.in_words if recipe.baseline else "",
     )
 
 
 def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Selection, total: Counts) -> None:
     left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
     apart = {"report": "; the others are the tune part, for choosing settings", "tune": "", "all": ""}[selection.part]
-    print(f"evaluate: {_named(selection)}: {plural(total.num_images, 'image')}{left_out}{apart}")
+    print(f"evaluate: {named(selection)}: {plural(total.num_images, 'image')}{left_out}{apart}")
     if total.num_foreign:
         values = zip(manifest.class_names[:10], manifest.class_values, strict=False)
         known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 10 else "")
@@ -195,49 +212,21 @@ def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Select
             f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes (first: "
             f"{total.first_foreign!r}). Known are the values 0 background, {known}; others are ignored."
         )
+    if total.num_images - total.num_several >= SINGLE_CLASS_SHARE * total.num_images:
+        print(
+            f"evaluate: WARNING: {total.num_images - total.num_several:,} of {plural(total.num_images, 'image')} have "
+            "one class or none. Where a class has no other class beside it, these figures show how much of an object "
+            "is covered, not whether the right object is found. Measure on images with several classes too."
+        )
     for text in skipped_in_words((each.labels, each.skipped) for each in measured):
         print(f"evaluate: {text}.")
     for resolution in dict.fromkeys(each.resolution for each in measured):
         shown = [each for each in measured if each.resolution == resolution]
         size = f" ({shown[0].size})" if resolution == "map" else ""
         print(f"\nat {resolution} resolution{size}\n{summary_table(shown)}\n")
-        if len(shown) <= 5:
-            print(f"{class_table(shown, manifest.class_names)}\n")
-
-
-def _named(selection: Selection) -> str:
-    part = "" if selection.part == "all" else f", {selection.part} part"
-    return f"{', '.join(name or 'unnamed' for name in selection.splits)}{part}"
-
-
-def _selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> list[Unit]:
-    """The units that hold a selected image.
-
-    Raises:
-        ValueError: no selected image has a mask.
-    """
-    is_selected, has_mask, others = [], False, set[str]()
-    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
-        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
-            is_selected.append(selection.includes(image_id, split))
-            has_mask |= is_selected[-1] and bool(mask_uri)
-            others |= {split} if mask_uri else set()
-    if not has_mask:
-        elsewhere = sorted(others - set(selection.splits))
-        remedy = (
-            f"Those of {', '.join(elsewhere)} have: --split {elsewhere[0]}."
-            if elsewhere
-            else "Others of these splits have: --part all."
-            if others
-            else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
-        )
-        raise ValueError(f"evaluate: no image of {_named(selection)} has a mask. {remedy}")
-    return units_with(is_selected, unit_size)
-
-
-def _reasons(receipt: Receipt | None) -> dict[str, str]:
-    """Why images of a unit were skipped, by id."""
-    return {skip.image_id: skip.reason for skip in receipt.skipped} if receipt else {}
+        own = [each for each in shown if not each.chosen and not each.labels.startswith("baseline")]
+        if len(own) <= 5:
+            print(f"{class_table(own, manifest.class_names)}\n")
 
 
 def _values(assignment: str) -> list[str]:

@@ -15,6 +15,7 @@ IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # newer metri
 
 SUMMARY = {
     "mean_iou": "mIoU",
+    "mean_iou_several": "of several",
     "foreground_precision": "fg precision",
     "foreground_recall": "fg recall",
     "background_precision": "bg precision",
@@ -24,6 +25,8 @@ SUMMARY = {
 MEANINGS = {
     "mean_iou": "the mean of the IoU over the background and the classes. IoU: of the pixels labelled so or truly so, "
     "the share that is both. A label that no pixel has either way is left out.",
+    "mean_iou_several": "mIoU over only those images whose mask has several classes: whether each class is found where "
+    "it is, and not only how much is covered.",
     "foreground_precision": "of the pixels labelled with a class, the share that truly has it.",
     "foreground_recall": "of the pixels that truly have a class, the share labelled with it.",
     "background_precision": "of the pixels labelled background, the share that truly is.",
@@ -42,12 +45,14 @@ class MeasuredLabels:
         resolution: "map" or "image": the frame in which labels met the truth.
         size: that of the frame, "17 x 17"; "of each image" at image resolution.
         settings: by which the labels were made.
-        classifier: sha256 of the classifier whose maps they were made of.
+        classifier: sha256 of the classifier whose maps they were made of; None where the run has no maps.
         segmenter: sha256 of the segmentation network that predicted them, None of other labels.
         num_images: measured.
         left_out: images of the selection that could not be measured, by reason.
         num_foreign: measured ones whose mask has no pixel of any of the image's classes.
         skipped: measured ones that the step which made the labels skipped, so that all is missed, by its reason.
+        num_several: measured ones whose mask has several classes; `matrix_several` is theirs, None if there are none.
+        chosen: the parameters of a baseline, in words.
     """
 
     labels: str
@@ -56,20 +61,35 @@ class MeasuredLabels:
     resolution: str
     size: str
     settings: Mapping[str, Any]
-    classifier: str
+    classifier: str | None
     segmenter: str | None
     num_images: int
     left_out: Mapping[str, int]
     num_foreign: int
     skipped: Mapping[str, int]
     matrix: ConfusionMatrix
+    num_several: int = 0
+    matrix_several: ConfusionMatrix | None = None
+    chosen: str = ""
+
+    @property
+    def name(self) -> str:
+        """What was measured, with a baseline's parameters."""
+        return f"{self.labels} ({self.chosen})" if self.chosen else self.labels
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What `SUMMARY` names; NaN where no pixel counts."""
+        found = asdict(label_metrics(self.matrix))
+        several = math.nan if self.matrix_several is None else label_metrics(self.matrix_several).mean_iou
+        return {name: value for name, value in found.items() if name != "iou"} | {"mean_iou_several": several}
 
     def record(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Plain data for JSON; a value that no pixel counts for is null."""
-        found = {name: _or_null(value) for name, value in asdict(label_metrics(self.matrix)).items() if name != "iou"}
+        found = {name: _or_null(value) for name, value in self.figures.items()}
         names = ["background", *class_names]
         iou = {name: _or_null(v) for name, v in zip(names, label_metrics(self.matrix).iou, strict=True)}
-        about = {name: value for name, value in vars(self).items() if name != "matrix"}
+        about = {name: value for name, value in vars(self).items() if name not in ("matrix", "matrix_several")}
         return {**about, **found, "iou": iou, "confusion_matrix": self.matrix.tolist()}
 
 
@@ -105,10 +125,13 @@ def summary_table(measured: Sequence[MeasuredLabels]) -> str:
     """One line per kind of labels, and one that explains the columns."""
     rows = [["", *SUMMARY.values()]]
     for each in measured:
-        found = asdict(label_metrics(each.matrix))
-        rows.append([each.labels, *(_text(found[name]) for name in SUMMARY)])
-    note = "fg: pixels of classes, bg: of the background; coverage: the share labelled at all"
-    return f"{_aligned(rows)}\n  ({note}; -: no such pixels, mIoU is over the rest)"
+        rows.append([each.name, *(_text(each.figures[name]) for name in SUMMARY)])
+    num_several = measured[0].num_several
+    note = (
+        f"of several: mIoU of the {plural(num_several, 'image')} with several classes; fg: pixels of classes, bg: of "
+        "the background; coverage: the share labelled at all"
+    )
+    return f"{aligned(rows)}\n  ({note}; -: no such pixels, mIoU is over the rest)"
 
 
 def class_table(measured: Sequence[MeasuredLabels], class_names: Sequence[str]) -> str:
@@ -117,7 +140,7 @@ def class_table(measured: Sequence[MeasuredLabels], class_names: Sequence[str]) 
     columns = [label_metrics(each.matrix).iou for each in measured]
     for name, *values in zip(["background", *class_names], *columns, strict=True):
         rows.append([name, *map(_text, values)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _identity(record: Mapping[str, Any]) -> list[Any]:
@@ -132,7 +155,7 @@ def _text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns side by side, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -1,9 +1,9 @@
 """The workers' half of an evaluation: a unit's label maps against its masks, as confusion matrices."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from cluster.fanout import Payload
-from ficklenet.metrics import ConfusionMatrix, confusion_matrix
+from ficklenet.backbones import backbone_geometry
+from ficklenet.metrics import confusion_matrix
+from jobs.evaluation.baselines import Baseline
+from jobs.evaluation.counts import Counts, Resolution
 from jobs.maps.deterministic import DeterministicMapper
 from jobs.maps.evidence import Evidence, read_saliencies
 from jobs.maps.stored_geometry import stored_geometry
@@ -27,8 +30,6 @@ from storage.map_store import UnitMaps
 Source = Literal[
     "stored seeds", "stored pseudo-labels", "stored predictions", "stored unrefined", "maps", "deterministic maps"
 ]
-Resolution = Literal["map", "image"]
-
 MADE_BY: dict[Source, tuple[str, ...]] = {  # the steps that may have skipped an image of a recipe
     "stored seeds": ("seeds",),
     "stored pseudo-labels": ("pseudo_labels",),
@@ -53,12 +54,18 @@ class Recipe:
         source: what they are, or what they are made of.
         config: the settings by which they are made of maps.
         densify: make densified seeds of the maps, not seeds.
+        baseline: what is put in place of the maps, at map resolution only.
     """
 
     name: str
     source: Source
     config: Config
     densify: bool = False
+    baseline: Baseline | None = None
+
+    @property
+    def resolutions(self) -> tuple[Resolution, ...]:
+        return ("map",) if self.baseline else ("map", "image")
 
 
 @dataclass(frozen=True)
@@ -75,38 +82,15 @@ class Measurement:
         return any(recipe.source == source for recipe in self.recipes)
 
     @property
+    def needs_maps(self) -> bool:
+        """Whether stored maps are read; the deterministic ones are of the same classes."""
+        return self.needs("maps") or self.needs("deterministic maps")
+
+    @property
     def reading_config(self) -> Config:
         """What saliency maps are read by: a configuration that wants them, if any recipe's does."""
         wanting = (recipe.config for recipe in self.recipes if recipe.config.seeds.background_cue == "saliency")
         return next(wanting, self.run.config)
-
-
-@dataclass
-class Counts:
-    """Confusion matrices by recipe and resolution, and the images they are of.
-
-    Attributes:
-        num_foreign: measured ones whose mask has no pixel of any of their classes; `first_foreign` is one of them.
-        left_out: images not measured, by reason.
-        skipped: by recipe, measured ones that its step skipped, so that they have no labels, by the reason.
-    """
-
-    matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)
-    num_images: int = 0
-    num_foreign: int = 0
-    first_foreign: str = ""
-    left_out: Counter[str] = field(default_factory=Counter)
-    skipped: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-
-    def add(self, other: "Counts") -> None:
-        for measured, matrix in other.matrices.items():
-            self.matrices[measured] = self.matrices[measured] + matrix if measured in self.matrices else matrix
-        self.num_images += other.num_images
-        self.num_foreign += other.num_foreign
-        self.first_foreign = min(filter(None, (self.first_foreign, other.first_foreign)), default="")
-        self.left_out.update(other.left_out)
-        for recipe, reasons in other.skipped.items():
-            self.skipped[recipe].update(reasons)
 
 
 @dataclass(frozen=True)
@@ -127,7 +111,12 @@ class UnitMeter:
         self.measurement, self.run = measurement, measurement.run
         self.manifest = self.run.manifest()
         self.ignore = ignore_value(self.manifest.num_classes)
-        self.geometry = stored_geometry(self.run.maps())
+        settings = self.run.config.segmenter
+        self.geometry = (
+            stored_geometry(self.run.maps())
+            if measurement.needs_maps
+            else backbone_geometry(settings.backbone, settings.output_stride)
+        )
         is_sampled = not measurement.needs("deterministic maps")
         self.mapper = None if is_sampled else DeterministicMapper(self.run, measurement.device)
 
@@ -137,7 +126,7 @@ class UnitMeter:
         selected = [n for n, entry in enumerate(entries) if selection.includes(entry.image_id, entry.split)]
         with_mask = [n for n in selected if entries[n].mask_uri]
         counts = Counts(left_out=Counter({"no mask": len(selected) - len(with_mask)}))
-        maps = self.run.maps().read_unit(unit)
+        maps = self.run.maps().read_unit(unit) if self.measurement.needs_maps else None
         seeds = None
         if self.measurement.needs("stored seeds"):
             seeds = self.run.seeds().read_unit(unit)
@@ -165,12 +154,13 @@ class UnitMeter:
         self,
         row: Payload,
         entries: Sequence[ManifestRow],
-        maps: UnitMaps,
+        maps: UnitMaps | None,
         seeds: np.ndarray | None,
         numbers: Sequence[int],
     ) -> list[Subject | str]:
         """Some images of a unit; in place of one whose mask cannot be read, the reason."""
-        grid = (maps.max.shape[2], maps.max.shape[3])
+        side = self.geometry.grid_size(self.run.config.images.input_size)
+        grid = (side, side) if maps is None else (maps.max.shape[2], maps.max.shape[3])
         truths = self._read_truths(entries)
         only_maps = self.measurement.resolutions == ("map",)
         saliencies = read_saliencies(
@@ -193,7 +183,7 @@ class UnitMeter:
             }
             if seeds is not None:
                 labels["stored seeds"] = seeds[number]
-            if isinstance(saliency, BadImage):
+            if maps is None or isinstance(saliency, BadImage):
                 known = Evidence.none(grid, self.geometry)
             else:
                 known = Evidence.of(maps, number, self.geometry, saliency)
@@ -205,14 +195,20 @@ class UnitMeter:
 
     def measure(self, subject: Subject) -> Counts:
         """Every recipe's labels of an image against its truth, in every frame."""
-        counts = Counts(num_images=1)
+        classes = np.unique(subject.truth)
+        has_several = bool(((classes > 0) & (classes != self.ignore)).sum() > 1)
+        counts = Counts(num_images=1, num_several=int(has_several))
         for resolution in self.measurement.resolutions:
             height, width = subject.evidence["maps"].max.shape[1:] if resolution == "map" else subject.truth.shape
             truth = self.geometry.resize_labels(subject.truth, (height, width))
             for recipe in self.measurement.recipes:
+                if resolution not in recipe.resolutions:
+                    continue
                 labels = self.labels(recipe, subject, (height, width))
                 matrix = confusion_matrix(truth, labels, self.manifest.num_classes, self.ignore)
                 counts.matrices[recipe.name, resolution] = matrix
+        if has_several:
+            counts.several = dict(counts.matrices)
         return counts
 
     def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
@@ -220,6 +216,8 @@ class UnitMeter:
         if recipe.source in subject.stored:
             return self.geometry.resize_labels(subject.stored[recipe.source], size)
         evidence = subject.evidence[recipe.source]
+        if recipe.baseline is not None:
+            evidence = recipe.baseline.applied(evidence)
         if recipe.densify:
             return evidence.densified(size, recipe.config, self.ignore)
         return self.geometry.resize_labels(evidence.seeds(recipe.config, self.ignore), size)
@@ -229,7 +227,9 @@ class UnitMeter:
         if len(known.classes) == 0:
             return known
         try:
-            image = read_image(entry.uri, self.run.config.images.max_pixels)
+            image = read_image(
+                entry.uri, **self.run.config.images.limits, target_side=self.run.config.images.input_size
+            )
         except BadImage:  # it was readable when its maps were made
             return Evidence.none((known.max.shape[1], known.max.shape[2]), self.geometry)
         maps = mapper(image, known.classes)
@@ -252,4 +252,4 @@ class UnitMeter:
     def _read_truths(self, entries: Sequence[ManifestRow]) -> list[np.ndarray | BadImage]:
         images, values = self.run.config.images, self.manifest.class_values
         uris = [str(entry.mask_uri) for entry in entries]
-        return read_many(uris, lambda uri: read_mask(uri, values, images.max_pixels), images.read_concurrency)
+        return read_many(uris, lambda uri: read_mask(uri, values, **images.limits), images.read_concurrency)

@@ -1,49 +1,112 @@
 """An export as a unit step: it resumes, and refuses what is not finished, as every step does."""
 
+from dataclasses import dataclass
 from functools import partial
 
 from cluster.connect import Connection
 from cluster.fanout import Stages
-from jobs.exports.exporter import IGNORED_IN_PNG, Exporter, ExportStages, Format, Labels, merge_coco
+from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
+from jobs.exports.format_table import FORMATS
+from jobs.exports.image_names import ImageNames
 from jobs.run.directory import Run, parse_output
 from jobs.run.fingerprints import UPSTREAM, step_id
+from jobs.run.selection import units_of_step
+from jobs.run.steps import BY_NAME
 from jobs.steps.finished import require_finished
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.unit_driver import UnitStepJob, run_unit_step
 from storage.location import Location
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
-def export(
-    run: Run, connection: Connection, format: Format, labels: Labels, out: Location, options: LaunchOptions
-) -> None:
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and how.
+
+    Attributes:
+        format: a name of `FORMATS`.
+        labels: of which step; "" for the finest that the run has. Of no meaning to npy, which holds maps.
+        shapes: how objects are written; "" for the format's default.
+        splits: whose images; empty for all.
+    """
+
+    format: str
+    labels: str = ""
+    shapes: str = ""
+    splits: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuses flags that have no meaning for the format.
+
+        Raises:
+            ValueError: which, and what is allowed.
+        """
+        row = FORMATS[self.format]
+        if self.labels and not row.has_labels:
+            raise ValueError(f"--labels {self.labels}: --format {self.format} holds maps, not labels. Leave it out.")
+        if self.shapes and self.shapes not in row.shapes:
+            allowed = " or ".join(row.shapes)
+            hint = f"allowed: {allowed}." if allowed else "this format leaves no choice. Leave it out."
+            raise ValueError(f"--shapes {self.shapes} does not go with --format {self.format}; {hint}")
+
+    def resolved(self, run: Run) -> "ExportRequest":
+        """The request with its defaults filled in; `check` first."""
+        row = FORMATS[self.format]
+        labels = self.labels or (finest_labels(run) if row.has_labels else "maps")
+        return ExportRequest(self.format, labels, self.shapes or (row.shapes[0] if row.shapes else ""), self.splits)
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the default folder: 'coco-predictions', and what else was asked for."""
+        is_default = self.shapes in ("", *FORMATS[self.format].shapes[:1])
+        return "-".join([self.format, self.labels, *([] if is_default else [self.shapes]), *self.splits])
+
+
+def finest_labels(run: Run) -> str:
+    """The step with the finest labels that a run has finished; "seeds" where it has none."""
+    manifest = run.manifest()
+    for name in reversed(LABELS):
+        fingerprint = run.step(name).fingerprint()
+        if fingerprint and not run.step(name).missing_units(
+            units_of_step(BY_NAME[name], manifest, run.config, fingerprint)
+        ):
+            return name
+    return "seeds"
+
+
+def export(run: Run, connection: Connection, request: ExportRequest, out: Location, options: LaunchOptions) -> None:
     """Writes the missing files of an export.
 
     Args:
-        labels: of no meaning to npy, which holds maps.
+        request: resolved.
         out: the folder for the files; `PROGRESS` in it holds the export's own records.
 
     Raises:
         NotYet: what is exported is not finished.
         ValueError: it was made with other settings, or the format cannot hold it.
     """
-    manifest = run.manifest()
-    source_name = "maps" if format == "npy" else labels
-    run = run.reading(source_name)  # before it is looked at: what follows is of this start
-    source = require_finished(run, source_name, "export_labels")
-    if format == "png" and max(manifest.class_values) >= IGNORED_IN_PNG:
+    manifest, format, labels = run.manifest(), request.format, request.labels
+    run = run.reading(labels)  # before it is looked at: what follows is of this start
+    source = require_finished(run, labels, "export_labels")
+    largest = FORMATS[format].largest_value
+    if largest and max(manifest.class_values) > largest:
         raise ValueError(
-            f"--format png: class values go up to {max(manifest.class_values)}, but 255 means ignore and a palette "
-            "ends there. Export as coco."
+            f"--format {format}: class values go up to {max(manifest.class_values)}, but 255 means ignore and a "
+            "palette ends there. Export as coco."
         )
-    stages = ExportStages(run, format, labels, out)
+    known = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
+    if wrong := [split for split in request.splits if split not in known]:
+        raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
+    names = ImageNames.of(manifest)
+    stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names)
 
     def finish(plan: UnitPlan) -> None:
-        if format == "coco":
-            merge_coco(stages, manifest, source.units, plan.start_id)  # one file, put together of the units' parts
-        print(f"export: {format} files are in {out}")
+        finish_export(stages, manifest, source.units, plan.start_id)
+        print(f"export: {format} files of the {labels} are in {out}")
 
+    flags = ["--format", format, *(["--labels", labels] if FORMATS[format].has_labels else [])]
+    flags += ["--shapes", request.shapes] if request.shapes else []
     job = UnitStepJob(
         title="export",
         step=stages.step,
@@ -51,20 +114,25 @@ def export(
             "algorithm_version": ALGORITHM_VERSION,
             "run": run.uri,
             "format": format,
-            "labels": source_name,
-            UPSTREAM: {source_name: step_id(run, source_name)},
+            "labels": labels,
+            "shapes": request.shapes,
+            "splits": list(request.splits),
+            **({"keys": "source classes"} if format == "npy" else {}),
+            UPSTREAM: {labels: step_id(run, labels)},
         },
         units=source.units,
         stages=Stages(partial(Exporter, stages)),
-        command=run.command("export_labels", "--format", format, "--labels", labels, "--out", out.uri),
+        command=run.command(
+            "export_labels", *flags, *(f"--split={split}" for split in request.splits), "--out", out.uri
+        ),
         skipped=source.skipped,
         finish=finish,
     )
     run_unit_step(run, connection, job, options)
 
 
-def export_folder(run: Run, format: str, labels: str, out: str | None) -> Location:
-    """Where an export goes: what was asked for, else a folder of its own for each format and source."""
+def export_folder(run: Run, request: ExportRequest, out: str | None) -> Location:
+    """Where an export goes: what was asked for, else a folder of its own in the run for each resolved request."""
     if out is None:
-        return run.location / "exports" / f"{format}-{'maps' if format == 'npy' else labels}"
+        return run.location / "exports" / request.folder_name
     return parse_output(out, "--out")

@@ -5,21 +5,25 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 
 from cluster.fanout import Payload
 from ficklenet.geometry import GridGeometry
-from jobs.exports.file_formats import coco_annotations, coco_image, encode_cam_npy
+from jobs.exports.format_table import FORMATS
+from jobs.exports.formats.npy import encode_cam_npy
+from jobs.exports.image_names import ImageNames
+from jobs.exports.labelled_image import Classes, Exported, LabelledImage, WholeExport
 from jobs.maps.evidence import Evidence, resized
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.steps.unit_rows import finish_unit
 from storage.errors import BadImage
 from storage.images import image_size
-from storage.label_folder import encode_label_png
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
@@ -29,33 +33,47 @@ from storage.seed_store import SeedStore
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
-IGNORED_IN_PNG = 255
 PROGRESS = "ficklenet_export"  # folder of the export's own records; a name that no user's folder has
 
-Format = Literal["png", "npy", "coco"]
-Labels = Literal["seeds", "pseudo_labels", "predictions"]
-Record = dict[str, Any]
+LABELS = ("seeds", "pseudo_labels", "predictions")  # the coarsest first
 
 
 @dataclass(frozen=True)
 class ExportStages:
-    """What every worker needs to know."""
+    """What every worker needs to know.
+
+    Attributes:
+        format: a name of `FORMATS`.
+        labels: the step that is read, one of `LABELS`; "maps" for npy.
+        shapes: how the format writes objects; "" where it leaves no choice.
+        splits: whose images are exported; empty for all.
+    """
 
     run: Run
-    format: Format
-    labels: Labels
+    format: str
+    labels: str
     out: Location
+    shapes: str
+    splits: tuple[str, ...]
+    names: ImageNames
 
     @property
     def step(self) -> Step:
         return Step(self.out / PROGRESS)
 
+    @property
+    def module(self) -> ModuleType:
+        """The format's module."""
+        return import_module(f"jobs.exports.formats.{FORMATS[self.format].module}")
+
     def part_location(self, unit: Unit, start_id: str) -> Location:
-        """A unit's COCO records, of a start of the export."""
+        """A unit's records, of a start of the export, for formats that hold all images in one file."""
         return self.step.data(start_id) / "parts" / f"{unit.name}.json"
 
     def includes(self, entry: ManifestRow) -> bool:
         """Whether there is anything of this image."""
+        if self.splits and entry.split not in self.splits:
+            return False
         of_all = self.format == "npy" or self.labels != "predictions"
         return of_all or entry.split in self.run.config.predicted_splits
 
@@ -67,7 +85,7 @@ class Exporter:
         torch.set_num_threads(1)  # the pool has an actor per CPU
         job.step.require_here()
         self.job, self.run, self.manifest = job, job.run, job.run.manifest()
-        self.num_classes = self.manifest.num_classes
+        self.module, self.classes = job.module, classes_of(self.manifest)
         self.store = self._store()
         self.geometry = stored_geometry(self.store) if self.store else GridGeometry(8)
 
@@ -78,18 +96,20 @@ class Exporter:
         stored, entries = self.read_unit(unit), self.manifest.rows(unit.start, unit.stop)
         usable = [n for n, entry in enumerate(entries) if entry.image_id not in known and self.job.includes(entry)]
 
-        def attempt(number: int) -> Record | Skipped | None:
+        def attempt(number: int) -> Any:
             try:
-                return self.export_image(entries[number], unit.start + number, stored, number)
+                exported = self.export_image(entries[number], unit.start + number, stored, number)
             except BadImage as bad:
                 return Skipped(entries[number].image_id, bad.reason)
+            for name, content in exported.files.items():
+                (self.job.out / name).write_bytes(content)
+            return exported.record
 
         with ThreadPoolExecutor(self.run.config.images.read_concurrency) as pool:
             results = list(pool.map(attempt, usable))
-        if self.job.format == "coco":
-            records = [result for result in results if isinstance(result, dict)]
-            self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
         skipped += [result for result in results if isinstance(result, Skipped)]
+        records = [result for result in results if result is not None and not isinstance(result, Skipped)]
+        self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
@@ -103,59 +123,55 @@ class Exporter:
 
     def export_image(
         self, entry: ManifestRow, row: int, stored: UnitMaps | np.ndarray | Receipt | None, number: int
-    ) -> Record | None:
-        """Writes one image's file; for COCO its records instead.
+    ) -> Exported:
+        """One image's files and its record.
 
         Args:
             row: of the image in the manifest.
             number: of the image in the unit.
         """
-        name = safe_name(entry.image_id)
         if isinstance(stored, UnitMaps):
             evidence = Evidence.of(stored, number, self.geometry)
             maps = resized(evidence.max, _size(entry), self.geometry)
-            (self.job.out / f"{name}.npy").write_bytes(encode_cam_npy(maps, evidence.classes))
-            return None
+            data = encode_cam_npy(maps, self._source_keys(evidence.classes))
+            return Exported({f"{safe_name(entry.image_id)}.npy": data})
         if isinstance(stored, np.ndarray):
             labels = self.geometry.resize_labels(stored[number], _size(entry))
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
-        if self.job.format == "png":
-            (self.job.out / f"{name}.png").write_bytes(encode_label_png(self._source_values()[labels]))
-            return None
-        return {
-            "image": coco_image(row + 1, entry.uri.rsplit("/", 1)[-1], labels.shape),
-            "annotations": coco_annotations(row + 1, labels, self.manifest.class_values),
-        }
+        names = self.job.names
+        return self.module.export_image(
+            LabelledImage(
+                number=names.number(entry, row),
+                image_id=entry.image_id,
+                file_name=names.file_name(entry),
+                split=entry.split,
+                labels=labels,
+                ignored=ignore_value(self.manifest.num_classes),
+                classes=self.classes,
+                shapes=self.job.shapes,
+            )
+        )
 
-    def _source_values(self) -> np.ndarray:
-        """A label's value in the data set's own masks, by label."""
-        table = np.full(ignore_value(self.num_classes) + 1, IGNORED_IN_PNG)
-        table[: self.num_classes + 1] = [0, *self.manifest.class_values]
-        return table
+    def _source_keys(self, classes: np.ndarray) -> np.ndarray:
+        """IRN's keys: 0-based classes of the data set's own masks, so VOC's cat, of value 8, is 7."""
+        return np.asarray(self.manifest.class_values)[classes] - 1
 
 
-def merge_coco(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
-    """Writes annotations.json of the units' parts, holding one part in memory at a time."""
+def classes_of(manifest: Manifest) -> Classes:
+    """A manifest's class list."""
+    return Classes(manifest.class_names, manifest.class_values)
 
-    def parts() -> Iterator[Record]:
+
+def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
+    """Writes what is about all images, of the units' records."""
+
+    def records() -> Iterator[Any]:
         for unit in units:
             yield from json.loads(job.part_location(unit, start_id).read_bytes())
 
-    categories = [
-        {"id": value, "name": name} for value, name in zip(manifest.class_values, manifest.class_names, strict=True)
-    ]
-    images = (part["image"] for part in parts())
-    annotations = (annotation for part in parts() for annotation in part["annotations"])
-    numbered = ({"id": number, **annotation} for number, annotation in enumerate(annotations, start=1))
-    with (job.out / "annotations.json").open_output() as file:
-        file.write(b'{"categories": ' + json.dumps(categories).encode())
-        for name, records in (("images", images), ("annotations", numbered)):
-            file.write(f',\n"{name}": ['.encode())
-            for number, record in enumerate(records):
-                file.write((",\n" if number else "\n").encode() + json.dumps(record).encode())
-            file.write(b"]")
-        file.write(b"}\n")
+    if FORMATS[job.format].has_labels:
+        job.module.finish(WholeExport(job.out, classes_of(manifest), job.shapes, records))
 
 
 def _size(entry: ManifestRow) -> tuple[int, int]:

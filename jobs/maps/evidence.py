@@ -119,7 +119,7 @@ def read_saliencies(
     """
 
     def read(uri: str) -> np.ndarray:
-        saliency = read_saliency(uri, config.images.max_pixels)
+        saliency = read_saliency(uri, **config.images.limits)
         return saliency if size is None else resized(saliency, size, geometry)
 
     wanted = [entry.saliency_uri if config.seeds.background_cue == "saliency" else None for entry in entries]

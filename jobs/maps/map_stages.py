@@ -54,7 +54,7 @@ class MapStages:
         size = config.images.input_size
 
         def read_input(uri: str) -> np.ndarray:
-            return resize_square(read_image(uri, config.images.max_pixels), size)
+            return resize_square(read_image(uri, **config.images.limits, target_side=size), size)
 
         images = np.zeros((len(entries), 3, size, size), np.uint8)
         is_present = np.zeros(len(entries), bool)
@@ -99,7 +99,6 @@ class MapMaker:
     """Stage 2, an actor: backbone once per image, N samples, fold."""
 
     def __init__(self, job: MapStages) -> None:
-        job.step.require_here()
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
@@ -107,6 +106,7 @@ class MapMaker:
 
     def __call__(self, unit: Payload) -> Payload:
         started = time.monotonic()
+        self.job.step.require_here()
         num_images, num_slots = unit["classes"].shape
         max_maps, mean_maps = (np.full((num_images, num_slots, *self.job.grid), np.nan, np.float32) for _ in range(2))
         score = np.full((num_images, num_slots), np.nan, np.float32)

@@ -18,7 +18,7 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.units import plan_units
 
-ALGORITHM_VERSION = 2  # of all that happens between an image's bytes and its stored maps
+ALGORITHM_VERSION = 3  # of all that happens between an image's bytes and its stored maps
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
 
 
@@ -44,7 +44,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         columns=MANIFEST_COLUMNS,
         upstream=["classifier"],
         seed=config.seed,
-        images={"max_pixels": config.images.max_pixels},
+        images=config.images.limits,
         device=stages.device,
         precision=precision_name(stages.precision),
         batch_size=stages.batch_size,

@@ -48,7 +48,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
             upstream=["maps"],
-            images={"max_pixels": run.config.images.max_pixels},
+            images=run.config.images.limits,
         ),
         units=maps.units,
         stages=Stages(partial(PseudoLabelMaker, run)),
@@ -107,7 +107,7 @@ class PseudoLabelMaker:
         saliencies = read_saliencies(chosen, config, self.geometry)
         images = read_many(
             [entry.uri for entry in chosen],
-            lambda uri: read_image(uri, config.images.max_pixels),
+            lambda uri: read_image(uri, **config.images.limits),
             config.images.read_concurrency,
         )
         skipped: list[Skipped] = []

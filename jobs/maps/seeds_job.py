@@ -48,7 +48,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
             upstream=["maps"],
-            images={"max_pixels": config.images.max_pixels},
+            images=config.images.limits,
         ),
         units=maps.units,
         stages=Stages(partial(SeedMaker, run, grid, geometry)),

@@ -48,17 +48,28 @@ class PredictionStages:
     def precision(self) -> torch.dtype:
         return resolved_precision(self.run.config.predictions.precision, self.device)
 
+    def sizes(self) -> list[int]:
+        """The sizes of the square inputs whose logits are summed."""
+        return list(input_sizes(self.input_size, self.run.config.predictions.scales, self.geometry))
+
+    def inputs(self, image: np.ndarray) -> list[np.ndarray]:
+        """An image uint8 (H, W, 3) as the network takes it: (3, size, size) for each input size."""
+        return [resize_square(image, size) for size in self.sizes()]
+
+    def label(self, logits: np.ndarray, image: np.ndarray, *, use_crf: bool) -> np.ndarray:
+        """An image's labels (H, W), of the logits (L, h, w) that `Predictor` gives of it."""
+        probabilities_at = partial(enlarged_probabilities, logits, geometry=self.geometry)
+        return label_image(probabilities_at, image, use_crf=use_crf, max_side=self.run.config.predictions.max_side)
+
     def read(self, row: Payload) -> Payload:
         """Stage 1: the images of a unit's predicted splits at each input size; unusable ones are left out."""
         started = time.monotonic()
         self.step.require_here()
         entries, problems = self.selected(row)
-        config = self.run.config
-        sizes = input_sizes(self.input_size, config.predictions.scales, self.geometry)
+        config, sizes = self.run.config, self.sizes()
 
         def read_inputs(uri: str) -> list[np.ndarray]:
-            image = read_image(uri, config.images.max_pixels)
-            return [resize_square(image, size) for size in sizes]
+            return self.inputs(read_image(uri, **config.images.limits, target_side=max(sizes)))
 
         found = read_many([entry.uri for entry in entries], read_inputs, config.images.read_concurrency)
         problems += [
@@ -104,14 +115,12 @@ class PredictionStages:
         for entry, logits in zip(entries, predicted["logits"], strict=True):
             try:
                 # Read again: the images of a whole unit may not fit in memory
-                image = read_image(entry.uri, self.run.config.images.max_pixels)
+                image = read_image(entry.uri, **self.run.config.images.limits)
             except BadImage as bad:
                 skipped.append(Skipped(entry.image_id, bad.reason))
                 continue
-            probabilities_at = partial(enlarged_probabilities, logits, geometry=self.geometry)
             for kind, use_crf in (("labels", config.refine), *([("unrefined", False)] if config.refine else [])):
-                labels = label_image(probabilities_at, image, use_crf=use_crf, max_side=config.max_side)
-                yield entry.image_id, kind, labels
+                yield entry.image_id, kind, self.label(logits, image, use_crf=use_crf)
 
     def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
         """The unit's images to predict, and those that are not even tried."""
@@ -129,7 +138,6 @@ class Predictor:
     """Stage 2, an actor: the network's logits, summed over input sizes and mirror images."""
 
     def __init__(self, job: PredictionStages) -> None:
-        job.step.require_here()
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
@@ -138,6 +146,7 @@ class Predictor:
 
     def __call__(self, unit: Payload) -> Payload:
         started = time.monotonic()
+        self.job.step.require_here()
         inputs, size = unit["inputs"], self.job.batch_size
         batches = [
             self.predict([images[start : start + size] for images in inputs])

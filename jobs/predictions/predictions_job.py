@@ -46,7 +46,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
             upstream=[config.network],
-            images={"max_pixels": run.config.images.max_pixels},
+            images=run.config.images.limits,
             device=device,
             precision=precision_name(stages.precision),
             batch_size=stages.batch_size,

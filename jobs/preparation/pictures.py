@@ -72,25 +72,28 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
     return found
 
 
-def require_a_picture(pictures: Pictures) -> None:
-    """Refuses a list of which nothing can be used, with the first reason.
+def require_usable(problems: Sequence[tuple[str, str | None]]) -> None:
+    """Refuses images of which not one can be used, with the first reason.
 
-    Raises:
-        ValueError: no image can be used, or none can be opened: a wrong folder, most likely.
+    Args:
+        problems: (id, why it cannot be used, or None) of each image.
     """
-    rows = pictures.rows
-    usable = [row for row in rows if not row.problem]
-    if rows and not usable:
-        reason, count = Counter(row.problem for row in rows).most_common(1)[0]
-        first = next(row for row in rows if row.problem == reason)
+    if problems and all(problem for _, problem in problems):
+        reason, count = Counter(problem for _, problem in problems).most_common(1)[0]
+        first = next(image_id for image_id, problem in problems if problem == reason)
         raise ValueError(
-            f"prepare_dataset: none of the {plural(len(rows), 'image')} can be used (first: {first.image_id!r}; "
-            f"{count:,} of them because {reason})."
+            f"prepare_dataset: none of the {plural(len(problems), 'image')} can be used: {count:,} of them because "
+            f"{reason} (first: {first!r})."
         )
-    if usable and len(pictures.unreadable) == len(usable):
+
+
+def require_a_picture(pictures: Pictures) -> None:
+    """Refuses a list of which not one picture can be opened: a wrong folder, most likely."""
+    num_usable = sum(not row.problem for row in pictures.rows)
+    if num_usable and len(pictures.unreadable) == num_usable:
         uri, reason = pictures.unreadable[0]
         raise ValueError(
-            f"prepare_dataset: none of the {plural(len(usable), 'image')} can be opened (first: {uri}: {reason}). "
+            f"prepare_dataset: none of the {plural(num_usable, 'image')} can be opened (first: {uri}: {reason}). "
             "Check the folder; for tables and COCO --images names it."
         )
 

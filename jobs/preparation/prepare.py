@@ -8,7 +8,7 @@ from cluster.words import plural
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
-from jobs.preparation.pictures import look_at_pictures, require_a_picture
+from jobs.preparation.pictures import look_at_pictures, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
 from jobs.run.directory import Run, record_run
 from jobs.steps.dry_run import NOTHING
@@ -19,7 +19,8 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.masks import parse_mask_values
 from storage.sources import SourceImage, manifest_rows
 
-LATER = ("mask_uri",)  # columns that may still change: a step that learns masks has them in its fingerprint
+# Columns that may still change: a step that learns masks has them in its fingerprint; numbers are for exports alone
+LATER = ("mask_uri", "source_number")
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ def prepare(
     class_values = tuple(class_values or range(1, len(class_names) + 1))
     if not images:
         raise ValueError("prepare_dataset: the source lists no image. Give a split or a table that has some.")
+    require_usable([(image.image_id, image.problem) for image in images])
     if not class_names:
         raise ValueError("prepare_dataset: no image has a label, so there is no class list. Give --classes.")
     root = options.root or run.location
 
     # 1. Rows, with what the pictures' headers and the masks say
     pictures = look_at_pictures(list(manifest_rows(images, class_names)), images, root)
+    require_usable([(row.image_id, row.problem) for row in pictures.rows])
     require_a_picture(pictures)
     values = parse_mask_values(options.mask_values, class_names) if options.mask_values else None
     meaning = Meaning(class_names, class_values, values)

@@ -62,7 +62,7 @@ class Artist:
     def rows(self, index: int) -> list[SheetRow]:
         """One for each mapped class of an image."""
         entry, maps = self.manifest.rows(index, index + 1)[0], self.maps.read(index)
-        image = read_image(entry.uri, self.run.config.images.max_pixels)
+        image = read_image(entry.uri, **self.run.config.images.limits)
         tile, truth_tile = image_tile(image), None
         truth = read_truth(self.run, self.manifest, entry)
         if isinstance(truth, np.ndarray):

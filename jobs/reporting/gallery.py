@@ -192,7 +192,7 @@ def picture_of(run: Run, index: int, row: ManifestRow, truth: np.ndarray | BadIm
     """
     problems, photograph, size = [], "", (row.height or 1, row.width or 1)
     try:
-        image = read_image(row.uri, run.config.images.max_pixels)
+        image = read_image(row.uri, **run.config.images.limits)
         photograph, size = picture_uri(image), (image.shape[0], image.shape[1])
     except BadImage as bad:
         problems.append(f"The image cannot be read any more: {bad.reason}.")
@@ -206,7 +206,7 @@ def read_truth(run: Run, manifest: Manifest, row: ManifestRow) -> np.ndarray | B
     if row.mask_uri is None:
         return None
     try:
-        return read_mask(row.mask_uri, manifest.class_values, run.config.images.max_pixels)
+        return read_mask(row.mask_uri, manifest.class_values, **run.config.images.limits)
     except BadImage as bad:
         return bad
 

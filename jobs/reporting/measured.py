@@ -67,7 +67,7 @@ def _made_otherwise(record: Mapping[str, Any], now: Mapping[str, Any], state: Ru
     """'seeds.theta = 0.5' where metrics were taken with another value than the run has now."""
     used = {f"{section}.{key}": value for section, keys in record["settings"].items() for key, value in keys.items()}
     others = [f"{key} = {value}" for key, value in used.items() if value != now.get(key, value)]
-    if record["classifier"] != state.trainings["classifier"].sha256:
+    if record["classifier"] not in (None, state.trainings["classifier"].sha256):
         others.insert(0, "an earlier classifier")
     if record.get("segmenter") not in (None, *(state.trainings[name].sha256 for name in ("segmenter", "retrained"))):
         others.insert(0, "an earlier network")

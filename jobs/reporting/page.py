@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jobs.reporting.facts import (
 )
 from jobs.reporting.gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
 from jobs.reporting.measured import headline, measured_metrics
+from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, write_review
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
 from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
 from jobs.run.directory import Run
@@ -49,14 +50,21 @@ def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]
     """
     if num_images < 0:
         raise ValueError(f"--images {num_images}: give the number of images in the gallery, 0 or more.")
-    page = render(run, num_images).encode()
+    doubts = _review(run)
+    page = render(run, num_images, doubts).encode()
     place = run.location / PAGE
+    if doubts:
+        write_review(place.parent / FILE, doubts)
     place.write_bytes(page)
     return place, len(page)
 
 
-def render(run: Run, num_images: int) -> str:
-    """The page."""
+def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
+    """The page.
+
+    Args:
+        doubts: images to look at first, of `review_list`.
+    """
     # 1. How far the run is
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
@@ -99,6 +107,9 @@ def render(run: Run, num_images: int) -> str:
             pictures={picture.row: picture for picture in pictures}.values(),
             gallery=gallery,
             entries=entries,
+            doubts=doubts[:SHOWN],
+            num_reviewed=len(doubts),
+            review_file=FILE,
             classes_shown=sorted({entry.class_number for _, entry in entries}),
             splits_shown=sorted({picture.split for picture, _ in entries}),
             skipped=skipped_images(steps.values()),
@@ -109,6 +120,14 @@ def render(run: Run, num_images: int) -> str:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
+
+
+def _review(run: Run) -> list[Doubt]:
+    """The images to look at first; none as long as there are no maps."""
+    manifest = run.manifest()
+    receipts = list(run.step("maps").receipts().values())
+    mapped = mapped_images(manifest, receipts, without_labels=run.config.maps.classes == "predicted")
+    return review_list(run, manifest, mapped, run.config.seeds.theta) if len(mapped) else []
 
 
 def _gallery(

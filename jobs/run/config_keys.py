@@ -84,10 +84,19 @@ class ImagesConfig(Section):
         321, description="side of the square network input in pixels, 8 g + 1"
     )
     max_pixels: Count = Field(64_000_000, description="larger images are skipped by their header, undecoded")
+    max_bytes: Count = Field(268_435_456, description="larger image files are skipped before they are read")
+    max_scans: Count = Field(
+        64, description="JPEGs with more scans are skipped, undecoded: every scan goes over all pixels"
+    )
     max_skipped_fraction: Fraction = Field(
         0.5, description="a step stops when more than this share of its images had to be skipped"
     )
     read_concurrency: Count = Field(8, description="images of one unit fetched at once by a reading task")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What one image file may cost, as the readers of `storage.images` take it."""
+        return {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes, "max_scans": self.max_scans}
 
 
 class ClassifierConfig(Section):
@@ -128,6 +137,9 @@ class ClassifierConfig(Section):
     )
     layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each stage of the backbone learns at this times the rate of the stage behind it"
+    )
+    kept_features_gb: Annotated[float, Field(ge=0)] = runtime_field(
+        40.0, "most space in a worker's temporary folder for the features of a backbone that is frozen whole"
     )
     halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")

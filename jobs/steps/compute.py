@@ -9,6 +9,7 @@ import torch
 
 from cluster.connect import Connection, connect
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
+from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
 from jobs.run.config_keys import ClusterConfig
 
@@ -79,4 +80,9 @@ def run_stages(
         assert trial is not None
         return run_quarantined(unit, unit["unit"].num_rows, stages, trial, pool)
 
-    return fan_out(units, stages, pool, on_poison=quarantine if trial else None)
+    return fan_out(units, stages, pool, on_poison=quarantine if trial else None, on_late=_print_late)
+
+
+def _print_late(late: LateUnit) -> None:
+    """Names a unit that takes much longer than the others, on which node and in which process."""
+    print(f"unit {late.unit['unit'].name} is late, {late}.", flush=True)

@@ -65,7 +65,8 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 def is_of_these_networks(metrics: Mapping[str, Any], trainings: Mapping[str, TrainingRecord]) -> bool:
     """Whether metrics are of the classifier, and of one of the segmentation networks, that the run has now."""
     networks = (None, *(trainings[name].sha256 for name in ("segmenter", "retrained")))
-    return metrics["classifier"] == trainings["classifier"].sha256 and metrics.get("segmenter") in networks
+    classifiers = (None, trainings["classifier"].sha256)  # None: a network's, measured where there are no maps
+    return metrics["classifier"] in classifiers and metrics.get("segmenter") in networks
 
 
 def _stale_splits(

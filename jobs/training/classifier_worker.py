@@ -1,7 +1,7 @@
 """One worker of the classifier's training: what a step and a validation are, and its share of both."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from jobs.run.config_keys import ClassifierConfig, Config
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.training.backbone_weights import load_weights
+from jobs.training.frozen_training import FrozenTraining, is_whole_backbone_frozen
 from jobs.training.plan import Plan
 from jobs.training.training_data import (
     ImageBatch,
+    ListedImage,
     ListedImages,
     TrainingImages,
     ValidationImages,
@@ -51,9 +53,53 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         backbone_factor=backbone_factor(config),
         layer_decay=config.layer_learning_rate_decay,
     )
-    model = context.wrap(classifier)
+    precision = _precision(context, config)
+    learn = _learn_features if is_whole_backbone_frozen(classifier) else _learn_images
+    passes = learn(context, classifier, optimizer, plan, images, manifest, run.config, precision)
 
-    # 2. A step, with this worker's share of the batch
+    # 2. The loop
+    learner = Learner(
+        model=classifier,
+        optimizer=optimizer,
+        learning_rate=lambda number: learning_rate_at(
+            plan.schedule_epoch(number), config.learning_rate, config.halve_every
+        ),
+        step=passes.step,
+        validate=lambda: _metrics(context, passes.validation_scores),
+        score="val_map",
+        write=lambda name, metrics: (job["folder"] / name).write_bytes(
+            pack_classifier(classifier, job["about"] | {"metrics": metrics})
+        ),
+    )
+    run_training(context, plan, learner, passes.batches_of)
+
+
+class Passes(NamedTuple):
+    """What the loop does with a batch: `step` and `batches_of` as `jobs.training.training_loop` takes them.
+
+    `validation_scores` gives the expected logits (n, C) and targets (n, C) of this worker's share of the validation
+    images; None where there are none to validate on.
+    """
+
+    step: Callable[[Any, int], Tensor]
+    batches_of: Callable[[range], Iterator[Any]]
+    validation_scores: Callable[[], tuple[Tensor, Tensor]] | None
+
+
+def _learn_images(
+    context: TrainingContext,
+    classifier: FickleNet,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    images: Sequence[ListedImage],
+    manifest: Manifest,
+    config: Config,
+    precision: torch.dtype,
+) -> Passes:
+    """Every step runs crops of its images through the backbone."""
+    model, settings = context.wrap(classifier), config.classifier
+    validation = validation_images(manifest, config)
+
     def step(batch: ImageBatch, number: int) -> Tensor:
         return training_step(
             model,
@@ -63,32 +109,41 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             batch.keys,
             number // plan.epoch_steps,
             batch.weights.to(context.device, non_blocking=True),
-            total_weight=min(plan.batch_size, plan.num_images) / context.world_size,
-            micro_batch_size=config.micro_batch_size,
-            precision=_precision(context, config),
+            total_weight=plan.step_images / context.world_size,
+            micro_batch_size=settings.micro_batch_size,
+            precision=precision,
         )
 
     def batches_of(steps: range) -> Iterator[ImageBatch]:
         addresses = addressed_batches(
-            steps, plan.num_images, plan.batch_size, run.config.seed, context.rank, context.world_size
+            steps, plan.num_images, plan.batch_size, config.seed, context.rank, context.world_size
         )
-        return _load(context, config, TrainingImages(images, manifest.num_classes, run.config), addresses)
+        return _load(context, settings, TrainingImages(images, manifest.num_classes, config), addresses)
 
-    # 3. The loop
-    learner = Learner(
-        model=classifier,
-        optimizer=optimizer,
-        learning_rate=lambda number: learning_rate_at(
-            plan.schedule_epoch(number), config.learning_rate, config.halve_every
-        ),
-        step=step,
-        validate=lambda: _validate(context, classifier, manifest, run.config),
-        score="val_map",
-        write=lambda name, metrics: (job["folder"] / name).write_bytes(
-            pack_classifier(classifier, job["about"] | {"metrics": metrics})
-        ),
+    def scores() -> tuple[Tensor, Tensor]:
+        return _validation_scores(context, classifier, validation, manifest.num_classes, config, precision)
+
+    return Passes(step, batches_of, scores if validation else None)
+
+
+def _learn_features(
+    context: TrainingContext,
+    classifier: FickleNet,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    images: Sequence[ListedImage],
+    manifest: Manifest,
+    config: Config,
+    precision: torch.dtype,
+) -> Passes:
+    """The backbone is frozen: every image runs through it once, and every step trains the head on kept features."""
+    validation, total_weight = validation_images(manifest, config), plan.step_images / context.world_size
+    training = FrozenTraining(context, classifier, images, validation, manifest.num_classes, config, precision)
+    return Passes(
+        lambda loaded, number: training.step(optimizer, loaded, number // plan.epoch_steps, total_weight),
+        lambda steps: training.batches_of(steps, plan),
+        training.validation_scores if validation else None,
     )
-    run_training(context, plan, learner, batches_of)
 
 
 def training_plan(config: Config, num_images: int) -> Plan:
@@ -139,18 +194,32 @@ def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
     return classifier
 
 
-@torch.inference_mode()
-def _validate(context: TrainingContext, classifier: FickleNet, manifest: Manifest, config: Config) -> dict[str, float]:
-    """Mean average precision of the expected logits on the validation images, and how many could be read."""
-    images = validation_images(manifest, config)
-    if not images:
+def _metrics(
+    context: TrainingContext, validation_scores: Callable[[], tuple[Tensor, Tensor]] | None
+) -> dict[str, float]:
+    """Mean average precision on the validation images, and how many could be read; {} where there are none."""
+    if validation_scores is None:
         return {}
-    precision, width = _precision(context, config.classifier), manifest.num_classes
+    shares = context.gather(validation_scores())
+    scores, truth = (torch.cat([share[part] for share in shares]) for part in (0, 1))
+    return {"val_map": average_precision(scores, truth), "validated": len(truth)}
+
+
+@torch.inference_mode()
+def _validation_scores(
+    context: TrainingContext,
+    classifier: FickleNet,
+    images: Sequence[ListedImage],
+    num_classes: int,
+    config: Config,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Expected logits and targets of this worker's share of the images that could be read."""
     mine, size = range(context.rank, len(images), context.world_size), config.classifier.batch_size
     addresses = [list(mine[start : start + size]) for start in range(0, len(mine), size)]
-    logits, targets = [torch.empty(0, width)], [torch.empty(0, width)]
+    logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes)]
     classifier.eval()
-    for batch in _load(context, config.classifier, ValidationImages(images, width, config), addresses):
+    for batch in _load(context, config.classifier, ValidationImages(images, num_classes, config), addresses):
         inputs = normalize(batch.images.to(context.device, non_blocking=True))
         with torch.autocast(context.device.type, precision, enabled=precision != torch.float32):
             scores = classifier.expected_logits(inputs.contiguous(memory_format=torch.channels_last))
@@ -158,9 +227,7 @@ def _validate(context: TrainingContext, classifier: FickleNet, manifest: Manifes
         logits.append(scores.float().cpu()[is_readable])
         targets.append(batch.targets[is_readable])
     classifier.train()
-    shares = context.gather((torch.cat(logits), torch.cat(targets)))
-    scores, truth = (torch.cat([share[part] for share in shares]) for part in (0, 1))
-    return {"val_map": average_precision(scores, truth), "validated": len(truth)}
+    return torch.cat(logits), torch.cat(targets)
 
 
 def _load(

@@ -107,17 +107,17 @@ class SegmentationImages(Dataset):
 
     def example(self, entry: TrainingImage) -> SegmentationExample:
         """One image as it is; of an unusable one nothing is known."""
-        size, max_pixels = self.config.images.input_size, self.config.images.max_pixels
+        size, limits = self.config.images.input_size, self.config.images.limits
         grid = self.geometry.grid_size(size), self.geometry.grid_size(size)
         unknown = np.full(grid, ignore_value(self.num_classes), np.int64)
         present = np.zeros(self.num_classes + 1, bool)
         present[[0, *(label + 1 for label in entry.labels)]] = True
         seeds, truth = unknown, unknown
         try:
-            image = read_image(entry.uri, max_pixels)
+            image = read_image(entry.uri, **limits)
             pixels = resize_square(image, size)
             if entry.mask_uri is not None:
-                mask = read_mask(entry.mask_uri, self.class_values, max_pixels)
+                mask = read_mask(entry.mask_uri, self.class_values, **limits)
                 if mask.shape != image.shape[:2]:
                     raise BadImage("its mask is not of its size")
                 truth = self.geometry.resize_labels(mask, grid).astype(np.int64)

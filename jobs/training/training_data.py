@@ -89,7 +89,9 @@ class ListedImages(Dataset):
         target[list(entry.labels)] = 1
         key = mask_key(self.config.seed, entry.image_id)
         try:
-            image = read_image(entry.uri, self.config.images.max_pixels)
+            # A crop comes from an image that is scaled to at most 12 / 7 of the input
+            target_side = size if generator is None else -(-12 * size // 7)
+            image = read_image(entry.uri, **self.config.images.limits, target_side=target_side)
         except BadImage as error:
             return Example(np.zeros((3, size, size), np.uint8), target, key, entry.image_id, error.reason)
         pixels = resize_square(image, size) if generator is None else training_crop(image, size, generator)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ficklenet.backbones import grid_size, load_backbone_weights, vgg16
+from ficklenet.backbones import STRIDE_8, load_backbone_weights, vgg16
 from ficklenet.transforms import normalize, resize_square
 from storage.images import read_image
 
@@ -65,7 +65,7 @@ def extract(backbone: torch.nn.Module, data: Path, ids: list[str], limit: int, f
     side, is_mirrored = int(size.removesuffix("m")), size.endswith("m")
     stages = STAGES if size == "321" else {"conv5": STAGES["conv5"]}
     arrays = {
-        name: open_array(folder, name, (len(ids), channels, grid_size(side), grid_size(side)))
+        name: open_array(folder, name, (len(ids), channels, STRIDE_8.grid_size(side), STRIDE_8.grid_size(side)))
         for name, channels in stages.items()
     }
     done = open_array(folder, "done", (len(ids),), np.uint8)

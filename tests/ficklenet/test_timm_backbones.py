@@ -16,9 +16,9 @@ from ficklenet.backbones import (
 )
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier, unpack_classifier
 from ficklenet.classifier_training import make_optimizer, training_loss
+from ficklenet.dense_sampler import expected_evidence, sample_evidence
 from ficklenet.expansion import literal_logits, literal_maps
 from ficklenet.geometry import GridGeometry
-from ficklenet.localizer import expected_evidence, sample_evidence
 from ficklenet.masks import INFERENCE_STREAM, TRAINING_STREAM, dropout_masks, mask_key
 from ficklenet.segmentation_inference import input_sizes, predict_grid
 from ficklenet.segmenter import Segmenter, SegmenterSpec

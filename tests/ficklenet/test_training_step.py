@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from ficklenet.classifier import ClassifierSpec, FickleNet
-from ficklenet.classifier_losses import best_constant_loss, multilabel_loss
+from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import (
     learning_rate_at,
     make_optimizer,
@@ -159,24 +159,6 @@ def test_learning_rate_halves_every_ten_epochs():
 def test_backbone_with_pretrained_weights_trains_at_a_hundredth_by_default(model):
     optimizer = make_optimizer(model, learning_rate=1e-3)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 1e-5])
-
-
-def test_no_constant_has_a_lower_loss_than_each_classs_share():
-    targets = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]])
-    shares = targets.double().mean(0)
-    least = best_constant_loss(shares.tolist())
-    weights = torch.ones(4, dtype=torch.float64)
-
-    def loss(logits):
-        return float(multilabel_loss(logits.double().expand(4, 3), targets, weights))
-
-    assert least == pytest.approx(loss(shares.logit(eps=1e-9)), abs=1e-6)
-    assert best_constant_loss([0.5]) == pytest.approx(0.6931472)
-    generator = torch.Generator().manual_seed(0)
-    assert all(loss(torch.randn(3, generator=generator)) > least for _ in range(50))
-    for shares in ([], [0.5, 1.5]):
-        with pytest.raises(ValueError, match="one from 0 to 1 for each class"):
-            best_constant_loss(shares)
 
 
 def test_backbone_trains_at_its_share_of_the_rate_and_frozen_weights_not_at_all(model):

@@ -1,5 +1,6 @@
 """A tiny prepared and trained run on drawn scenes, made once and copied for each test."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,15 +15,19 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from pycocotools import mask as run_lengths
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from ficklenet.segmenter import pack_segmenter
+from ficklenet.transforms import normalize, resize_square
 from jobs.cli.launch import launch_step
 from jobs.preparation import demo
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
-from storage.images import read_mask
+from jobs.steps.networks import load_segmenter
+from storage.images import read_image, read_mask
 from storage.location import Location
 from storage.sources import SourceImage
 
@@ -167,6 +172,32 @@ def predicted_run(predicted_run_folder, tmp_path) -> Run:
     """A copy of a run with predictions of its two validation images, in a folder of the test's own."""
     shutil.copytree(predicted_run_folder, tmp_path / "predicted")
     return open_run(str(tmp_path / "predicted"))
+
+
+@pytest.fixture
+def decided_run(segmented_run) -> Run:
+    """A run with predictions of a network that was changed so that every label wins somewhere."""
+    model = load_segmenter(segmented_run)
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)][-1]
+    images = [resize_square(segmented_run_image(segmented_run, name), 65) for name in ("scene_0012", "scene_0013")]
+    with torch.no_grad():
+        logits = model(normalize(torch.from_numpy(np.stack(images))))
+        last.bias -= logits.mean((0, 2, 3))
+        factor = 3 / logits.std()
+        last.weight *= factor
+        last.bias *= factor
+    data, folder = pack_segmenter(model), segmented_run.location / "segmenter"
+    (folder / "model.pt").write_bytes(data)
+    complete = json.loads((folder / "complete.json").read_bytes()) | {"sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "complete.json").write_bytes(json.dumps(complete).encode())
+    with connect("in-process") as connection:
+        launch_step(segmented_run, connection, "predictions")
+    return segmented_run
+
+
+def segmented_run_image(run: Run, image_id: str) -> np.ndarray:
+    row = run.manifest().index_of(image_id)
+    return read_image(run.manifest().rows(row, row + 1)[0].uri)
 
 
 @pytest.fixture

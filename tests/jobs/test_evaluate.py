@@ -13,10 +13,12 @@ from ficklenet.metrics import confusion_matrix, label_metrics
 from ficklenet.seeds import resize_labels
 from jobs.cli.launch import launch_step
 from jobs.evaluate import main
+from jobs.evaluation.comparison import better_labels
 from jobs.evaluation.measuring import evaluate_labels, sweep
 from jobs.evaluation.metrics import MeasuredLabels
 from jobs.run.directory import Run, open_run
 from jobs.run.selection import is_tuning_image, measurable_splits, resolve_selection
+from jobs.steps.states import run_state
 from storage.images import read_mask
 from storage.steps import Skipped, Step
 
@@ -33,7 +35,16 @@ def evaluate(
 ) -> dict[tuple[str, str], MeasuredLabels]:
     with connect("in-process") as connection:
         figures = evaluate_labels(run, connection, list(splits), part, resolutions, deterministic=deterministic)
-    return {(figure.labels, figure.resolution): figure for figure in figures}
+    own = [figure for figure in figures if not figure.labels.startswith("baseline: ")]
+    return {(figure.labels, figure.resolution): figure for figure in own}
+
+
+def baselines(run: Run, splits=(), part="all", deterministic=False) -> dict[str, MeasuredLabels]:
+    """By kind, at map resolution."""
+    with connect("in-process") as connection:
+        figures = evaluate_labels(run, connection, list(splits), part, ("map",), deterministic=deterministic)
+    marked = [figure for figure in figures if figure.labels.startswith("baseline: ")]
+    return {figure.labels.removeprefix("baseline: "): figure for figure in marked}
 
 
 def sweep_settings(run: Run, *assignments: str, splits=(), part=None) -> list[MeasuredLabels]:
@@ -105,7 +116,7 @@ def test_tune_and_report_share_all_images(seeded_run):
     np.testing.assert_array_equal(tune.matrix + report.matrix, whole.matrix)
     assert tune.num_images + report.num_images == whole.num_images
     kept = {(record["part"], record["labels"]) for record in recorded(seeded_run)}
-    assert len(kept) == 6  # every part of both kinds is kept
+    assert len([labels for _, labels in kept if "seeds" in labels]) == 6  # every part of both kinds is kept
 
 
 def test_a_quarter_of_the_ids_is_for_tuning():
@@ -263,3 +274,95 @@ def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_i
     printed = capsys.readouterr().out
     assert "evaluate: 1 mask without a pixel of any of the image's classes (first: 'scene_0001'). Known are " in printed
     assert "1 star, 2 ring, 3 cross, 4 stripes, 5 moon; others are ignored.\n" in printed
+
+
+def test_baselines_stand_beside_the_seeds_at_map_resolution(seeded_run, capsys):
+    found = baselines(seeded_run)
+    assert set(found) == {"all ones", "centred Gaussian", "maps, best threshold"}
+    assert {figure.num_images for figure in found.values()} == {12}
+    printed = capsys.readouterr().out
+    assert "the baselines' parameters are chosen on 3 images of train, tune part." in printed
+    assert f"baseline: centred Gaussian ({found['centred Gaussian'].chosen})" in printed
+    assert all(label_metrics(figure.matrix).coverage == 1.0 for figure in found.values())
+    ones = found["all ones"].matrix
+    assert ones[:, 0].sum() == 0 and ones.sum() == counted(seeded_run, "map", ("train",)).sum()
+    with_deterministic = baselines(seeded_run, deterministic=True)
+    assert set(with_deterministic) - set(found) == {
+        "deterministic maps, best threshold",
+        "deterministic maps, blurred",
+        "deterministic maps, dilated",
+    }
+
+
+def test_a_baseline_is_as_good_on_the_tune_part_as_any_that_was_tried(seeded_run):
+    chosen = label_metrics(baselines(seeded_run, part="tune")["maps, best threshold"].matrix).mean_iou
+    thresholds = [
+        sweep_settings(seeded_run, f"seeds.theta={theta}", f"seeds.evidence_threshold={theta}")[0]
+        for theta in (0.2, 0.5, 0.8)
+    ]
+    assert chosen >= max(label_metrics(figure.matrix).mean_iou for figure in thresholds)
+
+
+def test_newer_baselines_replace_the_older_whatever_was_chosen(seeded_run):
+    baselines(seeded_run)
+    place = seeded_run.location / "evaluation" / "metrics.json"
+    metrics = recorded(seeded_run)
+    for record in metrics:
+        record["chosen"] = "something else"
+    place.write_bytes(json.dumps({"metrics": metrics}).encode())
+    baselines(seeded_run)
+    assert len(recorded(seeded_run)) == len(metrics)
+    assert all(record["chosen"] != "something else" for record in recorded(seeded_run))
+
+
+def test_images_with_several_classes_are_shown_apart(seeded_run):
+    figure = evaluate(seeded_run, resolutions=("map",))["seeds", "map"]
+    store, expected, number = seeded_run.seeds(), np.zeros((6, 7), int), 0
+    for index, row in enumerate(seeded_run.manifest().iter_rows()):
+        truth = read_mask(row.mask_uri, range(1, 6))
+        if row.split == "train" and len(set(np.unique(truth)) - {0, 255}) > 1:
+            expected += confusion_matrix(resize_labels(truth, (9, 9)), store.read(index), 5, 255)
+            number += 1
+    assert 0 < number < 12 and figure.num_several == number
+    np.testing.assert_array_equal(figure.matrix_several, expected)
+    assert recorded(seeded_run)[0]["mean_iou_several"] == label_metrics(expected).mean_iou
+
+
+def test_images_of_one_class_each_are_said_to_show_coverage(map_images, drawn_images, capsys):
+    single = [image for image in drawn_images if len(image.labels) == 1]
+    run = map_images(single)
+    with connect("in-process") as connection:
+        launch_step(run, connection, "seeds")
+    evaluate(run, resolutions=("map",))
+    assert "have one class or none. Where a class has no other class beside it" in capsys.readouterr().out
+
+
+def test_a_networks_predictions_are_measured_without_maps_and_seeds(predicted_run, capsys):
+    expected = evaluate(predicted_run, ["val"], part=None)
+    for name in ("maps", "seeds", "evaluation"):
+        (predicted_run.location / name).delete_tree()
+    found = evaluate(predicted_run, ["val"], part=None)
+    assert {labels for labels, _ in found} == {"predictions", "predictions without CRF"}
+    for key, figure in found.items():
+        np.testing.assert_array_equal(figure.matrix, expected[key].matrix)
+        assert figure.classifier is None
+    assert "the run has no seeds; the other labels are measured" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the predictions do not cover train, report part, and there are no seeds"):
+        evaluate(predicted_run, ["train"], part="report")
+    assert run_state(predicted_run, predicted_run.manifest()).steps["evaluation"].state == "done"
+
+
+def test_better_pseudo_labels_are_recommended_with_their_place(predicted_run):
+    with connect("in-process") as connection:
+        launch_step(predicted_run, connection, "pseudo_labels")
+        figures = evaluate_labels(predicted_run, connection, ["val"], None, ("image",), deterministic=False)
+    by_name = {figure.labels: figure for figure in figures}
+    good, bad = np.eye(6, 7, dtype=int), np.ones((6, 7), int)
+    better = [replace(by_name["pseudo-labels"], matrix=good), replace(by_name["predictions"], matrix=bad)]
+    advice = better_labels(predicted_run, better)
+    assert advice.startswith(
+        "on val the pseudo-labels are better masks (mIoU 1.000) than the network's predictions (0."
+    )
+    assert str(predicted_run.data("pseudo_labels") / "labels") in advice and "--labels pseudo_labels" in advice
+    assert better_labels(predicted_run, [replace(better[0], matrix=bad), replace(better[1], matrix=good)]) == ""
+    assert better_labels(predicted_run, better[1:]) == ""

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from scipy import ndimage
 
 from cluster.connect import connect
 from ficklenet.seeds import resize_labels
 from ficklenet.transforms import resize_maps
 from jobs.cli.launch import launch_step
-from jobs.exports.export_job import export, export_folder
+from jobs.exports.export_job import ExportRequest, export, export_folder, finest_labels
 from jobs.run.directory import Run, open_run
 from jobs.steps.launch import LaunchOptions
 from storage.images import read_mask
@@ -34,9 +35,11 @@ def seeded_run(map_images, drawn_images) -> Run:
     return run
 
 
-def export_to(run: Run, format: str, out: Path, labels: str = "seeds", **options) -> None:
+def export_to(run: Run, format: str, out: Path, labels: str = "", shapes: str = "", splits=(), **options) -> None:
+    request = ExportRequest(format, labels, shapes, tuple(splits))
+    request.check()
     with connect("in-process") as connection:
-        export(run, connection, format, labels, Location(str(out)), LaunchOptions(**options))
+        export(run, connection, request.resolved(run), Location(str(out)), LaunchOptions(**options))
 
 
 def labels_at_image_size(run: Run, index: int) -> np.ndarray:
@@ -83,13 +86,13 @@ def test_npy_is_read_as_irns_scripts_read_it(seeded_run, tmp_path):
         cam_dict = np.load(tmp_path / "npy" / name, allow_pickle=True).item()
         maps = store.read(index)
         keys = np.pad(cam_dict["keys"] + 1, (1, 0), mode="constant")
-        assert keys.tolist() == [0, *(maps.classes + 1)]  # numbers of the classes, not their source values
+        assert keys.tolist() == [0, *np.array(VALUES)[maps.classes]]  # as IRN's scripts label, in the source's values
         assert isinstance(cam_dict["cam"], torch.Tensor) and cam_dict["cam"].shape == (len(keys) - 1, 30, 40)
         cams = np.pad(cam_dict["high_res"], ((1, 0), (0, 0), (0, 0)), mode="constant", constant_values=0.35)
         expected = resize_maps(torch.from_numpy(maps.max.astype(np.float32)), (120, 160)).numpy()
         np.testing.assert_array_equal(cams[1:], expected)
         np.testing.assert_array_equal(cam_dict["cam"].numpy(), expected[:, ::4, ::4])
-        assert set(np.unique(keys[cams.argmax(0)])) <= set(keys)
+        assert set(np.unique(keys[cams.argmax(0)])) <= {0, *VALUES}
 
 
 def test_unlabelled_images_have_empty_dictionaries(map_images, drawn_images, tmp_path):
@@ -112,7 +115,10 @@ def test_pycocotools_decodes_the_same_masks(seeded_run, tmp_path):
         for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[index + 1])):
             mask = coco.annToMask(annotation).astype(bool)
             assert annotation["area"] == mask.sum()
-            assert annotation["bbox"][2] == np.ptp(np.flatnonzero(mask.any(0))) + 1
+            left, top, width, height = annotation["bbox"]
+            assert mask[top : top + height, left : left + width].sum() == mask.sum()
+            assert mask.any(0).sum() <= width == np.ptp(np.flatnonzero(mask.any(0))) + 1
+            assert ndimage.label(mask, np.ones((3, 3)))[1] == 1, "one annotation is one component"
             decoded[mask] = VALUES.index(annotation["category_id"]) + 1
         np.testing.assert_array_equal(decoded, np.where(expected == 255, 0, expected))
 
@@ -169,9 +175,52 @@ def test_predictions_that_are_not_of_this_network_and_these_settings_are_refused
 
 
 def test_each_kind_of_export_has_a_folder_of_its_own(seeded_run):
-    kinds = [("png", "seeds"), ("png", "pseudo_labels"), ("png", "predictions"), ("coco", "seeds"), ("npy", "seeds")]
-    folders = [export_folder(seeded_run, *kind, None).name for kind in kinds]
-    assert folders == ["png-seeds", "png-pseudo_labels", "png-predictions", "coco-seeds", "npy-maps"]
+    requests = {
+        "png-seeds": ExportRequest("png"),
+        "png-pseudo_labels": ExportRequest("png", "pseudo_labels"),
+        "coco-seeds": ExportRequest("coco", shapes="masks"),
+        "coco-seeds-polygons": ExportRequest("coco", "seeds", "polygons"),
+        "cvat-seeds-val": ExportRequest("cvat", splits=("val",)),
+        "npy-maps": ExportRequest("npy"),
+    }
+    for name, request in requests.items():
+        assert export_folder(seeded_run, request.resolved(seeded_run), None).name == name
+
+
+def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):
+    assert finest_labels(seeded_run) == "seeds"
+    with connect("in-process") as connection:
+        launch_step(seeded_run, connection, "pseudo_labels")
+    assert finest_labels(seeded_run) == "pseudo_labels"
+    assert finest_labels(predicted_run) == "predictions"
+    (predicted_run.location / "predictions" / "done" / "000003.json").delete()
+    assert finest_labels(predicted_run) == "seeds"
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (ExportRequest("npy", "predictions"), "--labels predictions: --format npy holds maps, not labels"),
+        (
+            ExportRequest("png", shapes="polygons"),
+            "--shapes polygons does not go with --format png; this format leaves",
+        ),
+        (
+            ExportRequest("yolo", shapes="masks"),
+            "--shapes masks does not go with --format yolo; allowed: polygons or box",
+        ),
+    ],
+)
+def test_flags_without_meaning_are_refused(request_, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        request_.check()
+
+
+def test_only_the_splits_asked_for_are_exported(predicted_run, tmp_path):
+    export_to(predicted_run, "png", tmp_path / "png", "seeds", splits=["val"])
+    assert files(tmp_path / "png") == ["scene_0012.png", "scene_0013.png"]
+    with pytest.raises(ValueError, match=r"--split gold: no such split; the manifest has train, val"):
+        export_to(predicted_run, "png", tmp_path / "other", "seeds", splits=["gold"])
 
 
 def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_path, capsys):

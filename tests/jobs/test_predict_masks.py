@@ -1,5 +1,6 @@
 """Predictions of a tiny trained run: what is stored, resume, refusals, and the figures beside those of the seeds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from cluster.connect import connect
 from ficklenet.geometry import GridGeometry
+from jobs import predict_masks
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
@@ -58,7 +60,7 @@ def test_logits_of_scales_and_mirror_images_are_summed_on_the_finest_grid(segmen
     assert shapes == [(2, 3, 65, 65)] and plain.shape == (2, 6, 9, 9)
     shapes, scaled = summed_logits(segmented_run, "predictions.scales=0.75,1,1.25")
     assert shapes == [(2, 3, 49, 49), (2, 3, 65, 65), (2, 3, 81, 81)]
-    _, mirrored = summed_logits(segmented_run, "predictions.mirror=true")
+    _, mirrored = summed_logits(segmented_run, "predictions.mirror=true", "predictions.scales=1")
     assert scaled.shape == (2, 6, 11, 11) and mirrored.shape == plain.shape
     assert not np.allclose(mirrored, 2 * plain)
 
@@ -153,3 +155,76 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
     predict(segmented_run, "predictions.refine=false", restart=True)
     sentence = "predictions: every pixel is background. Unless that is true, the network has learnt nothing"
     assert (sentence in capsys.readouterr().out) == is_told
+
+
+# New images
+
+
+@pytest.fixture
+def new_images(drawn_images, tmp_path) -> Path:
+    """The two validation images, in folders, under one name; and a file that is no image."""
+    for number, image in enumerate(drawn_images[-2:]):
+        place = tmp_path / "october" / f"day{number}" / f"photo{Path(image.uri).suffix}"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(Path(image.uri).read_bytes())
+    (tmp_path / "october" / "notes.txt").write_text("no image")
+    return tmp_path / "october"
+
+
+def predict_new(run: Run, images: Path, out: Path, *flags: str) -> dict[str, bytes]:
+    """The output's label images by name."""
+    predict_masks.main(["--run", run.uri, "--images", str(images), "--out", str(out), *flags])
+    return {
+        file.stem: file.read_bytes() for file in Path(open_run(str(out)).labels("predictions").location.uri).iterdir()
+    }
+
+
+def test_new_images_get_the_same_masks_as_in_the_run_and_the_output_names_the_network(
+    decided_run, new_images, tmp_path
+):
+    found = predict_new(decided_run, new_images, tmp_path / "out")
+    expected = files(decided_run)
+    assert len(np.unique(labels(decided_run, "labels", VAL[0]))) > 2
+    assert found == {"day0__photo": expected[VAL[0]], "day1__photo": expected[VAL[1]]}
+    origin = json.loads((tmp_path / "out" / "origin.json").read_text())
+    complete = json.loads(Path(decided_run.uri, "segmenter", "complete.json").read_text())
+    assert origin["run"] == decided_run.uri and origin["sha256"] == complete["sha256"]
+    record = json.loads((tmp_path / "out" / "predictions" / "step.json").read_text())
+    assert record["fingerprint"]["upstream"] == {"segmenter": complete["sha256"]}
+
+
+def test_a_table_of_new_images_needs_no_labels(predicted_run, new_images, tmp_path):
+    (new_images / "list.csv").write_text("image\nday1/photo.png\n")
+    assert set(predict_new(predicted_run, new_images / "list.csv", tmp_path / "out")) == {"day1__photo"}
+
+
+def test_new_images_are_continued_by_the_same_command_and_refused_with_others(
+    predicted_run, new_images, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    before = predict_new(predicted_run, new_images, out)
+    next((out / "predictions" / "done").iterdir()).unlink()
+    capsys.readouterr()
+    assert predict_new(predicted_run, new_images, out) == before
+    assert "1 of 1 unit to do (2 images)" in capsys.readouterr().out
+    (new_images / "day0" / "photo.png").rename(new_images / "day0" / "other.png")
+    with pytest.raises(
+        ValueError, match=r"was started with 2 images, and .*october has 2 images now, not the same ones"
+    ):
+        predict_new(predicted_run, new_images, out)
+    assert "day0__other" in predict_new(predicted_run, new_images, out, "--restart", "predictions")
+
+
+def test_new_images_are_not_mixed_from_two_networks(predicted_run, new_images, tmp_path):
+    predict_new(predicted_run, new_images, tmp_path / "out")
+    with connect("in-process") as connection:
+        launch_step(open_run(predicted_run.uri, None, ["segmenter.epochs=1"]), connection, "segmenter", restart=True)
+    with pytest.raises(ValueError, match=r"was started with the segmenter \w{8}, and .* has \w{8} now"):
+        predict_new(predicted_run, new_images, tmp_path / "out")
+
+
+def test_flags_of_new_images_go_together(predicted_run, tmp_path):
+    with pytest.raises(ValueError, match="--images and --out go together"):
+        predict_masks.main(["--run", predicted_run.uri, "--images", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"--images .*: no images\. Give a folder"):
+        predict_masks.main(["--run", predicted_run.uri, "--images", str(tmp_path / "none"), "--out", str(tmp_path)])

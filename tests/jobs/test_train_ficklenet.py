@@ -112,6 +112,29 @@ def test_training_interrupted_in_mid_epoch_continues_to_the_same_weights_and_met
         assert line["val_map"] == wanted["val_map"]
 
 
+def test_a_small_set_is_trained_for_more_epochs_than_are_configured(fresh_run, capsys):
+    train(fresh_run, "classifier.min_steps=7")  # 1 step an epoch
+    printed = capsys.readouterr().out
+    assert "classifier: 12 images in batches of 10: 3 epochs would be 3 steps; trains 7 epochs = 7 steps." in printed
+    assert len(metrics(fresh_run)) == 7
+    assert ["val_map" in line for line in metrics(fresh_run)] == [False, False, True, False, False, True, True]
+    assert "epoch 3 of 7" in printed and "epoch 4 of 7" not in printed  # as many lines as configured epochs
+    state = run_state(fresh_run, fresh_run.manifest()).steps["classifier"]
+    assert (state.state, state.done, state.left) == ("done", 7, 0)
+    train(fresh_run, "classifier.min_steps=7")
+    assert "already trained" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"raised_epochs: 7 -> 8.*--restart classifier"):
+        train(fresh_run, "classifier.min_steps=8")
+
+
+def test_a_training_that_learns_nothing_says_so_after_its_first_epoch(fresh_run, monkeypatch, capsys):
+    monkeypatch.setattr("jobs.training.training_warnings.ENOUGH_STEPS", 12)
+    train(fresh_run, "classifier.batch_size=1", "classifier.learning_rate=1e-9")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    (warning,) = warnings
+    assert "the loss of epoch 1 is 0.69" in warning and "classifier.weights=none" in warning
+
+
 def test_changed_setting_is_refused_before_training(fresh_run):
     train(fresh_run)
     with pytest.raises(ValueError, match=r"classifier\.epochs: 3 -> 4.*--restart classifier"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cluster.connect import Connection, connect
+from cluster.training_context import LocalContext
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.metrics import label_metrics
 from ficklenet.segmenter import unpack_segmenter
@@ -18,6 +19,7 @@ from jobs.run.directory import Run, open_run
 from jobs.run.training_record import kept_bytes, read_epochs, read_training
 from jobs.steps.networks import load_classifier
 from jobs.training import backbone_weights, segmentation_data, segmentation_worker
+from jobs.training.foreground import foreground_shares
 from jobs.training.segmentation_data import SegmentationImages, training_images
 from storage.location import Location
 from storage.units import plan_units
@@ -132,6 +134,37 @@ def test_interrupted_training_continues_to_the_same_weights(seeded_run, monkeypa
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
+class AnswersOne(torch.nn.Module):
+    """Labels the left half of every image with class 0, the rest background."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(images), 6, 8, 8)
+        logits[:, 1, :, :4] = 1
+        return logits
+
+
+def test_the_share_of_foreground_is_that_of_the_cells(seeded_run):
+    images, store = training_images(seeded_run.manifest(), seeded_run.config), seeded_run.seeds()
+    dataset = SegmentationImages(seeded_run, images, seeded_run.manifest())
+    seeds = np.stack([store.read(image.row) for image in images])
+    context = LocalContext(seeded_run.uri, "unused", False, print)
+    found = foreground_shares(context, AnswersOne(), dataset, torch.float32)
+    assert found["taught_foreground"] == pytest.approx(np.isin(seeds, range(1, 6)).mean())
+    assert found["predicted_foreground"] == pytest.approx(12 * 32 / seeds.size)
+
+
+def test_a_network_that_answers_background_ends_with_a_warning_each_time_it_is_named(seeded_run, monkeypatch, capsys):
+    shares = {"predicted_foreground": 0.002, "taught_foreground": 0.2}
+    monkeypatch.setattr(segmentation_worker, "foreground_shares", lambda *_: shares)
+    assert train(seeded_run)["predicted_foreground"] == 0.002
+    for line in ("trained in", "already trained"):
+        printed = capsys.readouterr().out
+        assert (
+            line in printed and "segmenter: WARNING: the network labels 0.2% of its training images' cells" in printed
+        )
+        train(seeded_run)
+
+
 def test_micro_batches_of_a_batch_add_up_but_for_dropout(seeded_run):
     assert np.isfinite(train(seeded_run, "segmenter.micro_batch_size=1")["loss"])
 
@@ -180,7 +213,7 @@ def test_frozen_stages_keep_the_weights_they_began_with(seeded_run):
     [
         ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold"),
         ("data.train_splits=gold", "no labelled image in the training splits"),
-        ("images.input_size=129", "the seeds are 9 x 9, images.input_size = 129 needs 17 x 17"),
+        ("images.input_size=129", "the seeds are 9 x 9 cells .* images.input_size = 129 has 17 x 17"),
         ("segmenter={weights='classifier', frozen_stages=5}", "frozen stages: 5 given; this backbone has 0 to 4"),
         ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere.pt"),
         ("segmenter.weights=imagenet", 'the backbone "small" has no ImageNet weights'),
@@ -276,6 +309,6 @@ def test_a_download_that_fails_names_the_setting_and_the_way_out(monkeypatch):
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(backbone_weights, "imagenet_weights", fail)
-    expected = r"classifier\.weights: 'imagenet' cannot be downloaded .*not known.*path of a \.pt state dict"
+    expected = r"classifier\.weights: .* of vgg16 cannot be downloaded .*not known.*path of a state dict"
     with pytest.raises(ValueError, match=expected):
         backbone_weights.load_weights(torch.nn.Identity(), "vgg16", "imagenet", "classifier.weights")

@@ -67,7 +67,7 @@ def documented_commands() -> list[tuple[str, str, str]]:
     found = []
     for page in [*PAGES, *EXAMPLES]:
         text = re.sub(r" \\\n#?\s*", " ", page.read_text())
-        for name, arguments in re.findall(r"(?:python jobs/|ficklenet )([\w-]+)(?:\.py)?( --[^`\n]*)", text):
+        for name, arguments in re.findall(r"(?:python jobs/|ficklenet )([\w-]+)(?:\.py)?( (?:--|/|s3:)[^`\n]*)", text):
             found.append((page.name, COMMANDS.get(name, name), re.split(r"  | #|'|\(", arguments)[0]))
     return found
 

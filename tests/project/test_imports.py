@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "ficklenet", "jobs", "storage")
 ROOMS = (  # of jobs, in order
     *("run", "steps", "maps", "training", "predictions", "evaluation", "reporting"),
-    *("preparation", "exports", "cli"),
+    *("preparation", "exports", "notebook", "cli"),
 )
 FORBIDDEN = {
     "ficklenet": {"cluster", "storage", "jobs", "ray", "zarr", "fsspec", "s3fs", "pyarrow"},

@@ -1,0 +1,64 @@
+"""Which of the baselines are measured: of each kind the best on the tune part."""
+
+from cluster.connect import Connection
+from cluster.words import plural
+from ficklenet.metrics import label_metrics
+from jobs.evaluation.baselines import Baseline, best_of_each_kind, candidates
+from jobs.evaluation.counting import count, named, selected_units
+from jobs.evaluation.unit_meter import Recipe
+from jobs.run.directory import Run
+from jobs.run.selection import Selection, resolve_selection
+from jobs.steps.finished import FinishedStep
+from storage.manifest import Manifest
+from storage.units import Unit
+
+MOST_TUNING_IMAGES = 500
+"""Images that the parameters are chosen on: more change them little, and take minutes."""
+
+
+def baseline_recipes(
+    run: Run, connection: Connection, finished: dict[str, FinishedStep], selection: Selection, *, deterministic: bool
+) -> list[Recipe]:
+    """The baselines of each kind, their parameters chosen on the tune part of the training images."""
+    (tuning, units), baselines = _tuning_units(run, selection), candidates(deterministic=deterministic)
+    tried = [_recipe_of(run, baseline, name=f"{number}") for number, baseline in enumerate(baselines)]
+    total = count(run, connection, finished, tuning, ("map",), tried, units)
+    where = f"{plural(total.num_images, 'image')} of {named(tuning)}"
+    if total.num_images == 0:
+        print("evaluate: no image can be read to choose the baselines on; they are left out.", flush=True)
+        return []
+    is_same = tuning == selection and tuning.part != "tune"
+    note = ": these images themselves, which favours the baselines" if is_same else ""
+    print(f"evaluate: the baselines' parameters are chosen on {where}{note}.", flush=True)
+    figures = [
+        (recipe.baseline, label_metrics(total.matrices[recipe.name, "map"]).mean_iou)
+        for recipe in tried
+        if recipe.baseline
+    ]
+    return [_recipe_of(run, baseline, name=f"baseline: {baseline.kind}") for baseline in best_of_each_kind(figures)]
+
+
+def _recipe_of(run: Run, baseline: Baseline, name: str) -> Recipe:
+    source = "deterministic maps" if baseline.is_deterministic else "maps"
+    return Recipe(name, source, baseline.settings(run.config), baseline=baseline)  # type: ignore[arg-type]
+
+
+def _tuning_units(run: Run, selection: Selection) -> tuple[Selection, list[Unit]]:
+    """Where parameters are chosen: the tune part of the training images, or the selected images where it has no mask.
+
+    Of many units some are taken, at even distances.
+    """
+    manifest, size = run.manifest(), run.config.unit_size
+    training = resolve_selection(manifest, run.config, [], "tune")
+    chosen = training if training.splits and _has_masks(manifest, training) else selection
+    units = selected_units(manifest, chosen, size)
+    num_images = sum(unit.num_images for unit in units)
+    return chosen, units[:: max(1, num_images // MOST_TUNING_IMAGES)]
+
+
+def _has_masks(manifest: Manifest, selection: Selection) -> bool:
+    return any(
+        mask_uri and selection.includes(image_id, split)
+        for batch in manifest.iter_columns(["image_id", "split", "mask_uri"])
+        for image_id, split, mask_uri in zip(*batch.values(), strict=True)
+    )

@@ -1,0 +1,85 @@
+"""The fan-out of an evaluation: the units that hold selected images, and their confusion matrices added up."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from cluster.connect import Connection
+from cluster.fanout import Stages
+from jobs.evaluation.unit_meter import MADE_BY, Counts, Measurement, Recipe, Resolution, UnitMeter
+from jobs.run.directory import Run
+from jobs.run.selection import Selection
+from jobs.steps.compute import resolved_device, run_stages
+from jobs.steps.finished import FinishedStep
+from jobs.steps.progress import Progress
+from storage.manifest import Manifest
+from storage.steps import Receipt
+from storage.units import Unit, units_with
+
+
+def count(
+    run: Run,
+    connection: Connection,
+    finished: Mapping[str, FinishedStep],
+    selection: Selection,
+    resolutions: tuple[Resolution, ...],
+    recipes: Sequence[Recipe],
+    units: Sequence[Unit],
+) -> Counts:
+    """The confusion matrices of these units' selected images.
+
+    Args:
+        finished: the steps that the recipes measure, as far as they were required.
+    """
+    needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
+    device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
+    names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
+    run = run.reading(*(names - run.starts.keys()))  # those that the caller has not pinned
+    measurement = Measurement(run, selection, resolutions, tuple(recipes), device)
+    receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
+    rows = [
+        {"unit": unit, "skipped_by": {name: _reasons(receipts[name].get(unit.index)) for name in names}}
+        for unit in units
+    ]
+    stages = Stages(partial(UnitMeter, measurement))
+    total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
+    for result in run_stages(rows, stages, run.config.cluster, connection, device):
+        total.add(result["counts"])  # they add up, in any order
+        progress.advance(result["num_images"])
+    progress.close()
+    return total
+
+
+def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> list[Unit]:
+    """The units that hold a selected image.
+
+    Raises:
+        ValueError: no selected image has a mask.
+    """
+    is_selected, has_mask, others = [], False, set[str]()
+    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
+        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
+            is_selected.append(selection.includes(image_id, split))
+            has_mask |= is_selected[-1] and bool(mask_uri)
+            others |= {split} if mask_uri else set()
+    if not has_mask:
+        elsewhere = sorted(others - set(selection.splits))
+        remedy = (
+            f"Those of {', '.join(elsewhere)} have: --split {elsewhere[0]}."
+            if elsewhere
+            else "Others of these splits have: --part all."
+            if others
+            else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
+        )
+        raise ValueError(f"evaluate: no image of {named(selection)} has a mask. {remedy}")
+    return units_with(is_selected, unit_size)
+
+
+def named(selection: Selection) -> str:
+    """'train, report part'."""
+    part = "" if selection.part == "all" else f", {selection.part} part"
+    return f"{', '.join(name or 'unnamed' for name in selection.splits)}{part}"
+
+
+def _reasons(receipt: Receipt | None) -> dict[str, str]:
+    """Why images of a unit were skipped, by id."""
+    return {skip.image_id: skip.reason for skip in receipt.skipped} if receipt else {}

@@ -1,0 +1,142 @@
+"""Corrected masks become a run's masks, or a table for a new run in which they are a split of their own."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cluster.words import plural
+from jobs.exports.corrected_masks import CorrectedMask, read_corrected_masks
+from jobs.exports.exporter import classes_of
+from jobs.exports.image_names import ImageNames
+from jobs.run.directory import Run
+from storage.location import Location
+from storage.manifest import Manifest, ManifestRow, write_manifest
+from storage.names import safe_name
+
+SPLIT = "corrected"  # of corrected images in a table
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Masks by the row of their image in the manifest, and the names of images without any object."""
+
+    masks: dict[int, CorrectedMask]
+    empty: tuple[str, ...]
+
+
+def read_corrections(run: Run, place: Location, *, empty_is_background: bool = False) -> Corrections:
+    """Reads corrected masks and finds their images in the run.
+
+    Args:
+        empty_is_background: take images without an object, too: all of their pixels are background.
+
+    Raises:
+        ValueError: a file that cannot be read, an image that the run does not have, or a mask of another size.
+    """
+    manifest = run.manifest()
+    row_of = _rows_by_name(manifest)
+    masks, empty = dict[int, CorrectedMask](), []
+    for mask in read_corrected_masks(place, classes_of(manifest)):
+        if mask.num_objects == 0 and not empty_is_background:
+            empty.append(mask.name)
+            continue
+        row = _find(row_of, mask.name)
+        if row is None:
+            raise ValueError(f"{place}: no image of {run.uri} is called {mask.name!r}. Were its files renamed?")
+        if row in masks:
+            raise ValueError(f"{place}: two masks of the image {mask.name!r}. Keep one.")
+        entry = manifest.rows(row, row + 1)[0]
+        if mask.size and entry.height and (entry.height, entry.width) != mask.size:
+            raise ValueError(
+                f"{place}: {mask.name!r} has {mask.size[1]} x {mask.size[0]} pixels, the run's image {entry.width} x "
+                f"{entry.height}. Correct masks on the images of the run."
+            )
+        masks[row] = mask
+    if not masks:
+        raise ValueError(f"{place}: holds no mask with an object; give --empty-is-background to take empty ones.")
+    return Corrections(masks, tuple(empty))
+
+
+def write_masks(run: Run, corrections: Corrections) -> dict[int, Location]:
+    """Writes the masks below the run, in a folder named after their content; the same masks go to the same place."""
+    manifest = run.manifest()
+    digest = hashlib.sha256()
+    for row, mask in sorted(corrections.masks.items()):
+        digest.update(f"{row} {hashlib.sha256(mask.data).hexdigest()}\n".encode())
+    folder = run.location / "corrected" / digest.hexdigest()[:12]
+    places = {}
+    for row, mask in corrections.masks.items():
+        places[row] = folder / f"{safe_name(manifest.rows(row, row + 1)[0].image_id)}.png"
+        places[row].write_bytes(mask.data)
+    return places
+
+
+def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
+    """Makes the masks those of the run's images; all else of the manifest stays, so no map or seed is outdated.
+
+    Returns:
+        The splits of the images.
+    """
+    manifest, below = run.manifest(), f"{run.location.uri}/"
+    rows = list(manifest.iter_written_rows())
+    for row, place in places.items():
+        rows[row] = replace(rows[row], mask_uri=place.uri.removeprefix(below))
+    write_manifest(run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values, manifest.moves)
+    splits = sorted({rows[row].split for row in places})
+    others = sum(1 for row in rows if row.split in splits and row.mask_uri) - len(places)
+    if others:
+        print(
+            f"import: {plural(others, 'other image')} of {', '.join(splits)} has a mask already, and is learnt, too, "
+            "where that split is strong. For a split of the corrected images alone: --table."
+        )
+    return splits
+
+
+def write_table(run: Run, places: dict[int, Location], table: Location) -> str:
+    """Writes all images of the run as a table for a new one; the corrected ones are the split `SPLIT`.
+
+    Returns:
+        The flags of prepare_dataset that belong to it.
+    """
+    manifest = run.manifest()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "image", "labels", "split", "mask", "saliency"])
+    for number, row in enumerate(manifest.iter_rows()):
+        if not row.problem:
+            writer.writerow(_cells(row, manifest.class_names, places.get(number)))
+    table.write_bytes(text.getvalue().encode())
+    pairs = [f"{value}={name}" for value, name in zip(manifest.class_values, manifest.class_names, strict=True)]
+    is_counted = list(manifest.class_values) == list(range(1, manifest.num_classes + 1))
+    values = "" if is_counted else f" --mask-values '{','.join(pairs)}'"
+    return f"--csv {table} --classes '{','.join(manifest.class_names)}'{values}"
+
+
+def _cells(row: ManifestRow, class_names: Sequence[str], mask: Location | None) -> list[str]:
+    labels = ";".join(class_names[label] for label in row.labels)
+    split, mask_uri = (SPLIT, mask.uri) if mask else (row.split, row.mask_uri or "")
+    return [row.image_id, row.uri, labels, split, mask_uri, row.saliency_uri or ""]
+
+
+def _rows_by_name(manifest: Manifest) -> dict[str, int]:
+    """Rows by what exports call an image: its file name, and its id, plain and as a file name; without suffixes."""
+    names, found = ImageNames.of(manifest), dict[str, int]()
+    for number, entry in enumerate(manifest.iter_rows()):
+        if not entry.problem:
+            for name in (entry.image_id, safe_name(entry.image_id), _stem(names.file_name(entry))):
+                found.setdefault(name, number)
+    return found
+
+
+def _find(row_of: dict[str, int], name: str) -> int | None:
+    """The row of a file name, with its folders, or without the first ones that a tool may have put before it."""
+    parts = _stem(name).split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((row_of[end] for end in ends if end in row_of), None)
+
+
+def _stem(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.rpartition('.')[0] or last}"

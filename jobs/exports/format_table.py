@@ -1,0 +1,32 @@
+"""The table of export formats: which module writes one, and how it can hold an object. It imports nothing slow."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One format.
+
+    Attributes:
+        module: `jobs.exports.formats.<module>` writes it.
+        shapes: what `--shapes` may be, the default first; empty where the format leaves no choice.
+        has_labels: whether it holds labels; npy holds maps.
+        largest_value: of a class that the format can hold, where it holds the data set's class values; 0: any.
+    """
+
+    module: str
+    shapes: tuple[str, ...] = ()
+    has_labels: bool = True
+    largest_value: int = 0
+
+
+FORMATS = {
+    "png": FormatRow("png", largest_value=254),
+    "npy": FormatRow("npy", has_labels=False),
+    "coco": FormatRow("coco", ("masks", "polygons")),
+    "yolo": FormatRow("yolo", ("polygons", "boxes")),
+    "cvat": FormatRow("cvat", ("masks", "polygons")),
+    "label-studio": FormatRow("label_studio", ("masks", "polygons")),
+    "cityscapes": FormatRow("cityscapes"),
+}
+SHAPES = tuple(dict.fromkeys(shape for row in FORMATS.values() for shape in row.shapes))

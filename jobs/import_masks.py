@@ -1,0 +1,62 @@
+"""Brings masks back that were corrected in a labelling tool, so that the next training learns from them.
+
+Reads COCO's annotations (.json), "CVAT for images 1.1" (.xml) or a folder of PNGs with the data set's own class values,
+as export_labels writes them. Writes <run>/corrected/<hash>/<id>.png and names these masks in the run's manifest: no map
+and no seed is outdated, and the segmentation network can be trained again with them. With --table the run stays as it
+is, and a table for a new run has the corrected images as the split `corrected`.
+"""
+
+from jobs.cli.command_line import job_parser, run_main
+
+EXAMPLES = """examples:
+  python jobs/import_masks.py --run /data/voc --masks annotations.xml
+  python jobs/import_masks.py --run s3://bucket/voc --masks s3://bucket/corrected_pngs
+  python jobs/import_masks.py --run /data/voc --masks annotations.json --table /data/corrected.csv
+"""
+
+
+def main(arguments: list[str]) -> None:
+    parser = job_parser("import_masks", f"{__doc__}\n{EXAMPLES}")
+    parser.add_argument("--masks", required=True, metavar="PLACE", help="a .json, a .xml, or a folder of PNGs")
+    parser.add_argument(
+        "--empty-is-background",
+        action="store_true",
+        help="take images without any object as all background; they are left out otherwise",
+    )
+    parser.add_argument("--table", metavar="FILE", help="write a table for a new run, and leave this one as it is")
+    given = parser.parse_args(arguments)
+    from jobs.run.directory import open_run, parse_output  # imports take a second, so --help does without
+
+    run = open_run(given.run, given.config, given.set)
+    run.manifest()  # refused before anything slow is imported
+
+    from cluster.words import plural
+    from jobs.exports.bring_back import SPLIT, put_into_run, read_corrections, write_masks, write_table
+    from storage.location import Location
+
+    place = Location.parse(given.masks)
+    corrections = read_corrections(run, place, empty_is_background=given.empty_is_background)
+    print(f"import: {plural(len(corrections.masks), 'mask')} of {place}")
+    if corrections.empty:
+        print(
+            f"import: {plural(len(corrections.empty), 'image')} without any object left out (first: "
+            f"{corrections.empty[0]}); --empty-is-background takes them as background."
+        )
+    if given.dry_run:
+        print("import, dry run: nothing was started, nothing was written.")
+        return
+    places = write_masks(run, corrections)
+    if given.table:
+        table = parse_output(given.table, "--table")
+        flags = write_table(run, places, table)
+        print(
+            f"  next:    'python jobs/prepare_dataset.py --run NEW_RUN {flags} --set segmenter.strong_splits={SPLIT}'"
+        )
+        return
+    splits = ",".join(put_into_run(run, places))
+    command = run.command("train_segmentation", "--set", f"segmenter.strong_splits={splits}", "--restart", "segmenter")
+    print(f"  next:    '{command}'")
+
+
+if __name__ == "__main__":
+    run_main(main)

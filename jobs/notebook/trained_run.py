@@ -1,0 +1,184 @@
+"""A trained run for notebooks and other programs: its networks on one image, and what its steps have stored.
+
+    run = open_trained("/data/voc")
+    image = run.image("2007_000032")
+    maps = run.localize(image, ["person"], image_id="2007_000032")
+    labels = run.predict(image)
+
+The functions compute in this process and write nothing. On the same device they give what the jobs store, bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ficklenet.classifier import FickleNet
+from ficklenet.masks import mask_key
+from ficklenet.segmenter import Segmenter
+from ficklenet.transforms import resize_square
+from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.maps.maps_job import num_slots
+from jobs.predictions.prediction_stages import PredictionStages, Predictor
+from jobs.run.directory import Run, open_run
+from jobs.steps.networks import require_network
+from storage.images import read_image
+from storage.manifest import ManifestRow
+from storage.map_store import ImageMaps
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with trained networks; make it with `open_trained`. Networks are read when they are first used.
+
+    Attributes:
+        run: the run as the jobs know it: `run.config`, `run.manifest()`, `run.maps()`, `run.seeds()`.
+        device: "cpu" or "cuda".
+    """
+
+    run: Run
+    device: str
+
+    # What it holds
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of class 0, 1, ...; label images hold class number + 1."""
+        return self.run.manifest().class_names
+
+    @property
+    def classifier(self) -> FickleNet:
+        """The trained classifier, on the device."""
+        return self._map_maker.model
+
+    @property
+    def network(self) -> Segmenter:
+        """The trained segmentation network that `predictions.network` names, on the device."""
+        return self._predictor.model
+
+    def entry(self, image_id: str) -> ManifestRow:
+        """What the manifest says of an image.
+
+        Raises:
+            KeyError: no such image.
+        """
+        row = self._row(image_id)
+        return self.run.manifest().rows(row, row + 1)[0]
+
+    def image(self, image_id: str) -> np.ndarray:
+        """An image of the run: uint8 (H, W, 3), RGB, upright.
+
+        Raises:
+            KeyError: no such image. BadImage: it cannot be read.
+        """
+        return read_image(self.entry(image_id).uri, **self.run.config.images.limits)
+
+    # What the steps stored
+
+    def stored_maps(self, image_id: str) -> ImageMaps:
+        """The maps that the step `maps` stored."""
+        return self.run.maps().read(self._row(image_id))
+
+    def stored_seeds(self, image_id: str) -> np.ndarray:
+        """The seeds (h, w): 0 background, class number + 1, 255 unknown."""
+        return self.run.seeds().read(self._row(image_id))
+
+    def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
+        """The labels (H, W) that the step "predictions" or "pseudo_labels" stored."""
+        return self.run.labels(step).read(image_id)
+
+    # Computing
+
+    def localize(self, image: np.ndarray, classes: Sequence[str], image_id: str = "") -> ImageMaps:
+        """The localisation maps of one image, as `generate_maps` makes them, by the run's settings.
+
+        Args:
+            image: uint8 (H, W, 3), RGB, of any size.
+            classes: names of the classes to map.
+            image_id: the stochastic masks follow from it and the run's seed; give it to get what the job stores.
+
+        Returns:
+            Maps on the grid of the classifier, classes ascending.
+
+        Raises:
+            ValueError: a class that the run does not have.
+            NotYet: the classifier is not trained.
+        """
+        unknown = [name for name in classes if name not in self.class_names]
+        if unknown or not classes:
+            given = unknown[0] if unknown else "no class"
+            raise ValueError(f"localize: given {given!r}, allowed: some of {', '.join(self.class_names)}.")
+        maker = self._map_maker
+        numbers = sorted({self.class_names.index(name) for name in classes})
+        slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)
+        slots[0, : len(numbers)] = numbers
+        inputs = resize_square(image, self.run.config.images.input_size)[None]
+        keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
+        _, max_, mean, score = maker.localize(inputs, slots, np.zeros(1, bool), keys)
+        real = slice(0, len(numbers))
+        return ImageMaps(
+            slots[0, real], max_[0, real].astype(np.float16), mean[0, real].astype(np.float16), score[0, real]
+        )
+
+    def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
+        """The labels of one image by the segmentation network, as `predict_masks` makes them, by the run's settings.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            refine: by the CRF; None: as `predictions.refine` says.
+
+        Returns:
+            (H, W): 0 background, class number + 1.
+
+        Raises:
+            NotYet: the network is not trained.
+        """
+        predictor = self._predictor
+        logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
+        use_crf = self.run.config.predictions.refine if refine is None else refine
+        return predictor.job.label(logits, image, use_crf=use_crf)
+
+    @cached_property
+    def _map_maker(self) -> MapMaker:
+        spec = require_network(self.run, "classifier", "localize").spec
+        slots = num_slots(self.run.manifest(), self.run.config)
+        with _same_threads():
+            return MapMaker(MapStages(self.run, spec.grid, slots, self.device))
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        spec = require_network(self.run, self.run.config.predictions.network, "predict").spec
+        with _same_threads():
+            return Predictor(PredictionStages(self.run, spec.input_size, spec.geometry, self.device))
+
+    def _row(self, image_id: str) -> int:
+        return self.run.manifest().index_of(image_id)
+
+
+def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -> TrainedRun:
+    """Opens a run to use its networks and to read its results; writes nothing.
+
+    Args:
+        path: a folder or an s3:// prefix.
+        settings: "section.key=value", laid over the run's recorded configuration.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: there is no run, or a setting is wrong.
+    """
+    run = open_run(path, None, settings)
+    run.manifest()
+    return TrainedRun(run, device)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """The actors of the jobs take one thread each; a notebook keeps what it has."""
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

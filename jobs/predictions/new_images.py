@@ -1,0 +1,102 @@
+"""Masks for images that are in no run: a run of their own, with a copy of the network that predicts them.
+
+The output is a run as any other: a manifest, the step `predictions`, a copy of the trained network, and `origin.json`,
+which says where the network came from. So it resumes, is exported and is shown by the same commands.
+"""
+
+import json
+from collections.abc import Iterator
+
+from cluster.words import plural
+from jobs.run.directory import Run
+from jobs.run.training_record import kept_bytes, read_complete
+from jobs.steps.networks import require_network
+from storage.image_paths import id_of_path
+from storage.image_table import TableOptions, read_image_table, read_parquet_table
+from storage.location import Location
+from storage.manifest import Manifest, ManifestRow, write_manifest
+from storage.sources import SourceImage, join_images
+from storage.tree import files_below, is_image_name
+
+SPLIT = "new"  # of all images of such a run
+
+
+def output_run(run: Run, images: Location, out: Location, *, restart: bool = False, dry_run: bool = False) -> Run:
+    """The run that holds the masks of new images; it is made, or continued.
+
+    Args:
+        run: whose network and settings predict them.
+        images: a folder, which is searched for images, or a table with the column `image`.
+        restart: make the list of images and the copy of the network again.
+        dry_run: only where the output is already there; else say what would be done.
+
+    Raises:
+        NotYet: the run's network is not trained.
+        ValueError: there are no images; or the output was started with other images or another network.
+    """
+    name = run.config.predictions.network
+    network = require_network(run, name, "predict_masks")
+    if out == run.location:
+        raise ValueError(f"--out {out}: is the run itself. Give another folder for the masks of new images.")
+    rows = [_row(image) for image in find_images(images)]
+    predictions = run.config.predictions.model_copy(update={"splits": (SPLIT,)})
+    output = Run(out, run.config.model_copy(update={"predictions": predictions}))
+    place, copy = out / "manifest.parquet", out / name
+    recorded = read_complete(copy)
+    if not restart and place.exists():
+        _require_same_images(output.manifest(), rows, images)
+    if not restart and recorded and recorded["sha256"] != network.sha256:
+        raise ValueError(
+            f"{out}: was started with the {name} {recorded['sha256'][:8]}, and {run.uri} has {network.sha256[:8]} now. "
+            "Give another --out, or --restart predictions to predict everything with the new one."
+        )
+    print(f"predict: {plural(len(rows), 'image')} by the {name} {network.sha256[:8]} of {run.uri}")
+    if dry_run:
+        return output
+    if restart or not place.exists():
+        write_manifest(place, rows, run.manifest().class_names, run.manifest().class_values, home=out)
+        Manifest.forget()
+    if restart or recorded is None:
+        original = run.step(name).data()
+        (copy / "model.pt").write_bytes(kept_bytes(original, name)[0])
+        (copy / "complete.json").write_bytes((original / "complete.json").read_bytes())
+    origin = {"run": run.uri, "network": name, "sha256": network.sha256, "images": images.uri}
+    (out / "origin.json").write_bytes(json.dumps(origin, indent=1).encode())
+    return output
+
+
+def find_images(place: Location) -> list[SourceImage]:
+    """The images of a table, or of a folder and the folders in it, with different ids.
+
+    Raises:
+        ValueError: there are none.
+    """
+    suffix = place.name.rpartition(".")[2].lower()
+    if suffix in ("csv", "parquet"):
+        read = read_image_table if suffix == "csv" else read_parquet_table
+        found = list(read(place, place.parent, TableOptions(needs_labels=False)).images)
+    else:
+        paths = [path for path in files_below(place) if is_image_name(path)]
+        found = [SourceImage(id_of_path(path), (place / path).uri) for path in paths]
+    if not found:
+        raise ValueError(f"--images {place}: no images. Give a folder, a table (.csv, .parquet) or an s3:// prefix.")
+    return join_images(found, is_split_ordered=True)[0]
+
+
+def _row(image: SourceImage) -> ManifestRow:
+    return ManifestRow(image.image_id, image.uri, split=SPLIT, problem=image.problem)
+
+
+def _require_same_images(manifest: Manifest, rows: list[ManifestRow], images: Location) -> None:
+    """Refuses another list of images than the output was started with: its units would hold other images."""
+
+    def addresses() -> Iterator[str]:
+        for batch in manifest.iter_columns(["uri"]):
+            yield from batch["uri"]
+
+    if list(addresses()) != [row.uri for row in rows]:
+        raise ValueError(
+            f"{manifest.location.parent}: was started with {plural(manifest.num_images, 'image')}, and {images} has "
+            f"{plural(len(rows), 'image')} now, not the same ones. Give another --out for the new images, or "
+            "--restart predictions to predict all of them again."
+        )

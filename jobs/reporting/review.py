@@ -1,0 +1,85 @@
+"""Which images to look at first: those whose maps are most to be doubted. It needs no mask.
+
+An image is as doubtful as its most doubtful class: the one whose stochastic maps disagree most, and of equal ones the
+one with the lowest score. The list is `review.csv` beside the report.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ficklenet.metrics import disagreement
+from jobs.run.directory import Run
+from jobs.run.selection import units_of_step
+from jobs.run.steps import BY_NAME
+from storage.location import Location
+from storage.manifest import Manifest
+from storage.units import Unit
+
+FILE = "review.csv"
+MOST_UNITS = 400  # that are read, spread evenly over those that have maps: 25,600 images of the default unit
+SHOWN = 25  # in the page
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An image and its most doubtful class.
+
+    Attributes:
+        disagreement: 1 - |mean > theta| / |maximum > theta| of the class's maps; 1 where no sample reaches theta.
+        score: the expected logit; below 0 the classifier does not see the class that it maps.
+    """
+
+    image_id: str
+    split: str
+    class_name: str
+    disagreement: float
+    score: float
+
+
+def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) -> list[Doubt]:
+    """The mapped images, the most doubtful first; a part of them where there are very many.
+
+    Args:
+        mapped: rows that have maps, ascending.
+        theta: the seeds' threshold.
+    """
+    wanted = set(mapped.tolist())
+    units = units_of_step(BY_NAME["maps"], manifest, run.config, run.step("maps").fingerprint())
+    units = [unit for unit in units if wanted.intersection(range(unit.start, unit.stop))]
+    chosen = [units[int(place)] for place in np.linspace(0, len(units) - 1, min(MOST_UNITS, len(units)))]
+    store = run.maps()
+
+    def doubts(unit: Unit) -> list[Doubt]:
+        maps, found = store.read_unit(unit), []
+        for number, entry in enumerate(manifest.rows(unit.start, unit.stop)):
+            slots = np.flatnonzero(maps.classes[number] >= 0)
+            if unit.start + number not in wanted or len(slots) == 0:
+                continue
+            figures = []
+            for slot in slots:
+                doubt = disagreement(maps.max[number, slot], maps.mean[number, slot], theta)
+                figures.append((1.0 if doubt is None else doubt, -float(maps.score[number, slot]), int(slot)))
+            worst, minus_score, worst_slot = max(figures)
+            name = manifest.class_names[maps.classes[number, worst_slot]]
+            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score))
+        return found
+
+    with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
+        every = [doubt for some in pool.map(doubts, chosen) for doubt in some]
+    return sorted(every, key=lambda doubt: (-doubt.disagreement, doubt.score, doubt.image_id))
+
+
+def write_review(place: Location, doubts: Sequence[Doubt]) -> None:
+    """Writes the list as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "image_id", "split", "class", "disagreement", "score"])
+    for rank, doubt in enumerate(doubts, start=1):
+        figures = [f"{doubt.disagreement:.4f}", f"{doubt.score:.4f}"]
+        writer.writerow([rank, doubt.image_id, doubt.split, doubt.class_name, *figures])
+    place.write_bytes(text.getvalue().encode())

@@ -1,0 +1,174 @@
+"""The way there and back: labels exported, corrected as a tool would, brought back pixel for pixel, and learnt."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.connect import connect
+from jobs import export_labels, import_masks
+from jobs.run.directory import Run, open_run
+from jobs.training.segmenter_job import make_job
+from storage.images import read_mask
+from storage.label_folder import encode_label_png
+from storage.manifest import Manifest
+
+STRONG = ["segmenter.strong_splits=val"]
+
+
+def export(run: Run, folder: Path, *flags: str) -> Path:
+    export_labels.main(["--run", run.uri, "--out", str(folder), *flags])
+    return folder
+
+
+def bring_back(run: Run, place: Path, *flags: str) -> None:
+    import_masks.main(["--run", run.uri, "--masks", str(place), *flags])
+    Manifest.forget()
+
+
+def masks_of(run: Run) -> dict[str, np.ndarray]:
+    """The masks of validation images, as training reads them."""
+    manifest = run.manifest()
+    rows = [row for row in manifest.iter_rows() if row.split == "val" and row.mask_uri]
+    return {row.image_id: read_mask(row.mask_uri, manifest.class_values) for row in rows}
+
+
+def predicted(run: Run) -> dict[str, np.ndarray]:
+    return {name: run.labels("predictions").read(name) for name in ("scene_0012", "scene_0013")}
+
+
+def paint(run: Run) -> None:
+    """Predictions with several classes, a hole and touching corners: the tiny network predicts few."""
+    for number, name in enumerate(predicted(run)):
+        labels = np.zeros((120, 160), np.uint8)
+        labels[10:60, 20:90] = 1 + number
+        labels[20:30, 30:40] = 0
+        labels[60:80, 90:110] = 1 + number
+        labels[90:100, :10] = 5
+        Path(run.uri, "predictions", "labels", f"{name}.png").write_bytes(encode_label_png(labels))
+    for receipt in Path(run.uri, "predictions", "done").iterdir():  # they hold the checksums of other pixels
+        content = json.loads(receipt.read_text())
+        receipt.unlink()
+        run.step("predictions").write_receipt(_without_objects(content))
+
+
+def _without_objects(content: dict):
+    from storage.receipts import Receipt
+
+    keys = ("unit", "start", "stop", "seconds", "finished", "start_id")
+    return Receipt(**{key: content[key] for key in keys})
+
+
+@pytest.fixture
+def painted_run(predicted_run) -> Run:
+    paint(predicted_run)
+    return predicted_run
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        (["--format", "coco"], "annotations.json"),
+        (["--format", "coco", "--shapes", "polygons"], "annotations.json"),
+        (["--format", "cvat"], "annotations.xml"),
+        (["--format", "cvat", "--shapes", "polygons"], "annotations.xml"),
+        (["--format", "png"], ""),
+    ],
+    ids=["coco", "coco-polygons", "cvat", "cvat-polygons", "png"],
+)
+def test_masks_come_back_pixel_for_pixel(painted_run, tmp_path, flags, file):
+    before = predicted(painted_run)
+    folder = export(painted_run, tmp_path / "out", *flags)
+    if not file:
+        (folder / "ficklenet_export" / "unused").unlink(missing_ok=True)
+    bring_back(painted_run, folder / file)
+    after = masks_of(painted_run)
+    assert set(after) == set(before)
+    for name, labels in before.items():
+        np.testing.assert_array_equal(after[name], labels)
+
+
+def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_run, tmp_path, capsys):
+    def fingerprint() -> dict:
+        with connect("in-process") as connection:
+            return dict(make_job(open_run(painted_run.uri, None, STRONG), connection).fingerprint)
+
+    image = export(painted_run, tmp_path / "out", "--format", "png") / "scene_0012.png"
+    bring_back(painted_run, tmp_path / "out")
+    first, upstream = fingerprint(), painted_run.step("seeds").fingerprint()
+    pixels = np.array(Image.open(image))
+    pixels[:5, :5] = 2  # the correction
+    image.write_bytes(encode_label_png(pixels))
+    capsys.readouterr()
+    bring_back(painted_run, tmp_path / "out")
+    second = fingerprint()
+    assert first["manifest"] != second["manifest"] and first["upstream"] == second["upstream"]
+    assert painted_run.step("seeds").fingerprint() == upstream
+    assert masks_of(painted_run)["scene_0012"][0, 0] == 2
+    printed = capsys.readouterr().out
+    assert "import: 2 masks of" in printed and "--set segmenter.strong_splits=val --restart segmenter" in printed
+
+
+def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
+    from jobs import prepare_dataset
+
+    before = painted_run.manifest().column_hash(["image_id", "split", "mask_uri"])
+    folder = export(painted_run, tmp_path / "out", "--format", "cvat")
+    bring_back(painted_run, folder / "annotations.xml", "--table", str(tmp_path / "table.csv"))
+    assert painted_run.manifest().column_hash(["image_id", "split", "mask_uri"]) == before
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows if row["split"] == "corrected"] == ["scene_0012", "scene_0013"]
+    (flags,) = re.findall(r"--run NEW_RUN (.*)'\n", capsys.readouterr().out)
+    import shlex
+
+    prepare_dataset.main(["--run", str(tmp_path / "new"), *shlex.split(flags)])
+    new = open_run(str(tmp_path / "new"))
+    assert new.config.segmenter.strong_splits == ("corrected",)
+    manifest = new.manifest()
+    for row in manifest.iter_rows():
+        if row.split == "corrected":
+            found = read_mask(row.mask_uri, manifest.class_values)
+            np.testing.assert_array_equal(found, predicted(painted_run)[row.image_id])
+
+
+def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
+    file = export(painted_run, tmp_path / "out", "--format", "cvat") / "annotations.xml"
+    text = file.read_text()
+
+    def refused(old: str, new: str, sentence: str) -> None:
+        file.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=sentence):
+            bring_back(painted_run, file)
+
+    refused('name="scene_0012.png"', 'name="other.png"', r"no image of .* is called 'other.png'")
+    refused('name="scene_0012.png"', 'name="scene_0013.png"', r"two masks of the image 'scene_0013.png'")
+    refused(
+        'width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, the run's image 160 x 120"
+    )
+    refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is no class of the run")
+    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels")
+    refused("</annotations>", "", r"not CVAT's XML")
+    file.write_text(text)
+    (tmp_path / "pngs").mkdir()
+    (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.full((120, 160), 77)))
+    with pytest.raises(ValueError, match=r"value 77 is no class\. The masks' values are the data set's own"):
+        bring_back(painted_run, tmp_path / "pngs")
+
+
+def test_an_image_without_objects_is_left_out_unless_it_is_said_to_be_background(painted_run, tmp_path, capsys):
+    file = export(painted_run, tmp_path / "out", "--format", "cvat") / "annotations.xml"
+    tree = ElementTree.parse(file)
+    image = tree.getroot().find("image")
+    for shape in list(image):
+        image.remove(shape)
+    tree.write(file)
+    bring_back(painted_run, file)
+    assert "1 image without any object left out (first: scene_0012.png)" in capsys.readouterr().out
+    bring_back(painted_run, file, "--empty-is-background")
+    assert not masks_of(painted_run)["scene_0012"].any()

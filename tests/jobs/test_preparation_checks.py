@@ -1,0 +1,345 @@
+"""What the preparation finds out about pictures, masks, saliency maps and splits before anything is frozen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.preparation.split_roles import with_roles
+from jobs.prepare_dataset import main
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run, open_run
+from storage.images import read_mask, read_saliency
+from storage.manifest import ManifestRow
+
+SQUARE = np.zeros((24, 32), np.uint8)
+SQUARE[2:12, 4:20] = 1  # upper left
+OUTLINE = [[4, 2, 20, 2, 20, 12, 4, 12]]
+
+
+def put_picture(place: Path, orientation: int = 1, size: tuple[int, int] = (32, 24)) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 90, 90)).save(place, exif=exif)
+
+
+def put_table(folder: Path, *rows: str, header: str = "image,labels,split") -> list[str]:
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return ["--csv", str(folder / "labels.csv")]
+
+
+def prepared(folder: Path, *arguments: str) -> Run:
+    main(["--run", str(folder / "run"), *arguments])
+    return open_run(str(folder / "run"))
+
+
+def rows_of(run: Run) -> dict[str, ManifestRow]:
+    return {row.image_id: row for row in run.manifest().iter_rows()}
+
+
+def truth(run: Run, image_id: str) -> np.ndarray:
+    return read_mask(str(rows_of(run)[image_id].mask_uri), run.manifest().class_values)
+
+
+# Sizes
+
+
+def coco(folder: Path, width: int, height: int) -> list[str]:
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": width, "height": height}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": OUTLINE, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+    return ["--coco", str(folder / "instances.json")]
+
+
+def test_outlines_drawn_before_a_picture_was_turned_are_turned_with_it(tmp_path, capsys):
+    put_picture(tmp_path / "a.jpg", orientation=6)
+    run = prepared(tmp_path, *coco(tmp_path, 32, 24))
+    assert (rows_of(run)["a"].height, rows_of(run)["a"].width) == (32, 24)
+    np.testing.assert_array_equal(truth(run, "a"), np.rot90(SQUARE, -1))
+    assert "1 image with another size in the annotations than the picture has" in capsys.readouterr().out
+
+
+def test_outlines_drawn_on_the_upright_picture_stay(tmp_path, capsys):
+    put_picture(tmp_path / "a.jpg", orientation=6, size=(24, 32))
+    run = prepared(tmp_path, *coco(tmp_path, 32, 24))
+    np.testing.assert_array_equal(truth(run, "a"), SQUARE)
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_outlines_of_a_picture_that_was_shrunk_are_scaled(tmp_path):
+    put_picture(tmp_path / "a.jpg", size=(16, 12))
+    run = prepared(tmp_path, *coco(tmp_path, 32, 24))
+    assert (rows_of(run)["a"].height, rows_of(run)["a"].width) == (12, 16)
+    np.testing.assert_array_equal(truth(run, "a"), SQUARE[::2, ::2])
+
+
+def test_outlines_of_another_picture_make_no_mask(tmp_path, capsys):
+    put_picture(tmp_path / "a.jpg", size=(24, 32))
+    run = prepared(tmp_path, *coco(tmp_path, 32, 24))
+    assert (rows_of(run)["a"].labels, rows_of(run)["a"].mask_uri) == ((0,), None)
+    assert "without a mask, as the outlines were drawn on a picture of another shape" in capsys.readouterr().out
+
+
+def test_a_mask_file_is_turned_with_its_picture(tmp_path):
+    put_picture(tmp_path / "a.jpg", orientation=8)
+    put_picture(tmp_path / "b.jpg")
+    for name in "ab":
+        Image.fromarray(SQUARE).save(tmp_path / f"{name}.png")
+    table = put_table(tmp_path, "a.jpg,cat,a.png", "b.jpg,cat,b.png", header="image,labels,mask")
+    run = prepared(tmp_path, *table)
+    np.testing.assert_array_equal(truth(run, "a"), np.rot90(SQUARE))
+    assert rows_of(run)["b"].mask_uri == str(tmp_path / "b.png")  # it fits as it is
+
+
+# Masks and saliency maps
+
+
+def test_masks_that_are_missing_or_of_another_shape_are_left_out_and_told(tmp_path, capsys):
+    for name in "abc":
+        put_picture(tmp_path / f"{name}.jpg")
+    Image.fromarray(SQUARE).save(tmp_path / "a.png")
+    Image.fromarray(SQUARE[:, :24]).save(tmp_path / "b.png")
+    table = put_table(tmp_path, *(f"{name}.jpg,cat,{name}.png" for name in "abc"), header="image,labels,mask")
+    run = prepared(tmp_path, *table)
+    assert [bool(row.mask_uri) for row in rows_of(run).values()] == [True, False, False]
+    printed = capsys.readouterr().out
+    assert "  with:    a mask 1\n" in printed
+    assert f"1 mask cannot be opened and is left out (first: {tmp_path}/c.png: missing: no such file)" in printed
+    assert f"1 mask of another shape than the picture is left out (first: {tmp_path}/b.png)" in printed
+
+
+@pytest.mark.parametrize(
+    ("convert", "suffix", "values"),
+    [
+        (lambda mask: np.where(mask, 255, 0), "png", "255=label"),
+        (lambda mask: np.where(mask, 255, 0), "jpg", "255=label"),
+        (lambda mask: mask, "png", "1=label"),
+        (lambda mask: np.where(mask, 0, 255), "png", "0=label,255=background"),
+        (lambda mask: np.dstack([mask * 128, mask * 0, mask * 0]), "png", "#800000=label"),
+    ],
+)
+def test_masks_of_another_kind_are_translated_into_the_run(convert, suffix, values, tmp_path):
+    for name in ("cat", "dog"):
+        put_picture(tmp_path / f"{name}.jpg")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(convert(SQUARE).astype(np.uint8)).save(tmp_path / f"masks/{name}.{suffix}")
+    rows = [f"{name}.jpg,{name},masks/{name}.{suffix}" for name in ("cat", "dog")]
+    run = prepared(tmp_path, *put_table(tmp_path, *rows, header="image,labels,mask"), "--mask-values", values)
+    for number, name in enumerate(("cat", "dog"), start=1):
+        assert str(rows_of(run)[name].mask_uri).startswith(f"{run.uri}/masks/")
+        found = truth(run, name)
+        assert (found == SQUARE * number).mean() > (0.98 if suffix == "jpg" else 0.9999)
+
+
+def test_a_mask_that_cannot_be_translated_is_dropped_with_its_reason(tmp_path, capsys):
+    for name in "ab":
+        put_picture(tmp_path / f"{name}.jpg")
+        Image.fromarray(SQUARE * 255).save(tmp_path / f"{name}.png")
+    table = put_table(tmp_path, "a.jpg,cat;dog,a.png", "b.jpg,dog,b.png", header="image,labels,mask")
+    run = prepared(tmp_path, *table, "--mask-values", "255=label")
+    assert [bool(row.mask_uri) for row in rows_of(run).values()] == [False, True]
+    assert "the image has 2 labels" in capsys.readouterr().out
+
+
+def test_masks_whose_classes_are_not_their_images_are_told(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        put_picture(tmp_path / f"{name}.jpg")
+        Image.fromarray(SQUARE).save(tmp_path / f"{name}.png")
+    prepared(tmp_path, *put_table(tmp_path, "cat.jpg,cat,cat.png", "dog.jpg,dog,dog.png", header="image,labels,mask"))
+    assert "1 hold a class that is no label of their image (first: 'dog', labelled dog)" in capsys.readouterr().out
+
+
+def test_masks_of_the_documented_kind_need_no_word(tmp_path, capsys):
+    put_picture(tmp_path / "a.jpg")
+    mask = SQUARE.copy()
+    mask[0] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    prepared(tmp_path, *put_table(tmp_path, "a.jpg,cat,a.png", header="image,labels,mask"))
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_saliency_of_zero_and_one_is_copied_with_white_for_one(tmp_path, capsys):
+    for name in "ab":
+        put_picture(tmp_path / f"{name}.jpg")
+        Image.fromarray(SQUARE).save(tmp_path / f"{name}.png")
+    table = put_table(tmp_path, "a.jpg,cat,a.png", "b.jpg,dog,b.png", header="image,labels,saliency")
+    run = prepared(tmp_path, *table)
+    np.testing.assert_array_equal(read_saliency(str(rows_of(run)["a"].saliency_uri)), SQUARE)
+    assert "saliency maps hold values up to 1 only" in capsys.readouterr().out
+
+
+# Names
+
+
+def test_an_image_spelt_differently_is_found_and_told(tmp_path, capsys):
+    put_picture(tmp_path / "IMG_1.JPG")
+    put_picture(tmp_path / "b.jpg")
+    run = prepared(tmp_path, *put_table(tmp_path, "img_1.jpg,cat,train", "b,dog,train"))
+    assert [row.height for row in rows_of(run).values()] == [24, 24]
+    assert "2 images found under a name that is spelt differently" in capsys.readouterr().out
+
+
+# Splits
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "val", "predicted"),
+    [
+        (("train", "val"), (), ("val",), ("val",)),
+        (("train", "val", "test"), ("train",), ("val",), ("val",)),
+        (("train", "valid", "test"), ("train",), ("valid",), ("valid",)),
+        (("train2017", "val2017"), (), ("val2017",), ("val2017",)),
+        (("Train", "Validation"), (), ("Validation",), ("Validation",)),
+        (("", "test"), ("",), ("val",), ("", "test")),
+        (("",), (), ("val",), ("",)),
+        (("test",), (), ("val",), ("test",)),
+        (("latest", "values"), (), ("val",), ("latest", "values")),
+    ],
+)
+def test_what_splits_are_for_follows_from_their_names(splits, train, val, predicted):
+    config = with_roles(Config(), splits)
+    assert (config.data.train_splits, config.data.val_splits, config.predicted_splits) == (train, val, predicted)
+    assert with_roles(config, splits, splits) == config
+
+
+def test_what_was_asked_for_holds_and_what_was_derived_is_derived_again():
+    asked = Config.model_validate({"data": {"train_splits": ["train", "test"], "val_splits": ["dev"]}})
+    assert with_roles(asked, ("train", "test", "dev", "val")) == asked
+    earlier = with_roles(Config(), ("",))
+    assert with_roles(earlier, ("train", "val"), ("",)) == Config()
+
+
+def test_test_images_are_told_and_kept_out_of_the_training(tmp_path, capsys):
+    for number in range(4):
+        put_picture(tmp_path / f"{number}.jpg")
+    table = put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,train", "2.jpg,cat,valid", "3.jpg,dog,test")
+    run = prepared(tmp_path, *table)
+    assert (run.config.data.train_splits, run.config.data.val_splits) == (("train",), ("valid",))
+    printed = capsys.readouterr().out
+    assert "  trained on: train; validated on: valid.\n" in printed and "not used for training: test." in printed
+    only = prepared(tmp_path, *table, "--split", "train", "--split", "valid")
+    assert only.manifest().num_images == 3
+
+
+def test_a_share_of_the_images_is_set_aside_the_same_way_always(tmp_path):
+    for number in range(40):
+        put_picture(tmp_path / f"{'cats' if number % 2 else 'dogs'}/{number}.jpg")
+    found = []
+    for _ in range(2):
+        run = prepared(tmp_path, "--folders", str(tmp_path), "--val-fraction", "0.25")
+        found.append([row.split for row in run.manifest().iter_rows()])
+    assert found[0] == found[1] and set(found[0]) == {"train", "val"} and 4 <= found[0].count("val") <= 17
+    with pytest.raises(SystemExit):
+        prepared(tmp_path, "--folders", str(tmp_path), "--val-fraction", "2")
+    put_picture(tmp_path / "b/val/cats/0.jpg")
+    put_picture(tmp_path / "b/train/dogs/0.jpg")
+    with pytest.raises(ValueError, match="have a validation split already, 'val'"):
+        prepared(tmp_path, "--folders", str(tmp_path / "b"), "--val-fraction", "0.2")
+
+
+# Negative images
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags"),
+    [
+        (["0.jpg,crack", "1.jpg,normal", "2.jpg,crack", "3.jpg,"], ["--negative-label", "normal"]),
+        (["0.jpg,crack", "1.jpg,", "2.jpg,crack", "3.jpg,crack"], ["--unlabelled-are-negative"]),
+    ],
+)
+def test_negative_images_are_in_the_manifest_and_told(rows, flags, tmp_path, capsys):
+    for number in range(4):
+        put_picture(tmp_path / f"{number}.jpg")
+    run = prepared(tmp_path, *put_table(tmp_path, *rows, header="image,labels"), *flags)
+    assert run.manifest().class_names == ("crack",)
+    assert [row.negative for row in rows_of(run).values()] == [False, True, False, False]
+    printed = capsys.readouterr().out
+    assert "  negative: 1; trained on as images that show none of the classes" in printed
+    assert "nothing to tell it apart" not in printed
+
+
+def test_a_folder_can_hold_the_negative_images(tmp_path):
+    put_picture(tmp_path / "crack/0.jpg")
+    put_picture(tmp_path / "good/0.jpg")
+    run = prepared(tmp_path, "--folders", str(tmp_path), "--negative-label", "good")
+    assert [(row.labels, row.negative) for row in run.manifest().iter_rows()] == [((0,), False), ((), True)]
+    with pytest.raises(ValueError, match=r"--negative-label god: no image has this label. Did you mean 'good'"):
+        prepared(tmp_path, "--folders", str(tmp_path), "--negative-label", "god")
+
+
+# Moved images
+
+
+def started(run: Run) -> str:
+    """The run after a step was begun on it; the hash of what its steps read."""
+    (run.location / "maps/step.json").write_bytes(b"{}")
+    return run.manifest().column_hash(["image_id", "uri", "labels"])
+
+
+def move(tmp_path: Path) -> tuple[Run, list[str], Path]:
+    for number in range(3):
+        put_picture(tmp_path / f"old/sub/{number}.jpg", size=(32 + number, 24))
+    table = put_table(tmp_path, *(f"sub/{number}.jpg,cat,train" for number in range(3)))
+    run = prepared(tmp_path, *table, "--images", str(tmp_path / "old"))
+    return run, table, tmp_path / "new"
+
+
+@pytest.mark.parametrize("level", ["", "sub"])
+def test_images_may_be_named_at_their_new_place(level, tmp_path, capsys):
+    run, _, new = move(tmp_path)
+    before = started(run)
+    (tmp_path / "old").rename(new)
+    main(["--run", run.uri, "--images", str(new / level)])
+    assert f"3 images of the run are read in {new}" in capsys.readouterr().out
+    manifest = open_run(run.uri).manifest()
+    assert [row.uri for row in manifest.iter_rows()] == [str(new / f"sub/{number}.jpg") for number in range(3)]
+    assert manifest.column_hash(["image_id", "uri", "labels"]) == before
+
+
+def test_other_images_are_not_taken_for_moved_ones(tmp_path):
+    run, _, new = move(tmp_path)
+    with pytest.raises(ValueError, match=r"none of the run's images is there \(tried 0.jpg and 2 others\)"):
+        main(["--run", run.uri, "--images", str(tmp_path / "nowhere")])
+    for number in range(3):
+        put_picture(new / f"sub/{number}.jpg", size=(32, 24))
+    with pytest.raises(ValueError, match=r"sub/1.jpg has 32 x 24 pixels, the run's image 'sub__1' has 33 x 24"):
+        main(["--run", run.uri, "--images", str(new)])
+
+
+def test_a_started_run_accepts_its_source_at_a_new_place_and_nothing_else(tmp_path, capsys):
+    run, table, new = move(tmp_path)
+    before = started(run)
+    (tmp_path / "old").rename(new)
+    run = prepared(tmp_path, *table, "--images", str(new))
+    assert f"  moved:   images are read in {new} instead of {tmp_path}/old" in capsys.readouterr().out
+    assert run.manifest().column_hash(["image_id", "uri", "labels"]) == before
+    assert next(run.manifest().iter_rows()).uri == str(new / "sub/0.jpg")
+    new.rename(tmp_path / "old")  # and back
+    run = prepared(tmp_path, *table, "--images", str(tmp_path / "old"))
+    assert next(run.manifest().iter_rows()).uri == str(tmp_path / "old/sub/0.jpg")
+    put_table(tmp_path, *(f"sub/{number}.jpg,dog,train" for number in range(3)))
+    with pytest.raises(ValueError, match="differs in more than its masks and the images' folder"):
+        prepared(tmp_path, *table, "--images", str(tmp_path / "old"))
+
+
+# Pictures inside a source
+
+
+def test_a_dry_run_of_a_source_with_pictures_writes_nothing(tmp_path, capsys):
+    saved = Path(__file__).parents[1] / "storage/fixtures/saved"
+    arguments: list[Any] = ["--run", str(tmp_path / "run"), "--hugging-face", str(saved)]
+    main([*arguments, "--dry-run"])
+    assert "6 images in the run" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    main(arguments)
+    rows = list(open_run(str(tmp_path / "run")).manifest().iter_rows())
+    assert all(Path(row.uri).is_file() and row.height == 16 for row in rows)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    rows = list(open_run(str(tmp_path / "moved")).manifest().iter_rows())
+    assert all(Path(row.uri).is_file() for row in rows)

@@ -1,0 +1,42 @@
+"""A trained run in Python: equal to what the jobs store, pixel for pixel; the lines of the documentation run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.notebook.trained_run import open_trained
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
+
+
+def test_the_documented_lines_give_what_the_jobs_stored(decided_run):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    space: dict[str, object] = {}
+    exec(code.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
+    assert space["same_maps"] and space["same_labels"]
+    assert space["labels"].shape == (120, 160) and len(np.unique(space["labels"])) > 2
+
+
+def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    for image_id in ("scene_0000", "scene_0005"):
+        stored, classes = run.stored_maps(image_id), [run.class_names[n] for n in run.entry(image_id).labels]
+        found = run.localize(run.image(image_id), classes[::-1], image_id)
+        for name in ("classes", "max", "mean", "score"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(stored, name))
+        other = run.localize(run.image(image_id), classes, "another id")
+        assert not np.array_equal(other.max, stored.max), "the masks follow from the id"
+
+
+def test_other_settings_and_unknown_classes(predicted_run):
+    run = open_trained(predicted_run.uri, ["predictions.mirror=true"])
+    image = run.image("scene_0013")
+    assert run.predict(image, refine=False).shape == image.shape[:2]
+    with pytest.raises(ValueError, match=r"localize: given 'unicorn', allowed: some of "):
+        run.localize(image, ["unicorn"])
+    with pytest.raises(KeyError, match="no image 'gone'"):
+        run.image("gone")
+    with pytest.raises(ValueError, match="holds no manifest"):
+        open_trained(f"{predicted_run.uri}/nothing")
