@@ -33,7 +33,7 @@ def count(
     needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
     device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
     names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
-    run = run.reading(*names)
+    run = run.reading(*(names - run.starts.keys()))  # those that the caller has not pinned
     measurement = Measurement(run, selection, resolutions, tuple(recipes), device)
     receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
     rows = [

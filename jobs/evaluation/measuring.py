@@ -25,6 +25,8 @@ from storage.manifest import Manifest
 
 SINGLE_CLASS_SHARE = 0.9  # of the measured images; from here on the measure shows coverage
 
+LABEL_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")  # what an evaluation reads, in one state each
+
 
 def evaluate_labels(
     run: Run,
@@ -37,6 +39,7 @@ def evaluate_labels(
     dry_run: bool = False,
 ) -> list[MeasuredLabels]:
     """Measures what a run has, prints it and keeps it."""
+    run = run.reading(*LABEL_STEPS)
     manifest, config = run.manifest(), run.config
     finished: dict[str, FinishedStep] = {}
     recipes: list[Recipe] = []
@@ -108,6 +111,7 @@ def sweep(
     Raises:
         ValueError: another part or a validation split, or a key that no label map follows from.
     """
+    run = run.reading(*LABEL_STEPS)
     manifest = run.manifest()
     finished = {"maps": require_finished(run, "maps", "evaluate")}
     asked = resolve_selection(manifest, run.config, splits, part)

@@ -87,6 +87,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         ValueError: it was made with other settings, or the format cannot hold it.
     """
     manifest, format, labels = run.manifest(), request.format, request.labels
+    run = run.reading(labels)  # before it is looked at: what follows is of this start
     source = require_finished(run, labels, "export_labels")
     largest = FORMATS[format].largest_value
     if largest and max(manifest.class_values) > largest:
@@ -98,7 +99,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     if wrong := [split for split in request.splits if split not in known]:
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
     names = ImageNames.of(manifest)
-    stages = ExportStages(run.reading(labels), format, labels, out, request.shapes, request.splits, names)
+    stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names)
 
     def finish(plan: UnitPlan) -> None:
         finish_export(stages, manifest, source.units, plan.start_id)

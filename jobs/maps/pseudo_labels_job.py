@@ -38,8 +38,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     """
     if run.config.pseudo_labels.refine:
         require_pydensecrf()
+    run = run.reading("maps")  # before they are looked at: what follows is of this start
     maps = require_finished(run, "maps", "make_pseudo_labels")
-    run = run.reading("maps")
     return UnitStepJob(
         title="pseudo-labels",
         step=run.step("pseudo_labels"),

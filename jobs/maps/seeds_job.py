@@ -35,8 +35,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         ValueError: they were made with other settings than this launch has.
     """
     manifest, config = run.manifest(), run.config
+    run = run.reading("maps")  # before they are looked at: what follows is of this start
     maps = require_finished(run, "maps", "aggregate_seeds")
-    run = run.reading("maps")
     store = run.maps()
     grid, geometry = store.grid, stored_geometry(store)
     return UnitStepJob(

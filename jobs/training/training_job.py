@@ -89,7 +89,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     with beats, TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log:
         train(
             job.worker,
-            {"run": run, "step": name, "about": about, "folder": folder},
+            {"run": run.reading(*BY_NAME[name].upstream), "step": name, "about": about, "folder": folder},
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             cpus_per_worker=cluster.cpus_per_training_worker,
             use_gpu=job.device == "cuda",
