@@ -1,5 +1,6 @@
 """From finished maps to seeds and pseudo-labels: what is stored, resume, refusals, saliency, skipped images."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ficklenet.seeds import aggregate, background_cue
 from jobs.cli.launch import launch_step
 from jobs.run.directory import Run, open_run
 from storage.images import read_image, read_mask
+from storage.records import seal
 from storage.steps import Step
 
 
@@ -42,7 +44,7 @@ def skipped(run: Run, step: str) -> dict[str, str]:
 
 
 def write_saliency(file: Path, level: int) -> str:
-    Image.fromarray(np.full((40, 60), level, np.uint8)).save(file)
+    Image.fromarray(np.full((60, 80), level, np.uint8)).save(file)  # of the shape of the drawn images
     return str(file)
 
 
@@ -102,15 +104,16 @@ def test_maps_made_with_other_settings_are_refused(finished_maps_run):
 def test_seeds_of_replaced_maps_are_refused(finished_maps_run):
     make_seeds(finished_maps_run)
     step = finished_maps_run.location / "maps" / "step.json"
-    step.write_bytes(step.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
+    record = json.loads(step.read_bytes())
+    record["fingerprint"]["seed"] = 1
+    step.write_bytes(seal({key: value for key, value in record.items() if key not in ("sealed", "checksum")}))
     with pytest.raises(ValueError, match=r"its maps changed since"):
         make_seeds(finished_maps_run)
 
 
 def test_saliency_gives_the_background_and_an_unreadable_one_skips_its_image(map_images, drawn_images, tmp_path):
     dark, bright = write_saliency(tmp_path / "dark.png", 0), write_saliency(tmp_path / "bright.png", 255)
-    torn = tmp_path / "torn.png"
-    torn.write_bytes(b"")
+    torn = Path(write_saliency(tmp_path / "torn.png", 0))
     images = [
         replace(drawn_images[0], saliency_uri=dark),
         replace(drawn_images[1], saliency_uri=bright),
@@ -118,6 +121,7 @@ def test_saliency_gives_the_background_and_an_unreadable_one_skips_its_image(map
         drawn_images[3],
     ]
     run = map_images(images, "seeds.evidence_threshold=1.0")
+    torn.write_bytes(b"")  # it was good when the run was prepared
     make_seeds(run)
     seeds = stored_seeds(run)
     assert (seeds[0] == 0).all()  # background wins wherever it is

@@ -1,6 +1,7 @@
 """Figures of a tiny run's seeds: against a direct count, over splits and parts, sweeps, deterministic maps."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,14 +179,16 @@ def test_report_part_of_the_training_splits_is_the_default(seeded_run):
     assert (selection.splits, selection.part) == (("train",), "report")
 
 
-def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn_images, capsys):
+def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn_images, tmp_path, capsys):
+    lost = Path(shutil.copy(drawn_images[2].mask_uri, tmp_path / "lost.png"))
     images = [
         drawn_images[0],
         replace(drawn_images[1], mask_uri=None),
-        replace(drawn_images[2], mask_uri="/gone.png"),
+        replace(drawn_images[2], mask_uri=str(lost)),
         replace(drawn_images[3], uri="/gone.png"),
     ]
     run = map_images(images)
+    lost.unlink()
     with connect("in-process") as connection:
         launch_step(run, connection, "seeds")
     figure = evaluate(run, deterministic=True)["seeds", "map"]
@@ -205,8 +208,11 @@ def test_nothing_to_measure_is_said(map_images, drawn_images):
         evaluate(run)
 
 
-def test_masks_that_cannot_be_read_are_said(map_images, drawn_images):
-    run = map_images([replace(image, mask_uri="/gone.png") for image in drawn_images])
+def test_masks_that_cannot_be_read_are_said(map_images, drawn_images, tmp_path):
+    masks = [Path(shutil.copy(image.mask_uri, tmp_path)) for image in drawn_images]
+    run = map_images([replace(image, mask_uri=str(m)) for image, m in zip(drawn_images, masks, strict=True)])
+    for mask in masks:
+        mask.unlink()
     with connect("in-process") as connection:
         launch_step(run, connection, "seeds")
     with pytest.raises(ValueError, match=r"no image of train could be measured \(12 mask: missing: no such file\)"):
@@ -259,14 +265,13 @@ def test_training_and_validation_images_are_measured_apart_even_where_one_is_bot
 
 
 def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_images, drawn_images, tmp_path, capsys):
-    size = Image.open(drawn_images[0].uri).size
-    Image.new("L", (50, 50), 1).save(tmp_path / "small.png")
-    binary = Image.new("L", size)
-    binary.paste(255, (0, 0, 20, 20))
-    binary.save(tmp_path / "binary.png")
-    masks = [str(tmp_path / "small.png"), str(tmp_path / "binary.png")]
-    images = [replace(image, mask_uri=mask) for image, mask in zip(drawn_images, masks, strict=False)]
+    masks = [Path(shutil.copy(image.mask_uri, tmp_path)) for image in drawn_images[:2]]
+    images = [replace(image, mask_uri=str(mask)) for image, mask in zip(drawn_images, masks, strict=False)]
     run = map_images([*images, drawn_images[2]])
+    binary = Image.new("L", Image.open(drawn_images[0].uri).size)
+    binary.paste(255, (0, 0, 20, 20))
+    Image.new("L", (50, 50), 1).save(masks[0])  # they were good when the run was prepared
+    binary.save(masks[1])
     with connect("in-process") as connection:
         launch_step(run, connection, "seeds")
     capsys.readouterr()

@@ -102,10 +102,10 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(segmented_run, draw
 
     original = prediction_stages.read_image
 
-    def read(uri, *more):
+    def read(uri, **limits):
         if VAL[0] in uri:
             raise prediction_stages.BadImage("cut off")
-        return original(uri, *more)
+        return original(uri, **limits)
 
     monkeypatch.setattr(prediction_stages, "read_image", read)
     predict(segmented_run)

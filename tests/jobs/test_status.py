@@ -108,7 +108,7 @@ def test_images_that_a_training_skipped_are_told_like_those_of_other_steps(finis
     place = finished_maps_run.location / "classifier" / "metrics.jsonl"
     line = json.loads(place.read_bytes())
     line |= {"skipped": 2, "skipped_images": {"scene_0004": "cut off", "scene_0001": "cut off"}}
-    place.write_bytes(json.dumps(line).encode())
+    place.write_bytes(json.dumps(line).encode() + b"\n")
     status.main(["--run", finished_maps_run.uri])
     assert "  skipped 2: cut off (scene_0004, scene_0001)\n" in capsys.readouterr().out
     classifier = run_status(finished_maps_run).steps[0]
@@ -124,7 +124,7 @@ def test_the_evaluation_is_told_by_its_metrics(seeded_run, map_images, drawn_ima
     with connect("in-process") as connection:
         evaluate_labels(seeded_run, connection, [], None, ("map",), deterministic=False)
     capsys.readouterr()
-    assert told(seeded_run).startswith("evaluation: done; 2 metrics done; ")
+    assert told(seeded_run).startswith("evaluation: done; 5 metrics done; ")
     (seeded_run.location / "classifier/complete.json").delete()
     assert told(seeded_run) == f"  make again: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
 
