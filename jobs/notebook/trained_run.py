@@ -5,7 +5,8 @@
     maps = run.localize(image, ["person"], image_id="2007_000032")
     labels = run.predict(image)
 
-The functions compute in this process and write nothing. On the same device they give what the jobs store, bit for bit.
+The functions compute in this process and write nothing. On the same device they give what the jobs store, bit for bit;
+of JPEGs whose sides are four times the network's input or more, nearly so: the jobs decode those at a smaller size.
 """
 
 from collections.abc import Iterator, Sequence
