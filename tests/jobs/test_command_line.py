@@ -160,9 +160,9 @@ def test_the_console_entry_point_is_that_command():
             "given 'pgn', allowed: png, npy, coco, yolo, cvat, label-studio, cityscapes. Did you mean",
         ),
         ("generate_maps", ["--run", "gs://bucket/run"], "expected a local path or s3://bucket/prefix"),
-        ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no list 'train_aug' in ImageSets"),
+        ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no lists in ImageSets and no XML files"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "/tmp/nowhere.csv"], "/tmp/nowhere.csv: no such file"),
-        ("prepare_dataset", ["--run", "/tmp/x", "--csv", "a", "--split", "b"], "--split does not go with --csv"),
+        ("prepare_dataset", ["--run", "/tmp/x", "--csv", "a", "--masks", "b"], "--masks does not go with --csv"),
         ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "holds no manifest"),
     ],
 )

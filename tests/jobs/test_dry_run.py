@@ -72,7 +72,7 @@ def test_a_manifest_is_described(finished_maps_run, tmp_path, capsys):
     prepare_dataset.main(["--run", str(target), "--csv", str(table), "--dry-run"])
     assert not target.exists()
     text = capsys.readouterr().out
-    assert f"prepare: 3 images in {target}/manifest.parquet" in text
+    assert f"prepare: 3 images in the run {target}\n" in text
     assert "KB to write; nothing was started" in text
 
 

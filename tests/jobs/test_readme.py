@@ -73,6 +73,9 @@ def places(drawn_images, coco_folder, tmp_path, monkeypatch) -> dict[str, str]:
         (coco_folder / split).rename(coco_folder / f"{split}2017")
         annotations = coco_folder / "annotations"
         (annotations / f"instances_{split}.json").rename(annotations / f"instances_{split}2017.json")
+    for image in drawn_images:
+        (tmp_path / "folders" / image.labels[0]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image.uri, tmp_path / "folders" / image.labels[0])
     (tmp_path / "labels.csv").write_text("\n".join(table))
     (tmp_path / "tiny.toml").write_text(TINY)
     torch.save(build_backbone("small").state_dict(), tmp_path / "weights.pt")
@@ -80,10 +83,11 @@ def places(drawn_images, coco_folder, tmp_path, monkeypatch) -> dict[str, str]:
     return {
         "/data/VOC2012": str(devkit),
         "/data/coco": str(coco_folder),
+        "--folders /data/photos": f"--folders {tmp_path / 'folders'}",
         "/data/photos": str(photos),
         "/data/vgg16.pt": str(tmp_path / "weights.pt"),
         "s3://bucket/run1": str(tmp_path / "run1"),
-        **{f"/data/run{number}": str(tmp_path / f"run{number}") for number in (1, 2, 3)},
+        **{f"/data/run{number}": str(tmp_path / f"run{number}") for number in range(4)},
     }
 
 
@@ -95,7 +99,7 @@ def test_readmes_commands_run_as_they_stand(places, capsys):
     for script, *words in commands():
         job = Path(script).stem
         for place, here in places.items():
-            words = [word.replace(place, here) for word in words]
+            words = shlex.split(shlex.join(words).replace(place, here))
         tiny = ["--config", "tiny.toml"] if job == "prepare_dataset" else []
         importlib.import_module(f"jobs.{job}").main([*tiny, *words])
         assert capsys.readouterr().out, f"{job} {words} says nothing"
@@ -110,7 +114,8 @@ def test_readmes_commands_run_as_they_stand(places, capsys):
 def test_readmes_table_says_what_it_says_it_does(tmp_path):
     (table,) = blocks("csv")
     (tmp_path / "labels.csv").write_text(table)
-    first, second, third = read_image_table(Location(str(tmp_path / "labels.csv")), Location("/data/photos"))
+    source = read_image_table(Location(str(tmp_path / "labels.csv")), Location("/data/photos"))
+    first, second, third = source.images
     assert (first.labels, first.split, first.mask_uri) == (("cat", "dog"), "train", "/data/photos/masks/0001.png")
     assert (second.labels, second.split, second.mask_uri) == (("dog",), "val", None)
     assert (third.labels, third.uri) == ((), "/data/photos/more/0003.jpg")

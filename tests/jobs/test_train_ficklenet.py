@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_training_stops_where_too_many_images_cannot_be_read(fresh_run, drawn_im
 def test_weights_that_are_no_weights_are_refused(fresh_run, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     for name, sentence in (
-        (str(tmp_path / "text.pt"), "not a PyTorch state dict"),
+        (str(tmp_path / "text.pt"), "is no file of torch.save"),
         ("/nowhere.pt", "no file /nowhere.pt"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -217,9 +218,12 @@ def test_classifier_of_another_class_list_is_refused(fresh_run):
 
 
 def test_masks_are_never_read(fresh_run, drawn_images, tmp_path):
-    images = [replace(image, mask_uri="/nowhere/mask.png") for image in drawn_images]
+    masks = [Path(shutil.copy(image.mask_uri, tmp_path)) for image in drawn_images]
+    images = [replace(image, mask_uri=str(mask)) for image, mask in zip(drawn_images, masks, strict=True)]
     run = open_run(str(tmp_path / "maskless"), defaults=fresh_run.config.model_dump())
     prepare(run, images, DRAWN_CLASS_NAMES)
+    for mask in masks:
+        mask.unlink()
     train(run)
     train(fresh_run)
     assert record(run)["metrics"]["loss"] == record(fresh_run)["metrics"]["loss"]

@@ -56,9 +56,9 @@ def decoded(monkeypatch) -> list[str]:
     """The images that are decoded from now on."""
     found: list[str] = []
 
-    def read(uri: str, max_pixels: int) -> np.ndarray:
+    def read(uri: str, **limits: int) -> np.ndarray:
         found.append(uri)
-        return read_image(uri, max_pixels)
+        return read_image(uri, **limits)
 
     monkeypatch.setattr(training_data, "read_image", read)
     return found

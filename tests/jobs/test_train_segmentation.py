@@ -1,6 +1,7 @@
 """Training the segmentation network on a tiny run: what it leaves, what it may read, resume, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -174,10 +175,10 @@ def test_one_unreadable_image_is_skipped_and_reported(seeded_run, drawn_images, 
     original = segmentation_data.read_image
     broken = images[3].uri
 
-    def read(uri, *more):
+    def read(uri, **limits):
         if uri == broken:
             raise segmentation_data.BadImage("cut off")
-        return original(uri, *more)
+        return original(uri, **limits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation_data, "read_image", read)
@@ -233,15 +234,18 @@ def test_unfinished_or_empty_seeds_are_refused(seeded_run):
 
 
 def test_seeds_that_are_all_unknown_are_refused_and_some_are_trained(seeded_run):
-    store = seeded_run.seeds("r+")
-    units = plan_units(14, 4)
+    store, step, units = seeded_run.seeds("r+"), seeded_run.step("seeds"), plan_units(14, 4)
+
+    def write(unit, labels) -> None:
+        step.write_receipt(replace(step.receipt(unit), objects=store.write_unit(unit, labels)))
+
     for unit in units:
-        store.write_unit(unit, np.full((unit.num_images, 9, 9), 255))
+        write(unit, np.full((unit.num_images, 9, 9), 255))
     with pytest.raises(ValueError, match="no training image has a seed of a class"):
         train(seeded_run)
     labels = np.full((4, 9, 9), 255)
     labels[0, 0, 0] = 1
-    store.write_unit(units[0], labels)
+    write(units[0], labels)
     assert np.isfinite(train(seeded_run)["loss"])
 
 
