@@ -1,0 +1,67 @@
+"""Maps that need no sampling or no classifier at all: what seeds have to beat before a claim about them holds.
+
+A set whose images have one class and one large object in the middle is segmented well by a centred Gaussian. There a
+good figure measures how much of the image is covered, not where the object is. So these maps are measured beside the
+seeds, on the same images and with the same thresholds.
+
+All functions return float32 maps in [0, 1].
+
+Shape legend: S slots (an image's classes), H W rows and columns of the grid.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Maps = NDArray[np.float32]
+
+
+def all_ones(num_slots: int, grid: tuple[int, int]) -> Maps:
+    """Every class everywhere: (S, H, W)."""
+    return np.ones((num_slots, *grid), np.float32)
+
+
+def centred_gaussian(num_slots: int, grid: tuple[int, int], width: float) -> Maps:
+    """A Gaussian in the middle of the image, the same for every class: (S, H, W), 1 in the centre.
+
+    Args:
+        width: the standard deviation, in half sides of the image: at 1 the middle of each side has exp(-1/2).
+    """
+    if width <= 0:
+        raise ValueError(f"centred_gaussian: width {width} given; give a positive number of half sides, such as 0.5.")
+    rows, cols = (np.linspace(-1.0, 1.0, length) if length > 1 else np.zeros(1) for length in grid)
+    gaussian_HW = np.exp(-(rows[:, None] ** 2 + cols**2) / (2 * width**2))
+    return np.broadcast_to(gaussian_HW / gaussian_HW.max(), (num_slots, *grid)).astype(np.float32)
+
+
+def blurred(maps_SHW: NDArray[np.floating], sigma: float) -> Maps:
+    """Each map after a Gaussian blur, divided by its maximum; an all-zero map stays zero.
+
+    Args:
+        maps_SHW: maps in [0, 1].
+        sigma: the standard deviation in cells; 0 leaves the shape as it is. Beyond the border the map counts as zero,
+            as the classifier's windows do.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    values = gaussian_filter(maps_SHW.astype(np.float32), (0, sigma, sigma), mode="constant")
+    return divided_by_maximum(values)
+
+
+def dilated(maps_SHW: NDArray[np.floating], radius: int) -> Maps:
+    """Each cell's value is the largest within a disc around it: (S, H, W).
+
+    Args:
+        maps_SHW: maps in [0, 1].
+        radius: of the disc, in cells; 0 leaves the maps as they are.
+    """
+    from scipy.ndimage import grey_dilation
+
+    offsets = np.arange(-radius, radius + 1)
+    disc = offsets[:, None] ** 2 + offsets**2 <= radius**2
+    return grey_dilation(maps_SHW.astype(np.float32), footprint=disc[None], mode="constant")
+
+
+def divided_by_maximum(maps_SHW: NDArray[np.floating]) -> Maps:
+    """Each map divided by its largest value; an all-zero map stays zero."""
+    largest_S11 = maps_SHW.max(axis=(1, 2), keepdims=True)
+    return (maps_SHW / np.where(largest_S11 > 0, largest_S11, 1)).astype(np.float32)

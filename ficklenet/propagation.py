@@ -1,0 +1,109 @@
+"""Spreading maps along affinities between cells: evidence flows to what looks alike, and stops at what does not.
+
+A random walk as in PSA (Ahn and Kwak, CVPR 2018) and IRN (Ahn et al., CVPR 2019), but without a network for the
+affinities. Two cells near each other are alike where the backbone's features, of several stages, have a high cosine and
+their colours are near. The same pass that makes the maps has these features.
+
+Shape legend: S slots, K channels, H W grid, V = H * W cells, row-major.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two cells are.
+
+    Attributes:
+        radius: only cells at most so many cells apart are joined.
+        power: the cosine of every stage is raised to it; the stages' values are multiplied.
+        colour_deviation: standard deviation of the Gaussian of the difference of 8-bit colours; None leaves them out.
+    """
+
+    radius: int = 5
+    power: float = 4.0
+    colour_deviation: float | None = 30.0
+
+
+def transitions(
+    stages: Sequence[NDArray[np.floating]], colours_HWC: NDArray[np.uint8] | None, likeness: Likeness
+) -> "csr_matrix":
+    """The walk's matrix (V, V): row i says from which cells cell i takes its evidence, in shares that sum to 1.
+
+    Args:
+        stages: features (K, H, W) of one or more stages on one grid; not negative, as after ReLU.
+        colours_HWC: the image at the grid's size, or None where ``likeness`` leaves colours out.
+    """
+    from scipy.sparse import csr_matrix, diags
+
+    height, width = stages[0].shape[1:]
+    unit_stages = [_unit_vectors(stage) for stage in stages]
+    colours = None if likeness.colour_deviation is None or colours_HWC is None else colours_HWC.astype(np.float32)
+    cell = np.arange(height * width).reshape(height, width)
+    rows, cols, values = [], [], []
+    for down, right in _half_disc(likeness.radius):
+        here, there = _shifted(height, width, down, right)
+        affinity = np.ones(cell[here].shape, np.float32)
+        for unit in unit_stages:
+            affinity *= (unit[:, *here] * unit[:, *there]).sum(0).clip(0) ** likeness.power
+        if colours is not None:
+            distance = ((colours[here] - colours[there]) ** 2).sum(-1)
+            affinity *= np.exp(-distance / (2 * likeness.colour_deviation**2))
+        rows += [cell[here].ravel(), cell[there].ravel()]
+        cols += [cell[there].ravel(), cell[here].ravel()]
+        values += [affinity.ravel(), affinity.ravel()]
+    diagonal = cell.ravel()
+    weights = csr_matrix(
+        (
+            np.concatenate([*values, np.ones(len(diagonal), np.float32)]),
+            (np.concatenate([*rows, diagonal]), np.concatenate([*cols, diagonal])),
+        ),
+        shape=(height * width, height * width),
+    )
+    return (diags(1 / np.asarray(weights.sum(axis=1)).ravel().astype(np.float32)) @ weights).tocsr()
+
+
+def walk(
+    transitions_VV: "csr_matrix", maps_SHW: NDArray[np.floating], num_steps: int, restart: float = 0.0
+) -> NDArray[np.float32]:
+    """Maps after so many steps of the walk: (S, H, W), in the range of the given maps.
+
+    Args:
+        restart: the share of the given map that each step keeps; 0 forgets it, so that many steps flatten the map.
+    """
+    start_VS = maps_SHW.reshape(len(maps_SHW), -1).T.astype(np.float32)
+    current_VS = start_VS
+    for _ in range(num_steps):
+        current_VS = (1 - restart) * (transitions_VV @ current_VS) + restart * start_VS
+    return np.ascontiguousarray(current_VS.T).reshape(maps_SHW.shape)
+
+
+def _unit_vectors(features_KHW: NDArray[np.floating]) -> NDArray[np.float32]:
+    values = features_KHW.astype(np.float32)
+    length = np.sqrt((values**2).sum(0))
+    return values / np.where(length > 0, length, 1)
+
+
+def _half_disc(radius: int) -> list[tuple[int, int]]:
+    """The offsets (down, right) within the radius, each pair of opposite ones once, without (0, 0)."""
+    offsets = range(-radius, radius + 1)
+    return [
+        (down, right)
+        for down in range(radius + 1)
+        for right in offsets
+        if (down, right) > (0, 0) and down**2 + right**2 <= radius**2
+    ]
+
+
+def _shifted(height: int, width: int, down: int, right: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The cells that have a neighbour at this offset, and these neighbours."""
+    rows, cols = slice(0, height - down), slice(max(0, -right), width - max(0, right))
+    return (rows, cols), (slice(down, height), slice(cols.start + right, cols.stop + right))
