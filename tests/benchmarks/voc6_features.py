@@ -70,6 +70,8 @@ def extract(backbone: torch.nn.Module, data: Path, ids: list[str], limit: int, f
     }
     done = open_array(folder, "done", (len(ids),), np.uint8)
     for index in tqdm([i for i in range(limit) if not done[i]], desc=size, mininterval=10):
+        if done[index]:  # another process was faster
+            continue
         pixels = resize_square(read_image(str(data / "JPEGImages" / f"{ids[index]}.jpg")), side)
         if is_mirrored:
             pixels = pixels[:, :, ::-1].copy()
