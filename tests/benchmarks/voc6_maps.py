@@ -114,13 +114,11 @@ class ImageMaps:
 
     Attributes:
         raw_CHW: the expected Grad-CAM of every class, after ReLU, not normalised.
-        raw_max_CHW: the maximum of every class over 200 samples, not normalised.
         maximum, mean: folds of the image's classes by name: "200" (samples, divided by the maximum), "200 p90", ...
         votes: theta -> share of the 200 samples above it, each sample divided by its maximum.
     """
 
     raw_CHW: NDArray[np.float16]
-    raw_max_CHW: NDArray[np.float16] | None = None
     maximum: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     mean: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     votes: dict[float, NDArray[np.float16]] = field(default_factory=dict)
@@ -138,7 +136,6 @@ def make_maps(
     nums_of_samples: Sequence[int] = (200,),
     vote_thetas: Sequence[float] = (),
     with_percentile: bool = False,
-    with_absent_classes: bool = False,
 ) -> ImageMaps:
     """All maps of one image that the rows need; mirror images come back the right way round."""
     features_KHW = image_features(cache, size, recipe.stages, image.index)
@@ -147,19 +144,15 @@ def make_maps(
     made = ImageMaps(_kept(expected_evidence(affinity_CDV[None], grid, drop_rate)[0].relu(), size))
     if not nums_of_samples:
         return made
-    classes = torch.arange(len(CLASS_NAMES)) if with_absent_classes else torch.from_numpy(image.labels)
     samples_SNV = torch.from_numpy(
         sample_maps(
-            affinity_CDV[classes].numpy(),
+            affinity_CDV[torch.from_numpy(image.labels)].numpy(),
             mask_key(recipe.seed, image.image_id),
             range(max(nums_of_samples)),
             grid=grid,
             drop_rate=drop_rate,
         )
     )
-    if with_absent_classes:
-        made.raw_max_CHW = _kept(samples_SNV.amax(1).unflatten(1, grid), size)
-        samples_SNV = samples_SNV[torch.from_numpy(image.labels)]
     normalizations = {"": Normalization("max")} | ({" p90": PERCENTILE} if with_percentile else {})
     for suffix, normalization in normalizations.items():
         scaled_NSHW = normalization.apply(samples_SNV.unflatten(2, grid)).transpose(0, 1)

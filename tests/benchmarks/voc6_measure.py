@@ -41,7 +41,7 @@ class Setting:
     """One setting of a row: how an image becomes a label map at each of some thresholds."""
 
     name: str
-    labels_of: Callable[[Image], Labels]  # (T, H, W)
+    labels_of: Callable[[Image, Sequence[float]], Labels]  # an image and T thresholds -> (T, H, W)
     thresholds: Sequence[float] = THETAS
 
 
@@ -55,7 +55,7 @@ class Figures:
 
 def by_theta(name: str, evidence_of: Callable[[Image], Evidence], thetas: Sequence[float] = THETAS) -> Setting:
     """The setting whose seeds are the evidence above theta."""
-    return Setting(name, lambda image: seeds_at(evidence_of(image), image.labels, thetas), thetas)
+    return Setting(name, lambda image, wanted: seeds_at(evidence_of(image), image.labels, wanted), thetas)
 
 
 def seeds_at(evidence: Evidence, classes_S: NDArray[np.integer], thetas: Sequence[float]) -> Labels:
@@ -83,7 +83,12 @@ def confusion(truth: Labels, labels: Labels) -> NDArray[np.int64]:
 
 
 def matrices_of(setting: Setting, images: Sequence[Image]) -> Matrices:
-    return np.stack([[confusion(image.truth, labels) for labels in setting.labels_of(image)] for image in images])
+    return np.stack(
+        [
+            [confusion(image.truth, labels) for labels in setting.labels_of(image, setting.thresholds)]
+            for image in images
+        ]
+    )
 
 
 def miou(matrix: NDArray[np.int64]) -> float:
@@ -125,8 +130,9 @@ def choose(settings: Sequence[Setting], tune: Sequence[Image], report: Sequence[
             best = value, setting, index
     assert best is not None
     value, setting, index = best
-    reported = np.stack([confusion(image.truth, setting.labels_of(image)[index]) for image in report])
-    return Choice(setting.name, setting.thresholds[index], value, figures(reported, report))
+    threshold = setting.thresholds[index]
+    reported = np.stack([confusion(image.truth, setting.labels_of(image, [threshold])[0]) for image in report])
+    return Choice(setting.name, threshold, value, figures(reported, report))
 
 
 def choose_theta_by_class(

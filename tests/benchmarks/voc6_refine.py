@@ -4,19 +4,19 @@ Each takes evidence and gives evidence or labels; `voc6_seeds.py` chooses its se
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from voc6_data import CLASS_NAMES, GRID, IGNORE, Image, features
 from voc6_measure import Evidence, Labels, Setting, by_theta, seeds_above
+from voc6_walk import Likeness, transitions, walk
 
 from ficklenet.baselines import divided_by_maximum
 from ficklenet.cell_classifier import cell_network, cell_probabilities, train_cells
 from ficklenet.crf import CrfParameters, refine
-from ficklenet.propagation import Likeness, transitions, walk
 
 EvidenceOf = Callable[[Image], Evidence]
 
@@ -24,33 +24,42 @@ STAGES = ("conv4", "conv5")
 CELLS_PER_IMAGE = 200  # half of them background
 
 
-def walks(evidence_of: EvidenceOf, kept: Path, likeness: Likeness, nums_of_steps: Sequence[int]) -> list[Setting]:
-    """The evidence after so many steps along affinities of features and colours."""
+class Affinities:
+    """The walk's matrices of images, computed once for all heads."""
 
-    @cache
-    def transitions_of(index: int, colours: bytes):
-        stages = [np.asarray(features(kept, "321", stage)[index]) for stage in STAGES]
-        return transitions(stages, np.frombuffer(colours, np.uint8).reshape(*GRID, 3), likeness)
+    def __init__(self, kept: Path, likeness: Likeness) -> None:
+        self.kept, self.likeness = kept, likeness
+        self._made: dict[int, csr_matrix] = {}
+
+    def of(self, image: Image) -> csr_matrix:
+        if image.index not in self._made:
+            stages = [np.asarray(features(self.kept, "321", stage)[image.index]) for stage in STAGES]
+            self._made[image.index] = transitions(stages, image.colours, self.likeness)
+        return self._made[image.index]
+
+
+def walks(evidence_of: EvidenceOf, affinities: Affinities, nums_of_steps: Sequence[int]) -> list[Setting]:
+    """The evidence after so many steps along affinities of features and colours."""
 
     def after(num_steps: int) -> EvidenceOf:
         def walked(image: Image) -> Evidence:
             evidence = evidence_of(image)
             both = np.concatenate([evidence.values_SHW, evidence.rank_SHW])
-            spread = walk(transitions_of(image.index, image.colours.tobytes()), both, num_steps)
+            spread = walk(affinities.of(image), both, num_steps)
             values, rank = np.split(spread, 2)
             return Evidence(divided_by_maximum(values), rank)
 
         return walked
 
-    return [by_theta(f"{likeness.power:g} {likeness.colour_deviation} steps {n}", after(n)) for n in nums_of_steps]
+    return [by_theta(f"{n} steps", after(n)) for n in nums_of_steps]
 
 
 def dense_crf(evidence_of: EvidenceOf, parameters: CrfParameters, thetas: Sequence[float]) -> Setting:
     """The CRF over theta as the background's evidence and the maps, at map resolution."""
 
-    def labels_of(image: Image) -> Labels:
+    def labels_of(image: Image, wanted: Sequence[float]) -> Labels:
         evidence = evidence_of(image)
-        return np.stack([_refined(image, _scores(evidence, theta), parameters) for theta in thetas])
+        return np.stack([_refined(image, _scores(evidence, theta), parameters) for theta in wanted])
 
     name = f"w {parameters.bilateral_weight:g} colour {parameters.bilateral_colour:g}"
     return Setting(name, labels_of, thetas)
@@ -65,10 +74,10 @@ def confident_labels(
         thetas: high ones; the low theta is the high one times ``ratio``.
     """
 
-    def labels_of(image: Image) -> Labels:
+    def labels_of(image: Image, wanted: Sequence[float]) -> Labels:
         evidence = evidence_of(image)
         found = []
-        for theta in thetas:
+        for theta in wanted:
             high, low = (
                 _refined(image, _soft(seeds_above(evidence, image.labels, t), image, gt_prob), parameters)
                 for t in (theta, theta * ratio)

@@ -15,7 +15,7 @@ from voc6_measure import Evidence, Setting, by_theta
 
 from ficklenet.baselines import all_ones, blurred, centred_gaussian, dilated, divided_by_maximum
 from ficklenet.folding import Normalization
-from ficklenet.map_fusion import View, fuse
+from ficklenet.transforms import resize_maps
 
 EvidenceOf = Callable[[Image], Evidence]
 
@@ -44,14 +44,11 @@ class HeadMaps:
     def votes(self, image: Image, theta: float) -> Evidence:
         return Evidence.of(self.views["321"][image.index].votes[theta])
 
-    def fused(self, image: Image, views: tuple[str, ...], evidence_of: Callable[[Image, str], Evidence]) -> Evidence:
-        """The mean over views (maps of mirror images are the right way round already)."""
-        found = [evidence_of(image, view) for view in views]
-        values, rank = (
-            fuse([View(torch.from_numpy(np.ascontiguousarray(maps))) for maps in stack], GRID).numpy()
-            for stack in ([each.values_SHW for each in found], [each.rank_SHW for each in found])
-        )
-        return Evidence(divided_by_maximum(values), rank)
+    def fused(self, image: Image, views: tuple[str, ...]) -> Evidence:
+        """The mean of the samples' maps over views (maps of mirror images are the right way round already)."""
+        found = [self.samples(image, view=view) for view in views]
+        values_SHW = _mean_on_the_grid([evidence.values_SHW for evidence in found])
+        return Evidence(divided_by_maximum(values_SHW), _mean_on_the_grid([each.rank_SHW for each in found]))
 
 
 def classifier_free_rows() -> dict[str, list[Setting]]:
@@ -112,3 +109,8 @@ def mixed(evidence_of: EvidenceOf, learned: dict[int, NDArray[np.float32]], shar
         return Evidence(evidence.values_SHW**share * probabilities, evidence.rank_SHW**share * probabilities)
 
     return of_both
+
+
+def _mean_on_the_grid(views: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The views' mean; each has the whole image, so that its corners lie on the grid's corners."""
+    return np.mean([resize_maps(torch.from_numpy(np.ascontiguousarray(maps)), GRID).numpy() for maps in views], axis=0)

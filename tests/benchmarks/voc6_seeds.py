@@ -13,8 +13,9 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project need not be installed
@@ -24,19 +25,20 @@ import torch
 from machine import describe
 from voc6_calibration import theta_rows
 from voc6_data import Image, load_images
-from voc6_maps import Recipe, head_of, kept_maps, make_maps, validation_map
+from voc6_maps import ImageMaps, Recipe, head_of, kept_maps, make_maps, validation_map
 from voc6_measure import Choice, Setting, by_theta, choose
-from voc6_refine import confident_labels, dense_crf, learned_cells, walks
+from voc6_refine import Affinities, confident_labels, dense_crf, learned_cells, walks
 from voc6_rows import HeadMaps, classifier_free_rows, mixed, percentile, times_gaussian, widened
+from voc6_walk import Likeness
 
 from ficklenet.crf import CrfParameters
-from ficklenet.propagation import Likeness
+from ficklenet.head import StochasticHead
 
-CRF_AT_MAP_SIZE = [CrfParameters(10.0, 0.375, weight, colour) for weight in (4.0, 10.0) for colour in (13.0, 30.0)]
+CRF_AT_MAP_SIZE = [CrfParameters(10.0, 0.375, 4.0, colour) for colour in (13.0, 30.0)]
 CRF_THETAS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 WALK_STEPS = (2, 4, 8, 16)
 VOTE_THETAS = (0.1, 0.2, 0.35, 0.5)
-DROP_RATES = (0.7, 0.5, 0.3, 0.0)
+FUSED = {"mirror image": ("321", "321m"), "scales": ("241", "321", "401"), "241 and 321": ("241", "321")}
 
 
 def main() -> None:
@@ -56,10 +58,10 @@ def main() -> None:
     chosen: dict[str, list[Choice]] = defaultdict(list)
     for name, settings in classifier_free_rows().items():
         chosen[name].append(choose(settings, of_part["tune"], of_part["report"]))
+    affinities = Affinities(given.cache, Likeness())
     for seed in given.seeds:
-        for name, choice in rows_of_head(seed, given.cache, of_part, record).items():
+        for name, choice in rows_of_head(seed, given.cache, affinities, of_part, record).items():
             chosen[name].append(choice)
-            print(seed, row(name, [choice]), flush=True)
         record["rows"] = {name: [asdict(choice) for choice in choices] for name, choices in chosen.items()}
         given.out.write_text(json.dumps(record, indent=1))
     print("\n| evidence | mIoU | mIoU, several classes | fg precision | fg recall |\n|---|---|---|---|---|")
@@ -67,7 +69,9 @@ def main() -> None:
         print(row(name, choices))
 
 
-def rows_of_head(seed: int, cache: Path, of_part: dict[str, list[Image]], record: dict) -> dict[str, Choice]:
+def rows_of_head(
+    seed: int, cache: Path, affinities: Affinities, of_part: dict[str, list[Image]], record: dict
+) -> dict[str, Choice]:
     """Every row by one head, and what theta without masks loses (into the record)."""
     tune, report = of_part["tune"], of_part["report"]
     train = sorted([*tune, *report], key=lambda image: image.index)
@@ -83,42 +87,61 @@ def rows_of_head(seed: int, cache: Path, of_part: dict[str, list[Image]], record
         if done.exists() and np.load(done)[[image.index for image in train]].all():
             maps.views[view] = kept_maps(f"{recipe.name}_{view}", cache, train, maker(head, recipe, cache, view, 0.9))
 
-    # 2. Single kinds of evidence
-    rows: dict[str, list[Setting]] = {"deterministic": [by_theta("", maps.deterministic)]}
-    rows |= {f"deterministic, {name}": settings for name, settings in widened(maps.deterministic).items()}
+    found: dict[str, Choice] = {}
+
+    def measure(name: str, settings: Sequence[Setting]) -> Choice:
+        found[name] = choose(settings, tune, report)
+        print(seed, row(name, [found[name]]), found[name].setting, found[name].threshold, flush=True)
+        return found[name]
+
+    # 2. The maps themselves
+    measure("deterministic", [by_theta("", maps.deterministic)])
     for count in (10, 50, 100, 200):
-        rows[f"{count} samples"] = [by_theta("", lambda image, count=count: maps.samples(image, f"{count}"))]
-    rows |= {f"200 samples, {name}": settings for name, settings in widened(maps.samples).items()}
-    rows["200 samples, 90th percentile"] = [by_theta("", lambda image: maps.samples(image, "200 p90"))]
-    rows["deterministic, percentile"] = [by_theta(f"{q}", percentile(maps.deterministic, q)) for q in (70, 80, 90, 95)]
-    rows["200 samples, mean alone"] = [by_theta("", maps.mean)]
-    rows["votes of 200 samples"] = [by_theta(f"{t}", lambda image, t=t: maps.votes(image, t)) for t in VOTE_THETAS]
-    rows["200 samples x Gaussian"] = [by_theta(f"{w}", times_gaussian(maps.samples, w)) for w in (0.5, 0.7, 0.85, 1.0)]
+        measure(f"{count} samples", [by_theta("", lambda image, count=count: maps.samples(image, f"{count}"))])
 
-    # 3. Refinements
+    # 3. Cells learned from the seeds, twice, then the image's own affinities and the CRF
     for name, evidence_of in (("deterministic", maps.deterministic), ("200 samples", maps.samples)):
-        rows[f"{name}, walk"] = [
-            setting
-            for likeness in (Likeness(), Likeness(colour_deviation=None))
-            for setting in walks(evidence_of, cache, likeness, WALK_STEPS)
-        ]
-        rows[f"{name}, CRF"] = [dense_crf(evidence_of, parameters, CRF_THETAS) for parameters in CRF_AT_MAP_SIZE]
-        rows[f"{name}, confident labels"] = [
-            confident_labels(evidence_of, CRF_AT_MAP_SIZE[0], CRF_THETAS, ratio) for ratio in (0.5, 1.0)
-        ]
-    found = {name: choose(settings, tune, report) for name, settings in rows.items()}
+        theta = found[name].threshold
+        for suffix in ("cells learned", "cells learned twice"):
+            learned = learned_cells(evidence_of, theta, train, cache, seed)
+            mixtures = {f"map^{share}": mixed(evidence_of, learned, share) for share in (0.0, 0.3, 0.5, 0.7)}
+            choice = measure(f"{name}, {suffix}", [by_theta(label, mixture) for label, mixture in mixtures.items()])
+            evidence_of, theta = mixtures[choice.setting], choice.threshold
+        measure(f"{name}, {suffix}, walk", walks(evidence_of, affinities, WALK_STEPS))
+        settings = [dense_crf(evidence_of, parameters, CRF_THETAS) for parameters in CRF_AT_MAP_SIZE]
+        measure(f"{name}, {suffix}, CRF", settings)
 
-    # 4. Cells learned from the seeds
+    # 4. Single additions to the maps
+    for name, views in FUSED.items():
+        if all(view in maps.views for view in views):
+            evidence_of = partial(
+                maps.fused, views=views, evidence_of=lambda image, view: maps.samples(image, view=view)
+            )
+            measure(f"200 samples, {name}", [by_theta("", evidence_of)])
     for name, evidence_of in (("deterministic", maps.deterministic), ("200 samples", maps.samples)):
-        learned = learned_cells(evidence_of, found[name].threshold, train, cache, seed)
-        settings = [by_theta(f"map^{a}", mixed(evidence_of, learned, a)) for a in (0.0, 0.3, 0.5, 0.7)]
-        found[f"{name}, cells learned"] = choose(settings, tune, report)
+        for change, settings in widened(evidence_of).items():
+            measure(f"{name}, {change}", settings)
+        measure(f"{name}, walk", walks(evidence_of, affinities, WALK_STEPS))
+        measure(f"{name} x Gaussian", [by_theta(f"{w}", times_gaussian(evidence_of, w)) for w in (0.5, 0.7, 0.85, 1.0)])
+    measure(
+        "deterministic, percentile", [by_theta(f"{q}", percentile(maps.deterministic, q)) for q in (70, 80, 90, 95)]
+    )
+    measure("200 samples, 90th percentile", [by_theta("", lambda image: maps.samples(image, "200 p90"))])
+    measure("200 samples, mean alone", [by_theta("", maps.mean)])
+    measure("votes of 200 samples", [by_theta(f"{t}", lambda image, t=t: maps.votes(image, t)) for t in VOTE_THETAS])
+    measure("200 samples, CRF", [dense_crf(maps.samples, parameters, CRF_THETAS) for parameters in CRF_AT_MAP_SIZE])
+    measure(
+        "200 samples, confident labels",
+        [confident_labels(maps.samples, CRF_AT_MAP_SIZE[0], CRF_THETAS, ratio) for ratio in (0.5, 1.0)],
+    )
     record.setdefault("theta", []).append(theta_rows(maps, tune, report, found["200 samples"]))
     return found
 
 
-def maker(head, recipe: Recipe, cache: Path, view: str, drop_rate: float):
-    def make(image: Image):
+def maker(
+    head: StochasticHead, recipe: Recipe, cache: Path, view: str, drop_rate: float
+) -> Callable[[Image], ImageMaps]:
+    def make(image: Image) -> ImageMaps:
         return make_maps(
             head,
             recipe,
@@ -129,7 +152,6 @@ def maker(head, recipe: Recipe, cache: Path, view: str, drop_rate: float):
             nums_of_samples=(10, 50, 100, 200),
             vote_thetas=VOTE_THETAS,
             with_percentile=True,
-            with_absent_classes=view == "321",
         )
 
     return make
