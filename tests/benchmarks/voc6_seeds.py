@@ -114,10 +114,7 @@ def rows_of_head(
     # 4. Single additions to the maps
     for name, views in FUSED.items():
         if all(view in maps.views for view in views):
-            evidence_of = partial(
-                maps.fused, views=views, evidence_of=lambda image, view: maps.samples(image, view=view)
-            )
-            measure(f"200 samples, {name}", [by_theta("", evidence_of)])
+            measure(f"200 samples, {name}", [by_theta("", partial(maps.fused, views=views))])
     for name, evidence_of in (("deterministic", maps.deterministic), ("200 samples", maps.samples)):
         for change, settings in widened(evidence_of).items():
             measure(f"{name}, {change}", settings)
