@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from voc6_data import CLASS_NAMES, GRID, IGNORE, Image, features
 from voc6_measure import Evidence, Labels, Setting, by_theta, seeds_above
-from voc6_walk import Likeness, transitions, walk
 
 from ficklenet.baselines import divided_by_maximum
 from ficklenet.cell_classifier import cell_network, cell_probabilities, train_cells
 from ficklenet.crf import CrfParameters, refine
+from ficklenet.propagation import Likeness, transitions, walk
 
 EvidenceOf = Callable[[Image], Evidence]
 

@@ -29,14 +29,14 @@ from voc6_maps import ImageMaps, Recipe, head_of, kept_maps, make_maps, validati
 from voc6_measure import Choice, Setting, by_theta, choose
 from voc6_refine import Affinities, confident_labels, dense_crf, learned_cells, walks
 from voc6_rows import HeadMaps, classifier_free_rows, mixed, percentile, times_gaussian, widened
-from voc6_walk import Likeness
 
 from ficklenet.crf import CrfParameters
 from ficklenet.head import StochasticHead
+from ficklenet.propagation import Likeness
 
 CRF_AT_MAP_SIZE = [CrfParameters(10.0, 0.375, 4.0, colour) for colour in (13.0, 30.0)]
 CRF_THETAS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-WALK_STEPS = (2, 4, 8, 16)
+WALK_STEPS = (4, 8, 16, 32, 64)
 VOTE_THETAS = (0.1, 0.2, 0.35, 0.5)
 FUSED = {"mirror image": ("321", "321m"), "scales": ("241", "321", "401"), "241 and 321": ("241", "321")}
 
