@@ -46,7 +46,8 @@ def transitions(
 
     height, width = stages[0].shape[1:]
     unit_stages = [_unit_vectors(stage) for stage in stages]
-    colours = None if likeness.colour_deviation is None or colours_HWC is None else colours_HWC.astype(np.float32)
+    deviation = likeness.colour_deviation
+    colours = None if deviation is None or colours_HWC is None else colours_HWC.astype(np.float32) / deviation
     cell = np.arange(height * width).reshape(height, width)
     rows, cols, values = [], [], []
     for down, right in _half_disc(likeness.radius):
@@ -54,9 +55,8 @@ def transitions(
         affinity = np.ones(cell[here].shape, np.float32)
         for unit in unit_stages:
             affinity *= (unit[:, *here] * unit[:, *there]).sum(0).clip(0) ** likeness.power
-        if colours is not None and likeness.colour_deviation is not None:
-            distance = ((colours[here] - colours[there]) ** 2).sum(-1)
-            affinity *= np.exp(-distance / (2 * likeness.colour_deviation**2))
+        if colours is not None:
+            affinity *= np.exp(-((colours[here] - colours[there]) ** 2).sum(-1) / 2)
         rows += [cell[here].ravel(), cell[there].ravel()]
         cols += [cell[there].ravel(), cell[here].ravel()]
         values += [affinity.ravel(), affinity.ravel()]
@@ -83,13 +83,13 @@ def walk(
     current_VS = start_VS
     for _ in range(num_steps):
         current_VS = (1 - restart) * (transitions_VV @ current_VS) + restart * start_VS
-    return current_VS.T.astype(np.float32).reshape(maps_SHW.shape)
+    return np.ascontiguousarray(current_VS.T).reshape(maps_SHW.shape)
 
 
 def _unit_vectors(features_KHW: NDArray[np.floating]) -> NDArray[np.float32]:
     values = features_KHW.astype(np.float32)
     length = np.sqrt((values**2).sum(0))
-    return (values / np.where(length > 0, length, 1)).astype(np.float32)
+    return np.asarray(values / np.where(length > 0, length, 1), np.float32)
 
 
 def _half_disc(radius: int) -> list[tuple[int, int]]:

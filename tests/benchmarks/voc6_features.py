@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ficklenet.backbones import STRIDE_8, load_backbone_weights, vgg16
+from ficklenet.backbones import backbone_geometry, load_backbone_weights, vgg16
 from ficklenet.transforms import normalize, resize_square
 from storage.images import read_image
 
@@ -63,13 +63,13 @@ def read_ids(data: Path, split: str) -> list[str]:
 def extract(backbone: torch.nn.Module, data: Path, ids: list[str], limit: int, folder: Path, size: str) -> None:
     """Fills the folder's arrays (images, channels, rows, columns), float16, for images that are not done yet."""
     side, is_mirrored = int(size.removesuffix("m")), size.endswith("m")
+    grid = backbone_geometry("vgg16").grid_size(side)
     stages = STAGES if size == "321" else {"conv5": STAGES["conv5"]}
-    arrays = {
-        name: open_array(folder, name, (len(ids), channels, STRIDE_8.grid_size(side), STRIDE_8.grid_size(side)))
-        for name, channels in stages.items()
-    }
+    arrays = {name: open_array(folder, name, (len(ids), channels, grid, grid)) for name, channels in stages.items()}
     done = open_array(folder, "done", (len(ids),), np.uint8)
     for index in tqdm([i for i in range(limit) if not done[i]], desc=size, mininterval=10):
+        if done[index]:  # another process was faster
+            continue
         pixels = resize_square(read_image(str(data / "JPEGImages" / f"{ids[index]}.jpg")), side)
         if is_mirrored:
             pixels = pixels[:, :, ::-1].copy()
