@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 
 from cluster.errors import ClusterError
 
+QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
+"""Their debug logs hold requests with signatures and session tokens, so --debug leaves them out."""
+
 PROGRAM = "ficklenet"
 """The console command; a job that it runs goes by `ficklenet maps` instead of `generate_maps`."""
 
@@ -91,6 +94,8 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for library in QUIET_LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     try:
         main(given)

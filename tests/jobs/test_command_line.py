@@ -1,6 +1,7 @@
 """Every job from outside: wrong input is one sentence on stderr and exit code 2."""
 
 import importlib
+import logging
 import os
 import signal
 import subprocess
@@ -243,3 +244,18 @@ def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, w
     with pytest.raises(SystemExit) as end:
         run_main(main, [])
     assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")
+
+
+def test_debug_prints_no_request_of_s3(monkeypatch, capfd):
+    """Requests carry signatures and session tokens, which botocore logs at the level of debugging."""
+
+    def main(_: list[str]) -> None:
+        logging.getLogger("botocore.auth").debug("x-amz-security-token:SECRET")
+        logging.getLogger("jobs").debug("a line of ours")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process of its own
+    with pytest.raises(SystemExit):
+        run_main(main, ["--debug"])
+    printed = capfd.readouterr().err
+    assert "a line of ours" in printed and "SECRET" not in printed
