@@ -6,6 +6,7 @@ closed it (`| head`); 143 stopped by SIGTERM.
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import select
@@ -97,7 +98,11 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     for library in QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where the terminal knows ASCII alone
     try:
+        _require_locale(given)
         main(given)
         if sys.stdout is not None:
             sys.stdout.flush()  # here a closed output can be distinguished from a fault
@@ -122,6 +127,16 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
         _exit(code)
     _exit(0)
+
+
+def _require_locale(arguments: list[str]) -> None:
+    """Refuses a path that this locale cannot express: Python then holds a part of it as bytes."""
+    for argument in arguments:
+        if not argument.isascii() and any("\udc80" <= letter <= "\udcff" for letter in argument):
+            raise ValueError(
+                f"{argument.encode('utf-8', 'backslashreplace').decode()}: letters that the locale cannot express. "
+                "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, then run the same command."
+            )
 
 
 def _exit(code: int) -> NoReturn:

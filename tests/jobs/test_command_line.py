@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,3 +260,16 @@ def test_debug_prints_no_request_of_s3(monkeypatch, capfd):
         run_main(main, ["--debug"])
     printed = capfd.readouterr().err
     assert "a line of ours" in printed and "SECRET" not in printed
+
+
+def test_names_beyond_ascii_are_printed_where_the_output_is_ascii(finished_maps_run, tmp_path):
+    folder = tmp_path / "Läufe ß"
+    shutil.copytree(finished_maps_run.uri, folder)
+    command = [sys.executable, "jobs/status.py", "--run", str(folder)]
+    ascii_output = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=ascii_output, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and r"L\xe4ufe \xdf: 14 images" in done.stdout
+    ascii_locale = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run(command, env=ascii_locale, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
