@@ -68,7 +68,7 @@ def test_page_tells_of_masks_of_other_values_and_has_the_figures_of_now_first(fi
         evaluate_labels(changed, connection, [], "all", ("map",), deterministic=False)
     place = run.location / "evaluation" / "metrics.json"
     record = json.loads(place.read_bytes())
-    assert [figure["settings"]["seeds"]["theta"] for figure in record["metrics"]][::2] == [0.35, 0.5]
+    assert {figure["settings"]["seeds"]["theta"] for figure in record["metrics"]} == {0.35, 0.5}
     record["metrics"][0]["num_foreign"] = 2
     place.write_bytes(json.dumps(record).encode())
     write_report(changed)
@@ -172,7 +172,7 @@ def test_image_that_is_gone_keeps_its_place_and_says_so(tmp_path, handmade_run, 
     write_report(run)
 
     assert "The image cannot be read any more: missing: no such file." in html_of(run)
-    assert "The mask cannot be read: mask has RGB pixels" in html_of(run)
+    assert "The mask cannot be read: mask is a JPEG" in html_of(run)
 
 
 def test_ten_thousand_images_give_a_sample_of_a_few_megabytes(tmp_path, visit, handmade_run, write_picture):
