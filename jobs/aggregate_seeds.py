@@ -1,7 +1,7 @@
 """Makes seeds from finished maps: a label map per image at map resolution, with background and unknown cells.
 
 Reads <run>/maps and the manifest's saliency maps, writes <run>/seeds. The same command continues an interrupted
-run. Another threshold needs no new maps: --restart seeds --set seeds.theta=0.5.
+run. To use another threshold you need no new maps: give --restart seeds --set seeds.theta=0.5.
 """
 
 from jobs.cli.command_line import run_main

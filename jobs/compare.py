@@ -1,7 +1,7 @@
 """Compares runs: the settings in which they differ, and their metrics side by side.
 
-Reads each run's run.json and evaluation/metrics.json; writes nothing. Metrics of the tune part are for choosing
-settings, those of the report part for comparing.
+Reads each run's run.json and evaluation/metrics.json; writes nothing. Use the metrics of the tune part to choose
+settings, and those of the report part to compare runs.
 """
 
 from jobs.cli.command_line import Parser, run_main

@@ -1,6 +1,6 @@
 """Draws a contact sheet of a run's maps: image, deterministic map, maximum, mean and truth, side by side.
 
-An image has a row for each of its mapped classes. The truth is left out where no image shown has a mask.
+An image has a row for each of its mapped classes. If none of the shown images has a mask, there is no column of truth.
 """
 
 from jobs.cli.command_line import job_parser, run_main

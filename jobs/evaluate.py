@@ -1,17 +1,18 @@
-"""Measures seeds and predictions against masks: IoU per class, mIoU, precision, recall, coverage; printed and kept.
+"""Measures seeds, pseudo-labels and predictions against masks: IoU per class, mIoU, precision, recall and coverage.
 
-Reads <run>/maps, <run>/seeds, <run>/pseudo_labels and <run>/predictions where they are, and masks; writes
-<run>/evaluation/metrics.json. Beside the stored seeds stand the densified ones, which label every pixel, and with
---deterministic the seeds of the deterministic maps, for which every image runs through the backbone again.
+Reads the masks and what the run has of <run>/maps, <run>/seeds, <run>/pseudo_labels and <run>/predictions. Prints the
+figures and writes them to <run>/evaluation/metrics.json. The densified seeds, which label every pixel, are measured
+too. --deterministic adds the seeds of the deterministic maps; for them every image runs through the backbone again.
 
-At map resolution, baselines stand beside the seeds: all ones and a centred Gaussian, which need no classifier, and with
---deterministic the deterministic maps blurred or dilated, each with the parameters that are best on the tune part of
-the training images. Seeds that do not beat them show coverage, not localisation. "of several" is the mIoU of only those
-images whose mask has several classes.
+At map resolution the seeds are compared with baselines. Two need no classifier: all ones and a centred Gaussian. With
+--deterministic there are two more: the deterministic maps, blurred or dilated. Each baseline has the parameters that
+are best on the tune part of the training images. If seeds are not better than the baselines, their figures show
+coverage, not localisation. "of several" is the mIoU of the images whose mask has several classes.
 
-At map resolution the truth is taken at each cell's place; at image resolution seeds are enlarged by their nearest
-neighbour, and densified seeds are made of enlarged maps. True label 255 is left out; an unlabelled pixel is a miss,
-so all of an image that an earlier step had to skip is missed, and the output says so.
+At map resolution the true label of a cell is the mask's value at the position of the cell. At image resolution seeds
+are enlarged by nearest neighbour, and densified seeds are made from enlarged maps. Pixels with the true label 255 are
+ignored. A pixel without a label counts as a miss. So all pixels of an image that an earlier step skipped are misses,
+and the output says so.
 """
 
 from typing import Literal

@@ -2,16 +2,16 @@
 
   png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
   npy           IRN's <id>.npy: keys (0-based source classes), cam (stride 4) and high_res, of the maximum maps
-  coco          annotations.json: an annotation per connected component, its box, area and mask; FiftyOne reads it too
+  coco          annotations.json: one annotation per connected component, with box, area and mask; also for FiftyOne
   yolo          labels/<image>.txt: polygons, or boxes, and data.yaml
   cvat          annotations.xml, "CVAT for images 1.1"
   label-studio  tasks.json and label_config.xml
   cityscapes    gtFine/<split>/all/<id>_gtFine_labelIds.png and _color.png
 
-Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these that is finished, or what --labels says;
-for npy <run>/maps. COCO's category ids are the data set's own class values. File names of PNGs are image ids with
-special characters %-encoded; coco, yolo, cvat and label-studio name images as the source did, folders included. The
-same command continues an interrupted export. import_masks.py brings corrected masks back.
+Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these that is finished, or the step in
+--labels. For npy it reads <run>/maps. COCO's category ids are the data set's own class values. The file name of a PNG
+is the image id, with special characters %-encoded. coco, yolo, cvat and label-studio use the source's image names,
+including folders. The same command continues an interrupted export. import_masks.py imports corrected masks.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored

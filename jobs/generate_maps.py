@@ -1,8 +1,8 @@
-"""Makes localisation maps: N stochastic Grad-CAMs per image and class, folded to maximum and mean.
+"""Makes localisation maps: N stochastic Grad-CAMs per image and class, reduced to their maximum and mean.
 
 Reads <run>/manifest.parquet and <run>/classifier, writes <run>/maps. The same command continues an interrupted
-run and computes exactly the missing units. Without --run it runs the built-in demo: draws a data set, trains a
-small classifier on it, makes its maps and a picture of them.
+run and computes exactly the missing units. Without --run it runs the built-in demo: it draws a data set, trains a small
+classifier on it, and makes its maps and a picture of them.
 """
 
 from jobs.cli.command_line import run_main

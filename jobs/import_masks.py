@@ -1,9 +1,9 @@
-"""Brings masks back that were corrected in a labelling tool, so that the next training learns from them.
+"""Imports masks that were corrected in a labelling tool, so that the next training learns from them.
 
 Reads COCO's annotations (.json), "CVAT for images 1.1" (.xml) or a folder of PNGs with the data set's own class values,
-as export_labels writes them. Writes <run>/corrected/<hash>/<id>.png and names these masks in the run's manifest: no map
-and no seed is outdated, and the segmentation network can be trained again with them. With --table the run stays as it
-is, and a table for a new run has the corrected images as the split `corrected`.
+as export_labels writes them. Writes <run>/corrected/<hash>/<id>.png and enters these masks in the run's manifest. Maps
+and seeds do not become outdated, and the segmentation network can be trained again with the new masks. With --table the
+run does not change. Instead a table for a new run is written, in which the corrected images are the split `corrected`.
 """
 
 from jobs.cli.command_line import job_parser, run_main

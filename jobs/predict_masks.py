@@ -1,13 +1,13 @@
-"""Predicts masks with the trained segmentation network: a label for every pixel of some splits' images, or of new ones.
+"""Predicts masks with the trained segmentation network: a label for every pixel of the chosen splits or of new images.
 
-Reads the images and <run>/segmenter, or <run>/retrained where predictions.network says so. Writes
-<run>/predictions/labels/<id>.png (0 background, class number + 1, in VOC colours) and, where the CRF refines them, what
-they were before in <run>/predictions/unrefined. Reads no mask. The same command continues an interrupted run and
-computes exactly the missing units.
+Reads the images and <run>/segmenter, or <run>/retrained with predictions.network=retrained. Writes
+<run>/predictions/labels/<id>.png (0 background, class number + 1, in VOC colours). If the CRF refines the masks, the
+masks before the CRF are in <run>/predictions/unrefined. Reads no mask. The same command continues an interrupted run
+and computes exactly the missing units.
 
-With --images and --out it predicts images that are in no run and need no labels: the files of a folder, of a table's
-column image, or of an s3:// prefix. The output is a run of its own with a copy of the network; its origin.json says
-which network made the masks.
+With --images and --out it predicts masks for images that are in no run and need no labels: the files in a folder, in
+the column image of a table, or below an s3:// prefix. The output is a run of its own with a copy of the network. Its
+origin.json says which network made the masks.
 """
 
 from jobs.cli.command_line import run_main

@@ -1,8 +1,8 @@
 """Makes one web page of a run: its steps, its metrics, and a gallery that shows where its maps are wrong.
 
-Reads whatever the run has, writes <run>/report/index.html: a single file that needs no network and no server. The
-gallery holds a sample of the images, spread evenly over those that have maps. <run>/report/review.csv lists all images,
-those whose maps are most to be doubted first.
+Reads all results that the run has. Writes <run>/report/index.html, a single file that needs no network and no server.
+The gallery shows a sample of the images, spread evenly over those that have maps. <run>/report/review.csv lists all
+images; those with the most doubtful maps come first.
 """
 
 from jobs.cli.command_line import job_parser, run_main

@@ -1,9 +1,10 @@
-"""Trains a second segmentation network on what the first one predicts of the training images (DSRG's retraining).
+"""Trains a second segmentation network on the predictions of the first for the training images (DSRG's retraining).
 
-Reads <run>/segmenter and the images, writes <run>/retrained, with the first training's settings. What is learnt is the
-first network's prediction, refined by the CRF at map size, among the image's labels; masks of the strong splits stay
-what they are. On small sets this plain cross-entropy wants more epochs than the balanced loss on seeds: give
-segmenter.epochs. predict_masks.py uses it where predictions.network=retrained says so. Optional.
+Optional. Reads <run>/segmenter and the images, writes <run>/retrained, with the settings of the first training. The new
+network learns the predictions of the first network, limited to the labels of each image and refined by the CRF at map
+size. Images of the strong splits are still learnt from their masks. On small data sets this plain cross-entropy needs
+more epochs than the balanced loss on seeds: give segmenter.epochs. predict_masks.py uses the new network with
+predictions.network=retrained.
 """
 
 from jobs.cli.command_line import run_main

@@ -1,7 +1,7 @@
-"""Runs every step of a prepared run in order, with one configuration, in one Ray: from labels to masks and metrics.
+"""Runs all steps of a prepared run in order, from labels to masks and metrics, with one configuration and one Ray.
 
-A step that is complete says so and costs nothing. The pipeline stops at the first step that cannot be completed and
-says why; the same command continues there. With --demo it draws a small data set first.
+A complete step is not computed again. The pipeline stops at the first step that cannot be completed and prints the
+reason. The same command continues there. With --demo it draws a small data set first.
 """
 
 from jobs.cli.command_line import job_parser, run_main

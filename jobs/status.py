@@ -1,7 +1,7 @@
-"""Says how far a run is: per step what is done, left and skipped and why, how fast, how much is stored, who works.
+"""Prints the state of each step of a run: what is done, left and skipped, the speed, the storage, and running launches.
 
-Reads the run and changes nothing; works beside running jobs, on folders and on s3://. A step is "running" while its
-driver's heartbeat, renewed every 15 s, is fresh; a stale heartbeat is named.
+Reads the run and changes nothing. You can use it while jobs are running, on folders and on s3://. A driver renews its
+heartbeat every 15 s. A step is "running" while the heartbeat of a driver is fresh. Stale heartbeats are printed too.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Trains the FickleNet classifier on image-level labels, over one or more workers.
+"""Trains the FickleNet classifier on image-level labels, with one or more workers.
 
-Reads <run>/manifest.parquet, writes <run>/classifier; reads no mask. The same command continues an interrupted
-training from its last checkpoint; a finished one says so and does nothing.
+Reads <run>/manifest.parquet, writes <run>/classifier. Reads no mask. The same command continues an interrupted
+training from its last checkpoint. A finished training is not repeated;
+the command prints its metrics.
 """
 
 from jobs.cli.command_line import run_main

@@ -1,8 +1,9 @@
-"""Trains the segmentation network on seeds, over one or more workers.
+"""Trains the segmentation network on seeds, with one or more workers.
 
-Reads <run>/manifest.parquet and <run>/seeds, writes <run>/segmenter. Reads no mask but those of the strong splits
-(semi-supervised), or all and no seeds with segmenter.supervision=masks (the upper bound). The same command continues an
-interrupted training from its last checkpoint; a finished one says so and does nothing.
+Reads <run>/manifest.parquet and <run>/seeds, writes <run>/segmenter. Of the masks it reads only those of the strong
+splits (semi-supervised). With segmenter.supervision=masks it reads all masks and no seeds (the upper bound). The same
+command continues an interrupted training from its last checkpoint. A finished training is not repeated;
+the command prints its metrics.
 """
 
 from jobs.cli.command_line import run_main

@@ -1,8 +1,8 @@
-"""Compares everything that a run's unit steps stored with the checksums in their receipts, and repairs damage.
+"""Compares all data stored by a run's unit steps with the checksums in the receipts, and repairs damage.
 
-Finds flipped bits, lost, shortened and exchanged files. With --repair the damaged units are computed again, by the
-settings that their steps were started with, and end in the same bytes. Without it nothing is written. Exit code 2
-says that something is damaged. Networks are checked by whoever loads them.
+Finds flipped bits, and lost, shortened or exchanged files. With --repair the damaged units are computed again with the
+settings of their steps, and the same bytes are stored. Without --repair nothing is written. Exit code 2 means that
+something is damaged. Networks are not checked here, but by each job that loads them.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored

@@ -157,8 +157,9 @@ class Step:
         for beat in heartbeats(self.location, may_write=True):
             if not beat.is_stale:
                 raise ValueError(
-                    f"{self.location}: a driver on {beat.host} (process {beat.pid}) is at work here, last seen "
-                    f"{max(0.0, beat.age):.0f} s ago. Stop it first; if it was killed, wait {STALE_AFTER:.0f} s."
+                    f"{self.location}: a driver on {beat.host} (process {beat.pid}) is running this step, last "
+                    f"heartbeat {max(0.0, beat.age):.0f} s ago. Stop it first. If it was killed, wait "
+                    f"{STALE_AFTER:.0f} s."
                 )
 
     # Units
@@ -172,8 +173,8 @@ class Step:
         current = self.start_id()
         if receipt.start_id and receipt.start_id != current:
             raise ValueError(
-                f"{self.location}: was started again by another launch while this one was at work. "
-                f"Nothing of this one counts; run its command again if the new settings are yours."
+                f"{self.location}: another launch restarted this step while this launch was running, so the results of "
+                "this launch are not used. To continue, run the command again with the settings of the other launch."
             )
         (self._done(current) / receipt.name).write_bytes(receipt.to_json())
 

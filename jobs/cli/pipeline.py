@@ -36,14 +36,14 @@ def run_pipeline(run: Run, connection: Connection) -> None:
     config, steps = run.config.segmenter, pipeline_steps(run.config)
     is_to_train = not read_complete(run.step("segmenter").data())
     if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
-        print(f"pipeline: downloads the ImageNet weights of {config.backbone} unless they are here.", flush=True)
+        print(f"pipeline: downloading the ImageNet weights of {config.backbone}, unless they are cached.", flush=True)
         fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failure now costs no hours of training
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
         launch_step(run, connection, row.name)
     measured = measurable_splits(run.manifest(), run.config)
     if not measured:
-        print("pipeline: no metrics, because no image to report on has a mask.")
+        print("pipeline: no metrics, because none of the images to measure has a mask.")
     for splits in measured:
         figures = evaluate_labels(run, connection, splits, None, ("image",), deterministic=False)
         if advice := better_labels(run, figures):
@@ -80,10 +80,10 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
         try:
             launch_step(run, connection, row.name, dry_run=True)
         except NotYet:
-            print(f"{row.title}, dry run: {_extent(run, row)}; more is known once the steps above are done.")
+            print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
     measured = (", ".join(split or "unnamed" for split in splits) for splits in measurable_splits(manifest, run.config))
     metrics = "".join(f"metrics of {splits}, " for splits in measured)
-    without = "" if metrics else "no metrics, because no image to report on has a mask, "
+    without = "" if metrics else "no metrics (none of the images to measure has a mask), "
     print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
 
 

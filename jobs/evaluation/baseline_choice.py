@@ -28,7 +28,7 @@ def baseline_recipes(
         print("evaluate: no image can be read to choose the baselines on; they are left out.", flush=True)
         return []
     is_same = tuning == selection and tuning.part != "tune"
-    note = ": these images themselves, which favours the baselines" if is_same else ""
+    note = "; these are the measured images themselves, which favours the baselines" if is_same else ""
     print(f"evaluate: the baselines' parameters are chosen on {where}{note}.", flush=True)
     figures = [
         (recipe.baseline, label_metrics(total.matrices[recipe.name, "map"]).mean_iou)

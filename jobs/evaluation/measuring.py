@@ -83,7 +83,7 @@ def _prediction_recipes(run: Run, selection: Selection, finished: dict[str, Fini
     if fingerprint is None or not set(selection.splits) <= set(fingerprint["predictions"]["splits"]):
         return []
     if "predictions" in outdated_steps(run):
-        print("evaluate: the predictions are an earlier network's; they are left out.", flush=True)
+        print("evaluate: the predictions were made by an earlier network; they are left out.", flush=True)
         return []
     try:
         finished["predictions"] = require_finished(run, "predictions", "evaluate", as_recorded=True)
@@ -210,13 +210,13 @@ def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Select
         known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 10 else "")
         print(
             f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes (first: "
-            f"{total.first_foreign!r}). Known are the values 0 background, {known}; others are ignored."
+            f"{total.first_foreign!r}). The known values are 0 background, {known}; all others are ignored."
         )
     if total.num_images - total.num_several >= SINGLE_CLASS_SHARE * total.num_images:
         print(
             f"evaluate: WARNING: {total.num_images - total.num_several:,} of {plural(total.num_images, 'image')} have "
-            "one class or none. Where a class has no other class beside it, these figures show how much of an object "
-            "is covered, not whether the right object is found. Measure on images with several classes too."
+            "one class or none. On images with one class, these figures show how much of an object is covered, not "
+            "whether the right object is found. Measure on images with several classes too."
         )
     for text in skipped_in_words((each.labels, each.skipped) for each in measured):
         print(f"evaluate: {text}.")

@@ -54,9 +54,9 @@ def describe_manifest(
     print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     if num_unlabelled:
-        print(f"  without a label: {num_unlabelled:,}; not trained on, and mapped with maps.classes=predicted alone")
+        print(f"  without a label: {num_unlabelled:,}; not used for training, mapped only with maps.classes=predicted")
     if num_negative:
-        print(f"  negative: {num_negative:,}; trained on as images that show none of the classes, never mapped")
+        print(f"  negative: {num_negative:,}; used for training as images that show none of the classes; never mapped")
     if with_file:
         print("  with:    " + ", ".join(f"{noun} {count:,}" for noun, count in with_file.items()))
     for line in describe_roles(config, splits):
@@ -71,7 +71,7 @@ def describe_manifest(
         first = ", ".join(f"{uri}: {reason}" for uri, reason in unreadable[:UNREADABLE_SHOWN])
         print(
             f"  cannot be opened now: {plural(len(unreadable), 'image')} (first: {first}); "
-            "steps will skip those that still cannot, with the reason."
+            "steps will skip those that still cannot be opened, and record the reason."
         )
 
 

@@ -101,7 +101,7 @@ def prepare(
     if existing and moves:
         write_moves(existing, run, {**existing.moves, **moves}, files.rows)
         moved = ", ".join(f"{new} instead of {old}" for old, new in moves.items())
-        print(f"  moved:   images are read in {moved}; what was computed stays.")
+        print(f"  moved:   images are read in {moved}; all results stay valid.")
     elif is_other:
         place.write_bytes(data)
         Manifest.forget()
@@ -128,8 +128,8 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
     moves = find_moves(list(existing.iter_written_rows()), files.rows) if is_same else None
     if not moves:
         raise ValueError(
-            f"{existing.location}: frozen, since steps were started on it, and this one differs in more than its masks "
-            "and the images' folder. Use another --run."
+            f"{existing.location}: cannot change any more, because steps were started with it, and the new list "
+            "differs in more than the masks and the images' folder. Use another --run."
         )
     return moves
 

@@ -87,9 +87,10 @@ def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
     if not validation:
         predicted = [name for name in config.predicted_splits if name in counts]
         lines.append(
-            f"no validation: no image is in the split {_names(config.data.val_splits)}. All are trained on, and masks "
-            f"are predicted of {'all' if len(predicted) == len(counts) else _names(predicted)}. If a split is for "
-            "validation: --set data.val_splits=NAME; to set images aside: --val-fraction 0.2."
+            f"no validation: no image is in the split {_names(config.data.val_splits)}. All images are used for "
+            f"training, and masks are predicted for {'all' if len(predicted) == len(counts) else _names(predicted)}. "
+            "If one of the splits is for validation, give --set data.val_splits=NAME. To take some images for "
+            "validation, give --val-fraction 0.2."
         )
     return lines
 

@@ -16,7 +16,7 @@ from storage.steps import ids_by_reason
 
 RECENT_UNITS = 64  # over which the pace is taken
 NAMED = 3  # skipped images named for a reason
-NEXT = {"partly done": "continue", "outdated": "make again", "refused": "try again"}  # what its command does, by state
+NEXT = {"partly done": "continue", "outdated": "compute again", "refused": "try again"}  # what the command does
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def status_lines(status: RunStatus) -> list[str]:
 
 def _step_lines(step: StepStatus) -> list[str]:
     if step.state == "not possible":
-        return [f"{step.name}: not possible, as no image to report on has a mask"]
+        return [f"{step.name}: not possible, because none of the images to measure has a mask"]
     if step.state == "not started" and not step.drivers:
         return [f"{step.name}: not started; {step.command}"]
     parts = [f"{plural(step.done, step.unit.removesuffix('s'))} done"]
@@ -148,11 +148,11 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
-        lines.append(f"  computed by different code, with the same algorithm version: {units}")
+        lines.append(f"  computed by different versions of the code, all with the same algorithm version: {units}")
     for driver in step.drivers:
-        silent = "silent, so probably killed: last seen" if driver.is_stale else "seen"
+        verdict = ", probably killed" if driver.is_stale else ""
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"
-        lines.append(f"  {where}, {silent} {duration(driver.seen_seconds_ago)} ago")
+        lines.append(f"  {where}: last heartbeat {duration(driver.seen_seconds_ago)} ago{verdict}")
     if step.state in NEXT:
         lines.append(f"  {NEXT[step.state]}: {step.command}")
     return lines

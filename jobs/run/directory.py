@@ -59,8 +59,8 @@ class Run:
         place = self.location / "manifest.parquet"
         if not place.exists():
             raise ValueError(
-                f"{self.uri} holds no manifest. Is the path right? 'python jobs/prepare_dataset.py --run {self.uri}' "
-                "makes one, with --voc, --coco, --csv or --parquet."
+                f"{self.uri} holds no manifest. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
+                f"--run {self.uri}' with a source, such as --folders, --csv, --voc or --coco."
             )
         return Manifest.open(place)
 

@@ -53,7 +53,7 @@ def read_complete(folder: Location) -> dict[str, Any] | None:
         return None
     missing = [key for key in ("sha256", "metrics", "class_names", "geometry") if key not in complete]
     if missing:
-        raise ValueError(f"{folder / 'complete.json'}: damaged, says nothing of {missing[0]}. {_COMPLETE_REMEDY}")
+        raise ValueError(f"{folder / 'complete.json'}: damaged, has no {missing[0]}. {_COMPLETE_REMEDY}")
     return complete
 
 

@@ -94,8 +94,9 @@ def _time(plan: UnitPlan, cost: CostEstimate, left: int, num_workers: int) -> st
     seconds = sum(receipt.seconds for receipt in plan.receipts.values()) / images if images else cost.seconds
     if seconds is None:
         return "unknown until a unit is finished"
-    source = "as in the finished units" if images else "a rough estimate; the first finished units give a better one"
-    return f"about {duration(left * seconds / num_workers)} ({seconds:.2g} s an image and worker, {source})"
+    rough = "a rough estimate; the first finished units give a better one"
+    source = "measured on the finished units" if images else rough
+    return f"about {duration(left * seconds / num_workers)} ({seconds:.2g} s per image and worker, {source})"
 
 
 def _storage(plan: UnitPlan, cost: CostEstimate, left: int) -> str:

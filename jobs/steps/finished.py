@@ -59,7 +59,7 @@ def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = 
         if recorded != wanted:
             raise ValueError(
                 f"{asked_by}: {step.location} was made with other settings ({differences(recorded, wanted)}). "
-                f"Give the same, use another run, or make it again with '{command} --restart {name}'."
+                f"Give the same settings, use another run, or compute it again with '{command} --restart {name}'."
             )
     units, receipts = units_of_step(row, manifest, run.config, fingerprint if as_recorded else None), step.receipts()
     require_complete(step, units, manifest, asked_by, command, receipts)

@@ -29,7 +29,7 @@ class Tally:
             raise ValueError(
                 f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: "
                 f"{self.skipped.most_common(1)[0][0]}), more than images.max_skipped_fraction = {max_fraction:g}. "
-                "Mend the images and give --retry-skipped, or raise the fraction."
+                "Repair the images and give --retry-skipped, or raise this fraction."
             )
 
 

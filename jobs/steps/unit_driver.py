@@ -136,9 +136,9 @@ def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
     if others:
         count = sum(receipt.code in others for receipt in plan.receipts.values())
         print(
-            f"{job.title}: {plural(count, 'finished unit')} computed by other code ({', '.join(others)}) than this "
-            f"launch has ({code_id()}). They are kept, because the step's algorithm version is the same. To compute "
-            f"all with one code: '{job.command} --restart {job.step.location.name}'.",
+            f"{job.title}: {plural(count, 'finished unit')} computed by another version of the code "
+            f"({', '.join(others)}; now {code_id()}). They are kept, because the step's algorithm version is the same. "
+            f"To compute all units with this code: '{job.command} --restart {job.step.location.name}'.",
             flush=True,
         )
 

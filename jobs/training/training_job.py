@@ -123,8 +123,8 @@ def require_workers(config: ClusterConfig, plan: Plan) -> None:
     most, allowed = max(training_worker_range(config)), min(plan.batch_size, plan.num_images)
     if most > allowed:
         raise ValueError(
-            f"cluster.training_workers: given {most}, allowed: 1 to {allowed}, as each needs an image of every batch. "
-            f"Lower it, or raise {plan.section}.batch_size."
+            f"cluster.training_workers: given {most}, allowed: 1 to {allowed}, because each worker needs at least one "
+            f"image of every batch. Lower it, or raise {plan.section}.batch_size."
         )
 
 

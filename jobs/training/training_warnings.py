@@ -46,8 +46,9 @@ def stuck_warning(metrics: Mapping[str, Any], epoch_steps: int, constant: float,
         return ""
     return (
         f"classifier: WARNING: the loss of epoch {metrics['epoch']} is {metrics['loss']:.3f}, no better than "
-        f"{constant:.3f}, that of giving every image each class's frequency. The network learns nothing so far. "
-        f"{_remedy(settings)} Stop it (Ctrl-C), change this and start over with --restart classifier."
+        f"{constant:.3f}, the loss of predicting each class's frequency for every image. The network has learnt "
+        f"nothing yet. {_remedy(settings)} Stop the training (Ctrl-C), change this and start again with "
+        "--restart classifier."
     )
 
 
@@ -81,8 +82,8 @@ def background_warning(name: str, metrics: Mapping[str, Any], settings: Segmente
     if predicted is None or not taught or predicted >= LITTLE_FOREGROUND * taught:
         return ""
     return (
-        f"{name}: WARNING: the network labels {predicted:.1%} of its training images' cells with a class, where "
-        f"{taught:.1%} were taught: it answers background nearly everywhere. Train longer (segmenter.min_steps, now "
-        f"{settings.min_steps:,}, or segmenter.epochs, with --restart {name}); until then the pseudo-labels are the "
-        "better masks."
+        f"{name}: WARNING: the network predicts a class in {predicted:.1%} of the cells of its training images, but "
+        f"{taught:.1%} of the cells that it learnt from have one: it predicts background nearly everywhere. Train "
+        f"longer (segmenter.min_steps, now {settings.min_steps:,}, or segmenter.epochs, with --restart {name}). Until "
+        "then use the pseudo-labels: they are the better masks."
     )

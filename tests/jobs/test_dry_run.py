@@ -82,7 +82,7 @@ def test_time_and_storage_follow_from_the_finished_units(finished_maps_run, caps
     text = dry_run_of(generate_maps, finished_maps_run, capsys)
     assert "1 of 4 units to do (4 of 14 images)" in text
     assert "1 worker (cpu), in this process\n" in text  # without a Ray to start
-    assert "as in the finished units" in text
+    assert "measured on the finished units" in text
     assert f"more in {step.location}" in text
 
 
@@ -112,7 +112,7 @@ def test_a_dry_run_is_refused_like_the_launch(finished_maps_run, capsys):
     with beating(Step(finished_maps_run.location / "maps").location, "1-of-1"):
         while not heartbeats(finished_maps_run.location / "maps"):
             pass
-        with pytest.raises(ValueError, match="is at work here"):
+        with pytest.raises(ValueError, match="is running this step"):
             generate_maps.main(["--run", finished_maps_run.uri, "--dry-run", "--restart", "maps"])
     with pytest.raises(ValueError, match="seeds are complete for 0 of 14 images"):
         evaluate.main(["--run", finished_maps_run.uri, "--dry-run"])

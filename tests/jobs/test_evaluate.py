@@ -277,7 +277,7 @@ def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_i
     capsys.readouterr()
     assert evaluate(run)["seeds", "map"].left_out == {"mask: not of its image's size": 1}
     printed = capsys.readouterr().out
-    assert "evaluate: 1 mask without a pixel of any of the image's classes (first: 'scene_0001'). Known are " in printed
+    assert "evaluate: 1 mask without a pixel of any of the image's classes (first: 'scene_0001'). The known " in printed
     assert "1 star, 2 ring, 3 cross, 4 stripes, 5 moon; others are ignored.\n" in printed
 
 
@@ -339,7 +339,7 @@ def test_images_of_one_class_each_are_said_to_show_coverage(map_images, drawn_im
     with connect("in-process") as connection:
         launch_step(run, connection, "seeds")
     evaluate(run, resolutions=("map",))
-    assert "have one class or none. Where a class has no other class beside it" in capsys.readouterr().out
+    assert "have one class or none. On images with one class, these figures" in capsys.readouterr().out
 
 
 def test_a_fully_supervised_network_is_measured_without_maps_and_seeds(trained_run, capsys):

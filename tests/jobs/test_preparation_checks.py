@@ -261,7 +261,7 @@ def test_negative_images_are_in_the_manifest_and_told(rows, flags, tmp_path, cap
     assert run.manifest().class_names == ("crack",)
     assert [row.negative for row in rows_of(run).values()] == [False, True, False, False]
     printed = capsys.readouterr().out
-    assert "  negative: 1; trained on as images that show none of the classes" in printed
+    assert "  negative: 1; used for training as images that show none of the classes" in printed
     assert "nothing to tell it apart" not in printed
 
 
@@ -325,7 +325,7 @@ def test_a_started_run_accepts_its_source_at_a_new_place_and_nothing_else(tmp_pa
     run = prepared(tmp_path, *table, "--images", str(tmp_path / "old"))
     assert next(run.manifest().iter_rows()).uri == str(tmp_path / "old/sub/0.jpg")
     put_table(tmp_path, *(f"sub/{number}.jpg,dog,train" for number in range(3)))
-    with pytest.raises(ValueError, match="differs in more than its masks and the images' folder"):
+    with pytest.raises(ValueError, match="differs in more than the masks and the images' folder"):
         prepared(tmp_path, *table, "--images", str(tmp_path / "old"))
 
 

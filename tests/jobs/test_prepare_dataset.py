@@ -161,15 +161,17 @@ def test_manifest_may_be_made_anew_until_a_step_starts(drawn_images, trained_run
     prepare(run, drawn_images[:3], DRAWN_CLASS_NAMES)
     prepare(run, drawn_images[:5], DRAWN_CLASS_NAMES)
     assert run.manifest().num_images == 5
-    with pytest.raises(ValueError, match="frozen, since steps were started on it"):
+    with pytest.raises(ValueError, match="cannot change any more, because steps were started with it"):
         prepare(trained_run, drawn_images[:3], DRAWN_CLASS_NAMES)
 
 
 def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys):
     training = [replace(image, split="train") for image in drawn_images]
     prepare(open_run(str(tmp_path / "run")), training, DRAWN_CLASS_NAMES)
-    told = "  no validation: no image is in the split val. All are trained on, and masks are predicted of all. "
-    assert f"{told}If a split is for validation: --set data.val_splits=NAME;" in capsys.readouterr().out
+    told = "  no validation: no image is in the split val. All images are used for training, and masks are predicted "
+    assert (
+        f"{told}for all. If one of the splits is for validation, give --set data.val_splits=" in capsys.readouterr().out
+    )
     named = open_run(str(tmp_path / "other"), None, ["data.val_splits=train"])
     prepare(named, training, DRAWN_CLASS_NAMES)
     assert "no validation" not in capsys.readouterr().out
@@ -207,7 +209,7 @@ def test_labels_separated_by_commas_and_images_without_any_are_told(drawn_images
     table.write_text("\n".join(["image,labels", *rows]))
     main(["--run", str(tmp_path / "run"), "--csv", str(table)])
     printed = capsys.readouterr().out
-    assert "  without a label: 1; not trained on" in printed
+    assert "  without a label: 1; not used for training" in printed
     assert (
         "  one class, or several? 'star, ring' 1; labels are separated by ';' or '|', or give --label-separator ','\n"
         in printed
@@ -232,5 +234,5 @@ def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, 
     with connect("in-process") as connection:
         launch_step(run, connection, "maps")  # nothing that the maps are made of has changed
         assert "0 of 4 units to do" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="differs in more than its masks"):
+    with pytest.raises(ValueError, match="differs in more than the masks"):
         prepare(run, drawn_images[:-1], DRAWN_CLASS_NAMES)

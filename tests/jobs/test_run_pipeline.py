@@ -120,7 +120,7 @@ def test_a_dry_run_describes_every_step_and_changes_nothing(trained_run, capsys)
         ("segmenter", "2 epochs of 3 steps of 4 images"),
         ("predictions", "1 unit (2 images)"),
     ):
-        assert f"{name}, dry run: {extent}; more is known once the steps above are done.\n" in printed
+        assert f"{name}, dry run: {extent}; details are known after the steps above are finished.\n" in printed
     assert printed.endswith("pipeline: then metrics of train, metrics of val, the contact sheet and the report.\n")
     assert files_of(trained_run) == before
 

@@ -87,7 +87,7 @@ def test_network_and_predictions_are_told_and_outdated_with_what_they_were_made_
     assert [state for _, state, _, _ in network_and_predictions()] == ["outdated", "outdated"]
     status.main(["--run", predicted_run.uri])
     printed = capsys.readouterr().out
-    assert f"make again: python jobs/train_segmentation.py --run {predicted_run.uri} --restart segmenter" in printed
+    assert f"compute again: python jobs/train_segmentation.py --run {predicted_run.uri} --restart segmenter" in printed
 
 
 def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_run, capsys):
@@ -99,7 +99,7 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
     text = capsys.readouterr().out
     assert "maps: partly done; 9 images done, 1 skipped, 4 left; " in text
     assert "  skipped 1: empty file (scene_0004)\n" in text
-    assert "driver 1-of-1 on elsewhere (process 1), silent, so probably killed: last seen 16 min 40 s ago" in text
+    assert "driver 1-of-1 on elsewhere (process 1): last heartbeat 16 min 40 s ago, probably killed" in text
     assert f"continue: python jobs/generate_maps.py --run {finished_maps_run.uri}" in text
     assert f"seeds: not started; python jobs/aggregate_seeds.py --run {finished_maps_run.uri}" in text
 
@@ -126,7 +126,7 @@ def test_the_evaluation_is_told_by_its_metrics(seeded_run, map_images, drawn_ima
     capsys.readouterr()
     assert told(seeded_run).startswith("evaluation: done; 5 metrics done; ")
     (seeded_run.location / "classifier/complete.json").delete()
-    assert told(seeded_run) == f"  make again: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
+    assert told(seeded_run) == f"  compute again: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
 
     only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
     run = map_images(only_val)
@@ -163,7 +163,8 @@ def test_an_evaluation_is_outdated_with_the_settings_of_the_seeds(seeded_run):
 def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     status.main(["--run", run.uri])
-    assert capsys.readouterr().out.endswith("evaluation: not possible, as no image to report on has a mask\n")
+    sentence = "evaluation: not possible, because none of the images to measure has a mask\n"
+    assert capsys.readouterr().out.endswith(sentence)
 
 
 def test_rows_that_share_an_id_are_counted_each(finished_maps_run):

@@ -67,7 +67,7 @@ def test_the_best_of_few_validation_images_is_doubted():
 def test_a_network_that_answers_background_is_not_done_without_a_word():
     segmenter = Config().segmenter
     warning = background_warning("segmenter", {"predicted_foreground": 0.002, "taught_foreground": 0.2}, segmenter)
-    assert "0.2% of its training images' cells" in warning and "20.0% were taught" in warning
+    assert "0.2% of the cells of its training images, but 20.0% of the cells that it learnt from" in warning
     assert "segmenter.min_steps, now 400" in warning
     for fine in ({"predicted_foreground": 0.1, "taught_foreground": 0.2}, {"loss": 1.0}):
         assert background_warning("segmenter", fine, segmenter) == ""

@@ -155,7 +155,7 @@ def test_a_launch_that_did_not_notice_a_restart_writes_nothing_that_is_read(loca
 
     store.write_unit(UNITS[0], **{**values, "max": values["max"] + 1}, classes=classes)
     late = replace(receipt_of(UNITS[0], Skipped("7", "of the old settings")), start_id=old)
-    with pytest.raises(ValueError, match="was started again by another launch while this one was at work"):
+    with pytest.raises(ValueError, match="another launch restarted this step while this launch was running"):
         step.write_receipt(late)
     (step.data(old) / "done/000000.json").write_bytes(late.to_json())
     (step.data(old) / "done/000001.json").write_bytes(replace(late, unit=1, start=4, stop=8).to_json())
@@ -232,7 +232,7 @@ def test_restart_beside_a_living_driver_is_refused(tmp_path: Path) -> None:
         with beating(step.location, "1-of-1"):
             pass  # another launch of the same part ends
         for refused in (step.open, step.check_start):
-            with pytest.raises(ValueError, match=r"a driver on .* is at work here, last seen \d s ago\. Stop it first"):
+            with pytest.raises(ValueError, match=r"a driver on .* is running this step, last heartbeat \d s ago\. "):
                 refused({"a": 2}, COMMAND, restart=True)
         assert step.fingerprint() == {"a": 1}
     step.open({"a": 2}, COMMAND, restart=True)

@@ -102,7 +102,7 @@ def test_run_without_maps_says_which_commands_come_next(location, handmade_run, 
     page = html_of(run)
     for job in ("train_ficklenet", "generate_maps", "aggregate_seeds", "make_pseudo_labels"):
         assert f"python jobs/{job}.py --run {run.uri}" in page
-    assert "no image to report on has a mask" in page and "evaluate.py" not in page
+    assert "none of the images to measure has a mask" in page and "evaluate.py" not in page
     assert 'id="gallery"' not in page
 
 
