@@ -160,9 +160,7 @@ def test_a_network_that_answers_background_ends_with_a_warning_each_time_it_is_n
     assert train(seeded_run)["predicted_foreground"] == 0.002
     for line in ("trained in", "already trained"):
         printed = capsys.readouterr().out
-        assert (
-            line in printed and "segmenter: WARNING: the network labels 0.2% of its training images' cells" in printed
-        )
+        assert line in printed and "segmenter: WARNING: the network predicts a class in 0.2% of the cells" in printed
         train(seeded_run)
 
 
