@@ -1,4 +1,4 @@
-"""A picture's size by its header, and how a size or a mask that is said to belong to it fits."""
+"""Reads the size of a picture from its header, and compares it with a stated size or a mask."""
 
 import math
 from dataclasses import dataclass

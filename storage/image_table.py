@@ -118,7 +118,7 @@ def _read(
 
 
 class _RowReader:
-    """Turns rows into images, and counts what is told of all rows together."""
+    """Turns rows into images, and collects the findings that are reported once for the whole table."""
 
     def __init__(self, header: Sequence[str], columns: Columns, folder: Location, options: TableOptions) -> None:
         self.width, self.columns, self.folder, self.options = len(header), columns, folder, options

@@ -78,7 +78,7 @@ def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskValues:
 
 @dataclass(frozen=True)
 class Translation:
-    """One mask to be written anew for its picture.
+    """A mask that must be converted before the project can use it.
 
     Attributes:
         uri: of the mask as it is.

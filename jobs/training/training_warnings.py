@@ -1,4 +1,4 @@
-"""What is said of a training that learns nothing, or too little: a sentence with the remedy, as soon as it is known."""
+"""Warns of a training that learns nothing or too little. Each warning names the remedy."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
