@@ -15,7 +15,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("run_pipeline", f"{__doc__}\n{EXAMPLES}", run_required=False)
-    parser.add_argument("--demo", action="store_true", help="on drawn scenes, in ~/ficklenet-demo")
+    parser.add_argument("--demo", action="store_true", help="run on drawn scenes, in ~/ficklenet-demo")
     given = parser.parse_args(arguments)
     if given.demo == (given.run is not None):
         raise ValueError("run_pipeline: give --run PATH of a prepared run, or --demo.")

@@ -210,7 +210,7 @@ PAGES = {
 
 
 def write_reference() -> None:
-    """Writes all of them."""
+    """Writes all pages."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page(), encoding="utf-8")
 
