@@ -209,7 +209,7 @@ def test_new_images_are_continued_by_the_same_command_and_refused_with_others(
     assert "1 of 1 unit to do (2 images)" in capsys.readouterr().out
     (new_images / "day0" / "photo.png").rename(new_images / "day0" / "other.png")
     with pytest.raises(
-        ValueError, match=r"was started with 2 images, and .*october has 2 images now, not the same ones"
+        ValueError, match=r"was started with 2 images, but .*october has other images now"
     ):
         predict_new(predicted_run, new_images, out)
     assert "day0__other" in predict_new(predicted_run, new_images, out, "--restart", "predictions")

@@ -77,7 +77,7 @@ def test_splits_without_a_usable_image_are_refused_before_the_first_step(trained
 
 def test_a_network_with_nothing_to_teach_is_refused_before_the_first_step(trained_run, capsys):
     settings = ("segmenter.supervision=masks", "predictions.network=retrained")
-    with pytest.raises(ValueError, match="learns all there is to learn"):
+    with pytest.raises(ValueError, match="was trained on all masks already"):
         launch(trained_run, *settings)
     assert "step 1" not in capsys.readouterr().out
 
