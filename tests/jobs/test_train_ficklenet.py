@@ -115,7 +115,7 @@ def test_training_interrupted_in_mid_epoch_continues_to_the_same_weights_and_met
 def test_a_small_set_is_trained_for_more_epochs_than_are_configured(fresh_run, capsys):
     train(fresh_run, "classifier.min_steps=7")  # 1 step an epoch
     printed = capsys.readouterr().out
-    assert "classifier: 12 images in batches of 10: 3 epochs would be 3 steps, so 7 epochs = 7 steps are trained." in printed
+    assert "12 images in batches of 10: 3 epochs would be 3 steps, so 7 epochs = 7 steps are trained." in printed
     assert len(metrics(fresh_run)) == 7
     assert ["val_map" in line for line in metrics(fresh_run)] == [False, False, True, False, False, True, True]
     assert "epoch 3 of 7" in printed and "epoch 4 of 7" not in printed  # as many lines as configured epochs
