@@ -14,8 +14,8 @@ from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import STEPS, StepRow
 from jobs.run.training_record import read_complete
 from jobs.training.backbone_weights import fetch_imagenet_weights
+from jobs.training.plan import training_plan
 from jobs.training.retrained_job import require_something_to_relabel
-from jobs.training.segmentation_worker import segmentation_plan
 from jobs.training.segmenter_job import check_images, require_start_weights
 from jobs.training.training_job import require_workers
 from storage.errors import NotYet
@@ -62,7 +62,7 @@ def require_possible(run: Run) -> None:
     units_to_predict(run)
     if config.predictions.network == "retrained":
         require_something_to_relabel(config)
-    require_workers(config.cluster, segmentation_plan(config, check_images(config, run.manifest())))
+    require_workers(config.cluster, training_plan("segmenter", config, check_images(config, run.manifest())))
     if config.segmenter.weights != "classifier":  # that one is trained first
         require_start_weights(run, run.manifest())
 
@@ -91,7 +91,7 @@ def _extent(run: Run, row: StepRow) -> str:
     """How much a step is to do."""
     manifest = run.manifest()
     if row.kind == "training":
-        plan = segmentation_plan(run.config, check_images(run.config, manifest))
+        plan = training_plan("segmenter", run.config, check_images(run.config, manifest))
         return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
     units = units_of_step(row, manifest, run.config)
     return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"

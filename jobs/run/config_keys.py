@@ -99,8 +99,8 @@ class ImagesConfig(Section):
         return {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes, "max_scans": self.max_scans}
 
 
-class ClassifierConfig(Section):
-    """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
+class NetworkConfig(Section):
+    """What the sections of both networks have."""
 
     backbone: BackboneName = Field("vgg16", description="the network before the head; small is for drawn images")
     output_stride: Literal[8, 16, 32] = Field(
@@ -108,6 +108,11 @@ class ClassifierConfig(Section):
         description="pixels from one feature cell to the next, of networks of timm that can be dilated; 8 of vgg16, "
         "resnet101, small; others have their own",
     )
+
+
+class ClassifierConfig(NetworkConfig):
+    """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
+
     weights: str = runtime_field(
         "imagenet",
         "'imagenet' (the registry of torchvision or timm), 'none', or the path of a state dict (.pt, .safetensors)",
@@ -189,15 +194,9 @@ class SeedsConfig(Section):
     priority: Literal["background", "foreground"] = Field("background", description="which cue holds where both are")
 
 
-class SegmenterConfig(Section):
+class SegmenterConfig(NetworkConfig):
     """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1), trained on the splits of data.train_splits."""
 
-    backbone: BackboneName = Field("vgg16", description="the network before the head; small is for drawn images")
-    output_stride: Literal[8, 16, 32] = Field(
-        8,
-        description="pixels from one feature cell to the next, of networks of timm that can be dilated; 8 of vgg16, "
-        "resnet101, small; others have their own",
-    )
     weights: str = runtime_field(
         "imagenet",
         "'imagenet' (the registry of torchvision or timm), 'none', 'classifier' (that of this run), or the path of a "
