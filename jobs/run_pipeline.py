@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
     if given.demo and given.dry_run:
         raise ValueError("run_pipeline: --dry-run goes with --run; the demo's run is ~/ficklenet-demo/run.")
 
+    from jobs.cli.launch_log import launch_log
     from jobs.cli.pipeline import plan_pipeline, run_pipeline  # torch and Ray take seconds to import
     from jobs.preparation.demo import prepare_demo
     from jobs.run.directory import open_run
@@ -29,7 +30,8 @@ def main(arguments: list[str]) -> None:
 
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
     run.manifest()  # refused before a Ray is started
-    with connected(run.config.cluster) as connection:
+    log = launch_log(run, "run_pipeline", is_dry_run=given.dry_run)
+    with log, connected(run.config.cluster) as connection:
         (plan_pipeline if given.dry_run else run_pipeline)(run, connection)
 
 
