@@ -10,6 +10,7 @@ from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import STEPS, StepRow
 from jobs.run.training_record import read_complete
@@ -30,9 +31,18 @@ def pipeline_steps(config: Config) -> list[StepRow]:
     ]
 
 
-def run_pipeline(run: Run, connection: Connection) -> None:
-    """Every step, its metrics where the manifest names masks, and the report."""
+def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
+    """Every step, its metrics where the manifest names masks, and the report.
+
+    Args:
+        redo_outdated: start every outdated step again, instead of a refusal.
+
+    Raises:
+        ValueError: the pipeline would stop at a step; the sentence says why and what to do.
+    """
     require_possible(run)
+    if not redo_outdated:
+        require_current(run)
     config, steps = run.config.segmenter, pipeline_steps(run.config)
     is_to_train = not read_complete(run.step("segmenter").data())
     if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
@@ -40,7 +50,7 @@ def run_pipeline(run: Run, connection: Connection) -> None:
         fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failure now costs no hours of training
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
-        launch_step(run, connection, row.name)
+        launch_step(run, connection, row.name, restart=redo_outdated and row.name in outdated_steps(run))
     measured = measurable_splits(run.manifest(), run.config)
     if not measured:
         print("pipeline: no metrics, because none of the images to measure has a mask.")
@@ -65,6 +75,20 @@ def require_possible(run: Run) -> None:
     require_workers(config.cluster, training_plan("segmenter", config, check_images(config, run.manifest())))
     if config.segmenter.weights != "classifier":  # that one is trained first
         require_start_weights(run, run.manifest())
+
+
+def require_current(run: Run) -> None:
+    """Refuses to go on where steps were made from results that have changed since, and names all of them once.
+
+    Raises:
+        ValueError: such steps would have to be deleted and computed again.
+    """
+    outdated = [row.title for row in pipeline_steps(run.config) if row.name in outdated_steps(run)]
+    if outdated:
+        raise ValueError(
+            f"outdated, because a step that they read has changed: {', '.join(outdated)}. The same command with "
+            "--redo-outdated deletes their results and computes them again."
+        )
 
 
 def plan_pipeline(run: Run, connection: Connection) -> None:
