@@ -1,5 +1,7 @@
 """Every launch leaves a log in the run: what it printed, and the traceback of the error that ended it."""
 
+import sys
+
 import pytest
 
 from jobs import aggregate_seeds, status
@@ -45,11 +47,11 @@ def test_an_error_is_one_sentence_then_the_log_with_its_traceback(trained_run, c
 def test_a_run_that_may_only_be_read_is_launched_without_a_log(trained_run, capsys):
     (trained_run.location / "logs").write_bytes(b"no folder can be made here")
     with launch_log(trained_run, "aggregate_seeds"):
-        print("works")
+        sys.stdout.write("works\n")
     assert capsys.readouterr().out == "works\n"
 
 
 def test_a_log_on_s3_is_written_when_the_launch_ends(location, trained_run, capsys):
     with launch_log(Run(location, trained_run.config), "aggregate_seeds"):
-        print("on any store")
+        sys.stdout.write("on any store\n")
     assert logs(Run(location, trained_run.config))[0].endswith("on any store\n")
