@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("run_pipeline", f"{__doc__}\n{EXAMPLES}", run_required=False)
-    parser.add_argument("--demo", action="store_true", help="on drawn scenes, in ~/ficklenet-demo")
+    parser.add_argument("--demo", action="store_true", help="run on drawn scenes, in ~/ficklenet-demo")
     parser.add_argument(
         "--redo-outdated",
         action="store_true",

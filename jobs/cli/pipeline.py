@@ -23,7 +23,7 @@ from storage.errors import NotYet
 
 
 def pipeline_steps(config: Config) -> list[StepRow]:
-    """The steps that the pipeline runs: an optional one only where it makes the network that predicts."""
+    """The steps that the pipeline runs; an optional step only if it makes the network that predicts."""
     return [
         row
         for row in STEPS
@@ -32,10 +32,10 @@ def pipeline_steps(config: Config) -> list[StepRow]:
 
 
 def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
-    """Every step, its metrics where the manifest names masks, and the report.
+    """Runs every step, measures against the masks if there are any, and writes the report.
 
     Args:
-        redo_outdated: start every outdated step again, instead of a refusal.
+        redo_outdated: whether every outdated step is started again; otherwise they are refused.
 
     Raises:
         ValueError: the pipeline would stop at a step; the sentence says why and what to do.
@@ -47,7 +47,7 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
     is_to_train = not read_complete(run.step("segmenter").data())
     if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
         print(f"pipeline: downloading the ImageNet weights of {config.backbone}, unless they are cached.", flush=True)
-        fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failure now costs no hours of training
+        fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failed download ends it before the training
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
         launch_step(run, connection, row.name, restart=redo_outdated and row.name in outdated_steps(run))
@@ -63,17 +63,17 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
 
 
 def require_possible(run: Run) -> None:
-    """Refuses, before hours of training, what a later step would refuse.
+    """Refuses, before hours of training, a configuration that a later step would refuse.
 
     Raises:
-        ValueError: nothing to predict, or nothing that the segmentation network can learn or start from.
+        ValueError: there is nothing to predict, or nothing to train the segmentation network on or to start it from.
     """
     config = run.config
     units_to_predict(run)
     if config.predictions.network == "retrained":
         require_something_to_relabel(config)
     require_workers(config.cluster, training_plan("segmenter", config, check_images(config, run.manifest())))
-    if config.segmenter.weights != "classifier":  # that one is trained first
+    if config.segmenter.weights != "classifier":  # the classifier is trained first
         require_start_weights(run, run.manifest())
 
 
@@ -92,10 +92,10 @@ def require_current(run: Run) -> None:
 
 
 def plan_pipeline(run: Run, connection: Connection) -> None:
-    """Says what each step would do; of a step that reads what is not there yet, on how much.
+    """Prints what each step would do. For a step with missing inputs it prints only the amount of work.
 
     Raises:
-        ValueError: the pipeline would stop there.
+        ValueError: the pipeline would stop at this step.
     """
     require_possible(run)
     manifest, steps = run.manifest(), pipeline_steps(run.config)
@@ -112,7 +112,7 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
 
 
 def _extent(run: Run, row: StepRow) -> str:
-    """How much a step is to do."""
+    """How much work a step has."""
     manifest = run.manifest()
     if row.kind == "training":
         plan = training_plan("segmenter", run.config, check_images(run.config, manifest))

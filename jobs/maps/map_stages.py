@@ -1,4 +1,4 @@
-"""The stages that a unit's maps pass through: read and decode, compute in an actor, write."""
+"""The stages that make a unit's maps: read and decode, compute in an actor, write."""
 
 import time
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ CPU_BATCH, GPU_BATCH = 1, 32  # images per backbone pass
 
 @dataclass(frozen=True)
 class MapStages:
-    """What every worker needs to know; its methods are stages of the fan-out."""
+    """Everything that a worker needs; its methods are stages of the fan-out."""
 
     run: Run
     grid: tuple[int, int]
@@ -46,7 +46,7 @@ class MapStages:
         return resolved_precision(self.run.config.maps.precision, self.device)
 
     def read(self, row: Payload) -> Payload:
-        """Stage 1: a unit's images, fetched concurrently, as one tensor; unusable ones stay zero, with a reason."""
+        """Stage 1: fetches a unit's images concurrently into one tensor; unusable images are zeros, with a reason."""
         started = time.monotonic()
         self.step.require_here()
         config, unit = self.run.config, row["unit"]
@@ -85,11 +85,11 @@ class MapStages:
         }
 
     def trial(self, compute: Compute, row: Payload) -> None:
-        """Everything but the writing, for the quarantine."""
+        """Everything except writing, for the quarantine."""
         compute(self.read(row))
 
     def write(self, maps: Payload) -> Payload:
-        """Stage 3: the unit's shard, then its receipt."""
+        """Stage 3: writes the unit's shard, then its receipt."""
         started = time.monotonic()
         store = self.run.maps("r+", maps["start_id"])
         objects = store.write_unit(maps["unit"], maps["max"], maps["mean"], maps["score"], maps["classes"])
@@ -97,7 +97,7 @@ class MapStages:
 
 
 class MapMaker:
-    """Stage 2, an actor: backbone once per image, N samples, fold."""
+    """Stage 2, an actor: runs the backbone once per image, draws N samples and folds them."""
 
     def __init__(self, job: MapStages) -> None:
         if job.device == "cpu":
@@ -153,7 +153,7 @@ class MapMaker:
         return tuple(array.cpu().numpy() for array in arrays)  # type: ignore[return-value]
 
     def features(self, images: np.ndarray) -> Tensor:
-        """Backbone features, float32. A short batch is filled up with zeros: one shape, hence the same bits always."""
+        """Backbone features, float32. A short batch is padded with zeros: the same shape always gives the same bits."""
         job = self.job
         missing = job.batch_size - len(images)
         full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images

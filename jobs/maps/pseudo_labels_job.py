@@ -1,4 +1,4 @@
-"""The step `pseudo_labels`: densified seeds at image size, refined by the dense CRF, a PNG per image."""
+"""The step `pseudo_labels`: densified seeds at image size, refined by the dense CRF, as one PNG per image."""
 
 import time
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from storage.manifest import ManifestRow
 from storage.map_store import UnitMaps
 from storage.steps import Skipped
 
-ALGORITHM_VERSION = 1  # of all that happens between maps, images and stored pseudo-labels
+ALGORITHM_VERSION = 1  # raise it when code between the maps and the stored pseudo-labels changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "saliency_uri", "problem")
 
 
@@ -34,11 +34,11 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
     Raises:
         NotYet: the maps are incomplete.
-        ValueError: they were made with other settings than this launch has.
+        ValueError: the maps were made with settings that differ from this launch.
     """
     if run.config.pseudo_labels.refine:
         require_pydensecrf()
-    run = run.reading("maps")  # before they are looked at: what follows is of this start
+    run = run.reading("maps")  # from here on, all reads are of this start of the maps
     maps = require_finished(run, "maps", "make_pseudo_labels")
     return UnitStepJob(
         title="pseudo-labels",
@@ -61,7 +61,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 @dataclass
 class PseudoLabelMaker:
-    """All of a unit, in an actor: the CRF takes most of the time, and only a few images are in memory at once."""
+    """Does all work of a unit in one actor: the CRF takes most of the time, and few images are in memory at once."""
 
     run: Run
 
@@ -77,14 +77,14 @@ class PseudoLabelMaker:
         return finish_unit(self.run.step("pseudo_labels"), row, skipped, time.monotonic() - started, objects)
 
     def attempt(self, row: Payload) -> None:
-        """Everything but the storing, for the quarantine."""
+        """Everything except storing, for the quarantine."""
         self.label_unit(row, None)
 
     def label_unit(self, row: Payload, folder: LabelFolder | None) -> tuple[list[Skipped], dict[str, str]]:
-        """Makes a unit's pseudo-labels, and stores them in a folder if there is one.
+        """Makes a unit's pseudo-labels, and stores them if a folder is given.
 
         Returns:
-            The images that have none, and the checksums of what was stored.
+            The images without pseudo-labels, and the checksums of the stored objects.
         """
         unit = row["unit"]
         entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.run.maps().read_unit(unit)
@@ -102,7 +102,7 @@ class PseudoLabelMaker:
     def label(
         self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int], folder: LabelFolder | None
     ) -> tuple[list[Skipped], dict[str, str]]:
-        """Makes some images' pseudo-labels; returns those that could not be read, and checksums as `label_unit`."""
+        """Makes the pseudo-labels of some images; returns unreadable images and checksums, as `label_unit` does."""
         config, ignore = self.run.config, ignore_value(self.run.manifest().num_classes)
         chosen = [entries[number] for number in numbers]
         saliencies = read_saliencies(chosen, config, self.geometry)

@@ -163,7 +163,7 @@ def test_validation_images_are_measured_apart_and_whole(seeded_run):
     assert evaluate(seeded_run, ["val"], part=None)["seeds", "map"].num_images == 2
     with pytest.raises(ValueError, match="only training splits have parts"):
         evaluate(seeded_run, ["val"], part="tune")
-    with pytest.raises(ValueError, match="measured apart"):
+    with pytest.raises(ValueError, match="not both"):
         evaluate(seeded_run, ["train", "val"])
     for part in (None, "all"):
         with pytest.raises(ValueError, match="on the tune part of training splits only"):

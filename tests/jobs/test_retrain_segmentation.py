@@ -101,7 +101,7 @@ def test_what_cannot_be_retrained_is_refused(seeded_run, segmented_run):
     with pytest.raises(ValueError, match=r"supervision=masks learns all there is"):
         retrain(segmented_run, "segmenter.supervision=masks")
     retrained = open_run(segmented_run.uri, None, ["predictions.network=retrained"])
-    sentence = r"retrained holds no trained segmentation network.*jobs/retrain_segmentation\.py"
+    sentence = r"retrained has no trained segmentation network.*jobs/retrain_segmentation\.py"
     with connect("in-process") as connection, pytest.raises(ValueError, match=sentence):
         launch_step(retrained, connection, "predictions")
     assert not Path(segmented_run.uri, "retrained").exists()

@@ -146,7 +146,7 @@ def test_diverging_training_stops_with_a_sentence_and_no_classifier(fresh_run):
     with pytest.raises(ValueError, match=r"loss became .* by step 10 .* Lower classifier\.learning_rate"):
         train(fresh_run, *settings)
     assert not (Path(fresh_run.uri) / "classifier" / "checkpoints").exists()  # none of weights that are no numbers
-    with pytest.raises(ValueError, match="holds no trained classifier"):
+    with pytest.raises(ValueError, match="has no trained classifier"):
         require_network(fresh_run, "classifier", "test")
 
 
