@@ -125,6 +125,8 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
             message, code = f"{error.filename}: no such file.", 2
         name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):  # where the log of this launch is
+            print(f"{name}: {note}", file=sys.stderr)
         _exit(code)
     _exit(0)
 

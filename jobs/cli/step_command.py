@@ -59,9 +59,11 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
         )
 
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
+    from jobs.cli.launch_log import launch_log
     from jobs.steps.compute import connected
 
-    with connected(run.config.cluster) as connection:
+    log = launch_log(run, BY_NAME[name].script, is_dry_run=given.dry_run)
+    with log, connected(run.config.cluster) as connection:
         launch_step(
             run,
             connection,

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.words import plural
-from jobs.run.directory import Run
+from jobs.run.directory import LOGS, Run
 from jobs.run.steps import STEPS
 from jobs.steps.progress import duration, size
 from jobs.steps.states import StepState, run_state
@@ -65,12 +65,13 @@ class StepStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: its manifest, and its steps in order."""
+    """A run: its manifest, its steps in order, and the log of its latest launch ('' where there is none)."""
 
     run: str
     images: int
     classes: int
     steps: Sequence[StepStatus]
+    latest_log: str = ""
 
 
 def run_status(run: Run) -> RunStatus:
@@ -87,7 +88,9 @@ def run_status(run: Run) -> RunStatus:
             _step_status(state, beats[name].result(), stored[name].result())
             for name, state in run_state(run, manifest).steps.items()
         ]
-    return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps)
+    logs = run.location / LOGS
+    latest = [(logs / name).uri for name in logs.list_names()[-1:]]  # they begin with the time
+    return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, *latest)
 
 
 def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int]) -> StepStatus:
@@ -132,7 +135,7 @@ def status_lines(status: RunStatus) -> list[str]:
     lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}"]
     for step in status.steps:
         lines += _step_lines(step)
-    return lines
+    return lines + ([f"log of the latest launch: {status.latest_log}"] if status.latest_log else [])
 
 
 def _step_lines(step: StepStatus) -> list[str]:

@@ -114,8 +114,8 @@ class ImagesConfig(Section):
         return {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes, "max_scans": self.max_scans}
 
 
-class ClassifierConfig(Section):
-    """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
+class NetworkConfig(Section):
+    """What the sections of both networks have."""
 
     backbone: BackboneName = Field(
         "vgg16", description="the network that computes the features; small is meant for drawn images"
@@ -125,6 +125,11 @@ class ClassifierConfig(Section):
         description="distance of neighbouring feature cells in pixels. It applies to networks of timm that can be "
         "dilated; vgg16, resnet101 and small always have 8, and other networks have a fixed stride of their own",
     )
+
+
+class ClassifierConfig(NetworkConfig):
+    """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
+
     weights: str = runtime_field(
         "imagenet",
         "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), or the path of "
@@ -228,17 +233,9 @@ class SeedsConfig(Section):
     )
 
 
-class SegmenterConfig(Section):
+class SegmenterConfig(NetworkConfig):
     """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1). It is trained on data.train_splits."""
 
-    backbone: BackboneName = Field(
-        "vgg16", description="the network that computes the features; small is meant for drawn images"
-    )
-    output_stride: Literal[8, 16, 32] = Field(
-        8,
-        description="distance of neighbouring feature cells in pixels. It applies to networks of timm that can be "
-        "dilated; vgg16, resnet101 and small always have 8, and other networks have a fixed stride of their own",
-    )
     weights: str = runtime_field(
         "imagenet",
         "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), 'classifier' "

@@ -26,6 +26,7 @@ from storage.unit_arrays import Mode
 from storage.units import Unit
 
 MAPS, SEEDS = "maps.zarr", "seeds.zarr"  # in the folders of their steps' results
+LOGS = "logs"  # a file for each launch
 _HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
 
 

@@ -11,9 +11,10 @@ from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.steps.progress import duration, size
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker, training_plan
+from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker
 from jobs.training.frozen_training import is_whole_backbone_frozen
 from jobs.training.kept_features import bytes_of
+from jobs.training.plan import training_plan
 from jobs.training.training_data import ListedImage, image_list, validation_images
 from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
@@ -39,7 +40,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         new_classifier(run.config, manifest.class_names)
     frozen = _whole_frozen(run.config, manifest)
     num_validation = len(validation_images(manifest, run.config))
-    plan = training_plan(run.config, len(images))
+    plan = training_plan("classifier", run.config, len(images))
     constant = constant_loss((image.labels for image in images), manifest.num_classes)
     return TrainingJob(
         plan=plan,

@@ -18,7 +18,7 @@ from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.training.backbone_weights import load_weights
 from jobs.training.frozen_training import FrozenTraining, is_whole_backbone_frozen
-from jobs.training.plan import Plan
+from jobs.training.plan import Plan, training_plan
 from jobs.training.training_data import (
     ImageBatch,
     ListedImage,
@@ -40,7 +40,7 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     run: Run = job["run"]
     config, manifest = run.config.classifier, run.manifest()
     images = image_list(manifest, run.config.data.train_splits, without=run.config.data.val_splits)
-    plan = training_plan(run.config, len(images))
+    plan = training_plan("classifier", run.config, len(images))
 
     # 1. The same model on every worker
     torch.manual_seed(run.config.seed)
@@ -143,22 +143,6 @@ def _learn_features(
         lambda loaded, number: training.step(optimizer, loaded, number // plan.epoch_steps, total_weight),
         lambda steps: training.batches_of(steps, plan),
         training.validation_scores if validation else None,
-    )
-
-
-def training_plan(config: Config, num_images: int) -> Plan:
-    """The length of the classifier's training."""
-    settings = config.classifier
-    return Plan(
-        name="classifier",
-        section="classifier",
-        num_images=num_images,
-        batch_size=settings.batch_size,
-        configured_epochs=settings.epochs,
-        min_steps=settings.min_steps,
-        configured_validate_every=settings.validate_every,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        max_skipped_fraction=config.images.max_skipped_fraction,
     )
 
 

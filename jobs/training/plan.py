@@ -11,6 +11,8 @@ from typing import Any
 
 from cluster.words import plural
 from ficklenet.batches import steps_per_epoch
+from jobs.run.config_keys import ClassifierConfig, Config
+from jobs.run.steps import BY_NAME
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,25 @@ class Plan:
             f"{self.steps:,} steps are trained. To change this, set {self.section}.min_steps (now "
             f"{self.min_steps:,}); with 1 the configured epochs are trained."
         )
+
+
+def training_plan(step: str, config: Config, num_images: int) -> Plan:
+    """The length of a step's training; the step is "classifier", "segmenter" or "retrained".
+
+    A segmentation network is validated once, at the end.
+    """
+    section = BY_NAME[step].section
+    settings = getattr(config, section)
+    return Plan(
+        name=step,
+        section=section,
+        num_images=num_images,
+        batch_size=settings.batch_size,
+        configured_epochs=settings.epochs,
+        min_steps=settings.min_steps,
+        configured_validate_every=(
+            settings.validate_every if isinstance(settings, ClassifierConfig) else settings.epochs
+        ),
+        checkpoint_minutes=settings.checkpoint_minutes,
+        max_skipped_fraction=config.images.max_skipped_fraction,
+    )

@@ -6,7 +6,8 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_device
 from jobs.steps.networks import require_network
-from jobs.training.segmentation_worker import segmentation_plan, segmentation_worker
+from jobs.training.plan import training_plan
+from jobs.training.segmentation_worker import segmentation_worker
 from jobs.training.segmenter_job import check_images, require_start_weights, segmentation_fingerprint
 from jobs.training.training_job import TrainingJob
 
@@ -25,7 +26,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     if device == "cpu":
         require_pydensecrf()
     require_start_weights(run, manifest)
-    plan = segmentation_plan(run.config, check_images(run.config, manifest), "retrained")
+    plan = training_plan("retrained", run.config, check_images(run.config, manifest))
     return TrainingJob(
         plan=plan,
         worker=segmentation_worker,

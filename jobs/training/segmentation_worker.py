@@ -29,7 +29,7 @@ from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter
 from jobs.training.backbone_weights import load_weights
 from jobs.training.foreground import foreground_shares
-from jobs.training.plan import Plan
+from jobs.training.plan import training_plan
 from jobs.training.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
 from jobs.training.training_data import load_batches, loader_processes
 from jobs.training.training_loop import Learner, run_training
@@ -40,7 +40,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     run: Run = job["run"]
     config, manifest = run.config.segmenter, run.manifest()
     images = training_images(manifest, run.config)
-    plan = segmentation_plan(run.config, len(images), job["step"])
+    plan = training_plan(job["step"], run.config, len(images))
     precision = resolved_precision(config.precision, context.device.type)
 
     # 1. The same model on every worker
@@ -102,26 +102,6 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             ),
         )
         run_training(context, plan, learner, batches_of)
-
-
-def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") -> Plan:
-    """The length of a segmentation network's training.
-
-    Args:
-        name: the step: "segmenter" or "retrained".
-    """
-    settings = config.segmenter
-    return Plan(
-        name=name,
-        section="segmenter",
-        num_images=num_images,
-        batch_size=settings.batch_size,
-        configured_epochs=settings.epochs,
-        min_steps=settings.min_steps,
-        configured_validate_every=settings.epochs,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        max_skipped_fraction=config.images.max_skipped_fraction,
-    )
 
 
 def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpec:

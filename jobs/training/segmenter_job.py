@@ -13,11 +13,10 @@ from jobs.steps.compute import precision_name, resolved_device, resolved_precisi
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.plan import Plan
+from jobs.training.plan import Plan, training_plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.segmentation_worker import (
     new_segmenter,
-    segmentation_plan,
     segmentation_worker,
     segmenter_spec,
 )
@@ -45,7 +44,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         if device == "cpu":
             require_pydensecrf()
     require_start_weights(run, manifest)
-    plan = segmentation_plan(run.config, num_images)
+    plan = training_plan("segmenter", run.config, num_images)
     return TrainingJob(
         plan=plan,
         worker=segmentation_worker,
