@@ -87,7 +87,7 @@ def test_results_are_not_read_by_a_manifest_in_another_order(seeded_run):
             run.maps,
             run.seeds,
         ):
-            with pytest.raises(ValueError, match="was made for another list of images or classes"):
+            with pytest.raises(ValueError, match="was made for other images or classes"):
                 read()
 
 
