@@ -137,7 +137,7 @@ def test_a_slow_unit_runs_a_second_time_and_the_first_answer_counts(local_ray: C
     )
     assert sorted(receipt["unit"] for receipt in receipts) == list(range(8))
     [late] = named
-    assert late.unit == {"unit": 5} and "begun a second time" in str(late)
+    assert late.unit == {"unit": 5} and "started a second time" in str(late)
     first, second = (tmp_path / "5").read_text().split()
     assert late.pid == int(first)
     assert {receipt["by"] for receipt in receipts if receipt["unit"] == 5} == {int(second)}

@@ -84,7 +84,7 @@ def test_images_that_kill_only_together_stop_with_the_units_name(local_ray: Conn
 
 
 def test_an_actor_that_cannot_be_made_ready_makes_no_image_a_killer(local_ray: Connection, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="while it was made ready"):
+    with pytest.raises(ClusterError, match="while it started"):
         quarantined(stages_of({}, tmp_path, die))
 
 

@@ -145,7 +145,7 @@ def test_training_on_an_own_ray_listens_on_loopback_alone(
 
 
 def test_more_workers_than_the_cluster_has_are_refused(local_ray: Connection, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"9 training workers need 9 CPUs, the cluster has 4"):
+    with pytest.raises(ClusterError, match=r"9 training workers need 9 CPUs, but the cluster has 4"):
         train_on_ray(tmp_path, 9)
 
 
