@@ -30,10 +30,10 @@ EXAMPLES = """examples:
 
 A table has the columns image and labels, and optionally id, split, mask and saliency:
 
-    image,labels,split,mask
-    0001.jpg,cat;dog,train,masks/0001.png
-    0002.jpg,dog,val,
-    more/0003.jpg,,train,
+    image,labels,split,mask,saliency
+    0001.jpg,cat;dog,train,masks/0001.png,
+    0002.jpg,dog,val,,
+    more/0003.jpg,,train,,
 
 Several labels are separated by ';' or '|', or written as a list, or each class has a column with 0 and 1. An image
 without any label is unlabelled. Several rows may name the same image. The splits val, valid and validation are used for

@@ -108,6 +108,7 @@ def standing_cluster() -> Iterator[tuple[str, dict[str, str]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.cluster
 def test_a_joined_cluster_is_used_and_left_running(
     standing_cluster: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -131,7 +131,8 @@ def report_listeners(context: TrainingContext, config: dict[str, Any]) -> None:
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.cluster)])
+@pytest.mark.cluster
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_training_on_an_own_ray_listens_on_loopback_alone(
     local_ray: Connection, tmp_path: Path, num_workers: int
 ) -> None:

@@ -175,6 +175,7 @@ def test_image_that_is_gone_keeps_its_place_and_says_so(tmp_path, handmade_run, 
     assert "The mask cannot be read: mask is a JPEG" in html_of(run)
 
 
+@pytest.mark.cluster
 def test_ten_thousand_images_give_a_sample_of_a_few_megabytes(tmp_path, visit, handmade_run, write_picture):
     """3.3 MB with these photographs of noise and two classes each; 200 of VOC's, with 209 classes, gave 2.7 MB."""
     place = Location(str(tmp_path))
