@@ -132,5 +132,5 @@ def _read(place: str, key: str) -> bytes:
         return Location.parse(place).read_bytes()
     except FileNotFoundError:
         raise ValueError(
-            f"{key}: there is no file {place}; give a state dict (.pt, .safetensors), 'imagenet' or 'none'."
+            f"{key}: no file {place}; give a state dict (.pt, .safetensors), 'imagenet' or 'none'."
         ) from None

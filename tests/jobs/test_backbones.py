@@ -111,7 +111,7 @@ def test_seeds_on_other_cells_than_the_segmenters_are_refused(seeded_run):
 def test_unknown_backbones_are_refused_with_the_configuration(tmp_path):
     with pytest.raises(ValueError, match=r"classifier.backbone: given 'resnet', allowed: vgg16, resnet101, small, or"):
         configured(tmp_path, "classifier.backbone=resnet")
-    with pytest.raises(ValueError, match=r"allowed: 8 g \+ 1, such as 321, for the backbone vgg16"):
+    with pytest.raises(ValueError, match=r"allowed: a multiple of 8 plus 1, such as 321, for the backbone vgg16"):
         configured(tmp_path, "images.input_size=320")
 
 

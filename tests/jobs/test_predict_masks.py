@@ -153,7 +153,7 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
 
     monkeypatch.setattr(Predictor, "predict", predict_one)
     predict(segmented_run, "predictions.refine=false", restart=True)
-    sentence = "predictions: every pixel is background. Unless that is true, the network has learnt nothing"
+    sentence = "predictions: every pixel is background. Unless this is right, the network has learnt nothing"
     assert (sentence in capsys.readouterr().out) == is_told
 
 
