@@ -212,10 +212,10 @@ CASES = [
     Case("no TOML", lambda at: config(at, text="[maps\nx"), "not a TOML file"),
     Case("even kernel", lambda at: config(at, "classifier.kernel_size=8"), "given 8, allowed: odd numbers"),
     # checkpoints
-    Case("pickled checkpoint", lambda at: unpack_classifier(pickle.dumps(Executes(), 2)), "not a classifier of this"),
-    Case("checkpoint that calls", lambda at: unpack_classifier(classifier(spec=Executes())), "not a classifier of this"),
+    Case("pickled checkpoint", lambda at: unpack_classifier(pickle.dumps(Executes(), 2)), "not a classifier"),
+    Case("checkpoint that calls", lambda at: unpack_classifier(classifier(spec=Executes())), "not a classifier"),
     Case("state of another", lambda at: unpack_classifier(classifier(state={})), "not a classifier of this project"),
-    Case("half a specification", lambda at: unpack_classifier(classifier(spec={"kernel_size": 9})), "no classifier of"),
+    Case("half a specification", lambda at: unpack_classifier(classifier(spec={"kernel_size": 9})), "not a classifier of"),
     # receipts and step records
     Case("torn receipt", lambda at: receipt(at, b'{"unit": 0, "sta'), "^0 receipts$"),
     Case("receipt of lists", lambda at: receipt(at, b"[" * 100_000), "^0 receipts$"),
