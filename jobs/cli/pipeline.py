@@ -23,12 +23,9 @@ from storage.errors import NotYet
 
 
 def pipeline_steps(config: Config) -> list[StepRow]:
-    """The steps that the pipeline runs; an optional step only if it makes the network that predicts."""
-    return [
-        row
-        for row in STEPS
-        if row.kind != "metrics" and (not row.is_optional or row.name == config.predictions.network)
-    ]
+    """The steps that the pipeline runs: an optional step only if another step reads it by the configuration."""
+    read = {config.predictions.network} | ({"cells", "refined"} if config.seeds.maps == "refined" else set())
+    return [row for row in STEPS if row.kind != "metrics" and (not row.is_optional or row.name in read)]
 
 
 def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:

@@ -13,7 +13,7 @@ from jobs.evaluation.baseline_choice import baseline_recipes
 from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.counts import Counts, Resolution
 from jobs.evaluation.metrics import MeasuredLabels, class_table, skipped_in_words, store_metrics, summary_table
-from jobs.evaluation.unit_meter import Recipe
+from jobs.evaluation.unit_meter import MAPS_OF, Recipe
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
@@ -25,7 +25,7 @@ from storage.manifest import Manifest
 
 SINGLE_CLASS_SHARE = 0.9  # of the measured images; from this share on, mIoU shows coverage
 
-LABEL_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")  # an evaluation reads one start of each
+LABEL_STEPS = ("maps", "refined", "seeds", "pseudo_labels", "predictions")  # an evaluation reads one start of each
 
 
 def evaluate_labels(
@@ -45,8 +45,12 @@ def evaluate_labels(
     recipes: list[Recipe] = []
     has_seeds = _has_seeds(run) or deterministic
     if has_seeds:
-        finished |= {name: require_finished(run, name, "evaluate") for name in ("maps", "seeds")}
-        recipes += [Recipe("seeds", "stored seeds", config), Recipe("densified seeds", "maps", config, densify=True)]
+        needed = dict.fromkeys(("maps", config.seeds.maps, "seeds"))
+        finished |= {name: require_finished(run, name, "evaluate") for name in needed}
+        recipes += [
+            Recipe("seeds", "stored seeds", config),
+            Recipe("densified seeds", MAPS_OF[config.seeds.maps], config, densify=True),
+        ]
     else:
         print("evaluate: the run has no seeds; only the other labels are measured.", flush=True)
     if run.step("pseudo_labels").fingerprint() is not None:
@@ -124,7 +128,9 @@ def sweep(
         name = ", ".join(chosen)
         is_dense = all(text.startswith("pseudo_labels.") for text in chosen)
         kind = "densified seeds" if is_dense else "seeds"
-        recipes.append(Recipe(f"{kind}, {name}", "maps", config, densify=is_dense))
+        if (source := config.seeds.maps) not in finished:
+            finished[source] = require_finished(run, source, "evaluate")
+        recipes.append(Recipe(f"{kind}, {name}", MAPS_OF[source], config, densify=is_dense))
         if deterministic:
             recipes.append(Recipe(f"deterministic {kind}, {name}", "deterministic maps", config, densify=is_dense))
     print("sweep: reads masks of the tune part. Choose settings here and measure them on the report part.", flush=True)

@@ -28,14 +28,22 @@ from storage.manifest import ManifestRow
 from storage.map_store import UnitMaps
 
 Source = Literal[
-    "stored seeds", "stored pseudo-labels", "stored predictions", "stored unrefined", "maps", "deterministic maps"
+    "stored seeds",
+    "stored pseudo-labels",
+    "stored predictions",
+    "stored unrefined",
+    "maps",
+    "refined maps",
+    "deterministic maps",
 ]
+MAPS_OF: dict[str, Source] = {"maps": "maps", "refined": "refined maps"}  # by the step that stores them
 MADE_BY: dict[Source, tuple[str, ...]] = {  # the steps that may have skipped an image of a recipe
     "stored seeds": ("seeds",),
     "stored pseudo-labels": ("pseudo_labels",),
     "stored predictions": ("predictions",),
     "stored unrefined": ("predictions",),
     "maps": ("maps", "seeds"),  # the seeds skip an image whose saliency map cannot be read
+    "refined maps": ("refined", "seeds"),
     "deterministic maps": ("maps", "seeds"),
 }
 LABEL_FOLDERS: dict[Source, tuple[str, str]] = {  # step and kind of the labels that are stored at image size
@@ -83,8 +91,8 @@ class Measurement:
 
     @property
     def needs_maps(self) -> bool:
-        """Whether stored maps are read; the deterministic maps need them for their classes."""
-        return self.needs("maps") or self.needs("deterministic maps")
+        """Whether stored maps are read; the deterministic and the refined maps need them for their classes."""
+        return any(self.needs(source) for source in ("maps", "deterministic maps", "refined maps"))
 
     @property
     def reading_config(self) -> Config:
@@ -126,7 +134,11 @@ class UnitMeter:
         selected = [n for n, entry in enumerate(entries) if selection.includes(entry.image_id, entry.split)]
         with_mask = [n for n in selected if entries[n].mask_uri]
         counts = Counts(left_out=Counter({"no mask": len(selected) - len(with_mask)}))
-        maps = self.run.maps().read_unit(unit) if self.measurement.needs_maps else None
+        maps = {
+            source: self.run.maps(step=step).read_unit(unit)
+            for step, source in MAPS_OF.items()
+            if self.measurement.needs(source) or (step == "maps" and self.measurement.needs_maps)
+        }
         seeds = None
         if self.measurement.needs("stored seeds"):
             seeds = self.run.seeds().read_unit(unit)
@@ -154,13 +166,17 @@ class UnitMeter:
         self,
         row: Payload,
         entries: Sequence[ManifestRow],
-        maps: UnitMaps | None,
+        maps: Mapping[Source, UnitMaps],
         seeds: np.ndarray | None,
         numbers: Sequence[int],
     ) -> list[Subject | str]:
-        """Some images of a unit; for an image with an unreadable mask, the reason instead."""
+        """Some images of a unit; for an image with an unreadable mask, the reason instead.
+
+        Args:
+            maps: the unit's maps that are measured. Where there are any, the maps of the samples are among them.
+        """
         side = self.geometry.grid_size(self.run.config.images.input_size)
-        grid = (side, side) if maps is None else (maps.max.shape[2], maps.max.shape[3])
+        grid = (side, side) if not maps else (maps["maps"].max.shape[2], maps["maps"].max.shape[3])
         truths = self._read_truths(entries)
         only_maps = self.measurement.resolutions == ("map",)
         saliencies = read_saliencies(
@@ -183,13 +199,15 @@ class UnitMeter:
             }
             if seeds is not None:
                 labels["stored seeds"] = seeds[number]
-            if maps is None or isinstance(saliency, BadImage):
-                known = Evidence.none(grid, self.geometry)
-            else:
-                known = Evidence.of(maps, number, self.geometry, saliency)
-            evidence: dict[Source, Evidence] = {"maps": known}
+            nothing_known = Evidence.none(grid, self.geometry)
+            evidence: dict[Source, Evidence] = {"maps": nothing_known} | {
+                source: nothing_known
+                if isinstance(saliency, BadImage)
+                else Evidence.of(unit_maps, number, self.geometry, saliency)
+                for source, unit_maps in maps.items()
+            }
             if self.mapper is not None:
-                evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
+                evidence["deterministic maps"] = self._deterministic(self.mapper, entry, evidence["maps"])
             subjects.append(Subject(truth, labels, evidence))
         return subjects
 

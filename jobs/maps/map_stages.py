@@ -12,16 +12,11 @@ from cluster.quarantine import Compute
 from ficklenet.classifier import predicted_classes
 from ficklenet.localizer import Normalization, localize
 from ficklenet.masks import mask_key
-from ficklenet.transforms import normalize, resize_square
+from jobs.maps.backbone_passes import BackbonePasses, batches, read_unit_images
 from jobs.run.directory import Run
-from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_classifier
-from jobs.steps.unit_rows import ROW_KEYS, finish_unit, known_problems
-from storage.errors import BadImage
-from storage.images import read_image, read_many
-from storage.steps import Skipped, Step
-
-CPU_BATCH, GPU_BATCH = 1, 32  # images per backbone pass
+from jobs.steps.unit_rows import ROW_KEYS, finish_unit
+from storage.steps import Step
 
 
 @dataclass(frozen=True)
@@ -37,50 +32,24 @@ class MapStages:
     def step(self) -> Step:
         return self.run.step("maps")
 
-    @property
-    def batch_size(self) -> int:
-        return self.run.config.maps.batch_size or (GPU_BATCH if self.device == "cuda" else CPU_BATCH)
-
-    @property
-    def precision(self) -> torch.dtype:
-        return resolved_precision(self.run.config.maps.precision, self.device)
-
     def read(self, row: Payload) -> Payload:
         """Stage 1: fetches a unit's images concurrently into one tensor; unusable images are zeros, with a reason."""
         started = time.monotonic()
         self.step.require_here()
-        config, unit = self.run.config, row["unit"]
-        entries = self.run.manifest().rows(unit.start, unit.stop)
-        size = config.images.input_size
-
-        def read_input(uri: str) -> np.ndarray:
-            return resize_square(read_image(uri, **config.images.limits, target_side=size), size)
-
-        images = np.zeros((len(entries), 3, size, size), np.uint8)
-        is_present = np.zeros(len(entries), bool)
-        problems = known_problems(row, entries)
-        skipped = [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
-        usable = [number for number in range(len(entries)) if number not in problems]
-        uris = [entries[number].uri for number in usable]
-        for number, found in zip(usable, read_many(uris, read_input, config.images.read_concurrency), strict=True):
-            if isinstance(found, BadImage):
-                skipped.append(Skipped(entries[number].image_id, found.reason))
-            else:
-                images[number], is_present[number] = found, True
-
-        classes = np.full((len(entries), self.num_slots), -1, np.int16)
-        for number, entry in enumerate(entries):
-            if is_present[number]:
+        found = read_unit_images(self.run, row)
+        classes = np.full((len(found.entries), self.num_slots), -1, np.int16)
+        for number, entry in enumerate(found.entries):
+            if found.is_present[number]:
                 classes[number, : len(entry.labels)] = entry.labels
-        predicts = config.maps.classes == "predicted"
-        is_negative = np.array([entry.negative for entry in entries], bool)  # known to show none of the classes
+        predicts = self.run.config.maps.classes == "predicted"
+        is_negative = np.array([entry.negative for entry in found.entries], bool)  # known to show none of the classes
         return {
             **row,
-            "images": images,
+            "images": found.images,
             "classes": classes,
-            "keys": np.array([mask_key(config.seed, entry.image_id) for entry in entries], np.uint64),
-            "to_predict": is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
-            "skipped": tuple(skipped),
+            "keys": np.array([mask_key(self.run.config.seed, entry.image_id) for entry in found.entries], np.uint64),
+            "to_predict": found.is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
+            "skipped": found.skipped,
             "seconds": time.monotonic() - started,
         }
 
@@ -103,6 +72,7 @@ class MapMaker:
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
+        self.passes = BackbonePasses.of(job.run.config.maps, job.device)
         self.model = load_classifier(job.run).to(job.device).to(memory_format=torch.channels_last)
 
     def __call__(self, unit: Payload) -> Payload:
@@ -112,8 +82,7 @@ class MapMaker:
         max_maps, mean_maps = (np.full((num_images, num_slots, *self.job.grid), np.nan, np.float32) for _ in range(2))
         score = np.full((num_images, num_slots), np.nan, np.float32)
         classes = unit["classes"].copy()
-        for start in range(0, num_images, self.job.batch_size):
-            batch = slice(start, min(start + self.job.batch_size, num_images))
+        for batch in batches(num_images, self.passes.batch_size):
             if (classes[batch] >= 0).any() or unit["to_predict"][batch].any():
                 found = self.localize(
                     unit["images"][batch], classes[batch], unit["to_predict"][batch], unit["keys"][batch]
@@ -153,11 +122,5 @@ class MapMaker:
         return tuple(array.cpu().numpy() for array in arrays)  # type: ignore[return-value]
 
     def features(self, images: np.ndarray) -> Tensor:
-        """Backbone features, float32. A short batch is padded with zeros: the same shape always gives the same bits."""
-        job = self.job
-        missing = job.batch_size - len(images)
-        full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
-        inputs = normalize(torch.from_numpy(full).to(job.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(job.device, job.precision, enabled=job.precision != torch.float32):
-            features = self.model.backbone(inputs)
-        return features[: len(images)].float().contiguous()
+        """Backbone features, float32."""
+        return self.passes.run(self.model.backbone, images)[: len(images)].float().contiguous()

@@ -5,6 +5,7 @@ from functools import partial
 from cluster.connect import Connection
 from cluster.fanout import Stages
 from ficklenet.localizer import samplers_for
+from jobs.maps.backbone_passes import BackbonePasses
 from jobs.maps.map_stages import MapMaker, MapStages
 from jobs.maps.stored_geometry import geometry_attributes
 from jobs.run.config_keys import Config
@@ -37,6 +38,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         num_slots=num_slots(manifest, config),
         device=resolved_device(config.maps.device, connection),
     )
+    passes = BackbonePasses.of(config.maps, stages.device)
     fingerprint = step_fingerprint(
         run,
         "maps",
@@ -46,8 +48,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         seed=config.seed,
         images=config.images.limits,
         device=stages.device,
-        precision=precision_name(stages.precision),
-        batch_size=stages.batch_size,
+        precision=precision_name(passes.precision),
+        batch_size=passes.batch_size,
         sampler=samplers_for(stages.device)[0],
     )
     return UnitStepJob(

@@ -22,7 +22,7 @@ from storage.images import read_image, read_many
 from storage.label_folder import LabelFolder
 from storage.label_values import ignore_value
 from storage.manifest import ManifestRow
-from storage.map_store import UnitMaps
+from storage.map_store import MapStore, UnitMaps
 from storage.steps import Skipped
 
 ALGORITHM_VERSION = 1  # raise it when code between the maps and the stored pseudo-labels changes results
@@ -38,8 +38,9 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     """
     if run.config.pseudo_labels.refine:
         require_pydensecrf()
-    run = run.reading("maps")  # from here on, all reads are of this start of the maps
-    maps = require_finished(run, "maps", "make_pseudo_labels")
+    source = run.config.seeds.maps
+    run = run.reading(source)  # from here on, all reads are of this start of the maps
+    maps = require_finished(run, source, "make_pseudo_labels")
     return UnitStepJob(
         title="pseudo-labels",
         step=run.step("pseudo_labels"),
@@ -48,7 +49,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             "pseudo_labels",
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
-            upstream=["maps"],
+            upstream=[source],
             images=run.config.images.limits,
         ),
         units=maps.units,
@@ -68,7 +69,11 @@ class PseudoLabelMaker:
     def __post_init__(self) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
         self.run.step("pseudo_labels").require_here()
-        self.geometry = stored_geometry(self.run.maps())
+        self.geometry = stored_geometry(self.maps())
+
+    def maps(self) -> MapStore:
+        """The maps that the labels are made of."""
+        return self.run.maps(step=self.run.config.seeds.maps)
 
     def __call__(self, row: Payload) -> Payload:
         started = time.monotonic()
@@ -87,7 +92,7 @@ class PseudoLabelMaker:
             The images without pseudo-labels, and the checksums of the stored objects.
         """
         unit = row["unit"]
-        entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.run.maps().read_unit(unit)
+        entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.maps().read_unit(unit)
         problems = known_problems(row, entries)
         skipped = [Skipped(entries[number].image_id, reason) for number, reason in problems.items()]
         usable = [number for number in range(len(entries)) if number not in problems]

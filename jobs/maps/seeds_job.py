@@ -35,9 +35,10 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         ValueError: the maps were made with settings that differ from this launch.
     """
     manifest, config = run.manifest(), run.config
-    run = run.reading("maps")  # from here on, all reads are of this start of the maps
-    maps = require_finished(run, "maps", "aggregate_seeds")
-    store = run.maps()
+    source = run.config.seeds.maps
+    run = run.reading(source)  # from here on, all reads are of this start of the maps
+    maps = require_finished(run, source, "aggregate_seeds")
+    store = run.maps(step=source)
     grid, geometry = store.grid, stored_geometry(store)
     return UnitStepJob(
         title="seeds",
@@ -47,7 +48,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             "seeds",
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
-            upstream=["maps"],
+            upstream=[source],
             images=config.images.limits,
         ),
         units=maps.units,
@@ -81,7 +82,7 @@ class SeedMaker:
     def __call__(self, row: Payload) -> Payload:
         started, run, unit = time.monotonic(), self.run, row["unit"]
         manifest = run.manifest()
-        entries, maps = manifest.rows(unit.start, unit.stop), run.maps().read_unit(unit)
+        entries, maps = manifest.rows(unit.start, unit.stop), run.maps(step=run.config.seeds.maps).read_unit(unit)
         skipped = list(row["skipped"])  # their maps have no slots, so all their seeds get the ignore value
         known = {skip.image_id for skip in skipped}
         ignore = ignore_value(manifest.num_classes)

@@ -213,9 +213,46 @@ class MapsConfig(Section):
     precision: Precision = runtime_field("auto", "precision of the backbone; auto: float32 on CPU, bfloat16 on GPU")
 
 
+class CellsConfig(Section):
+    """A small network that learns, from the maps of many training images, what the cells of each class look like."""
+
+    theta: Fraction = Field(
+        0.3, description="a cell is learned as a class if the class's maximum over the samples is above this"
+    )
+    evidence_threshold: Fraction = Field(
+        0.3, description="a cell is learned as background if the maximum of every class is below this"
+    )
+    max_images: Count = Field(
+        4000, description="most images whose cells are learned; of more images, so many are chosen at random"
+    )
+    cells_per_image: Annotated[int, Field(ge=2)] = Field(
+        200, description="most cells of an image that are learned; half of them are background"
+    )
+    rounds: Count = Field(
+        2, description="number of trainings; from the second on, the network learns its own labels of the cells"
+    )
+    epochs: Count = Field(8, description="passes over the cells in each round")
+    hidden: Count = Field(64, description="units of the network's hidden layer")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-3, description="learning rate of the network (Adam)"
+    )
+
+
+class RefinedConfig(Section):
+    """Refined maps: the probabilities of each cell by the network of cells, spread to cells that look alike."""
+
+    walk_steps: Annotated[int, Field(ge=0)] = Field(
+        16, description="steps of the walk that spreads probabilities between cells with like features and colours"
+    )
+    refine: bool = Field(True, description="whether the dense CRF refines the probabilities at map size")
+
+
 class SeedsConfig(Section):
     """Seeds: labels only where the maps are confident, and the background cue."""
 
+    maps: Literal["maps", "refined"] = runtime_field(
+        "maps", "which maps seeds and pseudo-labels are made of: those of the samples, or the refined ones"
+    )
     theta: Fraction = Field(
         0.35, description="a cell is a seed of a class if the class's maximum over the samples is above this"
     )
@@ -367,6 +404,8 @@ class Config(Section):
     images: ImagesConfig = ImagesConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     maps: MapsConfig = MapsConfig()
+    cells: CellsConfig = CellsConfig()
+    refined: RefinedConfig = RefinedConfig()
     seeds: SeedsConfig = SeedsConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
     segmenter: SegmenterConfig = SegmenterConfig()

@@ -13,6 +13,7 @@ from jobs.run.config import resolve_config
 from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS
 from jobs.run.versions import package_versions, source_hash
+from storage.cell_store import CellStore
 from storage.image_identity import images_id
 from storage.label_folder import LabelFolder
 from storage.location import Location
@@ -25,7 +26,8 @@ from storage.steps import Step
 from storage.unit_arrays import Mode
 from storage.units import Unit
 
-MAPS, SEEDS = "maps.zarr", "seeds.zarr"  # in the folders of their steps' results
+MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders of their steps' results
+CELL_NETWORK = "network.pt"  # beside cells.zarr
 LOGS = "logs"  # a file for each launch
 _HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
 
@@ -92,9 +94,13 @@ class Run:
         known = self.starts.get(name) if start_id is None else start_id
         return self.step(name).data(self.reading(name).starts[name] if known is None else known)
 
-    def maps(self, mode: Mode = "r", start_id: str | None = None) -> MapStore:
-        """The stored maps; with "r+", a worker can write the maps of a start."""
-        return MapStore.open(self.data("maps", start_id) / MAPS, mode)
+    def maps(self, mode: Mode = "r", start_id: str | None = None, step: str = "maps") -> MapStore:
+        """The stored maps, or those of the step "refined"; with "r+", a worker can write the maps of a start."""
+        return MapStore.open(self.data(step, start_id) / MAPS, mode)
+
+    def cells(self, mode: Mode = "r", start_id: str | None = None) -> CellStore:
+        """The stored cells; with "r+", a worker can write the cells of a start."""
+        return CellStore.open(self.data("cells", start_id) / CELLS, mode)
 
     def seeds(self, mode: Mode = "r", start_id: str | None = None) -> SeedStore:
         """The stored seeds; with "r+", a worker can write the seeds of a start."""

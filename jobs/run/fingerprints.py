@@ -25,8 +25,10 @@ UPSTREAM = "upstream"
 def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
     """The settings that change a step's results, by section."""
     settings = {row.section: getattr(config, row.section).result_settings()}
-    if row.name == "pseudo_labels":
+    if row.name in ("cells", "pseudo_labels"):
         settings["seeds"] = {"background_cue": config.seeds.background_cue}
+    if row.name in ("seeds", "pseudo_labels") and config.seeds.maps != "maps":
+        settings["seeds"]["maps"] = config.seeds.maps  # left out where it is the default: earlier runs do not have it
     if row.is_of_splits:
         settings[row.section]["splits"] = list(config.predicted_splits)
     if row.kind == "training":

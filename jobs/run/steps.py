@@ -51,13 +51,26 @@ class StepRow:
 STEPS = (
     StepRow("classifier", "train_ficklenet", "train", "classifier", (), "training", "training.classifier_job"),
     StepRow("maps", "generate_maps", "maps", "maps", ("classifier",), "units", "maps.maps_job"),
-    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps",), "units", "maps.seeds_job"),
+    StepRow(
+        "cells", "learn_cells", "cells", "cells", ("classifier", "maps"), "units", "maps.cells_job", is_optional=True
+    ),
+    StepRow(
+        "refined",
+        "refine_maps",
+        "refine",
+        "refined",
+        ("classifier", "maps", "cells"),
+        "units",
+        "maps.refined_job",
+        is_optional=True,
+    ),
+    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps", "refined"), "units", "maps.seeds_job"),
     StepRow(
         "pseudo_labels",
         "make_pseudo_labels",
         "pseudo-labels",
         "pseudo_labels",
-        ("maps",),
+        ("maps", "refined"),
         "units",
         "maps.pseudo_labels_job",
     ),
@@ -95,7 +108,7 @@ STEPS = (
         "evaluate",
         "evaluate",
         "",
-        ("maps", "seeds", "pseudo_labels", "predictions"),
+        ("maps", "refined", "seeds", "pseudo_labels", "predictions"),
         "metrics",
     ),
 )

@@ -11,6 +11,8 @@ from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
 from storage.records import read_json
 
+_OLDER_SEEDS = {"maps": "maps"}  # what seeds are made of where it is not recorded
+
 
 @dataclass(frozen=True)
 class EvaluationState:
@@ -78,6 +80,7 @@ def _stale_splits(
     again.
     """
     seeds = (run.step("seeds").fingerprint() or {}).get("seeds", {})
+    seeds = _OLDER_SEEDS | seeds if seeds else {}
     predicted = ((run.step("predictions").fingerprint() or {}).get("predictions") or {}).get("splits", [])
     is_current: dict[tuple[Any, ...], bool] = {}
     for record in metrics:
@@ -87,6 +90,6 @@ def _stale_splits(
         kind = tuple(record["splits"]), is_of_network
         is_current[kind] = is_current.get(kind, False) or (
             is_of_these_networks(record, trainings)
-            and (is_of_network or all(record["settings"]["seeds"].get(key) == seeds[key] for key in seeds))
+            and (is_of_network or seeds.items() <= (_OLDER_SEEDS | record["settings"]["seeds"]).items())
         )
     return next((kind[0] for kind, current in is_current.items() if not current), ())
