@@ -215,7 +215,7 @@ CASES = [
     Case("pickled checkpoint", lambda at: unpack_classifier(pickle.dumps(Executes(), 2)), "not a classifier"),
     Case("checkpoint that calls", lambda at: unpack_classifier(classifier(spec=Executes())), "not a classifier"),
     Case("state of another", lambda at: unpack_classifier(classifier(state={})), "not a classifier of this project"),
-    Case("half a specification", lambda at: unpack_classifier(classifier(spec={"kernel_size": 9})), "not a classifier of"),
+    Case("half a specification", lambda at: unpack_classifier(classifier(spec={"kernel_size": 9})), "not a classifier"),
     # receipts and step records
     Case("torn receipt", lambda at: receipt(at, b'{"unit": 0, "sta'), "^0 receipts$"),
     Case("receipt of lists", lambda at: receipt(at, b"[" * 100_000), "^0 receipts$"),
