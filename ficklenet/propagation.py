@@ -36,11 +36,11 @@ class Likeness:
 def transitions(
     stages: Sequence[NDArray[np.floating]], colours_HWC: NDArray[np.uint8] | None, likeness: Likeness
 ) -> "csr_matrix":
-    """The walk's matrix (V, V): row i says from which cells cell i takes its evidence, in shares that sum to 1.
+    """The matrix (V, V) of the walk: row i has the shares, which sum to 1, that cell i takes from other cells.
 
     Args:
-        stages: features (K, H, W) of one or more stages on one grid. A negative cosine counts as 0.
-        colours_HWC: the image at the grid's size, or None where ``likeness`` leaves colours out.
+        stages: features (K, H, W) of one or more stages on the same grid. A negative cosine counts as 0.
+        colours_HWC: the image at the size of the grid, or None if ``likeness`` uses no colours.
     """
     from scipy.sparse import csr_matrix, diags
 

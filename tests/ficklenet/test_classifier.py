@@ -55,7 +55,7 @@ def test_unpacking_runs_no_code_and_says_what_is_wrong(model, tmp_path):
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
 
-    with pytest.raises(ValueError, match=r"classifier file.*no classifier.*Give the model.pt"):
+    with pytest.raises(ValueError, match=r"classifier file.*not a classifier.*Give the model.pt"):
         unpack_classifier(pickle.dumps(Malicious(), protocol=2))
     buffer = io.BytesIO()
     torch.save({"format": Malicious()}, buffer)
