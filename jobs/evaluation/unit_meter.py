@@ -200,12 +200,13 @@ class UnitMeter:
             if seeds is not None:
                 labels["stored seeds"] = seeds[number]
             nothing_known = Evidence.none(grid, self.geometry)
-            evidence: dict[Source, Evidence] = {"maps": nothing_known} | {
-                source: nothing_known
-                if isinstance(saliency, BadImage)
-                else Evidence.of(unit_maps, number, self.geometry, saliency)
-                for source, unit_maps in maps.items()
-            }
+            evidence: dict[Source, Evidence] = {"maps": nothing_known}
+            for source, unit_maps in maps.items():
+                evidence[source] = (
+                    nothing_known
+                    if isinstance(saliency, BadImage)
+                    else Evidence.of(unit_maps, number, self.geometry, saliency)
+                )
             if self.mapper is not None:
                 evidence["deterministic maps"] = self._deterministic(self.mapper, entry, evidence["maps"])
             subjects.append(Subject(truth, labels, evidence))

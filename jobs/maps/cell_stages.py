@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ficklenet.backbones import build_backbone
 from ficklenet.classifier import ClassifierSpec
+from ficklenet.segmenter import SegmenterSpec
 from jobs.maps.backbone_passes import BackbonePasses, batches
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
@@ -19,9 +20,9 @@ class CellStages:
     def __init__(self, run: Run, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
-        classifier = load_classifier(run)
+        classifier = load_classifier(run).to(device).to(memory_format=torch.channels_last)
         self.spec: ClassifierSpec = classifier.spec
-        self.backbone = classifier.backbone.to(device).to(memory_format=torch.channels_last)
+        self.backbone = classifier.backbone
         self.passes = BackbonePasses.of(run.config.maps, device)
 
     @torch.inference_mode()
@@ -45,7 +46,7 @@ class CellStages:
                 )
 
 
-def num_channels(spec: ClassifierSpec) -> int:
+def num_channels(spec: ClassifierSpec | SegmenterSpec) -> int:
     """K of ``ficklenet.cell_classifier.cell_features``, the channels of all stages together, without a real pass."""
     with torch.device("meta"), torch.inference_mode(), torch.random.fork_rng(devices=[]):
         backbone = build_backbone(spec.backbone, spec.output_stride)

@@ -112,7 +112,7 @@ class Refiner:
         classes = np.where(found.is_present[:, None], maps.classes, -1)
         is_real = classes >= 0
         refined = np.full(maps.max.shape, np.nan, np.float32)
-        for number, stages in self.stages.of(found.images, is_real.any(axis=1)):
+        for number, stages in self.stages.of(found.images, is_real[:, 0]):  # slots are filled from the first on
             colours = self._colours(found.images[number])
             refined[number][is_real[number]] = self.refine(stages, colours, classes[number][is_real[number]])
         return found.skipped, UnitMaps(classes, refined, refined, np.where(is_real, maps.score, np.nan))

@@ -119,11 +119,9 @@ class TrainedRun:
         slots[0, : len(numbers)] = numbers
         inputs = resize_square(image, self.run.config.images.input_size)[None]
         keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
-        _, max_, mean, score = maker.localize(inputs, slots, np.zeros(1, bool), keys)
-        real = slice(0, len(numbers))
-        return ImageMaps(
-            slots[0, real], max_[0, real].astype(np.float16), mean[0, real].astype(np.float16), score[0, real]
-        )
+        found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
+        max_, mean, score = (found[name][0, : len(numbers)].cpu().numpy() for name in ("max", "mean", "score"))
+        return ImageMaps(slots[0, : len(numbers)], max_, mean, score)
 
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
         """The labels of one image, predicted as in `predict_masks` with the run's settings.
