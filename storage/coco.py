@@ -64,7 +64,7 @@ def coco_parts(place: Location, splits: Sequence[str], images: Location | None =
         found = {name: place / name / ROBOFLOW_FILE for name in folders}
     unknown = [split for split in splits if split not in found]
     if unknown or not found:
-        known = f"there are the splits {', '.join(found)}" if found else "give the folder that holds annotations/"
+        known = f"there are the splits {', '.join(found)}" if found else "give the folder with annotations/"
         missing = unknown[0] if unknown else "<split>"
         raise ValueError(
             f"{place}: no annotations/instances_{missing}.json and no {missing}/{ROBOFLOW_FILE}; {known}, or one .json "

@@ -94,7 +94,7 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
     ("arguments", "sentence"),
     [
         (["--split", "test"], "no annotations/instances_test.json .*there are the splits train, val"),
-        (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder that holds annotations/"),
+        (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder with annotations/"),
         (
             ["--split", "train", "--masks", "masks"],
             "--masks does not go with --coco. Allowed with it: --saliency, --images, --crowds-are-objects",
