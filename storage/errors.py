@@ -1,5 +1,7 @@
 """The errors that can stop a step or an image; each kind is handled differently."""
 
+MISSING = "missing: no such file"  # the reason of a `BadImage` that may come back: a folder that is not mounted
+
 
 class StorageError(OSError):
     """The store itself failed: access denied, expired credentials, no such bucket, disk full, throttling.

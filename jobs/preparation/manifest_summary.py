@@ -98,7 +98,8 @@ def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
     """Asks about names that may be mistakes."""
     pairs = alike(names) if len(names) <= MOST_NAMES else []
     for name, other in pairs[:PAIRS_SHOWN]:
-        print(f"  two classes, or one misspelt? {name!r} {count[name]:,}, {other!r} {count[other]:,}")
+        pair = f"{name!r} {count[name]:,}, {other!r} {count[other]:,}"
+        print(f"  two classes, or one misspelt? {pair}. If it is one, correct its labels.")
     if len(pairs) > PAIRS_SHOWN:
         print(f"  and {len(pairs) - PAIRS_SHOWN:,} more such pairs")
     for name, sign in _several_names(names):

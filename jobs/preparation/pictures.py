@@ -64,12 +64,24 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
         progress.advance(min(HEADERS_AT_ONCE, len(rows) - start))
     progress.close()
     if renamed:
+        _require_different_files(found.rows)
         found.notes.append(
             f"{plural(len(renamed), 'image')} found under a different spelling of the name (first: {renamed[0][0]} is "
             f"{renamed[0][1].rsplit('/', 1)[-1]})."
         )
     found.notes += _other_sizes(found, images)
     return found
+
+
+def _require_different_files(rows: Sequence[ManifestRow]) -> None:
+    """Refuses two images that are one file, whose name the source writes in two ways: each would lack labels."""
+    owner: dict[str, str] = {}
+    for row in rows:
+        if row.height is not None and (other := owner.setdefault(row.uri, row.image_id)) != row.image_id:
+            raise ValueError(
+                f"the images {other!r} and {row.image_id!r} are one file, {row.uri}, whose name is written in two "
+                "ways. Write it the same way everywhere; then its labels are joined."
+            )
 
 
 def require_usable(problems: Sequence[tuple[str, str | None]]) -> None:

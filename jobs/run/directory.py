@@ -30,6 +30,7 @@ MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders o
 CELL_NETWORK = "network.pt"  # beside cells.zarr
 LOGS = "logs"  # a file for each launch
 _HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
+_OTHER_VERSION = "If another version of the program wrote this file, use that version, or correct the key in the file."
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,22 @@ def open_run(
     settings = ["--config", config_file] if config_file else []
     for assignment in assignments or ():
         settings += ["--set", assignment]
-    return Run(location, resolve_config(recorded, config_file, assignments or []), tuple(settings))
+    try:
+        config = resolve_config(recorded, config_file, assignments or [])
+    except ValueError as error:
+        if header.exists() and str(error) == _fault(recorded):
+            raise ValueError(f"{header}: {error} {_OTHER_VERSION}") from error
+        raise
+    return Run(location, config, tuple(settings))
+
+
+def _fault(recorded: dict[str, Any]) -> str:
+    """Why a recorded configuration is refused, without anything that the launch gives; "" where it is not."""
+    try:
+        resolve_config(recorded, None, [])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def parse_output(path: str, flag: str) -> Location:

@@ -20,7 +20,7 @@ from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
 from storage.manifest import Manifest
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 

@@ -204,5 +204,5 @@ def _require_readable(plan: Plan, skipped: dict[str, Any]) -> None:
         raise ValueError(
             f"{plan.name}: {len(skipped):,} of {plural(plan.num_images, 'image')} could not be read (first: {first}: "
             f"{skipped[first]}), more than images.max_skipped_fraction = {plan.max_skipped_fraction:g}. "
-            "Repair the images or the manifest, or raise this fraction."
+            "Put back or repair the images, then run the same command; or raise this fraction."
         )

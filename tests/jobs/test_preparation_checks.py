@@ -201,6 +201,8 @@ def test_an_image_spelt_differently_is_found_and_told(tmp_path, capsys):
         (("",), (), ("val",), ("",)),
         (("test",), (), ("val",), ("test",)),
         (("latest", "values"), (), ("val",), ("latest", "values")),
+        (("training", "validation", "testing"), ("training",), ("validation",), ("validation",)),
+        (("train", "val2017", "test-dev2017"), ("train",), ("val2017",), ("val2017",)),
     ],
 )
 def test_what_splits_are_for_follows_from_their_names(splits, train, val, predicted):

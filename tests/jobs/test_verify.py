@@ -112,6 +112,20 @@ def test_a_damaged_header_of_a_run_is_one_sentence(body, finished_maps_run):
         open_run(finished_maps_run.uri)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("maps", "of_tomorrow", 1), ("maps", "num_samples", 0), ("images", "input_size", 64)]
+)
+def test_a_header_of_another_version_is_called_by_its_name(section, key, value, finished_maps_run):
+    with pytest.raises(ValueError, match=rf"^{section}\.{key}: "):  # a slip of the launch is not the file's
+        open_run(finished_maps_run.uri, None, [f"{section}.{key}={value}"])
+    place = Path(finished_maps_run.uri) / "run.json"
+    header = json.loads(place.read_text())
+    header["config"][section][key] = value
+    place.write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=rf"run\.json: {section}\.{key}: .*If another version of the program wrote"):
+        open_run(finished_maps_run.uri)
+
+
 @pytest.mark.parametrize("name", ["classifier/complete.json", "classifier/metrics.jsonl", "maps/step.json"])
 def test_damaged_records_are_one_sentence_each(name, finished_maps_run):
     place = Path(finished_maps_run.uri) / name
