@@ -167,8 +167,8 @@ CASES = [
     # images that are not
     Case("empty file", lambda at: read_image(held(at, b"")), "^empty file$"),
     Case("no image", lambda at: read_image(held(at, b"GIF89a" + b"\0" * 9)), "damaged|^not an image"),
-    Case("HTML page", lambda at: read_image(held(at, b"<html>404</html>")), "^not an image"),
-    Case("PDF", lambda at: read_image(held(at, b"%PDF-1.7 ...")), "^not an image"),
+    Case("HTML page", lambda at: read_image(held(at, b"<html>404</html>")), "^a web page, not a picture"),
+    Case("PDF", lambda at: read_image(held(at, b"%PDF-1.7 ...")), "^a PDF file, which is not read"),
     Case("truncated", lambda at: read_image(held(at, png_bytes(300, 300)[:-60])), "^damaged or truncated PNG file$"),
     Case("bomb by its header", lambda at: read_image(held(at, bomb(60_000, 60_000))), "^too large"),
     Case("large but possible", lambda at: read_image(held(at, bomb(9_000, 9_000))), r"^too large: 9000 x 9000"),
