@@ -202,9 +202,7 @@ class _Reader:
         for what, values in (("name", [name for _, name in pairs]), ("id", [category for category, _ in pairs])):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ValueError(
-                    f"{self.place}: two categories have the {what} {twice!r}. Give each its own {what}."
-                )
+                raise ValueError(f"{self.place}: two categories have the {what} {twice!r}. Give each its own {what}.")
         if not pairs:
             raise ValueError(f"{self.place}: the list categories is empty; at least one category is needed.")
         return {name: category for category, name in sorted(pairs)}
