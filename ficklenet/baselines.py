@@ -34,7 +34,7 @@ def centred_gaussian(num_slots: int, grid: tuple[int, int], width: float) -> Map
 
 
 def blurred(maps_SHW: NDArray[np.floating], sigma: float) -> Maps:
-    """Each map after a Gaussian blur, divided by its maximum; an all-zero map stays zero.
+    """Each map after a Gaussian blur, divided by its maximum; an all-zero map remains zero.
 
     Args:
         maps_SHW: maps in [0, 1].
@@ -62,6 +62,6 @@ def dilated(maps_SHW: NDArray[np.floating], radius: int) -> Maps:
 
 
 def divided_by_maximum(maps_SHW: NDArray[np.floating]) -> Maps:
-    """Each map divided by its largest value; an all-zero map stays zero."""
+    """Each map divided by its largest value; an all-zero map remains zero."""
     largest_S11 = maps_SHW.max(axis=(1, 2), keepdims=True)
     return (maps_SHW / np.where(largest_S11 > 0, largest_S11, 1)).astype(np.float32)

@@ -105,9 +105,7 @@ def learn_cells(
     return network
 
 
-def train_cells(
-    network: nn.Sequential, cells: LabelledCells, *, num_epochs: int, learning_rate: float
-) -> list[float]:
+def train_cells(network: nn.Sequential, cells: LabelledCells, *, num_epochs: int, learning_rate: float) -> list[float]:
     """Trains in place with Adam, in an order drawn from torch's generator.
 
     Returns:

@@ -66,7 +66,7 @@ class ResNet101(nn.Module):
         return [list(stage.parameters()) for stage in stages]
 
     def freeze_stages(self, num_frozen: NumFrozen) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        """Stops the training of the first stages' weights and resumes it for the others; "all" stops every stage."""
         freeze_first(self.stage_weights(), num_frozen)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

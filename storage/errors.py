@@ -1,6 +1,6 @@
 """The errors that can stop a step or an image; each kind is handled differently."""
 
-MISSING = "missing: no such file"  # the reason of a `BadImage` that may come back: a folder that is not mounted
+MISSING = "missing: no such file"  # a `BadImage` with this reason may come back, as when a folder is mounted
 
 
 class StorageError(OSError):

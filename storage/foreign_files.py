@@ -1,7 +1,7 @@
-"""Names a file that is no picture of a format that is read, by its first bytes, so that the refusal is true.
+"""Says what a file is if it is not a picture in a supported format; its first bytes show it.
 
-Phones write HEIC, a failed download leaves a web page, a repository without Git LFS a pointer, a clinic DICOM: all of
-them are often called ``.jpg`` or ``.png``.
+Phones write HEIC and clinics DICOM, a failed download leaves a web page, and a repository cloned without Git LFS has
+pointers. The names of such files often end in ``.jpg`` or ``.png``.
 """
 
 CONVERT = "which is not read; save it as JPEG or PNG"
@@ -22,7 +22,7 @@ _AVIF = (b"avif", b"avis")
 
 
 def name_foreign_file(data: bytes) -> str:
-    """What a file is and what to do with it, from its first bytes; "" where they say nothing."""
+    """What a file is and what to do with it, from its first bytes; "" if they do not show it."""
     for start, what in _STARTS:
         if data.startswith(start):
             return what

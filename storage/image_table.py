@@ -59,7 +59,7 @@ def read_image_table(table: Location, folder: Location, options: TableOptions = 
     """Read a table in CSV text or in an Excel workbook; an unusable row becomes an image with a problem.
 
     Raises:
-        ValueError: a column is missing or misspelt, or the file is neither.
+        ValueError: a column is missing or misspelt, or the file is neither CSV nor a workbook.
         FileNotFoundError, IsADirectoryError: there is no such table.
     """
     try:
@@ -73,7 +73,7 @@ def read_image_table(table: Location, folder: Location, options: TableOptions = 
 
 
 def _csv_rows(data: bytes, encoding: str | None) -> tuple[list[tuple[int, list[str]]], str]:
-    """The rows of CSV text with their line numbers, and a sentence where its encoding is none that was given."""
+    """The rows of CSV text with their line numbers, and a sentence if the encoding is neither UTF-8 nor as given."""
     text = decode_text(data, encoding, "CSV text")
     note = f"read as {text.encoding}." if text.encoding not in ("UTF-8", encoding) else ""
     return list(csv_rows(text.content)), note

@@ -238,10 +238,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _require_high_bytes(image: Image.Image) -> None:
-    """Refuses colours of 10 or 12 bits in files of 16: Pillow keeps the high byte alone, so they would be black."""
+    """Refuses colours of 10 or 12 bits in files of 16: Pillow keeps only the high byte, so they would be black."""
     if 0 < np.asarray(image.convert("RGB")).max() < 16:
         raise BadImage(
-            "16 bits per channel of which the highest 4 are never used, so it would be read as black; save it with 8 "
+            "16 bits per channel, but the highest 4 are never used, so it would be read as black; save it with 8 "
             "bits per channel"
         )
 

@@ -113,7 +113,7 @@ def _drawing(shapes: list[Any], size: tuple[int, int], values: dict[str, int]) -
 
 
 def _painted(shape: dict[str, Any], size: tuple[int, int]) -> RunLengths | None:
-    """A shape that labelme's AI tools made: a PNG of the pixels between two corners; None where it does not fit."""
+    """A shape from labelme's AI tools: a PNG of the pixels between two corners; None if the PNG does not fit."""
     try:
         left, top = (round(float(value)) for value in shape["points"][0])
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as image:
@@ -122,7 +122,7 @@ def _painted(shape: dict[str, Any], size: tuple[int, int]) -> RunLengths | None:
                 return None
             mask = np.zeros(size, np.uint8)
             mask[top:bottom, left:right] = np.asarray(image.convert("L")) > 0
-    except (KeyError, IndexError, TypeError, ValueError, OSError, SyntaxError):  # Pillow's of a damaged PNG too
+    except (KeyError, IndexError, TypeError, ValueError, OSError, SyntaxError):  # a damaged PNG too
         return None
     return painted(mask)
 

@@ -91,7 +91,7 @@ def column_separator(content: str) -> str:
     """The separator that gives the first row with content the most cells; a comma if there is none."""
     first = next((line for line in content.splitlines() if line.strip(" ,;\t|")), "")
     counts = {sign: len(next(csv.reader([first], delimiter=sign), [])) for sign in COLUMN_SEPARATORS}
-    return max(COLUMN_SEPARATORS, key=lambda sign: counts[sign])  # the first of equals
+    return max(COLUMN_SEPARATORS, key=lambda sign: counts[sign])  # of equal ones the first
 
 
 def clean_name(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from storage.location import Location
 from storage.s3 import file_system, storage_errors
 
-# Of pictures; those of formats that are not read are listed too, so that each is skipped with its reason
+# Suffixes of pictures. Formats that are not read are listed too, so that each file is skipped with its reason
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo"),
     *(".avif", ".heic", ".heif", ".jp2"),

@@ -11,20 +11,20 @@ _FAULTS = (zipfile.BadZipFile, ParseError, OSError, KeyError, IndexError, TypeEr
 
 
 def is_workbook(data: bytes) -> bool:
-    """Whether a file is an Excel workbook of the kind that is read."""
+    """Whether a file is an Excel workbook in the format that can be read (.xlsx)."""
     return data.startswith(b"PK\x03\x04") and b"xl/workbook" in data
 
 
 def workbook_rows(data: bytes) -> tuple[list[tuple[int, list[str]]], str]:
     """The rows of a workbook's first visible sheet with content, with their numbers; empty rows are left out.
 
-    Cells are texts as a CSV file would have them: 3 for a whole number, TRUE and FALSE for truth values.
+    Cells are texts as in a CSV file: 3 for a whole number, TRUE and FALSE for truth values.
 
     Returns:
-        The rows, and a sentence where other sheets have content too.
+        The rows, and a sentence if other sheets have content too ("" if not).
 
     Raises:
-        ValueError: damaged, empty, or with a cell that holds an error or a formula without its value.
+        ValueError: the workbook is damaged or empty, or a cell has an error, or a formula without a stored value.
     """
     try:
         sheets = list(_sheets(data))
@@ -36,10 +36,10 @@ def workbook_rows(data: bytes) -> tuple[list[tuple[int, list[str]]], str]:
     for number, row in cells:
         for kind, value in row:
             if kind == "e":
-                raise ValueError(f"row {number} of the sheet {name!r} holds the error {value}; correct it in Excel")
+                raise ValueError(f"row {number} of the sheet {name!r} has the error {value}; correct it in Excel")
             if kind == "f":
                 raise ValueError(
-                    f"row {number} of the sheet {name!r} holds a formula without its value; open and save it in Excel"
+                    f"row {number} of the sheet {name!r} has a formula without its value; open and save it in Excel"
                 )
     rows = [(number, [_text(value) for _, value in row]) for number, row in cells]
     left_out = ", ".join(repr(other) for other, _ in others)
@@ -47,9 +47,9 @@ def workbook_rows(data: bytes) -> tuple[list[tuple[int, list[str]]], str]:
 
 
 def _sheets(data: bytes) -> Iterator[tuple[str, list[tuple[int, list[tuple[str, Any]]]]]]:
-    """Each visible sheet with content: its name, and its rows of (kind, value) as openpyxl calls them.
+    """Each visible sheet with content: its name, and its rows of (kind, value), with openpyxl's kinds.
 
-    A formula has the value that is stored with it. Where none is stored its kind stays "f".
+    A formula is replaced by the value stored with it. If no value is stored, its kind remains "f".
     """
     from openpyxl import load_workbook  # takes 0.3 s, and few tables are workbooks
 

@@ -138,17 +138,17 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
 
 
 def _use_utf8() -> None:
-    """Starts this process again in Python's UTF-8 mode where the locale knows only ASCII.
+    """Starts this process again in Python's UTF-8 mode if the locale has only ASCII.
 
-    Names of files may have any letters, and Python could not open them. It chooses this mode by itself, unless the
-    environment forbids it.
+    Otherwise Python could not open files with other letters in their names. Python chooses this mode by itself, unless
+    the environment forbids it.
     """
     if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
 
 
 def _require_utf8(arguments: list[str]) -> None:
-    """Refuses a path that is no UTF-8 text, as an old archive leaves it; Python stores such letters as bytes."""
+    """Refuses a path that is not UTF-8 text, as from an old archive; Python writes its bytes as surrogates."""
     for argument in arguments:
         if not argument.isascii() and any("\udc80" <= letter <= "\udcff" for letter in argument):
             raise ValueError(

@@ -91,7 +91,7 @@ class BackbonePasses:
         full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
         pixels = torch.from_numpy(full)
         if self.device == "cuda":
-            pixels = pixels.pin_memory()  # only then the copy does not wait for the batch before
+            pixels = pixels.pin_memory()  # without this, the copy would wait for the batch before
         inputs = normalize(pixels.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
             return network(inputs)

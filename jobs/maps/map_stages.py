@@ -137,7 +137,7 @@ class MapMaker:
 
 
 class Arriving:
-    """Tensors on their way from the device, so that it can compute the next batch meanwhile."""
+    """Tensors that are being copied from the device, while it computes the next batch."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         is_on_gpu = any(tensor.is_cuda for tensor in tensors.values())

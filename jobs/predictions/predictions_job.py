@@ -112,5 +112,5 @@ def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
         reason = f"{problems[0]}{'' if problems[0].endswith('?') else '.'}"
         raise ValueError(
             f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
-            f"(the first: {reason}) Correct the table and prepare the run again, or another run if steps were started."
+            f"(the first: {reason}) Correct the table and prepare it again; if steps were started, use another --run."
         )

@@ -74,12 +74,12 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
 
 
 def _require_different_files(rows: Sequence[ManifestRow]) -> None:
-    """Refuses two images that are one file, whose name the source writes in two ways: each would lack labels."""
+    """Refuses two images that are the same file under two spellings: each would have only a part of the labels."""
     owner: dict[str, str] = {}
     for row in rows:
         if row.height is not None and (other := owner.setdefault(row.uri, row.image_id)) != row.image_id:
             raise ValueError(
-                f"the images {other!r} and {row.image_id!r} are one file, {row.uri}, whose name is written in two "
+                f"the images {other!r} and {row.image_id!r} are the same file, {row.uri}: its name is written in two "
                 "ways. Write it the same way everywhere; then its labels are joined."
             )
 

@@ -65,7 +65,7 @@ class StepStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: its manifest, its steps in order, and the log of its latest launch ('' where there is none)."""
+    """A run: its manifest, its steps in order, and the log of its latest launch ('' if there is none)."""
 
     run: str
     images: int

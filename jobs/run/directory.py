@@ -152,7 +152,7 @@ def open_run(
 
 
 def _fault(recorded: dict[str, Any]) -> str:
-    """Why a recorded configuration is refused, without anything that the launch gives; "" where it is not."""
+    """Why a recorded configuration is refused, without the settings of the launch; "" if it is accepted."""
     try:
         resolve_config(recorded, None, [])
     except ValueError as error:

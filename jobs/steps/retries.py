@@ -1,4 +1,4 @@
-"""Units that are computed again because images were skipped: when asked, or when missing images are back."""
+"""Computes units with skipped images again: with ``--retry-skipped``, or when missing images are back."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ LOOKED_AT = 50
 
 
 def finished_images(plan: UnitPlan) -> Tally:
-    """The images of a launch's finished units, of all images of the launch."""
+    """Counts of the images in a launch's finished units; the total counts all images of the launch."""
     tally = Tally(total=sum(unit.num_images for unit in plan.units))
     for unit in plan.finished:
         tally.add(plan.receipts[unit.index], unit.num_images)
@@ -23,9 +23,10 @@ def finished_images(plan: UnitPlan) -> Tally:
 
 
 def units_to_retry(run: Run, plan: UnitPlan) -> list[Unit]:
-    """The finished units that a launch computes again: those with skipped images where it was asked for.
+    """The finished units that a launch computes again.
 
-    Otherwise those whose images were missing, where the step is refused because of them and images are back.
+    With ``--retry-skipped`` these are all units with skipped images. Without it, they are the units with missing
+    images, but only if too many images were skipped and some of the missing images are back.
     """
     if plan.options.retry_skipped:
         return [unit for unit in plan.finished if plan.receipts[unit.index].skipped]
@@ -40,7 +41,7 @@ def forget_skipped(title: str, plan: UnitPlan, units: Sequence[Unit]) -> None:
 
 
 def _units_with_found(run: Run, plan: UnitPlan) -> list[Unit]:
-    """All units with missing images, where a sample finds one image that is back, as after a folder was mounted."""
+    """All units with missing images, if one image of a sample is back (a folder was mounted, for example)."""
     tally = finished_images(plan)
     if not is_refused(tally.skipped.total(), tally.total, run.config.images.max_skipped_fraction):
         return []

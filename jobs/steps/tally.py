@@ -25,13 +25,13 @@ class Tally:
         self.skipped.update(skip.reason for skip in receipt.skipped)
 
     def check(self, name: str, max_fraction: float, command: str) -> None:
-        """Refuses a step of which too many images had to be skipped.
+        """Refuses a step if too many of its images had to be skipped.
 
         Args:
-            command: that runs the step.
+            command: the command that runs the step.
 
         Raises:
-            ValueError: more than that share of all images had to be skipped.
+            ValueError: more than `max_fraction` of all images had to be skipped.
         """
         if not is_refused(self.skipped.total(), self.total, max_fraction):
             return
@@ -48,5 +48,5 @@ class Tally:
 
 
 def is_refused(num_skipped: int, num_images: int, max_fraction: float) -> bool:
-    """Whether so many images of a step were skipped that it does not count as done."""
+    """Whether too many images of a step were skipped, so that it does not count as done."""
     return num_skipped > max_fraction * num_images

@@ -153,7 +153,7 @@ def _require_seeds(run: Run, manifest: Manifest) -> None:
 
 
 def _seeds_remedy(run: Run, manifest: Manifest, is_background: bool) -> str:
-    """What gives seeds to the classes.
+    """What the person can do so that the classes get seeds.
 
     Args:
         is_background: all cells are background, so another `seeds.theta` would change nothing.

@@ -60,7 +60,7 @@ def test_rows_that_write_one_path_differently_are_one_image(tmp_path):
 @pytest.mark.parametrize("other", ["IMG_1.JPG", "img_1", "img_1.Jpg"])
 def test_rows_that_mean_one_file_by_two_names_are_refused(other, tmp_path):
     picture(tmp_path / "img_1.jpg")
-    with pytest.raises(ValueError, match=r"are one file, .*img_1\.jpg, whose name is written in two ways"):
+    with pytest.raises(ValueError, match=r"are the same file, .*img_1\.jpg: its name is written in two ways"):
         prepared(tmp_path, *table(tmp_path, "img_1.jpg,cat", f"{other},dog"))
 
 

@@ -94,7 +94,7 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
     ("arguments", "sentence"),
     [
         (["--split", "test"], "no annotations/instances_test.json .*there are the splits train, val"),
-        (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder that holds annotations/"),
+        (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder with annotations/"),
         (
             ["--split", "train", "--masks", "masks"],
             "--masks does not go with --coco. Allowed with it: --saliency, --images, --crowds-are-objects",
@@ -198,7 +198,7 @@ def test_alike_classes_are_told_where_the_list_is_made_of_the_labels(drawn_image
         "\n".join(["image,labels", *(f"{drawn_images[n].uri},{'cross' if n else 'corss'}" for n in range(3))])
     )
     main(["--run", str(tmp_path / "run"), "--csv", str(table)])
-    assert "  two classes, or one misspelt? 'corss' 1, 'cross' 2. If it is one, correct" in capsys.readouterr().out
+    assert "or one misspelt? 'corss' 1, 'cross' 2. If it is one class, correct its labels" in capsys.readouterr().out
     main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "cross,corss"])
     assert "misspelt" not in capsys.readouterr().out
 

@@ -140,7 +140,7 @@ MISTAKES = [
     Mistake("one id for two images", table("image,labels,id\n0.jpg,cat,7\n1.jpg,dog,7\n"), "Give each image its own id, or leave the ids out"),
     Mistake("a wrong folder of images", table(GOOD, "--images", "/nowhere"), "Check the folder; for tables and COCO --images names it"),
     Mistake("photos of a phone in HEIC", heic, "an HEIC picture, which is not read; save it as JPEG or PNG"),
-    Mistake("one image written in two ways", table("image,labels\n0.jpg,cat\n0.JPG,dog\n"), "whose name is written in two ways. Write it the same way everywhere"),
+    Mistake("one image written in two ways", table("image,labels\n0.jpg,cat\n0.JPG,dog\n"), "its name is written in two ways. Write it the same way everywhere"),
     Mistake("web addresses", table("image,labels\nhttps://example.org/0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a web address; download the image and name the file"),
     Mistake("paths of another computer", table("image,labels\nC:\\photos\\0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a Windows path; write it with slashes, relative to the folder of the images (--images)"),
     Mistake("a split named test", table(GOOD + "3.jpg,cat,test\n"), "not used for training: test. To train on it too: --set data.train_splits=train,test"),
@@ -153,7 +153,7 @@ MISTAKES = [
     Mistake("COCO files that were merged by hand", coco(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), "have the same id 1, so their annotations cannot be told apart"),
     Mistake("outlines that are all crowds", coco(annotations=[{"id": n, "image_id": n, "category_id": n + 1, "segmentation": [[2, 2, 12, 2, 12, 12]], "iscrowd": 1} for n in range(2)]), "If they are objects (CVAT writes painted objects in this way), give --crowds-are-objects"),
     Mistake("some of VOC's classes and others", voc("rabbit"), "Give the classes: --classes cat,rabbit"),
-    Mistake("a list that VOC's folder lacks", voc("dog", "val"), "no list 'val' in ImageSets; there are train. Name one of these: --split train"),
+    Mistake("a list that is not in VOC's folder", voc("dog", "val"), "no list 'val' in ImageSets; there are train. Name one of these: --split train"),
 ]  # fmt: skip
 
 

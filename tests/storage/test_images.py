@@ -128,7 +128,7 @@ def test_colours_of_which_the_high_byte_is_never_used_are_refused(brightest: int
     if is_read:
         assert read_image(uri).max() == brightest >> 8
     else:
-        with pytest.raises(BadImage, match="16 bits per channel of which the highest 4 are never used"):
+        with pytest.raises(BadImage, match="16 bits per channel, but the highest 4 are never used"):
             read_image(uri)
 
 

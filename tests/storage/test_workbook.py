@@ -62,8 +62,8 @@ def test_a_row_that_names_no_image_has_the_number_that_excel_shows(location: Loc
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (workbook([["image", "labels"], ["0.jpg", "=A1"]]), "row 2 of the sheet 'Sheet' holds a formula without its"),
-        (workbook([["image", "labels"], ["0.jpg", "#N/A"]]), "row 2 of the sheet 'Sheet' holds the error #N/A"),
+        (workbook([["image", "labels"], ["0.jpg", "=A1"]]), "row 2 of the sheet 'Sheet' has a formula without its"),
+        (workbook([["image", "labels"], ["0.jpg", "#N/A"]]), "row 2 of the sheet 'Sheet' has the error #N/A"),
         (workbook([]), "an Excel workbook without content"),
         (workbook(ROWS)[:2000] + b"xl/workbook", "a damaged Excel workbook"),
         (workbook([["picture", "labels"], ["0.jpg", "cat"]]), "no column 'image'"),
