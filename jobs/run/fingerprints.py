@@ -28,7 +28,7 @@ def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
     if row.name in ("cells", "pseudo_labels"):
         settings["seeds"] = {"background_cue": config.seeds.background_cue}
     if row.name in ("seeds", "pseudo_labels") and config.seeds.maps != "maps":
-        settings["seeds"]["maps"] = config.seeds.maps  # left out where it is the default: earlier runs do not have it
+        settings["seeds"]["maps"] = config.seeds.maps  # not if it is the default, which earlier runs did not record
     if row.is_of_splits:
         settings[row.section]["splits"] = list(config.predicted_splits)
     if row.kind == "training":

@@ -97,7 +97,7 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
         (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder that holds annotations/"),
         (
             ["--split", "train", "--masks", "masks"],
-            "--masks does not go with --coco; with it go --saliency, --images, --crowds-are-objects",
+            "--masks does not go with --coco. Allowed with it: --saliency, --images, --crowds-are-objects",
         ),
         (["--split", "train", "--images", "/nowhere"], r"none of the 12 images can be opened \(first: /nowhere/"),
         (["--split", "train", "--classes", "moom"], "class 'moom': not among .* Did you mean 'moon'"),
@@ -135,7 +135,7 @@ def test_misspelt_class_is_refused_with_a_suggestion(table, tmp_path):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "mon,star"])
 
 
-@pytest.mark.parametrize(("classes", "fault"), [("moon,star,moon", "'moon' is named twice"), ("moon,,", "is empty")])
+@pytest.mark.parametrize(("classes", "fault"), [("moon,star,moon", "'moon' is given twice"), ("moon,,", "is empty")])
 def test_class_list_with_a_slip_is_refused(table, tmp_path, classes, fault):
     with pytest.raises(ValueError, match=f"--classes {classes}: .*{fault}"):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", classes])

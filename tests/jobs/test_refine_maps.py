@@ -136,7 +136,7 @@ def test_seeds_and_pseudo_labels_are_made_of_the_refined_maps_where_so_configure
 
 def test_refining_before_the_cells_are_learned_is_refused_with_the_command(refined_run):
     (Path(refined_run.uri) / "cells" / CELL_NETWORK).unlink()
-    with pytest.raises(NotYet, match=r"not learned yet. Run 'python jobs/learn_cells.py .*' first"):
+    with pytest.raises(NotYet, match=r"not trained yet. Run 'python jobs/learn_cells.py .*' first"):
         launch(refined_run, "refined")
 
 
