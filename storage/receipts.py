@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from storage.location import Location
 from storage.records import is_seal_broken, seal
+from storage.text import printable
 
 _OBJECTS = b', "objects": {'  # in a sealed receipt the last key but the seal; no JSON string holds an unescaped quote
 
@@ -75,12 +76,14 @@ class Receipt:
                 head, mark, _ = data.partition(_OBJECTS)
                 data = head + b"}" if mark else data
             found = json.loads(data)
-            skipped = tuple(Skipped(str(each["image_id"]), str(each["reason"])) for each in found["skipped"])
+            skipped = tuple(
+                Skipped(str(each["image_id"]), printable(str(each["reason"]))) for each in found["skipped"]
+            )
             unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
             times = float(found["seconds"]), float(found["finished"])
             if not all(math.isfinite(value) and abs(value) < _LATEST for value in times):
                 raise ValueError("its times are no times")
-            ids = str(found.get("start_id", "")), str(found.get("code", ""))
+            ids = str(found.get("start_id", "")), printable(str(found.get("code", "")))
             objects = (
                 {str(path): str(value) for path, value in found.get("objects", {}).items()} if with_objects else {}
             )

@@ -13,6 +13,7 @@ from jobs.steps.states import StepState, run_state
 from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
 from storage.steps import ids_by_reason
+from storage.text import printable
 
 RECENT_UNITS = 64  # over which the pace is taken
 NAMED = 3  # skipped images named for a reason
@@ -112,7 +113,8 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED:,} more: --json names all" if len(ids) > NAMED else "")
+    more = f" and {len(ids) - NAMED:,} more: --json names all" if len(ids) > NAMED else ""
+    return ", ".join(map(printable, ids[:NAMED])) + more
 
 
 def _pace(state: StepState, since: float) -> float | None:
