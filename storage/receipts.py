@@ -36,6 +36,7 @@ class Receipt:
         finished: when, in seconds since 1970 (UTC).
         start_id: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
         code: which code computed the unit, e.g. the source's hash; "" where it was not recorded.
+        packages: the versions of the packages that it used, "numpy 2.4.6, torch 2.14.1"; "" where not recorded.
         objects: checksums of everything the unit stored, by path below the start's data folder; empty in receipts of
             earlier versions, and where they were read without.
     """
@@ -48,6 +49,7 @@ class Receipt:
     skipped: tuple[Skipped, ...] = field(default=())
     start_id: str = ""
     code: str = ""
+    packages: str = ""
     objects: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -83,11 +85,12 @@ class Receipt:
             times = float(found["seconds"]), float(found["finished"])
             if not all(math.isfinite(value) and abs(value) < _LATEST for value in times):
                 raise ValueError("its times are no times")
-            ids = str(found.get("start_id", "")), printable(str(found.get("code", "")))
+            start_id = str(found.get("start_id", ""))
+            code, packages = printable(str(found.get("code", ""))), printable(str(found.get("packages", "")))
             objects = (
                 {str(path): str(value) for path, value in found.get("objects", {}).items()} if with_objects else {}
             )
-            return cls(unit, start, stop, *times, skipped, *ids, objects)
+            return cls(unit, start, stop, *times, skipped, start_id, code, packages, objects)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a receipt: {error!r}") from error
 

@@ -1,6 +1,5 @@
 """How far a run is: per step what is done, left and skipped and why, how fast, how much is stored, who works on it."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from cluster.words import plural
 from jobs.run.directory import Run
 from jobs.run.steps import STEPS
+from jobs.steps.makers import makers
 from jobs.steps.progress import duration, size
 from jobs.steps.states import StepState, run_state
 from storage.heartbeat import Heartbeat, heartbeats
@@ -44,7 +44,7 @@ class StepStatus:
         pace: images a second of the drivers at work, None where too little is finished to say.
         seconds_left: at that pace.
         objects, bytes: stored in the step's folder.
-        codes: finished units by the code that computed them.
+        codes: finished units by the code, and by those packages that differ, that computed them.
         command: what starts or continues it.
     """
 
@@ -107,7 +107,7 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         objects=stored[0],
         bytes=stored[1],
         drivers=[Driver(beat.launch, beat.host, beat.pid, max(0.0, beat.age), beat.is_stale) for beat in beats],
-        codes=dict(Counter(receipt.code for receipt in state.receipts if receipt.code)),
+        codes=makers(state.receipts),
         command=state.command,
     )
 
@@ -150,7 +150,7 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
-        lines.append(f"  computed by different versions of the code, all with the same algorithm version: {units}")
+        lines.append(f"  computed by different code or packages, with the same algorithm version: {units}")
     for driver in step.drivers:
         verdict = ", probably killed" if driver.is_stale else ""
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"

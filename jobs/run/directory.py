@@ -1,6 +1,5 @@
 """The run: one folder or s3:// prefix with everything one experiment reads and writes (`run.json` is its header)."""
 
-import json
 import os
 import platform
 import shlex
@@ -19,14 +18,17 @@ from storage.location import Location
 from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.receipts import Receipt
-from storage.records import read_json
+from storage.records import read_json, seal
 from storage.seed_store import SeedStore
 from storage.steps import Step
 from storage.unit_arrays import Mode
 from storage.units import Unit
 
 MAPS, SEEDS = "maps.zarr", "seeds.zarr"  # in the folders of their steps' results
-_HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
+_HEADER_REMEDY = (
+    "Put it back from a copy; or delete it, and give all settings again with --config or --set. If you edited it by "
+    "hand, delete its entries 'sealed' and 'checksum'."
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Run:
     config: Config
     settings: tuple[str, ...] = ()  # the launch's --config and --set arguments
     starts: Mapping[str, str] = field(default_factory=dict)  # of steps that this launch reads, see `reading`
+    elsewhere: Mapping[str, Location] = field(default_factory=dict)  # folders of steps that do not lie in the run
 
     @property
     def uri(self) -> str:
@@ -66,7 +69,7 @@ class Run:
 
     def step(self, name: str) -> Step:
         """A step's folder."""
-        return Step(self.location / name)
+        return Step(self.elsewhere.get(name, self.location / name))
 
     def reading(self, *names: str) -> "Run":
         """This run for a launch that reads these steps: as they are now, even if another launch restarts them.
@@ -192,4 +195,4 @@ def record_run(run: Run, name: str = "") -> None:
         "packages": package_versions(),
         "source": source_hash(),
     }
-    header.write_bytes(json.dumps(content, indent=1).encode())
+    header.write_bytes(seal(content, indent=1))

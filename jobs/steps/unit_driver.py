@@ -16,10 +16,10 @@ from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
-from jobs.run.versions import code_id
 from jobs.steps.compute import run_stages
 from jobs.steps.dry_run import CostEstimate, print_unit_step
 from jobs.steps.launch import LaunchOptions, UnitPlan
+from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
 from jobs.steps.tally import Tally
 from storage.heartbeat import beating
@@ -132,13 +132,13 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
 
 def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
     """Says that finished units were computed by other code than this launch has, where that is so."""
-    others = sorted({receipt.code for receipt in plan.receipts.values()} - {"", code_id()})
+    *others, now = makers(plan.receipts.values(), with_own=True).items()
     if others:
-        count = sum(receipt.code in others for receipt in plan.receipts.values())
         print(
-            f"{job.title}: {plural(count, 'finished unit')} computed by another version of the code "
-            f"({', '.join(others)}; now {code_id()}). They are kept, because the step's algorithm version is the same. "
-            f"To compute all units with this code: '{job.command} --restart {job.step.location.name}'.",
+            f"{job.title}: {plural(sum(count for _, count in others), 'finished unit')} computed by another version of "
+            f"the code or of its packages ({'; '.join(name for name, _ in others)}; now {now[0]}). They are kept, "
+            f"because the step's algorithm version is the same. To compute all units with this code: '{job.command} "
+            f"--restart {job.step.location.name}'.",
             flush=True,
         )
 
