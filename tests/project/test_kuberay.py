@@ -24,7 +24,7 @@ def test_rays_autoscaler_reads_the_cluster() -> None:
     config = _derive_autoscaling_config_from_ray_cr({**CLUSTER, "metadata": {"name": "ficklenet", "namespace": "ns"}})
     validate_config(config)
     types = config["available_node_types"]
-    assert {name: each["resources"].get("GPU", 0) for name, each in types.items()} == {"headgroup": 0, "cpu": 0, "gpu": 1}
+    assert [types[name]["resources"].get("GPU", 0) for name in ("headgroup", "cpu", "gpu")] == [0, 0, 1]
     assert types["headgroup"]["resources"]["CPU"] == 0  # the head computes nothing
     assert [types[name]["min_workers"] for name in ("cpu", "gpu")] == [0, 0]
     assert [types[name]["max_workers"] for name in ("cpu", "gpu")] == [4, 8]
