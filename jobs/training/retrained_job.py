@@ -16,8 +16,8 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     """The retraining.
 
     Raises:
-        NotYet: there is no first network.
-        ValueError: the first network learnt all masks, so there is nothing to add to them.
+        NotYet: the first network is not trained.
+        ValueError: the first network was trained on all masks, so its predictions add nothing.
     """
     config, manifest = run.config.segmenter, run.manifest()
     require_something_to_relabel(run.config)
@@ -38,9 +38,9 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
 
 def require_something_to_relabel(config: Config) -> None:
-    """Refuses to retrain a network that learnt all masks."""
+    """Refuses to retrain a network that was trained on all masks."""
     if config.segmenter.supervision == "masks":
         raise ValueError(
-            "retrain_segmentation: segmenter.supervision=masks learns all there is to learn; retraining is for "
-            "networks that learnt seeds."
+            "retrain_segmentation: with segmenter.supervision=masks the network was trained on all masks already. "
+            "Retraining is only for networks that were trained on seeds."
         )

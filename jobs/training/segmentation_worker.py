@@ -1,4 +1,4 @@
-"""One worker of a segmentation network's training or retraining: what a step is, and its share of each."""
+"""One worker of a segmentation network's training or retraining: it computes its share of each step."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from jobs.training.training_loop import Learner, run_training
 
 
 def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
-    """One worker of the training, from its checkpoint or from the beginning."""
+    """Runs one worker of the training, from the latest checkpoint or from the beginning."""
     run: Run = job["run"]
     config, manifest = run.config.segmenter, run.manifest()
     images = training_images(manifest, run.config)
@@ -89,7 +89,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             dataset = SegmentationImages(run, images, manifest)
             return foreground_shares(context, segmenter, dataset, precision) if teacher is None else {}
 
-        # 3. The loop; a validation would read masks, and is evaluate's
+        # 3. The loop; there is no validation, because it would read masks: evaluate does it
         learner = Learner(
             model=segmenter,
             optimizer=optimizer,
@@ -105,10 +105,10 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
 
 
 def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpec:
-    """What the segmentation network is built by.
+    """The specification from which the segmentation network is built.
 
     Raises:
-        ValueError: there is no such backbone, or its cells do not fill the input.
+        ValueError: there is no such backbone, or its cells do not fit the input size.
     """
     settings, input_size = config.segmenter, config.images.input_size
     require_backbone_name(settings.backbone, "segmenter.backbone")
@@ -119,7 +119,7 @@ def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpe
 
 
 def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
-    """An untrained network: backbone weights as configured, a random head, fc6 and fc7 where they come with these."""
+    """An untrained network: the configured backbone weights, fc6 and fc7 if these include them, else a random head."""
     settings = run.config.segmenter
     segmenter = Segmenter(segmenter_spec(run.config, class_names))
     given = load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
@@ -129,7 +129,7 @@ def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
 
 
 def loss_weights(config: Config, *, is_relabelled: bool = False) -> LossWeights:
-    """What each loss counts under the configured supervision, or under another network's."""
+    """The weight of each loss under the configured supervision, or in retraining."""
     if is_relabelled or config.segmenter.supervision == "masks":
         return LossWeights(seed=0.0, boundary=0.0, full=1.0)
     return LossWeights(full=config.segmenter.full_loss_weight)
@@ -137,7 +137,7 @@ def loss_weights(config: Config, *, is_relabelled: bool = False) -> LossWeights:
 
 @contextmanager
 def image_map(device: torch.device, num_cpus: int) -> Iterator[Map]:
-    """What runs a batch's CRFs on the CPU: `map`, or a process per CPU where the worker has several."""
+    """Runs the CRFs of a batch on CPUs: `map` on one CPU, or one process per CPU if the worker has several."""
     if device.type != "cpu" or num_cpus == 1:
         yield map
         return

@@ -110,7 +110,7 @@ def test_results_are_not_read_by_a_manifest_in_another_order(seeded_run):
             run.maps,
             run.seeds,
         ):
-            with pytest.raises(ValueError, match="was made for another list of images or classes"):
+            with pytest.raises(ValueError, match="was made for other images or classes"):
                 read()
 
 
@@ -121,7 +121,7 @@ def test_units_of_another_code_are_named(finished_maps_run, capsys):
     with connect("in-process") as connection:
         launch_step(finished_maps_run, connection, "maps")
     text = capsys.readouterr().out
-    assert "maps: 1 finished unit computed by another version of the code or of its packages (0123456789ab" in text
+    assert "maps: another version of the code or of its packages computed 1 finished unit (0123456789ab" in text
     lines = "\n".join(status_lines(run_status(finished_maps_run)))
     assert "  computed by different code or packages, with the same algorithm version: 1 unit by 0123456789ab" in lines
 
@@ -143,6 +143,20 @@ def test_a_changed_header_of_a_run_is_found_by_its_seal(finished_maps_run):
 def test_a_damaged_header_of_a_run_is_one_sentence(body, finished_maps_run):
     (Path(finished_maps_run.uri) / "run.json").write_text(body)
     with pytest.raises(ValueError, match=r"run\.json: damaged, .*Put it back from a copy"):
+        open_run(finished_maps_run.uri)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("maps", "of_tomorrow", 1), ("maps", "num_samples", 0), ("images", "input_size", 64)]
+)
+def test_a_header_of_another_version_is_called_by_its_name(section, key, value, finished_maps_run):
+    with pytest.raises(ValueError, match=rf"^{section}\.{key}: "):  # a slip of the launch is not the file's
+        open_run(finished_maps_run.uri, None, [f"{section}.{key}={value}"])
+    place = Path(finished_maps_run.uri) / "run.json"
+    header = json.loads(place.read_text())
+    header["config"][section][key] = value
+    place.write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=rf"run\.json: {section}\.{key}: .*If another version of the program wrote"):
         open_run(finished_maps_run.uri)
 
 
