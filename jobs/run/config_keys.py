@@ -204,9 +204,15 @@ class SegmenterConfig(Section):
         "state dict (.pt, .safetensors)",
     )
     frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
+    head: Literal["deeplab", "deeplabv3plus"] = Field(
+        "deeplab",
+        description="deeplab: LargeFOV, or ASPP where there are several dilations; deeplabv3plus: DeepLab v3+, whose "
+        "labels are finer than the maps, for backbones with early features: all but vision transformers",
+    )
     dilations: Counts | None = Field(
         None,
-        description="of the head's branches, in cells; 12: LargeFOV; 6,12,18,24: ASPP; unset: LargeFOV, 6 at stride 16",
+        description="of the head's branches, in cells; 12: LargeFOV; 6,12,18,24: ASPP; unset: LargeFOV on vgg16 and "
+        "small, ASPP on others, 12,24,36 of deeplabv3plus; half of each at stride 16",
     )
     supervision: Literal["seeds", "masks"] = Field(
         "seeds", description="masks: all masks and no seeds, the fully supervised upper bound"
@@ -228,6 +234,9 @@ class SegmenterConfig(Section):
         description="of the backbone; the head: 10 times. On seeds multiplied by 0.33 after each eighth of the "
         "training, on masks and in retraining by a falling power (poly). Unset: 5e-4 on seeds, else 1e-3; 2.5e-4 for "
         "deeper networks than vgg16",
+    )
+    layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each stage of the backbone learns at this times the rate of the stage behind it"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(10.0, "most time lost when a worker is lost")
