@@ -38,11 +38,12 @@ def _parse_backbone(given: Any) -> Any:
 
     if name in BACKBONE_NAMES:
         return name
-    raise PydanticCustomError("backbone", BACKBONES_ALLOWED)
+    raise PydanticCustomError("backbone", f"{', '.join(BACKBONE_NAMES)}, {OR_OF_TIMM}")
 
 
-USUAL_BACKBONES = ("vgg16", "resnet101", "small")
-BACKBONES_ALLOWED = "vgg16, resnet101, small, or timm/NAME with the name of a network of timm"
+USUAL_BACKBONES = ("vgg16", "resnet101", "small")  # known without torch; their inputs have 8 g + 1 pixels
+OR_OF_TIMM = "or timm/NAME with the name of a network of timm"
+BACKBONES_ALLOWED = f"{', '.join(USUAL_BACKBONES)}, {OR_OF_TIMM}"
 BackboneName = Annotated[str, BeforeValidator(_parse_backbone), WithJsonSchema({"allowed": BACKBONES_ALLOWED})]
 Stages = Annotated[int, Field(ge=0)] | Literal["all"]
 
