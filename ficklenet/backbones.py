@@ -70,6 +70,12 @@ class Backbone(Protocol):
     def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The features of ``low_level`` and the last ones, of one pass. Called only where ``low_level`` is not None."""
 
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of the last two or three stages, the last one behind the others: (B, K', h', w') each.
+
+        Images as in ``__call__``. Earlier stages may have finer grids; all have the same corners or the same centres.
+        """
+
     def stage_weights(self) -> list[list[nn.Parameter]]:
         """The weights that can be trained, stage by stage from the input on."""
 
@@ -113,6 +119,11 @@ class LayerChain(nn.Module):
         """The features at stride 4, behind the second pooling, and the last ones."""
         low_BKHW = self.stages(0, LOW_STAGES)(images_BCHW)
         return low_BKHW, self.stages(LOW_STAGES, self.num_stages)(low_BKHW)
+
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of the last two stages, of VGG-16 conv4 (after its pool of stride 1) and conv5."""
+        before_last = self.stages(0, self.num_stages - 1)(images_BCHW)
+        return [before_last, self.stages(self.num_stages - 1, self.num_stages)(before_last)]
 
     def stages(self, start: int, stop: int) -> nn.Sequential:
         """The layers of stages ``start`` to ``stop - 1``, themselves, not copies."""

@@ -1,7 +1,7 @@
-"""ResNet-101 at output stride 8: the last two stages dilated instead of strided, batch norm frozen.
+"""ResNet-101 at output stride 8: the last two stages are dilated instead of strided, and batch norm is frozen.
 
-Its layers are torchvision's, under torchvision's names. All kernels are odd and padded by half of their reach, so an
-input of 8 g + 1 pixels gives g + 1 cells and cell i lies at input pixel 8 i, as in ``ficklenet.backbones``.
+The layers and their names are torchvision's. All kernels are odd and padded by half of their size, so an input of
+8 g + 1 pixels gives g + 1 cells, and cell i is at input pixel 8 i, as in ``ficklenet.backbones``.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from ficklenet.stages import NumFrozen, freeze_first
 
 BLOCKS = (3, 4, 23, 3)
 RESIDUAL_SCALE = 0.2
-"""Scale of a block's residual in a network with random weights. Batch norm has no statistics there; at scale 1 the
-variance would double in each of the 33 blocks."""
+"""The scale of a block's residual in a network with random weights. Batch norm has no statistics there, so at scale 1
+the variance would double in each of the 33 blocks."""
 
 
 class ResNet101(nn.Module):
     """Five stages: the stem, and four of bottleneck blocks.
 
-    A batch of 10 is too small to measure statistics, so batch norm keeps the loaded ones, in training too. It has no
-    weights that train.
+    A batch of 10 is too small to measure statistics, so batch norm keeps the loaded statistics also in training. Its
+    weights are not trained.
 
     Attributes:
         out_channels: K, the channels of the output.
-        geometry: of stride 8.
-        num_stages: how many stages can be frozen.
+        geometry: the geometry of stride 8.
+        num_stages: the number of stages that can be frozen.
     """
 
     out_channels = 512 * Bottleneck.expansion
@@ -52,12 +52,21 @@ class ResNet101(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> features (B, 2048, h, w)."""
-        return self.with_low_level(images_BCHW)[1]
+        return self.last_stages(images_BCHW)[-1]
 
     def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The output of the first stage of blocks (B, 256, H / 4, W / 4), and the features."""
-        low_BKHW = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW)))))
+        low_BKHW = self._first_stages(images_BCHW)
         return low_BKHW, self.layer4(self.layer3(self.layer2(low_BKHW)))
+
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of the last three stages, which all have stride 8."""
+        second = self.layer2(self._first_stages(images_BCHW))
+        third = self.layer3(second)
+        return [second, third, self.layer4(third)]
+
+    def _first_stages(self, images_BCHW: Tensor) -> Tensor:
+        return self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW)))))
 
     def stage_weights(self) -> list[list[nn.Parameter]]:
         """The weights of each stage."""
@@ -69,5 +78,5 @@ class ResNet101(nn.Module):
         freeze_first(self.stage_weights(), num_frozen)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All of torchvision's network but its last layer."""
+        """The weights of torchvision's network without its last layer."""
         return without_classifier(state_dict)

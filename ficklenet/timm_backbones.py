@@ -25,6 +25,7 @@ from ficklenet.transforms import MEAN, STD
 
 LOW_STRIDES = (4, 8)  # of early features, the first that a network has
 PROBE_CELLS = 8  # along a side of the grid that is tried; windows of transformers divide it
+NUM_LAST_STAGES = 3
 OWN_PREFIX = "network."
 
 
@@ -111,6 +112,13 @@ class TimmBackbone(nn.Module):
     def _translated(self, images_BCHW: Tensor) -> Tensor:
         """Images normalised by ImageNet's mean and deviation, normalised by the network's own instead."""
         return images_BCHW * self.scale + self.shift
+
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of timm's last three stages of convolutions, or of the last three transformer blocks."""
+        num_stages = min(NUM_LAST_STAGES, len(self.network.feature_info))
+        return self.network.forward_intermediates(
+            images_BCHW * self.scale + self.shift, indices=num_stages, output_fmt="NCHW", intermediates_only=True
+        )
 
     def keep_statistics(self) -> None:
         """Keeps batch norm's statistics from now on: they were loaded."""

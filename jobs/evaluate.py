@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments)
 
-    from jobs.evaluation.measuring import evaluate_labels, sweep  # imports take seconds, so --help does without
+    from jobs.cli.launch_log import launch_log  # imports take seconds, so --help does without
+    from jobs.evaluation.measuring import evaluate_labels, sweep
     from jobs.run.directory import open_run
     from jobs.steps.compute import connected
 
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> None:
         "image": ("image",),
         "both": ("map", "image"),
     }
-    with connected(run.config.cluster) as connection:
+    with launch_log(run, "evaluate", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:
         if given.sweep:
             sweep(run, connection, given.sweep, given.split, given.part, **options)
         else:

@@ -1,6 +1,6 @@
-"""Masks that were corrected in a labelling tool, read back: COCO's JSON, CVAT's XML, a folder of PNGs.
+"""Reads masks that were corrected in a labelling tool: COCO's JSON, CVAT's XML, or a folder of PNGs.
 
-Where objects overlap, the smaller one lies on top. What no object covers is background.
+Where objects overlap, the smaller one is on top. Pixels without an object are background.
 """
 
 import json
@@ -27,10 +27,10 @@ class CorrectedMask:
     """One image's mask.
 
     Attributes:
-        name: of the image, as the file writes it; of a PNG its path.
-        size: (height, width) as the file writes it; None of a PNG.
-        num_objects: in the file; of a PNG 1.
-        data: a PNG whose values are the data set's own class values, 0 background.
+        name: the name of the image in the file; for a PNG its path.
+        size: (height, width) in the file; None for a PNG.
+        num_objects: the number of objects in the file; 1 for a PNG.
+        data: a PNG with the data set's own class values, 0 background.
     """
 
     name: str
@@ -43,7 +43,7 @@ def read_corrected_masks(place: Location, classes: Classes) -> Iterator[Correcte
     """The masks of a COCO file (.json), a CVAT file (.xml), or a folder of PNGs.
 
     Raises:
-        ValueError: not such a file, or it holds an object that is no mask of a known class.
+        ValueError: it is not such a file, or an object in it is not a mask of a known class.
         FileNotFoundError: there is no such file.
     """
     if place.uri.lower().endswith(".json"):
@@ -86,7 +86,7 @@ def _read_cvat(place: Location, classes: Classes) -> Iterator[CorrectedMask]:
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise ValueError(f"{place}: not CVAT's XML for images ({type(error).__name__}: {error}).") from error
     if not images:
-        raise ValueError(f"{place}: holds no images. Export as 'CVAT for images 1.1'; video tracks are not read.")
+        raise ValueError(f"{place}: has no images. Export as 'CVAT for images 1.1'; video tracks are not read.")
     for image, name, size in zip(images, names, sizes, strict=True):
         objects = [
             (_value(place, classes, shape.get("label", "")), _outline(place, name, _segmentation(shape, size), size))
@@ -97,7 +97,7 @@ def _read_cvat(place: Location, classes: Classes) -> Iterator[CorrectedMask]:
 
 
 def _segmentation(shape: ElementTree.Element, size: tuple[int, int]) -> Any:
-    """A shape as COCO writes it; None for one that covers no pixels."""
+    """A shape in COCO's format; None if it covers no pixels."""
     try:
         if shape.tag == "polygon":
             pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]
@@ -115,7 +115,7 @@ def _segmentation(shape: ElementTree.Element, size: tuple[int, int]) -> Any:
 
 
 def _column_runs(mask: np.ndarray) -> RunLengths:
-    """A mask (H, W) of 0 and 1 as COCO's plain run lengths: column by column, the first of 0."""
+    """A mask (H, W) of 0 and 1 as COCO's plain run lengths: column by column, starting with a run of 0."""
     flat = mask.T.reshape(-1)
     ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
     counts = np.diff(ends).tolist()
@@ -136,8 +136,8 @@ def _read_folder(place: Location, classes: Classes) -> Iterator[CorrectedMask]:
             raise ValueError(f"{uri}: {found.reason}.")
         if wrong := sorted(set(found) - known):
             raise ValueError(
-                f"{uri}: value {wrong[0]} is no class. The masks' values are the data set's own, as `export_labels "
-                f"--format png` writes them: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 not known."
+                f"{uri}: value {wrong[0]} is not a class. Masks must have the data set's values, as exported with "
+                f"--format png: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 not known."
             )
         yield CorrectedMask(path, None, 1, Location.parse(uri).read_bytes())
 
@@ -147,7 +147,7 @@ def _read_folder(place: Location, classes: Classes) -> Iterator[CorrectedMask]:
 
 def _value(place: Location, classes: Classes, label: str) -> int:
     if label not in classes.names:
-        raise ValueError(f"{place}: {label!r} is no class of the run; it has {', '.join(classes.names[:20])}.")
+        raise ValueError(f"{place}: {label!r} is not a class of the run; it has {', '.join(classes.names[:20])}.")
     return classes.values[classes.names.index(label)]
 
 
@@ -155,8 +155,8 @@ def _outline(place: Location, name: str, segmentation: Any, size: tuple[int, int
     found = outline(segmentation, *size)
     if found is None:
         raise ValueError(
-            f"{place}: image {name!r} has an object that is neither a polygon nor a mask of its {size[1]} x {size[0]} "
-            "pixels. Make it one, or delete it."
+            f"{place}: image {name!r} has an object that is neither a polygon nor a mask of {size[1]} x {size[0]} "
+            "pixels. Change it to one of these, or delete it."
         )
     return found
 

@@ -1,12 +1,12 @@
-"""The fingerprint of a step, in one shape for all steps, and the id by which later steps name its results.
+"""Fingerprints of steps, in one format for all steps, and the ids by which later steps refer to their results.
 
-    algorithm_version   of the code between the step's inputs and its results
+    algorithm_version   version of the code that computes the step's results
     manifest            hash of the manifest's columns that the step reads
     <section>           the settings that change its results
     upstream            {name: id} of the steps that it read
 
-A step's id changes when its results may have changed: the sha256 of a trained network, the hash of a unit step's
-fingerprint. "Outdated" is one walk over these ids.
+A step's id changes when its results may have changed. The id of a training is the sha256 of its network. The id of a
+unit step is the hash of its fingerprint. These ids show which steps are outdated.
 """
 
 import hashlib
@@ -25,8 +25,10 @@ UPSTREAM = "upstream"
 def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
     """The settings that change a step's results, by section."""
     settings = {row.section: getattr(config, row.section).result_settings()}
-    if row.name == "pseudo_labels":
+    if row.name in ("cells", "pseudo_labels"):
         settings["seeds"] = {"background_cue": config.seeds.background_cue}
+    if row.name in ("seeds", "pseudo_labels") and config.seeds.maps != "maps":
+        settings["seeds"]["maps"] = config.seeds.maps  # not if it is the default, which earlier runs did not record
     if row.is_of_splits:
         settings[row.section]["splits"] = list(config.predicted_splits)
     if row.kind == "training":
@@ -46,9 +48,9 @@ def step_fingerprint(
     """Everything that changes a step's results.
 
     Args:
-        columns: of the manifest, that the step reads.
-        upstream: the steps that it reads, all finished.
-        others: what else changes results, such as the device.
+        columns: the columns of the manifest that the step reads.
+        upstream: the steps that it reads; all are finished.
+        others: everything else that changes results, such as the device.
     """
     return {
         "algorithm_version": algorithm_version,
@@ -60,7 +62,7 @@ def step_fingerprint(
 
 
 def step_id(run: Run, name: str) -> str | None:
-    """The id of a step's results; None where a unit step was never started or a training is not finished."""
+    """The id of a step's results; None if a unit step was never started or a training is not finished."""
     if BY_NAME[name].kind == "training":
         complete = read_complete(run.step(name).data())
         return complete["sha256"] if complete else None
@@ -74,7 +76,7 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 
 
 def outdated_steps(run: Run) -> set[str]:
-    """The steps that were made from results which have changed since, or from outdated ones."""
+    """The steps that read results which have changed since, or results that are outdated themselves."""
     found: set[str] = set()
     for row in STEPS:  # upstream steps come first
         made_from = upstream_ids(run.step(row.name).fingerprint())

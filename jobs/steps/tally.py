@@ -1,15 +1,16 @@
-"""The images of a launch: done, skipped, left; and the refusal when too many had to be skipped."""
+"""Counts the images of a launch (done, skipped, left), and stops it if too many images are skipped."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 from cluster.words import plural
+from storage.errors import MISSING
 from storage.steps import Receipt
 
 
 @dataclass
 class Tally:
-    """Images of a launch so far, those of the units that were finished before it included."""
+    """The images of a launch so far; images of units that were finished before count too."""
 
     total: int
     done: int = 0
@@ -23,16 +24,29 @@ class Tally:
         self.done += num_images - len(receipt.skipped)
         self.skipped.update(skip.reason for skip in receipt.skipped)
 
-    def check(self, name: str, max_fraction: float) -> None:
-        """Raises ValueError when more than that share of all images had to be skipped."""
-        if is_refused(self.skipped.total(), self.total, max_fraction):
-            raise ValueError(
-                f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: "
-                f"{self.skipped.most_common(1)[0][0]}), more than images.max_skipped_fraction = {max_fraction:g}. "
-                "Repair the images and give --retry-skipped, or raise this fraction."
+    def check(self, name: str, max_fraction: float, command: str) -> None:
+        """Refuses a step of which too many images had to be skipped.
+
+        Args:
+            command: that runs the step.
+
+        Raises:
+            ValueError: more than that share of all images had to be skipped.
+        """
+        if not is_refused(self.skipped.total(), self.total, max_fraction):
+            return
+        reason = self.skipped.most_common(1)[0][0]
+        remedy = f"Repair the images and run '{command} --retry-skipped', or raise this fraction."
+        if reason == MISSING:
+            remedy = (
+                f"Put the images back, or name their new folder with prepare_dataset.py --images. Then run '{command}'."
             )
+        raise ValueError(
+            f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: {reason}), "
+            f"more than images.max_skipped_fraction = {max_fraction:g}. {remedy}"
+        )
 
 
 def is_refused(num_skipped: int, num_images: int, max_fraction: float) -> bool:
-    """Whether too many images of a step were skipped for it to count as done."""
+    """Whether so many images of a step were skipped that it does not count as done."""
     return num_skipped > max_fraction * num_images

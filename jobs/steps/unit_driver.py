@@ -1,12 +1,12 @@
-"""The one driver of all steps that are made of units: plan, open, fan out, book the receipts, say how it went.
+"""The driver of all unit steps: it plans, opens the step, fans out, counts the receipts and prints the outcome.
 
-A step gives a `UnitStepJob`: what differs from other steps. Everything else is here, so all unit steps resume, refuse,
-restart, retry and report in the same way.
+Each step gives a `UnitStepJob` with what differs from other steps. Everything else is here, so all unit steps resume,
+refuse, restart, retry and report in the same way.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.connect import Connection
@@ -21,7 +21,7 @@ from jobs.steps.compute import run_stages
 from jobs.steps.dry_run import CostEstimate, print_unit_step
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.progress import Progress, summary_line
-from jobs.steps.tally import Tally
+from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
 from storage.heartbeat import beating
 from storage.image_identity import images_id
 from storage.location import Location
@@ -31,22 +31,22 @@ from storage.units import Unit
 
 @dataclass(frozen=True)
 class UnitStepJob:
-    """What one step that is made of units gives to the driver.
+    """What a unit step gives to the driver.
 
     Attributes:
-        title: its name for people: 'pseudo-labels'.
+        title: its name for people, such as 'pseudo-labels'.
         step: its folder.
-        fingerprint: everything that changes its results; the unit size is added.
-        units: all of its units.
-        stages: what workers do to a unit; the last returns `jobs.steps.unit_rows.finish_unit`'s payload.
-        command: of this launch, without flags that choose a part of the work.
+        fingerprint: everything that changes its results; the driver adds the unit size.
+        units: all its units.
+        stages: what workers do with a unit; the last stage returns the payload of `jobs.steps.unit_rows.finish_unit`.
+        command: the command of this launch, without flags that select a part of the work.
         device: "cpu" or "cuda".
-        create: makes the step's arrays in the folder of its results, or joins them; called once, before any worker
-            starts.
+        create: creates the step's arrays in the folder of its results, or opens them if they exist; called once,
+            before any worker starts.
         skipped: images that an upstream step skipped, by unit.
-        trial: what a unit's images are tried with, one by one, where the unit keeps ending its process.
-        cost: of an image, for dry runs, as long as no unit is finished.
-        observe: called with what each unit's last stage returned.
+        trial: if a unit repeatedly ends its process, its images are tried with this, one by one.
+        cost: the cost of an image, for dry runs before any unit is finished.
+        observe: called with the result of each unit's last stage.
         finish: called when no unit is missing any more.
     """
 
@@ -70,14 +70,19 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
 
     Raises:
         ValueError: the step was started with other settings, another driver works on it (restart), or too many images
-            had to be skipped; everything finished is kept.
+            were skipped. All finished units are kept.
     """
     fingerprint = {**job.fingerprint, "unit_size": run.config.unit_size}
 
-    # 1. The step and its arrays are made, or joined, before any worker writes
+    # 1. Create or open the step and its arrays, before any worker writes
     if options.dry_run:
         job.step.check_start(fingerprint, job.command, restart=options.restart)
-        print_unit_step(run, connection, job.title, UnitPlan.of(job.step, job.units, options), job.device, job.cost)
+        plan = UnitPlan.of(job.step, job.units, options)
+        if again := units_to_retry(run, plan):
+            plan = replace(plan, missing=sorted([*plan.missing, *again], key=lambda unit: unit.index))
+        else:
+            finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
+        print_unit_step(run, connection, job.title, plan, job.device, job.cost)
         return
     images = images_id(run.manifest())
     start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
@@ -86,36 +91,35 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
             job.create(job.step.data(start_id))
         if job.step.location.name in BY_NAME:
             record_run(run, job.step.location.name)
-        if options.retry_skipped:
-            forget_skipped(job, options)
         plan = UnitPlan.of(job.step, job.units, options, start_id)
+        if again := units_to_retry(run, plan):
+            forget_skipped(job.title, plan, again)
+            plan = UnitPlan.of(job.step, job.units, options, start_id)
         print_code_mix(job, plan)
 
-        # 2. The missing units stream through the cluster; receipts come back
+        # 2. The missing units stream through the cluster, and receipts come back
         compute_missing(run, connection, job, plan)
 
-    # 3. What is put together of all units
+    # 3. Make the results that need all units
     if job.finish:
         job.finish(plan)
 
 
 def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: UnitPlan) -> None:
-    """Runs the missing units and books their receipts.
+    """Computes the missing units and counts their receipts.
 
     Raises:
-        ValueError: too many images had to be skipped.
+        ValueError: too many images were skipped.
     """
     rows = plan.rows(job.skipped)
     results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial)
     max_fraction = run.config.images.max_skipped_fraction
-    tally = Tally(total=sum(unit.num_images for unit in plan.units))
-    for unit in plan.finished:
-        tally.add(plan.receipts[unit.index], unit.num_images)
+    tally = finished_images(plan)
     units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
     print(f"{job.title}: {len(plan.missing):,} of {units} to do ({images}).", flush=True)
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
-        tally.check(job.title, max_fraction)  # what was refused stays refused
+        tally.check(job.title, max_fraction, job.command)  # a step that was refused remains refused
         for result in results:
             receipt = result["receipt"]
             num_images = plan.images[receipt.unit]
@@ -124,29 +128,20 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
             progress.advance(num_images)
             if job.observe:
                 job.observe(result)
-            tally.check(job.title, max_fraction)
+            tally.check(job.title, max_fraction, job.command)
     finally:
         progress.close()
         print(summary_line(job.title, tally.done, tally.skipped, tally.left, time.monotonic() - start), flush=True)
 
 
 def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
-    """Says that finished units were computed by other code than this launch has, where that is so."""
+    """Prints a note if some finished units were computed by another version of the code."""
     others = sorted({receipt.code for receipt in plan.receipts.values()} - {"", code_id()})
     if others:
         count = sum(receipt.code in others for receipt in plan.receipts.values())
         print(
-            f"{job.title}: {plural(count, 'finished unit')} computed by another version of the code "
+            f"{job.title}: another version of the code computed {plural(count, 'finished unit')} "
             f"({', '.join(others)}; now {code_id()}). They are kept, because the step's algorithm version is the same. "
             f"To compute all units with this code: '{job.command} --restart {job.step.location.name}'.",
             flush=True,
         )
-
-
-def forget_skipped(job: UnitStepJob, options: LaunchOptions) -> None:
-    """Deletes the receipts of units with skipped images, so that this launch tries these units again."""
-    plan = UnitPlan.of(job.step, job.units, options)
-    units = [unit for unit in plan.finished if plan.receipts[unit.index].skipped]
-    num_images = sum(len(plan.receipts[unit.index].skipped) for unit in units)
-    job.step.forget_units(units)
-    print(f"{job.title}: {plural(num_images, 'skipped image')} in {plural(len(units), 'unit')} will be tried again.")

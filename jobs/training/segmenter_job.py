@@ -13,11 +13,10 @@ from jobs.steps.compute import precision_name, resolved_device, resolved_precisi
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.plan import Plan
+from jobs.training.plan import Plan, training_plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.segmentation_worker import (
     new_segmenter,
-    segmentation_plan,
     segmentation_worker,
     segmenter_spec,
 )
@@ -34,7 +33,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
     Raises:
         NotYet: the seeds are not finished.
-        ValueError: there is nothing to learn, or the weights cannot be used.
+        ValueError: there is nothing to train on, or the weights cannot be used.
     """
     config, manifest = run.config.segmenter, run.manifest()
     device = resolved_device(config.device, connection)
@@ -45,7 +44,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         if device == "cpu":
             require_pydensecrf()
     require_start_weights(run, manifest)
-    plan = segmentation_plan(run.config, num_images)
+    plan = training_plan("segmenter", run.config, num_images)
     return TrainingJob(
         plan=plan,
         worker=segmentation_worker,
@@ -58,11 +57,11 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
 
 def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[str]) -> dict[str, Any]:
-    """Everything that changes the trained weights beyond the spread of training.
+    """Everything that changes the trained weights by more than the spread between trainings.
 
     Args:
-        plan: of the step "segmenter" or "retrained".
-        upstream: the step whose labels it learns.
+        plan: the plan of the step "segmenter" or "retrained".
+        upstream: the step that made the labels to train on.
     """
     config = run.config
     starts_from_classifier = config.segmenter.weights == "classifier"
@@ -93,13 +92,13 @@ def _named_supervision(config: Config) -> str:
 
 
 def require_start_weights(run: Run, manifest: Manifest) -> None:
-    """Refuses weights that a network cannot begin with."""
+    """Refuses weights that the network cannot start with."""
     config = run.config.segmenter
     if config.weights == "classifier":
         require_network(run, "classifier", "train_segmentation")
     segmenter_spec(run.config, manifest.class_names)
     if config.weights == "imagenet":
-        require_imagenet_weights(config.backbone, "segmenter.weights")  # which the workers download
+        require_imagenet_weights(config.backbone, "segmenter.weights")  # the workers download them
     else:
         new_segmenter(run, manifest.class_names)
 
@@ -108,7 +107,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
     """The number of training images.
 
     Raises:
-        ValueError: there are none, or none with a mask where masks are asked for.
+        ValueError: there are none; or masks are needed, and no training image has one.
     """
     settings = config.segmenter
     images = training_images(manifest, config)
@@ -127,7 +126,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
 
 
 def _require_seeds(run: Run, manifest: Manifest) -> None:
-    """Refuses seeds that are not finished, do not fit the network's cells, or are without any class."""
+    """Refuses seeds that are not finished, that do not fit the network's cells, or that have no class."""
     finished, store = require_finished(run, "seeds", "train_segmentation"), run.seeds()
     spec, geometry = segmenter_spec(run.config, manifest.class_names), stored_geometry(store)
     if store.grid != (geometry.grid_size(spec.input_size),) * 2 or not spec.geometry.refines(geometry):
@@ -135,15 +134,40 @@ def _require_seeds(run: Run, manifest: Manifest) -> None:
             f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of {geometry.in_words}, but "
             f"{spec.backbone} at images.input_size = {spec.input_size} has {spec.grid[0]} x {spec.grid[1]} of "
             f"{spec.geometry.in_words}. Use the size that the maps were made with, and a segmenter.backbone and "
-            "segmenter.output_stride with the classifier's cells or with a half or a quarter of their stride."
+            "segmenter.output_stride with the same cells as the classifier, or with a half or a quarter of the stride."
         )
     rows = {image.row for image in training_images(manifest, run.config)}
+    num_background = num_unknown = 0
     for unit in finished.units:
         mine = [row - unit.start for row in range(unit.start, unit.stop) if row in rows]
         seeds = store.read_unit(unit)[mine]
         if ((seeds > 0) & (seeds <= manifest.num_classes)).any():
             return
+        has_background = (seeds == 0).any(axis=(1, 2))  # other images have no maps
+        num_background += int((seeds == 0).sum())
+        num_unknown += int((seeds[has_background] > 0).sum())
+    is_background = num_background > 99 * num_unknown
     raise ValueError(
-        "train_segmentation: no training image has a seed of a class. Lower seeds.theta: "
-        f"'{run.step_command('seeds', '--restart', 'seeds', '--set', 'seeds.theta=...')}'."
+        f"train_segmentation: no training image has a seed of a class. {_seeds_remedy(run, manifest, is_background)}"
     )
+
+
+def _seeds_remedy(run: Run, manifest: Manifest, is_background: bool) -> str:
+    """What gives seeds to the classes.
+
+    Args:
+        is_background: all cells are background, so another `seeds.theta` would change nothing.
+    """
+    has_saliency = any(uri for batch in manifest.iter_columns(["saliency_uri"]) for uri in batch["saliency_uri"])
+    if not is_background:
+        what, setting = "Lower seeds.theta", "seeds.theta=..."
+    elif has_saliency and run.config.seeds.background_cue == "saliency":
+        what = (
+            "All cells are background, because the saliency maps are below seeds.saliency_threshold. Correct these "
+            "maps (255 is the most salient) and prepare the run again, or take the background from the maps alone"
+        )
+        setting = "seeds.background_cue=evidence"
+    else:
+        what = "All cells are background, because all evidence is below seeds.evidence_threshold. Lower it"
+        setting = "seeds.evidence_threshold=..."
+    return f"{what}: '{run.step_command('seeds', '--restart', 'seeds', '--set', setting)}'."

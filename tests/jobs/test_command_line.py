@@ -1,5 +1,6 @@
 """Every job from outside: wrong input is one sentence on stderr and exit code 2."""
 
+import errno
 import importlib
 import logging
 import os
@@ -99,7 +100,7 @@ def test_a_command_explains_itself_by_the_name_that_was_typed(command, run_comma
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist holds no manifest. Is"),
+        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist has no manifest. Is"),
         (["maps", "--rum", "/tmp/x"], "ficklenet maps: --rum: unknown argument. Did you mean --run?"),
         (["run"], "ficklenet run: give --run PATH of a prepared run, or --demo."),
     ],
@@ -165,7 +166,7 @@ def test_the_console_entry_point_is_that_command():
         ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no lists in ImageSets and no XML files"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "/tmp/nowhere.csv"], "/tmp/nowhere.csv: no such file"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "a", "--masks", "b"], "--masks does not go with --csv"),
-        ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "holds no manifest"),
+        ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "has no manifest"),
     ],
 )
 def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence, run_job):
@@ -223,7 +224,7 @@ def test_a_job_without_an_output_ends_well():
 def test_run_without_a_manifest_is_refused_before_a_ray_is_started(job, arguments, tmp_path, monkeypatch):
     module = importlib.import_module(f"jobs.{job}")
     monkeypatch.setattr(compute, "connected", lambda *_, **__: pytest.fail("a Ray was started"))
-    with pytest.raises(ValueError, match="holds no manifest"):
+    with pytest.raises(ValueError, match="has no manifest"):
         module.main(["--run", str(tmp_path), *arguments])
 
 
@@ -245,6 +246,19 @@ def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, w
     with pytest.raises(SystemExit) as end:
         run_main(main, [])
     assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")
+
+
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(monkeypatch, capsys):
+    def main(_: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    with pytest.raises(SystemExit) as end:
+        run_main(main, [])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.endswith(
+        ": the disk or quota is full; free some space, then run the same command again.\n"
+    )
 
 
 def test_debug_prints_no_request_of_s3(monkeypatch, capfd):
@@ -271,5 +285,7 @@ def test_names_beyond_ascii_are_printed_where_the_output_is_ascii(finished_maps_
     assert done.returncode == 0 and r"L\xe4ufe \xdf: 14 images" in done.stdout
     ascii_locale = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     done = subprocess.run(command, env=ascii_locale, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 2 and "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 0 and "Läufe ß: 14 images" in done.stdout
+    broken = subprocess.run([*command[:-1], b"/data/K\xe4se"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert broken.returncode == 2 and "/data/K\\udce4se: contains bytes that are no UTF-8 letters" in broken.stderr
+    assert len(broken.stderr.splitlines()) == 1

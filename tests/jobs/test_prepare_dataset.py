@@ -97,7 +97,7 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
         (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder that holds annotations/"),
         (
             ["--split", "train", "--masks", "masks"],
-            "--masks does not go with --coco; with it go --saliency, --images, --crowds-are-objects",
+            "--masks does not go with --coco. Allowed with it: --saliency, --images, --crowds-are-objects",
         ),
         (["--split", "train", "--images", "/nowhere"], r"none of the 12 images can be opened \(first: /nowhere/"),
         (["--split", "train", "--classes", "moom"], "class 'moom': not among .* Did you mean 'moon'"),
@@ -124,7 +124,7 @@ def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, t
     run = open_run(trained_run.uri, None, ["classifier.epochs=9", "maps.num_samples=9"])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
     assert (
-        "classifier.epochs: stays 1; 9 is ignored, because the step classifier was started" in capsys.readouterr().out
+        "classifier.epochs: remains 1; 9 is ignored, because the step classifier was started" in capsys.readouterr().out
     )
     config = open_run(trained_run.uri).config
     assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)
@@ -135,7 +135,7 @@ def test_misspelt_class_is_refused_with_a_suggestion(table, tmp_path):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "mon,star"])
 
 
-@pytest.mark.parametrize(("classes", "fault"), [("moon,star,moon", "'moon' is named twice"), ("moon,,", "is empty")])
+@pytest.mark.parametrize(("classes", "fault"), [("moon,star,moon", "'moon' is given twice"), ("moon,,", "is empty")])
 def test_class_list_with_a_slip_is_refused(table, tmp_path, classes, fault):
     with pytest.raises(ValueError, match=f"--classes {classes}: .*{fault}"):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", classes])
@@ -198,7 +198,7 @@ def test_alike_classes_are_told_where_the_list_is_made_of_the_labels(drawn_image
         "\n".join(["image,labels", *(f"{drawn_images[n].uri},{'cross' if n else 'corss'}" for n in range(3))])
     )
     main(["--run", str(tmp_path / "run"), "--csv", str(table)])
-    assert "  two classes, or one misspelt? 'corss' 1, 'cross' 2\n" in capsys.readouterr().out
+    assert "  two classes, or one misspelt? 'corss' 1, 'cross' 2. If it is one, correct" in capsys.readouterr().out
     main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "cross,corss"])
     assert "misspelt" not in capsys.readouterr().out
 

@@ -74,6 +74,12 @@ def loose(folder: Path) -> list[str]:
     return ["--folders", str(folder)]
 
 
+def heic(folder: Path) -> list[str]:
+    arguments = table("image,labels\n0.heic,cat\n1.jpg,dog\n")(folder)
+    (folder / "0.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    return arguments
+
+
 def half(ink: int) -> np.ndarray:
     mask = np.zeros((24, 32), np.uint8)
     mask[:, 16:] = ink
@@ -98,6 +104,9 @@ def voc(name: str, split: str = "train") -> Callable[[Path], list[str]]:
     return make
 
 
+# A flag to give, or what to do where no flag can help
+WAY_OUT = re.compile(r"--[a-z]|\b([Aa]dd|[Pp]ut|[Gg]ive|[Ww]rite|[Ss]ave|[Cc]orrect|[Dd]ownload|[Rr]ename|Did you mean)\b")
+
 GOOD = "image,labels,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,dog,val\n"
 
 
@@ -113,10 +122,10 @@ MISTAKES = [
     Mistake("no source", lambda at: [], "no source of labels. Give one of --folders, --csv, --parquet, --voc, --coco"),
     Mistake("`--images` for a folder per class", lambda at: ["--images", str(at)], "Give a source too: --csv labels.csv, or for a folder per class --folders"),
     Mistake("a folder as `--csv`", lambda at: ["--csv", str(at)], "a folder, not a table. For a folder per class give --folders"),
-    Mistake("pictures without folders as `--folders`", loose, "2 images that lie in no folder. --folders needs a folder per class"),
-    Mistake("an Excel workbook", table(b"PK\x03\x04 xl/workbook.xml", name="labels.xlsx"), "an Excel workbook; save it in Excel as 'CSV UTF-8 (Comma delimited)'"),
+    Mistake("pictures without folders as `--folders`", loose, "2 images that are not in a folder. --folders needs a folder per class"),
+    Mistake("an old Excel workbook (.xls)", table(b"\xd0\xcf\x11\xe0", name="labels.xls"), "an Excel workbook of the old kind, or one with a password; save it in Excel as .xlsx"),
     Mistake("a table in another encoding", table("image,labels\n0.jpg,Käse\n".encode("cp1252")), "If '0.jpg,Käse' reads right, give --encoding cp1252; or save the file as UTF-8"),
-    Mistake("a table without a first line of names", table("0.jpg,cat\n1.jpg,dog\n"), "its first line is not the names of its columns; put a line such as image,labels above it"),
+    Mistake("a table without a first line of names", table("0.jpg,cat\n1.jpg,dog\n"), "its first line does not have the names of the columns; add a line such as image,labels"),
     Mistake("a misspelt column", table("image,lables\n0.jpg,cat\n"), "column 'lables': unknown. Did you mean 'labels'? Then rename it, or give --label-column lables"),
     Mistake("images in a column of another name", table("ref,labels\n0.jpg,cat\n"), "Say which column names the images: --image-column ref"),
     Mistake("labels in a column of another name", table("image,breed\n0.jpg,cat\n"), "Say which column names the labels, as in --label-column breed"),
@@ -127,9 +136,11 @@ MISTAKES = [
     Mistake("a class called background", table("image,labels\n0.jpg,background\n1.jpg,cat\n"), "give --negative-label background"),
     Mistake("one class alone", table("image,labels\n0.jpg,crack\n1.jpg,crack\n2.jpg,\n"), "every training image has the label 'crack', so the classifier has nothing to tell it apart from. Add images without it"),
     Mistake("a misspelt class in `--classes`", table(GOOD, "--classes", "cat,dgo"), "--classes: no image has the label 'dgo'. Did you mean 'dog'?"),
-    Mistake("one image in two splits", table("image,labels,split\n0.jpg,cat,train\n0.jpg,cat,val\n"), "image '0' is in the splits 'train' and 'val'. Give it one, or read one split alone: --split train"),
-    Mistake("one id for two images", table("image,labels,id\n0.jpg,cat,7\n1.jpg,dog,7\n"), "Give each image an id of its own, or leave the ids out"),
+    Mistake("one image in two splits", table("image,labels,split\n0.jpg,cat,train\n0.jpg,cat,val\n"), "image '0' is in the splits 'train' and 'val'. Give it one split, or read only one: --split train"),
+    Mistake("one id for two images", table("image,labels,id\n0.jpg,cat,7\n1.jpg,dog,7\n"), "Give each image its own id, or leave the ids out"),
     Mistake("a wrong folder of images", table(GOOD, "--images", "/nowhere"), "Check the folder; for tables and COCO --images names it"),
+    Mistake("photos of a phone in HEIC", heic, "an HEIC picture, which is not read; save it as JPEG or PNG"),
+    Mistake("one image written in two ways", table("image,labels\n0.jpg,cat\n0.JPG,dog\n"), "whose name is written in two ways. Write it the same way everywhere"),
     Mistake("web addresses", table("image,labels\nhttps://example.org/0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a web address; download the image and name the file"),
     Mistake("paths of another computer", table("image,labels\nC:\\photos\\0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a Windows path; write it with slashes, relative to the folder of the images (--images)"),
     Mistake("a split named test", table(GOOD + "3.jpg,cat,test\n"), "not used for training: test. To train on it too: --set data.train_splits=train,test"),
@@ -139,10 +150,10 @@ MISTAKES = [
     Mistake("masks as JPEG", masks(half(255), "jpg"), "mask is a JPEG, which changes its values; save masks as PNG, or prepare with --mask-values"),
     Mistake("masks with other values", masks(half(38)), "If they are classes: --mask-values 38=cat,..."),
     Mistake("masks that are not there", table("image,labels,mask\n0.jpg,cat,m0.png\n1.jpg,dog,m1.png\n"), "Correct their paths, or leave them out"),
-    Mistake("COCO files put together by hand", coco(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), "have the same id 1, so their annotations cannot be told apart"),
-    Mistake("outlines that are all crowds", coco(annotations=[{"id": n, "image_id": n, "category_id": n + 1, "segmentation": [[2, 2, 12, 2, 12, 12]], "iscrowd": 1} for n in range(2)]), "If they are objects, as CVAT writes painted ones, give --crowds-are-objects"),
-    Mistake("some of VOC's classes and others", voc("rabbit"), "Name the classes wanted: --classes cat,rabbit"),
-    Mistake("a list that VOC's folder lacks", voc("dog", "val"), "no list 'val' in ImageSets; there are train"),
+    Mistake("COCO files that were merged by hand", coco(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), "have the same id 1, so their annotations cannot be told apart"),
+    Mistake("outlines that are all crowds", coco(annotations=[{"id": n, "image_id": n, "category_id": n + 1, "segmentation": [[2, 2, 12, 2, 12, 12]], "iscrowd": 1} for n in range(2)]), "If they are objects (CVAT writes painted objects in this way), give --crowds-are-objects"),
+    Mistake("some of VOC's classes and others", voc("rabbit"), "Give the classes: --classes cat,rabbit"),
+    Mistake("a list that VOC's folder lacks", voc("dog", "val"), "no list 'val' in ImageSets; there are train. Name one of these: --split train"),
 ]  # fmt: skip
 
 
@@ -157,6 +168,8 @@ def test_a_usual_mistake_is_told_with_its_reason_and_a_way_out(mistake: Mistake,
         said = str(error)
         assert "\n" not in said
     assert mistake.sentence in said, said
+    line = next(line for line in said.splitlines() if mistake.sentence in line)
+    assert WAY_OUT.search(line), f"it names nothing to do: {line}"
 
 
 def test_the_documentation_lists_these_mistakes_with_these_sentences() -> None:

@@ -87,7 +87,7 @@ def test_results_are_not_read_by_a_manifest_in_another_order(seeded_run):
             run.maps,
             run.seeds,
         ):
-            with pytest.raises(ValueError, match="was made for another list of images or classes"):
+            with pytest.raises(ValueError, match="was made for other images or classes"):
                 read()
 
 
@@ -97,7 +97,7 @@ def test_units_of_another_code_are_named(finished_maps_run, capsys):
     step.write_receipt(replace(receipt, code="0123456789ab"))
     with connect("in-process") as connection:
         launch_step(finished_maps_run, connection, "maps")
-    assert "maps: 1 finished unit computed by another version of the code (0123456789ab" in capsys.readouterr().out
+    assert "maps: another version of the code computed 1 finished unit (0123456789ab" in capsys.readouterr().out
     lines = "\n".join(status_lines(run_status(finished_maps_run)))
     assert (
         "  computed by different versions of the code, all with the same algorithm version: 1 unit by 0123456789ab"
@@ -109,6 +109,20 @@ def test_units_of_another_code_are_named(finished_maps_run, capsys):
 def test_a_damaged_header_of_a_run_is_one_sentence(body, finished_maps_run):
     (Path(finished_maps_run.uri) / "run.json").write_text(body)
     with pytest.raises(ValueError, match=r"run\.json: damaged, .*Put it back from a copy"):
+        open_run(finished_maps_run.uri)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("maps", "of_tomorrow", 1), ("maps", "num_samples", 0), ("images", "input_size", 64)]
+)
+def test_a_header_of_another_version_is_called_by_its_name(section, key, value, finished_maps_run):
+    with pytest.raises(ValueError, match=rf"^{section}\.{key}: "):  # a slip of the launch is not the file's
+        open_run(finished_maps_run.uri, None, [f"{section}.{key}={value}"])
+    place = Path(finished_maps_run.uri) / "run.json"
+    header = json.loads(place.read_text())
+    header["config"][section][key] = value
+    place.write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=rf"run\.json: {section}\.{key}: .*If another version of the program wrote"):
         open_run(finished_maps_run.uri)
 
 

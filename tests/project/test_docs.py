@@ -24,6 +24,16 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 NOTEBOOK = ROOT / "docs" / "examples" / "one_image.ipynb"
 
 
+def test_the_tests_of_every_kind_of_trouble_exist():
+    rows = re.findall(r"^\| .+ \| (`\w+/test_.+) \|$", (ROOT / "docs/contributing.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for row in rows:
+        for file, tests in re.findall(r"`(\w+/test_\w+\.py)`: ([^;]+)", row):
+            text = (ROOT / "tests" / file).read_text()
+            missing = [name for name in re.findall(r"`(test_\w+)`", tests) if f"def {name}(" not in text]
+            assert not missing, f"{file} has no {', '.join(missing)}"
+
+
 # What follows from the code
 
 
@@ -52,8 +62,8 @@ def test_every_file_says_what_it_is():
     assert all(what.endswith(".") for _, what in rows), "end a docstring's first paragraph with a full stop"
 
 
-def test_readmes_tree_has_a_line_for_every_folder():
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+def test_the_tree_has_a_line_for_every_folder():
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("## The tree")[1].split("```")[1]
     folders = {init.parent.relative_to(ROOT).as_posix() for init in (ROOT / "jobs").rglob("__init__.py")}
     for folder in ("ficklenet", "storage", "cluster", "tests", "docs", *folders):
         assert re.search(rf"^ *{folder}/ +\S", tree, re.M), folder

@@ -32,9 +32,11 @@ def test_a_named_encoding_is_read() -> None:
         (b"PK\x03\x04....xl/workbook.xml", "an Excel workbook; save it in Excel as 'CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0....", "an Excel workbook"),
         (b"PK\x03\x04....labels.csv", "a ZIP archive; unpack it first"),
+        (b"PK\x03\x04..opendocument.spreadsheet", "a LibreOffice workbook; save it as .xlsx or .csv"),
+        (b"PK\x03\x04..Index/Document.iwa", "a Numbers document; export it as Excel or CSV"),
         (b"\x1f\x8b....", "compressed by gzip; unpack it first"),
         (b"PAR1....", "a Parquet file; give it with --parquet"),
-        (b"image,labels\n\0\0,cat\n", "it holds zero bytes"),
+        (b"image,labels\n\0\0,cat\n", "it contains zero bytes"),
     ],
 )
 def test_other_files_are_called_by_their_name(data: bytes, sentence: str) -> None:
