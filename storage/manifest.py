@@ -8,6 +8,9 @@ Addresses are read where the files lie now, and compared as they were written: o
 is relative to the run, and those below a folder that was moved are read at its new place (`moves`). So a run and
 its images can be moved, and nothing that was computed becomes outdated. The file itself holds whole addresses, for
 other readers, and the place of the run where it was written (`home`).
+
+Images may be added behind the others. The file says where each addition begins, so that what was computed of the
+earlier rows is still known to be theirs (`part_hashes`).
 """
 
 import hashlib
@@ -15,7 +18,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -80,6 +83,7 @@ def write_manifest(
     class_values: Sequence[int] | None = None,
     moves: Mapping[str, str] | None = None,
     home: Location | None = None,
+    additions: Sequence[int] = (),
 ) -> int:
     """Write the manifest, whole or not at all, streaming; the same rows give the same bytes.
 
@@ -87,6 +91,7 @@ def write_manifest(
         class_values: the value of each class in source masks; 1..C in order unless given.
         moves: folder as the rows write it -> where it lies now.
         home: the run, to which addresses may be relative; the manifest's folder unless given.
+        additions: the first row of each list of images that was added behind the others, ascending.
 
     Returns:
         The number of images.
@@ -106,6 +111,7 @@ def write_manifest(
     metadata |= {"moves": json.dumps(dict(moves))} if moves else {}
     home = home or location.parent
     metadata |= {"home": home.uri}
+    metadata |= {"additions": json.dumps(list(additions))} if additions else {}
     schema = _COLUMNS.with_metadata(metadata)
     remaining, count = iter(rows), 0
     with location.open_output() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -125,6 +131,7 @@ class Manifest:
         class_names: the name of class 0, 1, ...
         class_values: its value in source masks (VOC: cat = 8).
         moves: folder as the rows write it -> where it lies now.
+        additions: the first row of each list of images that was added behind the others.
     """
 
     def __init__(self, location: Location, metadata: pq.FileMetaData) -> None:
@@ -140,6 +147,7 @@ class Manifest:
             self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
             self.moves: dict[str, str] = json.loads(stored.get(b"moves", b"{}"))
             self._home = stored.get(b"home", b"").decode()
+            self.additions: tuple[int, ...] = tuple(json.loads(stored.get(b"additions", b"[]")))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
 
@@ -201,6 +209,11 @@ class Manifest:
             batch = {name: table.column(name).to_pylist() for name in columns}
             yield {name: self._resolved(values) if name in _ADDRESSES else values for name, values in batch.items()}
 
+    def iter_image_ids(self, start: int, stop: int) -> Iterator[pa.Array]:
+        """The ids of some rows in order, as Arrow's strings; no text becomes a Python object."""
+        for table in self._iter_tables(["image_id"], start, stop):
+            yield from table.column("image_id").chunks
+
     def max_labels(self) -> int:
         """The most labels that any image has: the number of slots its maps need."""
         lengths = (len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
@@ -223,18 +236,32 @@ class Manifest:
             start += len(batch["image_id"])
         raise KeyError(f"{self.location}: no image {image_id!r}.")
 
-    def column_hash(self, columns: Sequence[str]) -> str:
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """The rows (start, stop) that the manifest began with, then those of each addition."""
+        bounds = [0, *self.additions, self.num_images]
+        return list(pairwise(bounds))
+
+    def part_hashes(self, columns: Sequence[str]) -> list[str]:
+        """`column_hash` of each part. Additions change no earlier hash, so the first is that of the first manifest."""
+        return [self.column_hash(columns, start, stop) for start, stop in self.parts]
+
+    def column_hash(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> str:
         """SHA-256 of the named columns and the class list, the same however the file is laid out and wherever it lies.
 
         What labels say includes which images are negative; a manifest without such images has the hash that it had
         before there were any.
 
+        Args:
+            start, stop: only these rows; all unless given.
+
         Raises:
             ValueError: an unknown column.
         """
+        stop = self.num_images if stop is None else stop
         hashes = {name: hashlib.sha256() for name in columns}
         wanted = [*columns, *(["negative"] if "labels" in columns and "negative" not in columns else [])]
-        for table in self._iter_tables(wanted):
+        for table in self._iter_tables(wanted, start, stop):
             for name in columns:
                 values = table.column(name).to_pylist()
                 if name == "labels":
@@ -244,17 +271,23 @@ class Manifest:
                     values = [self._written(address) for address in values]
                 hashes[name].update((json.dumps(values)[1:-1] + ", ").encode())
         digests = {name: each.hexdigest() for name, each in hashes.items()}
-        whole = [self.num_images, self.class_names, self.class_values, digests]
+        whole = [stop - start, self.class_names, self.class_values, digests]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def _iter_tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    def _iter_tables(
+        self, columns: Sequence[str] | None, start: int = 0, stop: int | None = None
+    ) -> Iterator[pa.Table]:
+        stop = self.num_images if stop is None else stop
         unknown = set(columns or ()) - set(_COLUMNS.names)
         if unknown:
             raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
         with self.location.open_input() as file:
             parquet = pq.ParquetFile(file, metadata=self._metadata)
-            for group in range(self._metadata.num_row_groups):
+            for group, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
+                if end <= start or stop <= first:
+                    continue
                 table = parquet.read_row_group(group, columns=None if columns is None else list(columns))
+                table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
                 yield _with_later_columns(table, tuple(_LATER) if columns is None else columns)
 
     def _to_rows(self, table: pa.Table) -> list[ManifestRow]:

@@ -100,7 +100,7 @@ def join_images(
         notes.append(
             f"{len(images):,} rows name {len(joined):,} different images; the labels of each are put together."
         )
-    return _with_ids(joined), notes
+    return with_ids(joined), notes
 
 
 def with_files(
@@ -231,7 +231,7 @@ def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
     return replace(first, labels=labels, is_negative=is_negative, **places)
 
 
-def _with_ids(images: list[SourceImage]) -> list[SourceImage]:
+def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
     """The images with composed letters in their ids, and with ids that differ.
 
     Raises:

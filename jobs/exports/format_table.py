@@ -11,12 +11,14 @@ class FormatRow:
         module: `jobs.exports.formats.<module>` writes it.
         shapes: what `--shapes` may be, the default first; empty where the format leaves no choice.
         has_labels: whether it holds labels; npy holds maps.
+        has_unit_files: whether it has files of whole units, which its function `export_unit` makes of the records.
         largest_value: of a class that the format can hold, where it holds the data set's class values; 0: any.
     """
 
     module: str
     shapes: tuple[str, ...] = ()
     has_labels: bool = True
+    has_unit_files: bool = False
     largest_value: int = 0
 
 
@@ -28,5 +30,6 @@ FORMATS = {
     "cvat": FormatRow("cvat", ("masks", "polygons")),
     "label-studio": FormatRow("label_studio", ("masks", "polygons")),
     "cityscapes": FormatRow("cityscapes"),
+    "hugging-face": FormatRow("hugging_face", has_unit_files=True),
 }
 SHAPES = tuple(dict.fromkeys(shape for row in FORMATS.values() for shape in row.shapes))

@@ -25,6 +25,7 @@ class LabelledImage:
     Attributes:
         number: of the image, in files that number images.
         file_name: its path below the folder of images, as the source wrote it.
+        uri: where the picture lies.
         split: its part of the data set, "" for none.
         labels: (H, W) at image size: 0 background, class number + 1, `ignored` where nothing is known.
         shapes: how objects are written, as `--shapes` says; "" where the format leaves no choice.
@@ -33,6 +34,7 @@ class LabelledImage:
     number: int
     image_id: str
     file_name: str
+    uri: str
     split: str
     labels: np.ndarray
     ignored: int
@@ -58,7 +60,7 @@ class Exported:
 
     Attributes:
         files: contents by name below the export's folder.
-        record: plain data for the file that holds all images; None where there is no such file.
+        record: plain data for the file that holds all images, or a unit's images; None where there is no such file.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)

@@ -16,9 +16,11 @@ from ficklenet.transforms import normalize, resize_square
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_classifier
-from jobs.steps.unit_rows import ROW_KEYS, finish_unit, known_problems
-from storage.errors import BadImage
+from jobs.steps.unit_rows import ROW_KEYS, earlier_receipt, finish_unit, known_problems
+from storage.errors import BadImage, Damaged
 from storage.images import read_image, read_many
+from storage.map_store import UnitMaps
+from storage.receipts import Receipt
 from storage.steps import Skipped, Step
 
 CPU_BATCH, GPU_BATCH = 1, 32  # images per backbone pass
@@ -51,6 +53,8 @@ class MapStages:
         self.step.require_here()
         config, unit = self.run.config, row["unit"]
         entries = self.run.manifest().rows(unit.start, unit.stop)
+        earlier, kept = self.earlier(row)
+        num_kept = earlier.stop - earlier.start if earlier else 0
         size = config.images.input_size
 
         def read_input(uri: str) -> np.ndarray:
@@ -58,9 +62,10 @@ class MapStages:
 
         images = np.zeros((len(entries), 3, size, size), np.uint8)
         is_present = np.zeros(len(entries), bool)
-        problems = known_problems(row, entries)
-        skipped = [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
-        usable = [number for number in range(len(entries)) if number not in problems]
+        problems = {number: why for number, why in known_problems(row, entries).items() if number >= num_kept}
+        skipped = [*(earlier.skipped if earlier else ())]
+        skipped += [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
+        usable = [number for number in range(num_kept, len(entries)) if number not in problems]
         uris = [entries[number].uri for number in usable]
         for number, found in zip(usable, read_many(uris, read_input, config.images.read_concurrency), strict=True):
             if isinstance(found, BadImage):
@@ -80,9 +85,21 @@ class MapStages:
             "classes": classes,
             "keys": np.array([mask_key(config.seed, entry.image_id) for entry in entries], np.uint64),
             "to_predict": is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
+            "kept": kept,
             "skipped": tuple(skipped),
             "seconds": time.monotonic() - started,
         }
+
+    def earlier(self, row: Payload) -> tuple[Receipt | None, UnitMaps | None]:
+        """The maps that the unit had before images were added to it, with their receipt; they stay as they are.
+
+        None of both where there are no such maps, or where they are damaged: then the whole unit is computed.
+        """
+        receipt = earlier_receipt(self.run, self.step, row)
+        try:
+            return (receipt, self.run.maps(start_id=row["start_id"]).read_earlier(receipt)) if receipt else (None, None)
+        except Damaged:
+            return None, None
 
     def trial(self, compute: Compute, row: Payload) -> None:
         """Everything but the writing, for the quarantine."""
@@ -92,7 +109,11 @@ class MapStages:
         """Stage 3: the unit's shard, then its receipt."""
         started = time.monotonic()
         store = self.run.maps("r+", maps["start_id"])
-        objects = store.write_unit(maps["unit"], maps["max"], maps["mean"], maps["score"], maps["classes"])
+        values = {name: maps[name] for name in ("max", "mean", "score", "classes")}
+        if kept := maps["kept"]:
+            for name, array in values.items():
+                array[: len(kept.classes)] = getattr(kept, name)
+        objects = store.write_unit(maps["unit"], **values)
         return finish_unit(self.step, maps, maps["skipped"], maps["seconds"] + time.monotonic() - started, objects)
 
 
@@ -120,7 +141,7 @@ class MapMaker:
                 )
                 classes[batch], max_maps[batch], mean_maps[batch], score[batch] = found
         return {
-            **{name: unit[name] for name in ROW_KEYS},
+            **{name: unit[name] for name in (*ROW_KEYS, "kept")},
             "classes": classes,
             "max": max_maps,
             "mean": mean_maps,

@@ -45,6 +45,7 @@ class StepStatus:
         objects, bytes: stored in the step's folder.
         codes: finished units by the code that computed them.
         command: what starts or continues it.
+        note: what else there is to say, "" for nothing.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StepStatus:
     drivers: Sequence[Driver]
     codes: Mapping[str, int]
     command: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         drivers=[Driver(beat.launch, beat.host, beat.pid, max(0.0, beat.age), beat.is_stale) for beat in beats],
         codes=dict(Counter(receipt.code for receipt in state.receipts if receipt.code)),
         command=state.command,
+        note=state.note,
     )
 
 
@@ -146,6 +149,7 @@ def _step_lines(step: StepStatus) -> list[str]:
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
+    lines += [f"  {step.note}"] if step.note else []
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
         lines.append(f"  computed by different versions of the code, all with the same algorithm version: {units}")

@@ -1,12 +1,14 @@
 """The fingerprint of a step, in one shape for all steps, and the id by which later steps name its results.
 
     algorithm_version   of the code between the step's inputs and its results
-    manifest            hash of the manifest's columns that the step reads
+    manifest            hash of the manifest's columns that the step reads, of the rows that it began with
+    added               the same of each list of images that was added since; absent where none was
     <section>           the settings that change its results
     upstream            {name: id} of the steps that it read
 
 A step's id changes when its results may have changed: the sha256 of a trained network, the hash of a unit step's
-fingerprint. "Outdated" is one walk over these ids.
+fingerprint. "Outdated" is one walk over these ids. Added images change no earlier result, so they change no id: a unit
+step computes them beside the others, and a trained network stays (`jobs.steps.added_images`).
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.run.training_record import read_complete
+from storage.steps import ADDED
 
 UPSTREAM = "upstream"
 
@@ -50,9 +53,11 @@ def step_fingerprint(
         upstream: the steps that it reads, all finished.
         others: what else changes results, such as the device.
     """
+    first, *added = run.manifest().part_hashes(columns)
     return {
         "algorithm_version": algorithm_version,
-        "manifest": run.manifest().column_hash(columns),
+        "manifest": first,
+        **({ADDED: added} if added else {}),
         **step_settings(BY_NAME[name], run.config),
         UPSTREAM: {other: step_id(run, other) for other in upstream},
         **others,
@@ -69,8 +74,9 @@ def step_id(run: Run, name: str) -> str | None:
 
 
 def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
-    """sha256 of a fingerprint."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    """sha256 of a fingerprint, without what was added: it changes no earlier result."""
+    content = {key: value for key, value in fingerprint.items() if key != ADDED}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def outdated_steps(run: Run) -> set[str]:

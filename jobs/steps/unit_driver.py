@@ -113,6 +113,9 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
         tally.add(plan.receipts[unit.index], unit.num_images)
     units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
     print(f"{job.title}: {len(plan.missing):,} of {units} to do ({images}).", flush=True)
+    for unit in plan.extended:
+        before = plural(plan.receipts[unit.index].stop - unit.start, "image")
+        print(f"{job.title}: unit {unit.name} was finished with {before}, and images were added to it.", flush=True)
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
         tally.check(job.title, max_fraction)  # what was refused stays refused
@@ -146,7 +149,7 @@ def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
 def forget_skipped(job: UnitStepJob, options: LaunchOptions) -> None:
     """Deletes the receipts of units with skipped images, so that this launch tries these units again."""
     plan = UnitPlan.of(job.step, job.units, options)
-    units = [unit for unit in plan.finished if plan.receipts[unit.index].skipped]
+    units = [unit for unit in plan.units if unit.index in plan.receipts and plan.receipts[unit.index].skipped]
     num_images = sum(len(plan.receipts[unit.index].skipped) for unit in units)
     job.step.forget_units(units)
     print(f"{job.title}: {plural(num_images, 'skipped image')} in {plural(len(units), 'unit')} will be tried again.")

@@ -159,7 +159,7 @@ def test_the_console_entry_point_is_that_command():
         (
             "export_labels",
             ["--run", "/tmp/x", "--format", "pgn"],
-            "given 'pgn', allowed: png, npy, coco, yolo, cvat, label-studio, cityscapes. Did you mean",
+            "given 'pgn', allowed: png, npy, coco, yolo, cvat, label-studio, cityscapes, hugging-face. Did you",
         ),
         ("generate_maps", ["--run", "gs://bucket/run"], "expected a local path or s3://bucket/prefix"),
         ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no lists in ImageSets and no XML files"),
