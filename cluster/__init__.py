@@ -1,11 +1,11 @@
-"""The only package that knows Ray: connecting, the staged fan-out over units, the training shell.
+"""The only package that imports Ray: it connects to clusters, fans units out in stages, and runs trainings.
 
-It moves no bytes of storage and holds no model. Every contract here also runs in-process, without Ray.
+It does not access storage and contains no models. Everything here also works in this process, without Ray.
 """
 
 import os
 
-# Ray reads these when it is imported, so they stand before any import of it. What the user has set wins.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports usage to its makers unless told not to
-os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")  # no 30 s of draining a node of our own
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for this poll; 2 s otherwise
+# Ray reads these when it is imported, so they come before any import of Ray. Values set by the user are kept.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics to its makers
+os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")  # otherwise stopping a local Ray takes 30 s
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for this poll; the default is 2 s

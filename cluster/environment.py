@@ -1,4 +1,4 @@
-"""What the surroundings of this process say; imports no Ray."""
+"""Facts from the environment of this process; imports no Ray."""
 
 import os
 

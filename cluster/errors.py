@@ -1,4 +1,4 @@
-"""What the cluster package raises when the cluster, not the user's data, is the reason to stop."""
+"""The error that the cluster package raises if the cluster, not the user's data, is the reason to stop."""
 
 
 class ClusterError(RuntimeError):

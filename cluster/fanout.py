@@ -1,11 +1,11 @@
-"""The staged fan-out: every unit is read by a task, computed by an actor of a pool, written by a task.
+"""The fan-out in stages: a task reads each unit, an actor of a pool computes it, and a task writes it.
 
-The stages stream through Ray Data: while one unit is computed the next are read and the last is written, and Ray
-bounds what lies between them. A row of the data set is one unit, from its plan to its receipt; payloads go from
-worker to worker, and the driver sees receipts only. `fan_out_in_process` keeps the same contract without Ray.
+The stages stream through Ray Data: while one unit is computed, the next ones are read and the last one is written. Ray
+limits the data between the stages. A row of the data set is one unit, from its plan to its receipt. Payloads go from
+worker to worker, and the driver gets only receipts. `fan_out_in_process` does the same without Ray.
 
-A unit that keeps ending its process is handed to `on_poison` (see `ledger`); one that is late is named, run a second
-time, and its stuck worker replaced (see `late_units`).
+A unit that repeatedly ends its process is given to `on_poison` (see `ledger`). If a unit is late, the driver prints its
+name, runs it a second time, and replaces a stuck worker (see `late_units`).
 """
 
 import pickle
@@ -29,23 +29,22 @@ from cluster.words import plural
 __all__ = ["MAX_BEGINS", "LateUnit", "Patience", "Payload", "Pool", "Stages", "fan_out", "fan_out_in_process"]
 
 UNITS_PER_BLOCK = 64
-"""Units handed to Ray at once; a task then splits them into a block each. Handing over a block per unit costs
-0.8 ms each on the driver before the first unit starts (12.7 s for 15,625 units, against 0.3 s and a first
-receipt 6 s after the start)."""
+"""Units that the driver gives to Ray in one block; a task then splits them into one block per unit. With one block per
+unit, the driver would need 0.8 ms per unit before the first unit starts: 12.7 s for 15,625 units, instead of 0.3 s."""
 
 READS_PER_ACTOR = 4
-"""Units read at the same time for each actor, where a cluster grows and its CPUs are not known yet."""
+"""Units read at the same time for each actor, if the cluster is autoscaling and its CPUs are not known yet."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How much of the cluster the fan-out takes.
+    """The resources that the fan-out uses.
 
     Attributes:
-        min_actors, max_actors: The pool of compute actors grows and shrinks between these.
+        min_actors, max_actors: The number of compute actors changes between these.
         cpus_per_actor, gpus_per_actor: What one actor reserves.
-        read_cpus, write_cpus: What one read task, one write task reserves.
-        autoscaling: The cluster grows on demand, so that a pool larger than it is now is no mistake.
+        read_cpus, write_cpus: The CPUs that one read task and one write task reserve.
+        autoscaling: The cluster grows on demand, so the pool may be larger than the cluster is now.
     """
 
     min_actors: int = 1
@@ -59,36 +58,36 @@ class Pool:
     def __post_init__(self) -> None:
         if not 1 <= self.min_actors <= self.max_actors:
             raise ValueError(
-                f"cluster: a pool of {self.min_actors} to {self.max_actors} actors was asked; at least 1 is needed, "
-                f"and the least may not exceed the most."
+                f"cluster: given a pool of {self.min_actors} to {self.max_actors} actors, allowed: at least 1, and not "
+                f"more for cluster.min_actors than for cluster.max_actors."
             )
 
     @property
     def resources_of_an_actor(self) -> dict[str, float]:
-        """What one compute actor reserves, as Ray names it."""
+        """The resources that one compute actor reserves, with Ray's names."""
         return {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
 
     def num_reads(self, connection: Connection) -> int:
-        """How many units are read at the same time, at most: as many as the CPUs beside actors and a writing task
-        allow, in a cluster that grows at least `READS_PER_ACTOR`.
+        """The most units that are read at the same time: as many as fit on the CPUs beside actors and a writing task.
 
-        It exceeds the number of actors, since Ray Data would run as many reads as actors inside of the actors.
+        In an autoscaling cluster it is at least `READS_PER_ACTOR` per actor. It is always larger than the number of
+        actors; otherwise Ray Data would run the reads inside the actors.
         """
         beside = connection.num_cpus - self.max_actors * self.cpus_per_actor - self.write_cpus
         least = self.max_actors * READS_PER_ACTOR if self.autoscaling else self.max_actors + 1
         return max(least, int(beside / self.read_cpus) if self.read_cpus else 0)
 
     def require(self, connection: Connection) -> None:
-        """Refuses a cluster on which the pool's smallest form would wait for ever.
+        """Refuses a cluster on which even the smallest pool would wait for ever.
 
         Raises:
-            ClusterError: It is too small, and does not grow.
+            ClusterError: The cluster is too small and is not autoscaling.
         """
         if not self.autoscaling:
             connection.require(
                 cpus=self.min_actors * self.cpus_per_actor + max(self.read_cpus, self.write_cpus, 1),
                 gpus=self.min_actors * self.gpus_per_actor,
-                purpose=f"{plural(self.min_actors, 'compute actor')} with a task beside them",
+                purpose=f"{plural(self.min_actors, 'compute actor')} and a task",
             )
 
 
@@ -99,27 +98,27 @@ def fan_out(
     on_poison: Callable[[Payload], Payload] | None = None,
     *,
     on_late: Callable[[LateUnit], None] | None = None,
-    patience: Patience = Patience(),  # noqa: B008  # it cannot change
+    patience: Patience = Patience(),  # noqa: B008  # it is immutable
 ) -> Iterator[Payload]:
     """Runs all units through the stages on the connected cluster.
 
     Args:
-        units: What `stages.read` takes, one dict per unit.
+        units: The input of `stages.read`, one dict per unit.
         stages: The three functions.
-        pool: What to take of the cluster.
-        on_poison: Called here, in the driver, with a unit whose process died `MAX_BEGINS` times in one stage; what
-            it returns is that unit's receipt. It is called after all other units, when the pool is free. Without it
-            such a unit stops the fan-out.
-        on_late: Called in a thread of the driver with a unit that is late; without it a warning is logged.
+        pool: The resources to use.
+        on_poison: Called in the driver with a unit whose process died `MAX_BEGINS` times in one stage; it returns the
+            receipt of this unit. It is called after all other units, when the pool is free. Without it, such a unit
+            stops the fan-out.
+        on_late: Called in a thread of the driver with a unit that is late; without it, a warning is logged.
         patience: When a unit counts as late.
 
     Yields:
-        The receipts, one per unit, as the units finish, in any order. Closing the iterator ends the fan-out.
+        The receipts, one per unit, in the order in which the units finish. Closing the iterator ends the fan-out.
 
     Raises:
-        ClusterError: The pool does not fit the cluster, a unit is poison and there is no `on_poison`, or Ray itself
-            failed.
-        Exception: Whatever a stage raised, as itself, with the worker's traceback as a note.
+        ClusterError: The pool does not fit the cluster, or a unit repeatedly ended its process and there is no
+            `on_poison`, or Ray itself failed.
+        Exception: An error of a stage, unchanged, with the worker's traceback as a note.
     """
     if not units:
         return
@@ -145,9 +144,9 @@ def fan_out_in_process(
     pool: Pool | None = None,
     on_poison: Callable[[Payload], Payload] | None = None,
 ) -> Iterator[Payload]:
-    """The contract of `fan_out` in this process, one unit after the other: for a debugger and for fast tests.
+    """Does the same as `fan_out` in this process, one unit at a time: for debuggers and fast tests.
 
-    `pool` and `on_poison` have no meaning here; a unit that kills its process ends this one.
+    `pool` and `on_poison` are ignored; a unit that kills its process ends this process.
     """
     compute = stages.make_compute()
     for unit in units:
@@ -158,8 +157,8 @@ def fan_out_in_process(
 
 
 def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, ledger: Any) -> ray.data.Dataset:
-    """The lazy data set whose rows are the units and, at its end, their receipts."""
-    count = len(units)  # Ray Data warns of stages that could run more units at once than there are
+    """The lazy data set. Its rows are the units; after the last stage they have the receipts."""
+    count = len(units)  # Ray Data warns if a stage could run more units at the same time than there are
     rows = [new_row(index, unit) for index, unit in enumerate(units)]
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
     data = data.repartition(target_num_rows_per_block=1)
@@ -175,7 +174,7 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool.min_actors, count),
             max_size=min(pool.max_actors, count),
-            max_tasks_in_flight_per_actor=2,  # with 1 the pool never grows beyond min_size
+            max_tasks_in_flight_per_actor=2,  # with 1, the pool would never grow beyond min_size
         ),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor,
@@ -186,7 +185,7 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
 
 
 def _rows(blocks: Iterator[Any]) -> Iterator[dict[str, Any]]:
-    """The rows that come out of the data set; its execution ends when the caller takes no more."""
+    """The rows of the data set; its execution ends when the caller closes the iterator."""
     try:
         for block in blocks:
             yield from block.to_pylist()

@@ -1,15 +1,14 @@
-"""Units that are late: the driver names them, has them run a second time elsewhere, and replaces stuck workers.
+"""Units that are late: the driver prints their names, runs them a second time elsewhere, and replaces stuck workers.
 
 A thread of the driver asks the ledger. Two things can be wrong with a unit's process:
 
-- It is not heard any more and uses no processor time (stopped, suspended, deadlocked). It is ended, and Ray runs its
-  unit again in a new one.
-- It works much longer than its peers did (a slow machine, a disk that hangs). A spare process runs the whole unit too,
-  and the first answer counts. If that is the second run's, the late process is ended, and the unit's row takes the
-  answer.
+- It sends no beats any more and uses no processor time (stopped, suspended, deadlocked). It is ended, and Ray runs its
+  unit again in a new process.
+- It works much longer than its peers did (a slow machine, a disk that hangs). A spare process also runs the whole unit,
+  and the first result counts. If that is the spare process's result, the late process is ended.
 
-A process that cannot be ended (it waits for a dead network disk in the kernel) keeps its row: the fan-out then waits,
-and has said for which process.
+Some processes cannot be ended, for example while they wait in the kernel for a dead network disk. Then the fan-out
+waits, and the driver has printed for which process.
 """
 
 import contextlib
@@ -35,12 +34,12 @@ from cluster.stages import Payload, Stages
 from cluster.unit_row import ENDED, FAILED
 
 MAX_SECOND_RUNS = 4
-"""Units that run a second time at the same time."""
+"""The most second runs at the same time."""
 
 NODE_SECONDS = 20.0
-"""How long a node may take to look at one of its processes."""
+"""The longest time in seconds that a node may take to check one of its processes."""
 
-_IDLE_SECONDS, _LOOKS = 2.0, 8  # so long, and so often looked at, a silent process is idle when it counts as stuck
+_IDLE_SECONDS, _LOOKS = 2.0, 8  # a silent process is stuck if it is idle in this many checks over this time
 
 _logger = logging.getLogger(__name__)
 
@@ -50,9 +49,10 @@ class Patience:
     """When a unit counts as late.
 
     Attributes:
-        factor, floor_seconds: Longer in a stage than this many medians of its peers, and than this.
-        silent_seconds: Its process has not been heard for so long, and uses no processor time.
-        poll_seconds: How often this is looked at.
+        factor, floor_seconds: It has been in a stage longer than this many times the median of its peers, and longer
+            than this time.
+        silent_seconds: Or its process has sent no beat for this time and uses no processor time.
+        poll_seconds: The time between checks.
     """
 
     factor: float = 4.0
@@ -66,11 +66,11 @@ class LateUnit:
     """A unit that is late.
 
     Attributes:
-        unit: As the fan-out took it.
+        unit: The unit, as it was given to the fan-out.
         stage: read, compute or write.
         node, pid: The address of the node, and the process there.
-        seconds: For so long it has been in this stage.
-        reason: Why it counts as late, and what is done about it; the end of a sentence.
+        seconds: How long it has been in this stage.
+        reason: Why it counts as late and what is done about it; the end of a sentence.
     """
 
     unit: Payload
@@ -92,11 +92,11 @@ class _SecondRun:
 
 
 class LateUnits:
-    """Looks after late units while its `with` block runs.
+    """Handles late units while its `with` block runs.
 
     Args:
-        resources: Of a spare process: those of a compute actor.
-        on_late: Called in a thread of this class, once for each process that is late with a unit; without it a warning
+        resources: The resources of a spare process, which are those of a compute actor.
+        on_late: Called in a thread of this class, once for each process that is late with a unit; without it, a warning
             is logged.
     """
 
@@ -116,10 +116,10 @@ class LateUnits:
         self._arrived: set[int] = set()
         self._named: set[tuple[str, int, Process]] = set()
         self._replaced: set[tuple[str, int, Process]] = set()
-        self._awake: set[tuple[str, int, Process]] = set()  # silent, but at work
+        self._awake: set[tuple[str, int, Process]] = set()  # silent, but working
         self._forgiven: set[tuple[str, int]] = set()
         self._begun_again: set[int] = set()
-        self._runs: dict[int, _SecondRun] = {}  # at work
+        self._runs: dict[int, _SecondRun] = {}  # running now
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -129,16 +129,16 @@ class LateUnits:
         self._ended.set()
         self._thread.join(timeout=NODE_SECONDS)
         for run in list(self._runs.values()):
-            with contextlib.suppress(RayError):  # Ray may be the reason why the fan-out ends
+            with contextlib.suppress(RayError):  # the fan-out may have ended because Ray failed
                 ray.kill(run.actor)
 
     def arrived(self, index: int) -> None:
-        """Says that the row of a unit has come out of the data set."""
+        """Records that the row of a unit has come out of the data set."""
         self._arrived.add(index)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._patience.poll_seconds):
-            with contextlib.suppress(RayError):  # a node is lost, the ledger restarts: look again later
+            with contextlib.suppress(RayError):  # a node is lost and the ledger restarts: check again later
                 self._look()
 
     def _look(self) -> None:
@@ -156,7 +156,7 @@ class LateUnits:
             self._follow(index, run)
 
     def _replace(self, late: Late) -> None:
-        """Ends a process that is not heard any more, unless it turns out to be at work; Ray starts another."""
+        """Ends a silent process unless it is working; Ray then starts another."""
         key = (late.stage, late.index, late.process)
         if key in self._replaced:
             return
@@ -164,20 +164,20 @@ class LateUnits:
             found = ray.get(_end_process(late.process, only_if_idle=True), timeout=NODE_SECONDS)
         except RayError:
             found = "no answer"
-        silence = f"its process has not been heard for {late.silent_seconds:.0f} s"
-        if found == "at work":  # inside code that keeps Python from running, or on a machine that is far too busy
+        silence = f"its process has sent no sign of work for {late.silent_seconds:.0f} s"
+        if found == "at work":  # in code that blocks Python, or on an overloaded machine
             self._awake.add(key)
         elif found == "ended":
             self._replaced.add(key)
-            if (late.stage, late.index) not in self._forgiven:  # once: it may be the unit that stops its processes
+            if (late.stage, late.index) not in self._forgiven:  # once: the unit itself may stop its processes
                 self._forgiven.add((late.stage, late.index))
                 self._ledger.forgive.remote(late.stage, late.index)
-            self._name(late, f"{silence} and did nothing; it was ended, and the unit begins again in another")
+            self._name(late, f"{silence} and was idle; it was ended, and the unit starts again in another process")
         elif found == "no answer":
             self._name(late, f"{silence}, and its node does not answer; Ray repeats the unit if the node is lost")
 
     def _begin_second_run(self, late: Late) -> None:
-        self._name(late, f"half of its peers took at most {late.median:.1f} s; it is begun a second time elsewhere")
+        self._name(late, f"half of the others took at most {late.median:.1f} s; it is started a second time elsewhere")
         if late.index in self._begun_again or len(self._runs) >= MAX_SECOND_RUNS:
             return
         self._begun_again.add(late.index)
@@ -185,11 +185,11 @@ class LateUnits:
         self._runs[late.index] = _SecondRun(actor, actor.run.remote(self._units[late.index]))
 
     def _follow(self, index: int, run: _SecondRun) -> None:
-        """Ends a second run whose unit has arrived, and hands on the answer of one that was faster."""
+        """Ends a second run if the unit's first run was faster, else passes on its result."""
         if index not in self._arrived:
             if not ray.wait([run.result], timeout=0)[0]:
                 return
-            with contextlib.suppress(RayError):  # the spare process died: the first run decides
+            with contextlib.suppress(RayError):  # the spare process died, so the first run counts
                 answer = ray.get(run.result)
                 state = FAILED if isinstance(pickle.loads(answer), Exception) else ENDED
                 ray.get(self._ledger.answer.remote(index, state, answer), timeout=NODE_SECONDS)
@@ -213,25 +213,25 @@ def _log(late: LateUnit) -> None:
 
 
 def _elsewhere(node_id: str) -> dict[str, Any]:
-    """The option that prefers another living node with CPUs, where there is one."""
+    """The option that prefers another living node with CPUs, if there is one."""
     nodes = [node for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
     others = [node["NodeID"] for node in nodes if node["NodeID"] != node_id]
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(others[0], soft=True)} if others else {}
 
 
 def _end_process(process: Process, *, only_if_idle: bool) -> Any:
-    """A reference to what the process's node finds and does: see `_end_here`."""
+    """A reference to the result of `_end_here` on the process's node."""
     here = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0)(_end_here)
     return task.options(scheduling_strategy=here).remote(process.pid, only_if_idle)
 
 
 def _end_here(pid: int, only_if_idle: bool) -> str:
-    """Ends a Ray worker of this node: "ended"; "gone" where there is none; "at work" where it is to be spared."""
+    """Ends a Ray worker of this node: "ended"; "gone" if there is none; "at work" if it works and must be kept."""
     folder = Path("/proc") / str(pid)
     try:
         if b"ray::" not in (folder / "cmdline").read_bytes():
-            return "gone"  # another process has its number now
+            return "gone"  # another process now has its number
         if only_if_idle and _is_at_work(folder):
             return "at work"
         os.kill(pid, signal.SIGKILL)
@@ -241,7 +241,7 @@ def _end_here(pid: int, only_if_idle: bool) -> str:
 
 
 def _is_at_work(process: Path) -> bool:
-    """Whether the process uses the processor, or one of its threads waits for one, in the next seconds."""
+    """Whether, in the next seconds, the process uses a processor or one of its threads waits for one."""
     before = _processor_ticks(process)
     for _ in range(_LOOKS):
         time.sleep(_IDLE_SECONDS / _LOOKS)
@@ -260,5 +260,5 @@ def _processor_ticks(process: Path) -> int:
 
 
 def _status_fields(folder: Path) -> list[str]:
-    """The fields of proc(5)'s stat from the state on; the name before it may hold anything."""
+    """The fields of stat (proc(5)), starting at the state; the name before it may contain any character."""
     return (folder / "stat").read_text().rsplit(")", 1)[1].split()

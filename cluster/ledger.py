@@ -1,9 +1,9 @@
-"""The ledger of a fan-out: an actor that knows which unit is at work in which stage, where, and since when.
+"""The ledger of a fan-out: an actor that knows which unit is in which stage, where, and since when.
 
-Ray repeats the tasks of lost processes for ever, so a unit that kills its process would be repeated for ever: the
-ledger counts how often each unit began and did not end. The driver asks it for units that are late.
+Ray repeats the tasks of lost processes for ever, so a unit that kills its process would also be repeated for ever. So
+the ledger counts how often each unit began and did not end. The driver asks it for units that are late.
 
-Times are those of the ledger's own clock: the clocks of other nodes do not matter.
+All times are measured with the ledger's own clock, so the clocks of other nodes do not matter.
 """
 
 import os
@@ -23,22 +23,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.live_metrics import count_retry
 
 MAX_BEGINS = 2
-"""How often a unit is begun in one stage when its process keeps dying."""
+"""How often a unit is started in one stage if its process repeatedly dies."""
 
 BEAT_SECONDS = 5.0
-"""How often a process that works on a unit says so."""
+"""The time in seconds between beats of a process that works on a unit."""
 
 MIN_PEERS = 3
-"""Units that must have ended in a stage before another can be late there."""
+"""The number of units that must have ended in a stage before another unit can be late there."""
 
-_REMEMBERED = 500  # durations of a stage, for the median
+_REMEMBERED = 500  # number of recent durations of a stage, for the median
 
 GO_ON, GIVE_UP = "go on", "give up"  # answers to `Ledger.begin`
 
 
 @dataclass(frozen=True)
 class Process:
-    """A worker process: the id and the address of its node, and its process id there."""
+    """A worker process: the id and the address of its node, and its process number there."""
 
     node_id: str
     node: str
@@ -47,10 +47,10 @@ class Process:
 
 @dataclass
 class Work:
-    """A unit at work in one stage.
+    """A unit that is running in one stage.
 
     Attributes:
-        begun, heard: when it began, and when its process last said that it works on it, by the ledger's clock.
+        begun, heard: when it began, and when the last beat of its process came, by the ledger's clock.
     """
 
     stage: str
@@ -62,8 +62,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Late:
-    """A unit that is late: how long it has been at work in a stage, the median of those that have ended there (None:
-    too few have), and for how long its process has not been heard."""
+    """A unit that is late: how long it has been running in a stage, the median time of the units that have ended there
+    (None: too few have ended), and the time since the last beat of its process."""
 
     stage: str
     index: int
@@ -74,7 +74,7 @@ class Late:
 
 
 class Ledger:
-    """The actor. It is lost, with its counts, only if the driver's node is."""
+    """The actor. It is lost, with its counts, only if the driver's node is lost."""
 
     def __init__(self) -> None:
         self._begun: Counter[tuple[str, int | str]] = Counter()
@@ -83,10 +83,10 @@ class Ledger:
         self._answers: dict[int, tuple[str, bytes]] = {}
 
     def begin(self, stage: str, key: int | str, process: Process) -> str | tuple[str, bytes]:
-        """Notes that `key` is about to be run in `stage`.
+        """Records that `key` is about to run in `stage`.
 
         Returns:
-            GO_ON; GIVE_UP when it has had its chances; what `answer` was given where the unit ended elsewhere.
+            GO_ON; or GIVE_UP if it has begun too often; or the result from `answer` if the unit has ended elsewhere.
         """
         if key in self._answers:
             return self._answers[key]  # type: ignore[index]  # only units have answers
@@ -101,33 +101,33 @@ class Ledger:
         return GO_ON
 
     def beat(self, stage: str, index: int, process: Process) -> None:
-        """Notes that `process` still works on a unit."""
+        """Records that `process` still works on a unit."""
         work = self._at_work.get((stage, index))
         if work is not None and work.process == process:
             work.heard = time.monotonic()
 
     def end(self, stage: str, key: int | str) -> None:
-        """Notes that `key` has ended in `stage`."""
+        """Records that `key` has ended in `stage`."""
         self._begun.pop((stage, key), None)
         work = self._at_work.pop((stage, key), None)
         if work is not None:
             self._durations[stage].append(time.monotonic() - work.begun)
 
     def answer(self, index: int, state: str, payload: bytes) -> None:
-        """Keeps what a second run of a unit has brought; the first run stops with it at its next stage."""
+        """Keeps the result of a unit's second run; the first run ends with it at its next stage."""
         self._answers[index] = (state, payload)
 
     def processes_of(self, index: int) -> list[Process]:
-        """The processes that are at work on a unit."""
+        """The processes that work on a unit."""
         return [work.process for work in self._at_work.values() if work.index == index]
 
     def forgive(self, stage: str, index: int) -> None:
-        """Forgets one beginning of a unit, whose process is to be ended through no fault of the unit's."""
+        """Forgets one start of a unit, because its process will be ended and the unit is not the cause."""
         self._begun[stage, index] = max(0, self._begun[stage, index] - 1)
 
     def late(self, factor: float, floor_seconds: float, silent_seconds: float) -> list[Late]:
-        """The units that have been at work for more than `factor` medians of their stage and `floor_seconds`, or whose
-        process has not been heard for `silent_seconds`."""
+        """The units that are late: they have been running longer than `factor` times the median of their stage and
+        longer than `floor_seconds`, or their process has sent no beat for `silent_seconds`."""
         now, found = time.monotonic(), []
         medians = {stage: statistics.median(each) for stage, each in self._durations.items() if len(each) >= MIN_PEERS}
         for work in self._at_work.values():
@@ -139,7 +139,7 @@ class Ledger:
 
 
 def start_ledger() -> Any:
-    """A ledger on the driver's own node, which no worker's death takes along."""
+    """A ledger on the driver's own node, so that it does not end with a worker."""
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)
     return actor.options(scheduling_strategy=node).remote()
@@ -147,15 +147,16 @@ def start_ledger() -> Any:
 
 @cache
 def this_process() -> Process:
-    """The process that asks, in a worker."""
+    """The current worker process."""
     return Process(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
 
 
 @contextmanager
 def heard(ledger: Any, stage: str, index: int, seconds: float = BEAT_SECONDS) -> Iterator[None]:
-    """Lets the ledger hear from this process while the block runs.
+    """Sends beats of this process to the ledger while the `with` block runs.
 
-    A process that is stopped, or that Python cannot run in, is not heard; one that waits for a disk is.
+    No beats come from a process that is stopped or in which Python code cannot run. A process that waits for a disk
+    still sends beats.
     """
     ended, process = Event(), this_process()
 

@@ -1,6 +1,6 @@
-"""Counts and times of a job while it runs, on the Prometheus endpoint of Ray's nodes; nothing where there is no Ray.
+"""Counts and times of a running job, on the Prometheus endpoint of Ray's nodes; without Ray there are none.
 
-Ray adds the prefix `ray_` to the names, and `_total` to counters. No result depends on any of this.
+Ray adds the prefix `ray_` to the names, and `_total` to counters. No result depends on these metrics.
 """
 
 from functools import cache
@@ -8,7 +8,7 @@ from functools import cache
 import ray
 from ray.util.metrics import Counter, Histogram
 
-STAGE_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # bounds of the histogram's buckets
+STAGE_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # bounds of the histogram
 
 
 def count_images(step: str, done: int, skipped: int) -> None:
@@ -18,15 +18,15 @@ def count_images(step: str, done: int, skipped: int) -> None:
 
 
 def count_retry(stage: str) -> None:
-    """Counts a unit that is begun again because its process is gone."""
-    _count("ficklenet_unit_retries", "units begun again after their process was lost", 1, stage=stage)
+    """Counts a unit that is started again because its process was lost."""
+    _count("ficklenet_unit_retries", "units started again after their process was lost", 1, stage=stage)
 
 
 def count_late(stage: str) -> None:
     """Counts a unit that is late."""
     _count(
         "ficklenet_units_late",
-        "units that were at work much longer than others, or whose process stood still",
+        "units that took much longer than others, or whose process was stuck",
         1,
         stage=stage,
     )
@@ -43,7 +43,7 @@ def _count(name: str, description: str, number: int, **tags: str) -> None:
         _counter(name, description, tuple(tags)).inc(number, tags)
 
 
-@cache  # one of a name per process
+@cache  # one per name and process
 def _counter(name: str, description: str, tag_keys: tuple[str, ...]) -> Counter:
     return Counter(name, description, tag_keys)
 

@@ -1,8 +1,7 @@
-"""The quarantine: a unit whose process keeps dying is tried image by image, then run without the crashing images.
+"""The quarantine: a unit whose process repeatedly dies is tried image by image, then run without the crashing images.
 
-The trial runs in a process of its own, with the resources of one compute actor, after all other units. When that
-process dies, only its start has to be repeated. A process can also die because its node does, so every image is tried
-twice.
+The trial runs after all other units, in a separate process with the resources of one compute actor. If this process
+dies, only its start must be repeated. A process can also die because its node does, so every image is tried twice.
 """
 
 from typing import Any
@@ -20,27 +19,27 @@ from cluster.words import plural
 __all__ = ["LEFT_OUT", "REASON", "Compute", "Trial", "run_quarantined"]
 
 LEFT_OUT = "left_out"
-"""The key of a unit that says which of its images, by their number in it, stages must skip, and for what reason."""
+"""The key of a unit with the images that stages must skip: the reasons, by the images' number in the unit."""
 
-REASON = f"it ended the process at work on it {MAX_BEGINS} times: a decoder's fault, or too little memory for it"
+REASON = f"it ended its process {MAX_BEGINS} times: an error in a decoder, or too little memory for it"
 
 
 def run_quarantined(unit: Payload, num_images: int, stages: Stages, trial: Trial, pool: Pool) -> Payload:
     """Finds the images that crash their process, then runs the unit without them.
 
     Args:
-        unit: as `fan_out` took it.
-        num_images: in the unit.
-        stages: which skip the images that a unit names under `LEFT_OUT`.
-        trial: what is done to each image alone.
-        pool: one of its actors' resources are taken.
+        unit: The unit, as it was given to `fan_out`.
+        num_images: The number of images in the unit.
+        stages: The stages; they skip the images under the unit's key `LEFT_OUT`.
+        trial: The function that tries one image.
+        pool: The process gets the resources of one of its actors.
 
     Returns:
         The unit's receipt.
 
     Raises:
-        ClusterError: The process still dies, at the unit or while the compute actor is made ready.
-        Exception: Whatever a stage raised, as itself.
+        ClusterError: The process still dies, in the unit or while the compute actor starts.
+        Exception: An error of a stage, unchanged.
     """
     process, everyone = _TrialProcess(stages, trial, pool), dict.fromkeys(range(num_images), REASON)
     try:
@@ -54,21 +53,21 @@ def run_quarantined(unit: Payload, num_images: int, stages: Stages, trial: Trial
         process.close()
     if not receipts:
         raise ClusterError(
-            f"cluster: unit {unit} ends its process even without the {plural(len(crashing), 'image')} found to do "
-            "so alone. Look for lack of memory: take fewer actors on a node, or smaller units."
+            f"cluster: unit {unit} ends its process even without the {plural(len(crashing), 'image')} that crashed it "
+            "alone. Check whether memory ran out: use fewer actors on a node, or smaller units."
         )
     return receipts[0]
 
 
 class _TrialProcess:
-    """One worker process at a time; a new one replaces one that died."""
+    """One worker process; if it dies, a new one replaces it."""
 
     def __init__(self, stages: Stages, trial: Trial, pool: Pool) -> None:
         self._new_actor = lambda: start_spare_process(stages, trial, **pool.resources_of_an_actor)
         self._actor: Any = None
 
     def call(self, method: str, unit: Payload) -> list[Payload]:
-        """[what the method returns]; [] where its process died every time."""
+        """A list with the method's result; empty if its process died every time."""
         for _ in range(MAX_BEGINS):
             if self._actor is None:
                 self._start()
@@ -92,6 +91,6 @@ class _TrialProcess:
             self._actor = actor
             return
         raise ClusterError(
-            f"cluster: a compute actor's process ended {MAX_BEGINS} times while it was made ready. "
-            "Look for lack of memory on its node."
+            f"cluster: a compute actor's process ended {MAX_BEGINS} times while it started. "
+            "Check whether memory ran out on its node."
         )

@@ -1,6 +1,6 @@
-"""A worker process beside the pool that runs whole units: for the quarantine, and for units that are late.
+"""A worker process outside the pool that runs whole units: for the quarantine, and for units that are late.
 
-Errors travel as data, so that they arrive as themselves; a RayError means that the process died.
+Errors are sent as data, so that they arrive unchanged. A RayError means that the process died.
 """
 
 import pickle
@@ -13,20 +13,20 @@ import ray
 from cluster.stages import Compute, Payload, Stages
 
 Trial = Callable[[Any, Payload], object]
-"""Does to a unit, without the images it leaves out, all that may end a process; stores nothing."""
+"""Does everything with a unit that may end a process, without the images to skip; it stores nothing."""
 
 
 def start_spare_process(stages: Stages, trial: Trial | None = None, **options: Any) -> Any:
     """The actor of a new process.
 
     Args:
-        options: of `ray.remote`, such as its resources.
+        options: options of `ray.remote`, such as resources.
     """
     return ray.remote(**options, max_restarts=0)(_SpareActor).remote(stages, trial)
 
 
 def outcome(reference: Any) -> Payload:
-    """What a method of the actor returned; raises what it raised, and a RayError where its process died."""
+    """The result of a method of the actor. It raises the method's error, or a RayError if the process died."""
     result = pickle.loads(ray.get(reference))
     if isinstance(result, Exception):
         raise result
@@ -61,7 +61,7 @@ class _SpareActor:
 def _packed(function: Callable[[], object]) -> bytes:
     try:
         result = function()
-    except Exception as error:  # noqa: BLE001  # carried on, not swallowed
+    except Exception as error:  # noqa: BLE001  # passed on, not swallowed
         error.add_note(f"In a spare process:\n{traceback.format_exc()}")
         result = error
     return pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL)

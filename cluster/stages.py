@@ -1,26 +1,26 @@
-"""What the fan-out does to a unit: read, compute, write."""
+"""The stages of the fan-out: read, compute, write."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 Payload = dict[str, Any]
-"""What a unit is at some stage: a flat dict of anything that pickles (arrays, numbers, strings, bytes, lists)."""
+"""The data of a unit at some stage: a flat dict of picklable values (arrays, numbers, strings, bytes, lists)."""
 
 Compute = Callable[[Payload], Payload]
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What happens to a unit, in order: read, compute, write. All run in worker processes and must pickle.
+    """The functions for a unit, in order: read, compute, write. All run in worker processes and must be picklable.
 
-    Each may run more than once for the same unit, also in two processes at the same time, and must then do the same. An
-    error in one stops the fan-out and reaches the caller unchanged.
+    Each may run more than once for the same unit, also in two processes at the same time, and must do the same each
+    time. An error in one of them stops the fan-out and reaches the caller unchanged.
 
     Attributes:
-        make_compute: Called once in every actor; what it returns turns an input payload into an output payload.
-        read: A unit to its input payload, in a task; None where the actor reads the unit itself.
-        write: An output payload to the unit's receipt, in a task; None where the actor returns the receipt itself.
+        make_compute: Called once in every actor; it returns the function from an input payload to an output payload.
+        read: From a unit to its input payload, in a task; None if the actor reads the unit itself.
+        write: From an output payload to the unit's receipt, in a task; None if the actor returns the receipt itself.
     """
 
     make_compute: Callable[[], Compute]
@@ -28,6 +28,6 @@ class Stages:
     write: Compute | None = None
 
     def run(self, compute: Compute, unit: Payload) -> Payload:
-        """All stages of one unit in this process; its receipt."""
+        """Runs all stages of one unit in this process and returns its receipt."""
         payload = compute(self.read(unit) if self.read else unit)
         return self.write(payload) if self.write else payload

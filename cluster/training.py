@@ -1,8 +1,8 @@
-"""The training shell: one worker function, run by Ray Train's workers or in this process.
+"""Runs a training: one worker function, in Ray Train's workers or in this process.
 
-The shell starts the workers, joins them for distributed training, keeps their checkpoints, and starts them again from
-the latest one when a process or a node is lost. What a step is, which batch it takes and what a checkpoint holds is
-the worker function's business: here a checkpoint is bytes.
+It starts the workers, joins them for distributed training and keeps their checkpoints. If a process or a node is lost,
+it starts them again from the latest checkpoint. The worker function defines the steps, the batches and the content of
+checkpoints; in this module a checkpoint is only bytes.
 """
 
 import traceback
@@ -24,12 +24,12 @@ from cluster.training_peers import OneAddressConfig
 from cluster.words import plural
 
 Worker = Callable[["TrainingContext", dict[str, Any]], None]
-"""The user's training function; called once per worker with its context and the configuration given to `train`."""
+"""The training function; it is called once per worker, with its context and the configuration given to `train`."""
 
-POLL_SECONDS = 0.2  # how often the driver fetches reports
+POLL_SECONDS = 0.2  # time between fetches of reports by the driver
 RESIZE_SECONDS = 60.0
 MAX_FAILURES = 3
-"""Lost processes or nodes in a row, without a new checkpoint between them, after which training gives up."""
+"""After so many losses of processes or nodes without a new checkpoint in between, the training gives up."""
 
 
 def train(
@@ -46,29 +46,29 @@ def train(
     in_process: bool = False,
     on_report: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
-    """Trains to the end of the worker function, through lost workers and from where an earlier launch stopped.
+    """Runs the worker function to its end. It continues after lost workers, and from where an earlier launch stopped.
 
     Args:
-        worker: The training function; it must pickle.
-        config: Handed to it.
-        num_workers: Processes that train together; (least, most) for as many of them as the cluster has room for,
-            followed as nodes come and go.
-        use_gpu: Each worker takes one GPU beside its CPUs.
-        storage_uri: Folder or `s3://` prefix of the checkpoints, which every node must reach.
-        name: The run's name within it. The same name resumes.
-        cpus_per_worker: CPUs each worker takes, and the number of threads torch uses there.
-        autoscaling: The cluster grows on demand, so workers that do not fit now are waited for.
-        resize_seconds: How often a range of workers is held against the cluster's size. A change of their number
-            continues from the latest checkpoint.
-        in_process: Runs one worker in this process, without Ray; `storage_uri` must then be a local folder.
+        worker: The training function; it must be picklable.
+        config: The argument of the training function.
+        num_workers: The number of processes that train together; or (least, most): as many of them as the cluster has
+            room for. This number changes when nodes are added or lost.
+        use_gpu: Each worker uses one GPU beside its CPUs.
+        storage_uri: Folder or `s3://` prefix for the checkpoints, which every node must be able to reach.
+        name: The name of the training in this folder. The same name resumes it.
+        cpus_per_worker: The number of CPUs of each worker, and of torch's threads in it.
+        autoscaling: The cluster grows on demand, so the training waits for workers that do not fit now.
+        resize_seconds: How often a range of workers is compared with the cluster's size. If their number changes, the
+            training continues from the latest checkpoint.
+        in_process: Run one worker in this process, without Ray; `storage_uri` must then be a local folder.
         on_report: Called in the driver, in order, with the metrics of every report of rank 0.
 
     Returns:
-        The metrics reported last; empty if none were.
+        The last reported metrics; empty if there were none.
 
     Raises:
         ClusterError: The workers do not fit the cluster, or were lost `MAX_FAILURES` times in a row.
-        Exception: Whatever the worker function raised, as itself.
+        Exception: An error of the worker function, unchanged.
     """
     reports = _Reports(on_report)
     if in_process:
@@ -100,7 +100,7 @@ def train(
             if failures > MAX_FAILURES:
                 raise ClusterError(
                     f"cluster: training '{name}' lost its workers {failures} times in a row without a new checkpoint. "
-                    f"Look for lack of memory or failing nodes; the same command continues."
+                    f"Check whether memory ran out or nodes failed; the same command continues."
                 ) from error
 
 
@@ -109,7 +109,7 @@ def _resources_per_worker(cpus: int, use_gpu: bool) -> dict[str, float]:
 
 
 def _may_be_a_lost_peer(error: Exception) -> bool:
-    """Whether a worker's error may only say that another worker has gone: torch raises RuntimeError then."""
+    """Whether a worker's error may only mean that another worker was lost; torch then raises RuntimeError."""
     return isinstance(error, RuntimeError) and not isinstance(error, ClusterError)
 
 
@@ -121,8 +121,8 @@ def _fit(
     name: str,
     reports: "_Reports",
 ) -> None:
-    """One attempt of Ray Train, from the latest checkpoint under `name`; passes reports on as they come."""
-    # With the driver, as Ray Train's controller is: any other node may be lost.
+    """Runs one attempt of Ray Train from the latest checkpoint of `name`, and passes on reports as they arrive."""
+    # On the driver's node, like Ray Train's controller, because any other node may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Mailbox)
     mailbox = actor.options(scheduling_strategy=here).remote()
@@ -135,14 +135,14 @@ def _fit(
             name=name,
             storage_path=storage_uri,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            # Ray Train would also repeat the user's own errors, so lost workers are counted in `train`.
+            # Ray Train would also retry errors of the worker function, so `train` counts lost workers itself.
             failure_config=ray.train.FailureConfig(max_failures=0),
             callbacks=[_Forward(mailbox)],  # type: ignore[list-item]  # annotated for Ray Train's first version
         ),
     )
     thread = ThreadPoolExecutor(max_workers=1)
     future = thread.submit(trainer.fit)
-    thread.shutdown(wait=False)  # an interrupt here must not wait for the training's end
+    thread.shutdown(wait=False)  # an interrupt here must not wait for the end of the training
     try:
         while not wait([future], timeout=POLL_SECONDS).done:
             reports.take(ray.get(mailbox.drain.remote()))
@@ -156,7 +156,7 @@ def _fit(
 
 
 class _Mailbox:
-    """An actor that keeps what workers and controller say until the driver fetches it."""
+    """An actor that keeps messages of workers and controller until the driver fetches them."""
 
     def __init__(self) -> None:
         self._letters: list[tuple[str, Any]] = []
@@ -170,7 +170,7 @@ class _Mailbox:
 
 
 class _Forward(UserCallback):
-    """Runs beside Ray Train's controller, once all workers have reported and the checkpoint is stored."""
+    """Runs in Ray Train's controller, after all workers have reported and the checkpoint is stored."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
@@ -182,7 +182,7 @@ class _Forward(UserCallback):
 
 
 class _Reports:
-    """The driver's view of a training: the last metrics, and what the present attempt has brought."""
+    """The driver's view of a training: the last metrics, and the results of the current attempt."""
 
     def __init__(self, on_report: Callable[[Metrics], None] | None) -> None:
         self._on_report = on_report
@@ -205,7 +205,7 @@ class _Reports:
             elif kind == "checkpoint":
                 self.has_checkpoint = True
             elif self.worker_error is None or _may_be_a_lost_peer(self.worker_error):
-                self.worker_error = content  # the error of one's own wins over those of its peers
+                self.worker_error = content  # a worker's own error is more important than those of its peers
 
 
 # --- the workers' side -----------------------------------------------------------------------------------------
@@ -216,5 +216,5 @@ def _run_worker(worker: Worker, mailbox: Any, config: dict[str, Any]) -> None:
         worker(RayContext(), config)
     except Exception as error:
         error.add_note(f"In a training worker:\n{traceback.format_exc()}")
-        ray.get(mailbox.put.remote("error", error))  # itself: Ray Train hands on its text only
+        ray.get(mailbox.put.remote("error", error))  # the error object, because Ray Train passes on only its text
         raise

@@ -1,6 +1,6 @@
-"""What a training worker knows of the world around it: its rank, its device, its peers and the checkpoints.
+"""The context of a training worker: its rank, its device, its peers and the checkpoints.
 
-Two worlds: one of Ray Train's workers, or this process alone. A checkpoint is bytes here.
+There are two kinds: one for Ray Train's workers, and one for training in this process. A checkpoint is only bytes here.
 """
 
 import os
@@ -23,12 +23,12 @@ CHECKPOINT_NAME = "checkpoint.bin"
 
 
 class TrainingContext(ABC):
-    """What a worker function knows of the world around it.
+    """The context in which a worker function runs.
 
     Attributes:
-        rank: This worker's number, 0-based.
+        rank: This worker's number, starting at 0.
         world_size: The number of workers; it may differ after a resume.
-        local_world_size: The number of them on this node.
+        local_world_size: The number of workers on this node.
         device: The device this worker trains on.
     """
 
@@ -39,21 +39,21 @@ class TrainingContext(ABC):
 
     @abstractmethod
     def latest(self) -> bytes | None:
-        """The latest checkpoint of this run, also of an earlier launch; None at the very start."""
+        """The latest checkpoint of this training, also from an earlier launch; None if there is none yet."""
 
     @abstractmethod
     def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
-        """Hands metrics to the driver and keeps a checkpoint.
+        """Sends metrics to the driver and stores a checkpoint.
 
-        All workers must call it the same number of times; it waits for them. Rank 0's arguments count.
+        All workers must call it the same number of times; it waits for all of them. Only rank 0's arguments are used.
         """
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Moves the model to this worker's device and, with several workers, averages its gradients over them."""
+        """Moves the model to this worker's device; with several workers, their gradients are averaged."""
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every worker, by rank, on every worker. All workers must call it; it waits for them."""
+        """The values of all workers, by rank. All workers must call it; it waits for all of them."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -91,7 +91,7 @@ class RayContext(TrainingContext):
 
 
 class LocalContext(TrainingContext):
-    """The context of a worker in this process: one file as the latest checkpoint."""
+    """The context of a worker in this process; the latest checkpoint is one file."""
 
     rank = 0
     world_size = 1

@@ -1,7 +1,7 @@
-"""A unit as a row of the fan-out's data set, and what worker processes do to it.
+"""A unit as a row of the fan-out's data set, and the work of worker processes on it.
 
-A row goes through the stages with the unit's state; its payload is pickled. A row whose unit has ended early (failed,
-given up, or finished elsewhere) passes the remaining stages untouched.
+A row goes through the stages with the unit's state; its payload is pickled. If a unit has ended early (failed, given
+up, or finished elsewhere), its row passes the remaining stages unchanged.
 """
 
 import pickle
@@ -19,22 +19,22 @@ from cluster.live_metrics import observe_stage
 from cluster.stages import Compute, Payload
 
 RUNNING, FAILED, POISON, ENDED = "running", "failed", "poison", "ended elsewhere"
-"""The states of a row. One that comes out of the last stage as RUNNING or ENDED has the unit's receipt."""
+"""The states of a row. A row that leaves the last stage as RUNNING or ENDED has the unit's receipt."""
 
 Row = dict[str, Any]
 
 
 def new_row(index: int, unit: Mapping[str, Any]) -> Row:
-    """The row of the unit of that number."""
+    """The row of the unit with this number."""
     packed = pack(unit)
     return {"index": index, "unit": packed, "state": RUNNING, "payload": packed}
 
 
 def receipt_of(row: Row) -> Payload:
-    """What a row that came out of the last stage means to the caller.
+    """The receipt in a row that left the last stage.
 
     Raises:
-        ClusterError: The unit is poison. Exception: Whatever a stage raised, as itself.
+        ClusterError: The unit repeatedly ended its process. Exception: An error of a stage, unchanged.
     """
     if row["state"] == FAILED:
         raise pickle.loads(row["payload"])
@@ -42,14 +42,14 @@ def receipt_of(row: Row) -> Payload:
         return pickle.loads(row["payload"])
     raise ClusterError(
         f"cluster: unit {pickle.loads(row['unit'])} ended its process {MAX_BEGINS} times in stage "
-        f"'{row['payload'].decode()}'. Look for lack of memory, or leave this unit out."
+        f"'{row['payload'].decode()}'. Check whether memory ran out, or leave this unit out."
     )
 
 
 def run_stage(stage: str, function: Compute, ledger: Any, row: Row) -> Row:
     """Runs one stage of one unit, unless an earlier stage has ended it.
 
-    Errors travel to the driver as data and are raised there: raised here, they would come back wrapped in Ray's
+    Errors are sent to the driver as data and raised there. If they were raised here, they would arrive inside Ray's
     exceptions, with the cause in the middle of a long traceback.
     """
     if row["state"] != RUNNING:
@@ -64,7 +64,7 @@ def run_stage(stage: str, function: Compute, ledger: Any, row: Row) -> Row:
     with heard(ledger, stage, row["index"]):
         try:
             result = pack(function(pickle.loads(row["payload"])))
-        except Exception as error:  # noqa: BLE001  # carried on, not swallowed
+        except Exception as error:  # noqa: BLE001  # passed on, not swallowed
             error.add_note(f"In stage '{stage}', in a worker:\n{traceback.format_exc()}")
             ledger.end.remote(stage, row["index"])
             return row | {"state": FAILED, "payload": pack(error)}
@@ -74,7 +74,7 @@ def run_stage(stage: str, function: Compute, ledger: Any, row: Row) -> Row:
 
 
 class ComputeActor:
-    """One actor of the pool. What goes wrong while it is made ready is raised by its first unit, as any error is."""
+    """One actor of the pool. An error during its start is raised by its first unit, like any other error."""
 
     def __init__(self, make_compute: Callable[[], Compute], ledger: Any) -> None:
         self._ledger = ledger
@@ -83,8 +83,8 @@ class ComputeActor:
     def _make(self, make_compute: Callable[[], Compute]) -> Compute:
         actor = ray.get_runtime_context().get_actor_id()  # the same after a restart
         if ray.get(self._ledger.begin.remote("make_compute", actor, this_process())) == GIVE_UP:
-            ended = f"a compute actor's process ended {MAX_BEGINS} times while it was made ready"
-            return partial(_fail, ClusterError(f"cluster: {ended}. Look for lack of memory on its node."))
+            ended = f"a compute actor's process ended {MAX_BEGINS} times while it started"
+            return partial(_fail, ClusterError(f"cluster: {ended}. Check whether memory ran out on its node."))
         try:
             compute = make_compute()
         except Exception as error:  # noqa: BLE001  # raised by the first unit
@@ -101,5 +101,5 @@ def _fail(error: Exception, _: Payload) -> Payload:
 
 
 def pack(value: object) -> bytes:
-    """Pickles what travels: Arrow's typed columns would change empty lists, None and arrays of other types."""
+    """Pickles a value before it is sent; Arrow's typed columns would change empty lists, None and some arrays."""
     return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)

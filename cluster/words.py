@@ -1,7 +1,7 @@
-"""Counts in sentences for people; apart from `connect`, so that what needs no Ray can have them without it."""
+"""Counts in sentences for people; in a module of its own, so that code without Ray can use it."""
 
 
 def plural(count: float, noun: str) -> str:
-    """A count and its noun: "1 worker", "1,464 images", "0 classes"."""
+    """A count and its noun, such as "1 worker", "1,464 images" or "0 classes"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,.12g} {noun}{ending}"

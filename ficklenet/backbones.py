@@ -47,6 +47,12 @@ class Backbone(Protocol):
         A network that was trained with another mean and deviation translates its input itself.
         """
 
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of the last two or three stages, the last one behind the others: (B, K', h', w') each.
+
+        Images as in ``__call__``. Earlier stages may have finer grids; all have the same corners or the same centres.
+        """
+
     def stage_weights(self) -> list[list[nn.Parameter]]:
         """The weights that can be trained, stage by stage from the input on."""
 
@@ -83,6 +89,11 @@ class LayerChain(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> features (B, K, h, w)."""
         return self.features(images_BCHW)
+
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of the last two stages, of VGG-16 conv4 (after its pool of stride 1) and conv5."""
+        before_last = self.stages(0, self.num_stages - 1)(images_BCHW)
+        return [before_last, self.stages(self.num_stages - 1, self.num_stages)(before_last)]
 
     def stages(self, start: int, stop: int) -> nn.Sequential:
         """The layers of stages ``start`` to ``stop - 1``, themselves, not copies."""

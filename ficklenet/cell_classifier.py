@@ -1,7 +1,7 @@
 """A classifier of cells that learns from seeds: what the images of a set have in common corrects each single one.
 
 A map of one image cannot know that grass is background. All images together can. Cells are labelled by their images'
-own seeds. A small network learns to tell the labels apart from the kept features of several stages. Then every image is
+own seeds. A small network learns to tell the labels apart from the features of several stages. Then every image is
 labelled again, among its own classes and the background. Wrong seeds disagree with each other, so the right ones win.
 It takes seconds where a segmentation network takes hours, and it reads no mask.
 
@@ -9,39 +9,106 @@ Shape legend: N cells, K channels, L labels (background and classes), H W grid, 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ficklenet.model_file import pack_model, unpack_model
+
 CHUNK = 4096  # cells in a step
+FILE_FORMAT = "ficklenet-cells-1"
 
 
-def cell_network(in_channels: int, num_labels: int, hidden: int = 128) -> nn.Sequential:
-    """Features of a cell (N, K) -> logits (N, L)."""
-    return nn.Sequential(nn.Linear(in_channels, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, num_labels))
+@dataclass(frozen=True)
+class CellSpec:
+    """All of a network of cells that is not a weight.
+
+    Attributes:
+        in_channels: K, of ``cell_features``.
+        num_labels: L.
+        hidden: units of its hidden layer.
+    """
+
+    in_channels: int
+    num_labels: int
+    hidden: int = 64
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Cells of many images.
+
+    Attributes:
+        features_NK: of ``cell_features``, float16 or float32.
+        labels_N: int64, 0 background.
+        present_NL: bool, whether the cell's image has the label; the softmax runs over these alone, as the image's
+            labels already exclude the others.
+    """
+
+    features_NK: Tensor
+    labels_N: Tensor
+    present_NL: Tensor
+
+
+def cell_features(stages: Sequence[Tensor]) -> Tensor:
+    """Features of all cells of one image, float32 (K, H, W): several stages side by side, each at mean square 1.
+
+    Args:
+        stages: (K', H, W) each, on one grid.
+    """
+    parts = [stage.float() for stage in stages]
+    return torch.cat([part / part.square().mean().sqrt().clamp_min(1e-12) for part in parts])
+
+
+def choose_cells(
+    labels_HW: NDArray[np.integer], ignore_value: int, num_cells: int, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """The positions of at most so many labelled cells, row-major: half background, half classes, where there are."""
+    flat = labels_HW.ravel()
+    background, classes = flat == 0, (flat > 0) & (flat != ignore_value)
+    return np.concatenate(
+        [generator.permutation(np.flatnonzero(part))[: num_cells // 2] for part in (background, classes)]
+    )
+
+
+def cell_network(spec: CellSpec) -> nn.Sequential:
+    """Features of a cell (N, K) -> logits (N, L), with random weights."""
+    return nn.Sequential(
+        nn.Linear(spec.in_channels, spec.hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(spec.hidden, spec.num_labels)
+    )
+
+
+def learn_cells(
+    spec: CellSpec, cells: LabelledCells, *, num_rounds: int, num_epochs: int, learning_rate: float, seed: int
+) -> nn.Sequential:
+    """A network that learned the cells' labels; in each round after the first, the labels that the last one gives.
+
+    Args:
+        num_rounds: from 1.
+        seed: of the first weights, dropout and the order of the cells. The caller's random numbers stay as they are.
+    """
+    labels_N = cells.labels_N
+    with torch.random.fork_rng(devices=[]):
+        for number in range(num_rounds):
+            torch.manual_seed(seed + number)
+            network = cell_network(spec)
+            train_cells(
+                network,
+                LabelledCells(cells.features_NK, labels_N, cells.present_NL),
+                num_epochs=num_epochs,
+                learning_rate=learning_rate,
+            )
+            labels_N = best_labels(network, cells)
+    return network
 
 
 def train_cells(
-    network: nn.Sequential,
-    features_NK: Tensor,
-    labels_N: Tensor,
-    present_NL: Tensor,
-    *,
-    num_epochs: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    weights_N: Tensor | None = None,
+    network: nn.Sequential, cells: LabelledCells, *, num_epochs: int, learning_rate: float
 ) -> list[float]:
-    """Trains in place by Adam on labelled cells of many images.
-
-    Args:
-        features_NK: float16 or float32.
-        labels_N: int64 labels, 0 background.
-        present_NL: bool, whether the cell's image has the label; the softmax runs over these alone, as
-            the image's labels already exclude the others.
-        weights_N: each cell's weight, 1 unless given.
+    """Trains in place by Adam, in an order drawn from torch's generator.
 
     Returns:
         Each epoch's mean loss.
@@ -51,17 +118,28 @@ def train_cells(
     network.train()
     for _ in range(num_epochs):
         total = 0.0
-        for chosen in torch.randperm(len(labels_N), generator=generator).split(CHUNK):
-            logits = network(features_NK[chosen].float()).masked_fill(~present_NL[chosen], -torch.inf)
-            loss_N = nn.functional.cross_entropy(logits, labels_N[chosen], reduction="none")
-            loss = loss_N.mean() if weights_N is None else (loss_N * weights_N[chosen]).sum() / weights_N[chosen].sum()
+        for chosen in torch.randperm(len(cells.labels_N)).split(CHUNK):
+            logits = _among_present(network, cells, chosen)
+            loss = nn.functional.cross_entropy(logits, cells.labels_N[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(chosen)
-        losses.append(total / len(labels_N))
+        losses.append(total / len(cells.labels_N))
     network.eval()
     return losses
+
+
+@torch.no_grad()
+def best_labels(network: nn.Sequential, cells: LabelledCells) -> Tensor:
+    """Each cell's most probable label among those of its image, int64 (N,)."""
+    every = torch.arange(len(cells.labels_N))
+    return torch.cat([_among_present(network, cells, chosen).argmax(1) for chosen in every.split(CHUNK)])
+
+
+def _among_present(network: nn.Sequential, cells: LabelledCells, chosen: Tensor) -> Tensor:
+    """Logits (n, L) of the chosen cells, minus infinity for labels that their image does not have."""
+    return network(cells.features_NK[chosen].float()).masked_fill(~cells.present_NL[chosen], -torch.inf)
 
 
 @torch.no_grad()
@@ -72,3 +150,23 @@ def cell_probabilities(
     logits_VL = network(features_KHW.float().flatten(1).T)
     wanted = [0, *(int(number) + 1 for number in classes_S)]
     return logits_VL[:, wanted].softmax(1).T.reshape(len(wanted), *features_KHW.shape[1:]).numpy()
+
+
+def pack_cells(network: nn.Sequential, spec: CellSpec) -> bytes:
+    """The network as a file: a torch archive of plain types and tensors (``weights_only``)."""
+    return pack_model(FILE_FORMAT, spec, network)
+
+
+def unpack_cells(data: bytes) -> nn.Sequential:
+    """The network of such a file, in evaluation mode; runs no code from the file.
+
+    Raises:
+        ValueError: the bytes are no such file.
+    """
+    try:
+        return unpack_model(data, FILE_FORMAT, lambda spec: cell_network(CellSpec(**spec)))
+    except ValueError as error:
+        raise ValueError(
+            f"network of cells: {len(data)} bytes given that are no such network ({error}). Run learn_cells.py again; "
+            "it writes the file again."
+        ) from error

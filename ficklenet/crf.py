@@ -32,6 +32,8 @@ class CrfParameters:
 
 AT_IMAGE_SIZE = CrfParameters(bilateral_distance=80.0, gaussian_distance=3.0)
 AT_MAP_SIZE = CrfParameters(bilateral_distance=80.0 / 12, gaussian_distance=3.0 / 12)
+LIGHT_AT_MAP_SIZE = CrfParameters(bilateral_distance=10.0, gaussian_distance=3.0 / 8, bilateral_weight=4.0)
+"""Image size's distances over 8, and a lighter pull: for probabilities that were spread before (docs/method.md)."""
 
 
 def refine(

@@ -39,7 +39,7 @@ def transitions(
     """The walk's matrix (V, V): row i says from which cells cell i takes its evidence, in shares that sum to 1.
 
     Args:
-        stages: features (K, H, W) of one or more stages on one grid; not negative, as after ReLU.
+        stages: features (K, H, W) of one or more stages on one grid. A negative cosine counts as 0.
         colours_HWC: the image at the grid's size, or None where ``likeness`` leaves colours out.
     """
     from scipy.sparse import csr_matrix, diags

@@ -51,8 +51,14 @@ class ResNet101(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> features (B, 2048, h, w)."""
+        return self.last_stages(images_BCHW)[-1]
+
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of the last three stages, which all have stride 8."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        second = self.layer2(self.layer1(x))
+        third = self.layer3(second)
+        return [second, third, self.layer4(third)]
 
     def stage_weights(self) -> list[list[nn.Parameter]]:
         """The weights of each stage."""

@@ -23,6 +23,7 @@ from ficklenet.stages import NumFrozen, freeze_first
 from ficklenet.transforms import MEAN, STD
 
 PROBE_CELLS = 8  # along a side of the grid that is tried; windows of transformers divide it
+NUM_LAST_STAGES = 3
 OWN_PREFIX = "network."
 
 
@@ -84,6 +85,13 @@ class TimmBackbone(nn.Module):
         """Images (B, 3, H, W), normalised by ImageNet's mean and deviation -> features (B, K, h, w)."""
         return _features(
             self.network, images_BCHW * self.scale + self.shift, self._probed.is_final, self._probed.is_normed
+        )
+
+    def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The outputs of timm's last three stages of convolutions, or of the last three transformer blocks."""
+        num_stages = min(NUM_LAST_STAGES, len(self.network.feature_info))
+        return self.network.forward_intermediates(
+            images_BCHW * self.scale + self.shift, indices=num_stages, output_fmt="NCHW", intermediates_only=True
         )
 
     def keep_statistics(self) -> None:

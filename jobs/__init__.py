@@ -1,1 +1,1 @@
-"""What you run: one file per job, each with `main()`. The only package that knows the other three."""
+"""The programs that you run: one file per job, each with `main()`. Only this package imports the other three."""

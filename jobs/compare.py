@@ -1,8 +1,8 @@
 """Compares runs: the settings in which they differ, and their metrics side by side.
 
 Reads each run's run.json and evaluation/metrics.json. Use the metrics of the tune part to choose settings, and those of
-the report part to compare runs. With --page it also reads the finest labels that all runs have, and writes a web page
-with pictures of the images that changed most.
+the report part to compare runs. With --page it also reads labels, and writes a web page with pictures of the images
+that changed most.
 """
 
 from jobs.cli.command_line import Parser, run_main, underscored

@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     if given.sweep and given.resolution not in (None, "map"):
         raise ValueError(f"--resolution {given.resolution}: --sweep measures at map resolution alone. Leave it out.")
 
-    from jobs.evaluation.measuring import evaluate_labels, sweep  # imports take seconds, so --help does without
+    from jobs.cli.launch_log import launch_log  # imports take seconds, so --help does without
+    from jobs.evaluation.measuring import evaluate_labels, sweep
     from jobs.run.directory import open_run
     from jobs.steps.compute import connected
 
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> None:
         "image": ("image",),
         "both": ("map", "image"),
     }
-    with connected(run.config.cluster) as connection:
+    with launch_log(run, "evaluate", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:
         if given.sweep:
             sweep(run, connection, given.sweep, given.split, given.part, **options)
         else:

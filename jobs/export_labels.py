@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(given.run, given.config, given.set)
     run.manifest()  # refused before anything slow is imported
 
+    from jobs.cli.launch_log import launch_log
     from jobs.exports.export_job import ExportRequest, export, export_folder
     from jobs.steps.compute import connected
     from jobs.steps.launch import LaunchOptions
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
         print(f"export: labels are the run's {request.labels}; --labels chooses others.")
     out = export_folder(run, request, given.out)
     options = LaunchOptions(restart=bool(given.restart), dry_run=given.dry_run)
-    with connected(run.config.cluster) as connection:
+    with launch_log(run, "export_labels", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:
         export(run, connection, request, out, options)
 
 

@@ -27,23 +27,23 @@ EXAMPLES = """examples:
   python jobs/prepare_dataset.py --run /data/run4 --coco /data/coco --split train2017 --split val2017
   python jobs/prepare_dataset.py --run /data/run5 --coco instances.json --images /data/photos
   python jobs/prepare_dataset.py --run /data/run6 --hugging-face /data/beans
-  python jobs/prepare_dataset.py --run /data/run1 --images /mnt/photos              the images of a run lie there now
+  python jobs/prepare_dataset.py --run /data/run1 --images /mnt/photos              the run's images were moved there
   python jobs/prepare_dataset.py --run /data/run1 --csv october.csv --add           add images to the run
 
-A table has the columns image and labels, and if you like id, split, mask and saliency:
+A table has the columns image and labels, and optionally id, split, mask and saliency:
 
-    image,labels,split,mask
-    0001.jpg,cat;dog,train,masks/0001.png
-    0002.jpg,dog,val,
-    more/0003.jpg,,train,
+    image,labels,split,mask,saliency
+    0001.jpg,cat;dog,train,masks/0001.png,
+    0002.jpg,dog,val,,
+    more/0003.jpg,,train,,
 
-Several labels are separated by ';' or '|', or written as a list; or each class has a column with 0 and 1. An image
-without any label is unlabelled. Several rows may name one image. The splits val, valid and validation are for
-validation and get the predicted masks; test is not trained on. Classes are numbered from 1 in the order of --classes,
-else of their sorted names: here cat is 1, dog 2. Masks are palette or grey PNGs of these numbers; 0 is background,
-every other value, such as 255, is ignored.
+Several labels are separated by ';' or '|', or written as a list, or each class has a column with 0 and 1. An image
+without any label is unlabelled. Several rows may name the same image. The splits val, valid and validation are used for
+validation, and masks are predicted for them. The split test is not used for training. Classes are numbered from 1 in
+the order of --classes, else in alphabetical order: here cat is 1 and dog is 2. Masks are palette or grey PNGs of these
+numbers; 0 is background, and every other value, such as 255, is ignored.
 
-Folders of masks and saliency maps given by a relative path lie in the source's folder.
+A relative path in --masks or --saliency is relative to the source's folder.
 """
 
 OF_SOURCES = sorted(
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line: one source, and how it is to be read."""
+    """The command line: one source, and how to read it."""
     parser = job_parser("prepare_dataset", f"{__doc__}\n{EXAMPLES}")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--folders", metavar="FOLDER", help="a folder per class, also below train/, val/ and test/")
@@ -93,8 +93,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images",
         metavar="FOLDER",
-        help="COCO, tables: what paths are relative to; default: the table's folder, the split's or that of the file. "
-        "Without a source: where the images of a prepared run lie now",
+        help="COCO, tables: the folder that paths are relative to; default: the folder of the table, the split or the "
+        "file. Without a source: the new folder of a prepared run's images",
     )
     parser.add_argument(
         "--add",
@@ -104,19 +104,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes",
         metavar="A,B,...",
-        help="class list, or a .txt file with a name in each line; default: VOC's 20, COCO's categories, or all labels",
+        help="classes, or a .txt file with a name in each line; default: VOC's 20, COCO's categories, or all labels",
     )
     parser.add_argument(
         "--split",
         action="append",
         metavar="NAME",
-        help="read this split alone: VOC's list (train_aug), COCO's NAME of instances_<NAME>.json, a table's value, a "
-        "folder; may be repeated",
+        help="read only this split: a list of VOC (train_aug), the NAME in COCO's instances_<NAME>.json, a value in a "
+        "table, or a folder; may be repeated",
     )
     parser.add_argument(
-        "--val-fraction", type=_fraction, metavar="F", help="set this share of the images aside as the split val: 0.2"
+        "--val-fraction", type=_fraction, metavar="F", help="use this share of the images as the split val: 0.2"
     )
-    parser.add_argument("--negative-label", metavar="NAME", help="a label that means: shows none of the classes")
+    parser.add_argument("--negative-label", metavar="NAME", help="a label for images that show none of the classes")
     parser.add_argument(
         "--unlabelled-are-negative",
         action="store_true",
@@ -130,19 +130,19 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_label_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="tables: the column that names the images")
     parser.add_argument("--label-column", metavar="NAME", help="tables: the column of the labels")
-    parser.add_argument("--label-separator", metavar="SIGNS", help="tables: between an image's labels; default: ';|'")
+    parser.add_argument("--label-separator", metavar="SIGNS", help="tables: what separates labels; default: ';|'")
     parser.add_argument("--encoding", metavar="NAME", help="CSV: cp1252 for example; default: UTF-8 or UTF-16")
     parser.add_argument(
         "--minus-one",
         choices=("absent", "present", "skip"),
-        help="tables with a column per class that holds 0, 1 and -1: what -1 means; skip leaves such images out",
+        help="tables with a column per class and the values 0, 1 and -1: what -1 means; skip leaves such images out",
     )
     parser.add_argument(
         "--first-class",
         type=int,
         choices=(0, 1),
         metavar="0|1",
-        help="tables whose labels are numbers: that of the first class",
+        help="tables with numbers as labels: the number of the first class",
     )
     parser.add_argument("--labels", metavar="FILE", help="VOC: cls_labels.npy; default: the devkit's, else Annotations")
 
@@ -157,8 +157,8 @@ def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-values",
         metavar="VALUE=CLASS,...",
-        help="what masks of another kind mean: 255=cat, '#800000=cat,#008000=dog', 0=cat,1=dog,255=background, or "
-        "255=label for the image's one label; JPEGs too",
+        help="which class each value or colour of other kinds of masks means: 255=cat, '#800000=cat,#008000=dog', "
+        "0=cat,1=dog,255=background, or 255=label for the image's only label; also for JPEGs",
     )
     parser.add_argument(
         "--crowds-are-objects", action="store_true", help="COCO: read crowd regions (iscrowd 1) as objects"
@@ -166,7 +166,7 @@ def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _move(run: Run, given: argparse.Namespace) -> None:
-    """Without a source: names the new place of a run's images."""
+    """Records the new folder of a prepared run's images, if no source is given."""
     if not given.images or given.add:
         raise ValueError(
             "no source of labels. Give one of --folders, --csv, --parquet, --voc, --coco, --labelme and --hugging-face."
@@ -176,15 +176,16 @@ def _move(run: Run, given: argparse.Namespace) -> None:
         raise ValueError(f"--{name}: says how a source is read, and --images alone moves a run's images. Leave it out.")
     if not (run.location / "manifest.parquet").exists():
         raise ValueError(
-            f"--images {given.images}: alone it names the new place of a prepared run's images, and {run.uri} is not "
-            f"prepared. Give a source too: --csv labels.csv, or for a folder per class --folders {given.images}."
+            f"--images {given.images}: without a source, this flag gives the new folder of a prepared run's images, "
+            f"but {run.uri} is not prepared. Give a source too: --csv labels.csv, or for a folder per class --folders "
+            f"{given.images}."
         )
     move_run_images(run, Location.parse(given.images), dry_run=given.dry_run)
 
 
 @contextmanager
 def _root(run: Run, dry_run: bool) -> Iterator[Location]:
-    """Where pictures go that a source holds itself: the run, or nowhere for long."""
+    """Where images that are inside a source's files are written: the run, or a temporary folder in a dry run."""
     if not dry_run:
         yield run.location
         return

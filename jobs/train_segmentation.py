@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a split whose masks are learnt too; may be repeated; as segmenter.strong_splits=NAME,...",
+        help="a split that is also trained on its masks; may be repeated; the same as segmenter.strong_splits=NAME,...",
     )
     given = parser.parse_args(arguments)
     strong = [f"segmenter.strong_splits={','.join(given.strong_split)}"] if given.strong_split else []

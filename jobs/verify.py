@@ -2,7 +2,7 @@
 
 Finds flipped bits, and lost, shortened or exchanged files. With --repair the damaged units are computed again with the
 settings of their steps, and the same bytes are stored. Without --repair nothing is written. Exit code 2 means that
-something is damaged. Networks are not checked here, but by each job that loads them.
+something is damaged. Networks are not checked here, because each job that loads a network checks it.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored
@@ -18,8 +18,8 @@ EXAMPLES = """examples:
 def main(arguments: list[str]) -> None:
     names = [row.name for row in UNIT_STEPS]
     parser = job_parser("verify", f"{__doc__}\n{EXAMPLES}")
-    parser.add_argument("--step", choices=names, type=underscored, help="only this step; default: all that are started")
-    parser.add_argument("--sample", type=int, metavar="N", help="only N units of each step, chosen by chance")
+    parser.add_argument("--step", choices=names, type=underscored, help="only this step; default: all started steps")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N units of each step, chosen at random")
     parser.add_argument("--repair", action="store_true", help="compute the damaged units again")
     given = parser.parse_args(arguments)
     if given.sample is not None and given.sample < 1:

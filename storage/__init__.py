@@ -1,1 +1,1 @@
-"""Where bytes live: folders and s3:// places, the manifest, Zarr stores, label images, receipts. No torch, no Ray."""
+"""Reads and writes data: folders and s3:// places, manifest, Zarr stores, label images, receipts. No torch, no Ray."""

@@ -1,4 +1,4 @@
-"""The XML files of VOC's ``Annotations``: which objects an image shows, and the size they were marked at."""
+"""Reads the XML files of VOC's ``Annotations``: the objects in an image, and the image size they were marked at."""
 
 import codecs
 import re
@@ -12,12 +12,12 @@ _DECLARED = re.compile(rb"<\?xml[^>]*encoding\s*=\s*['\"]([A-Za-z0-9._-]+)['\"]"
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one file says.
+    """The content of one file.
 
     Attributes:
-        names: of its objects, sorted, each once.
-        file_name: of the picture, ``""`` where it says none.
-        size: (height, width) as written; None where it is no size.
+        names: the names of its objects, sorted, without repetitions.
+        file_name: the file name of the picture; ``""`` if there is none.
+        size: (height, width) as written; None if it is not a valid size.
     """
 
     names: tuple[str, ...]
@@ -26,10 +26,10 @@ class Annotation:
 
 
 def parse_annotation(data: bytes) -> Annotation:
-    """Read a file, whatever its encoding; document types, and so entities that grow or read files, are refused.
+    """Read a file in any encoding. Document types are refused, because their entities can grow or read other files.
 
     Raises:
-        ValueError: the reason alone.
+        ValueError: the file cannot be read; the message is only the reason.
     """
     text = _decode(data)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -45,7 +45,7 @@ def parse_annotation(data: bytes) -> Annotation:
 
 
 def _decode(data: bytes) -> str:
-    """By the byte order mark, else by the declaration, else as UTF-8."""
+    """Decode by the byte order mark, else by the XML declaration, else as UTF-8."""
     declared = _DECLARED.match(data.lstrip()[:200])
     encoding = declared[1].decode("ascii") if declared else "utf-8"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -1,4 +1,4 @@
-"""A zarr store that takes the checksum of every object it writes, and never reads a lost shard as fill values."""
+"""A zarr store that computes the checksum of every written object, and never reads a lost shard as fill values."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,8 +10,8 @@ from zarr.storage import WrapperStore
 from storage.checksums import checksum
 
 
-class ShardMissing(Exception):  # noqa: N818  said by the store, judged by who knows the receipt
-    """A shard is read that is not there. Every shard of a finished unit is stored, even one full of fill values."""
+class ShardMissing(Exception):  # noqa: N818  the caller knows whether a receipt promises the shard
+    """A shard does not exist. All shards of a finished unit are stored, also those with only fill values."""
 
 
 class CheckedStore(WrapperStore[Store]):
@@ -19,8 +19,8 @@ class CheckedStore(WrapperStore[Store]):
 
     Attributes:
         written: checksums of the objects written so far, by key.
-        in_memory: whole objects that are read from here instead, by key.
-        replaced: shards that are being written whole; zarr would read the old one of a short last unit first.
+        in_memory: whole objects, by key, that are read from here instead of the store.
+        replaced: shards that are being written whole. For a short last unit, zarr would first read the old shard.
     """
 
     def __init__(self, store: Store) -> None:
@@ -33,7 +33,7 @@ class CheckedStore(WrapperStore[Store]):
         """An object or a part of it.
 
         Raises:
-            ShardMissing: a shard is not there.
+            ShardMissing: a shard does not exist.
         """
         if key in self.in_memory:
             return prototype.buffer.from_bytes(_part(self.in_memory[key], byte_range))
@@ -47,11 +47,11 @@ class CheckedStore(WrapperStore[Store]):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Several parts, by the same rules."""
+        """Several objects or parts, as in `get`."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def set(self, key: str, value: Buffer, *more: Any) -> None:
-        """Write an object and note its checksum."""
+        """Write an object and record its checksum."""
         self.written[key] = checksum(value.to_bytes())
         await self._store.set(key, value, *more)
 

@@ -1,7 +1,7 @@
-"""A folder per class as a label source: ``cats/1.jpg``, ``dogs/2.jpg``, also below ``train``, ``val``, ``test``.
+"""A folder per class as a label source: ``cats/1.jpg``, ``dogs/2.jpg``, also in ``train``, ``val`` and ``test``.
 
-Folders below a class's folder belong to it. A picture that lies in the folders of two classes is two pictures here,
-since nothing but the path names it.
+Folders inside a class's folder belong to this class. A picture that is in the folders of two classes counts as two
+pictures, because only the path identifies it.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "tes
 
 
 def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
-    """Read a folder whose folders are classes, or splits that hold classes.
+    """Read a folder with a folder per class, or with a folder per split that has a folder per class.
 
     Args:
-        splits: those wanted; none: all.
+        splits: the splits to read; empty: all.
 
     Raises:
-        ValueError: no images in folders, or an unknown split.
+        ValueError: there are no images in folders, or a split does not exist.
     """
     paths = files_below(folder)
     images = [path for path in paths if is_image_name(path)]
@@ -31,10 +31,10 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
     depth = 2 if has_splits else 1
     below = [path for path in images if path.count("/") >= depth]
     if not below:
-        what = f"{len(images):,} images that lie in no folder" if images else "no images"
+        what = f"{len(images):,} images that are not in a folder" if images else "no images"
         raise ValueError(
             f"{folder}: {what}. --folders needs a folder per class, such as {folder.name}/cat/1.jpg; for images with "
-            "a table give --csv labels.csv --images FOLDER."
+            "a table, give --csv labels.csv --images FOLDER."
         )
     unknown = [split for split in splits if split not in (tops if has_splits else ())]
     if unknown:
@@ -49,7 +49,7 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
             found.append(SourceImage(image_id, (folder / path).uri, (clean_name(name),), split))
     notes = []
     if num_others := len(paths) - len(images):
-        notes.append(f"{num_others:,} files in {folder} are passed over, as their suffix is not one of an image.")
+        notes.append(f"{num_others:,} files in {folder} are ignored, because their suffix is not that of an image.")
     if num_loose := len(images) - len(below):
-        notes.append(f"{num_loose:,} images in {folder} lie in no class's folder and are passed over.")
+        notes.append(f"{num_loose:,} images in {folder} are ignored, because they are not in a class's folder.")
     return Source(tuple(found), notes=tuple(notes))

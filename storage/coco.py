@@ -1,8 +1,9 @@
-"""COCO's instances JSON as a label source: categories become image-level labels, outlines label masks.
+"""COCO's instances JSON as a label source: categories become image-level labels, and outlines become label masks.
 
-Read in COCO's own layout, in Roboflow's, and as one file. An image without annotations is unlabelled. With a chosen
-class subset, other categories are simply not labels; images whose annotations are all of others are left out. Masks
-hold category ids, 0 background; where a category has the id 0, its id plus 1.
+It is read in COCO's own layout, in Roboflow's layout, or as one file. An image without annotations is unlabelled. If
+only some classes are chosen, the annotations of other categories are ignored, and images that have only such
+annotations are left out. The values in masks are category ids, and 0 is background. If a category has the id 0, the
+values are the ids plus 1.
 """
 
 import difflib
@@ -24,7 +25,7 @@ from storage.tree import words
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 
-_LARGEST_ID = 65533  # of a category; with those that count from 0, 65534 is its value, and 65535 is ignored
+_LARGEST_ID = 65533  # of a category; if ids count from 0, its value in masks is 65534; 65535 means ignored
 _LISTS = ("images", "annotations", "categories")
 
 Record = dict[str, Any]
@@ -40,20 +41,20 @@ class CocoPart:
 
 
 def coco_parts(place: Location, splits: Sequence[str], images: Location | None = None) -> list[CocoPart]:
-    """The files of a data set in COCO's layout, in Roboflow's, or of one file.
+    """The files of a data set in COCO's layout, in Roboflow's layout, or in one file.
 
     Args:
         place: a folder with ``annotations/instances_<split>.json`` and images in ``<split>/``; a folder with
             ``<split>/_annotations.coco.json`` beside the images; or a JSON file.
-        splits: the splits wanted; none: all.
+        splits: the splits to read; empty: all.
         images: another folder for the images.
 
     Raises:
-        ValueError: there is no such file, or a split is not among those found.
+        ValueError: there is no such file, or a split does not exist.
     """
     if place.name.endswith(".json"):
         if len(splits) > 1:
-            raise ValueError(f"--coco {place}: one file is one split; for several, give the folder of COCO's layout.")
+            raise ValueError(f"--coco {place}: a file is one split; for several, give the folder in COCO's layout.")
         return [CocoPart(splits[0] if splits else "", place, images or place.parent)]
     instances = (place / "annotations").list_names()
     names = [name[len("instances_") : -len(".json")] for name in instances if name.startswith("instances_")]
@@ -78,27 +79,29 @@ def read_coco(
     *,
     is_crowd_object: bool = False,
 ) -> Source:
-    """Read instances files; each is held in memory while it is read.
+    """Read instances files; each file is in memory while it is read.
 
     Args:
-        parts: all of the same categories.
-        class_names: the categories wanted; None: all that are not the unused root of the others, as Roboflow has one.
-        is_crowd_object: read crowd regions as objects, for tools that write painted masks so.
+        parts: the files, all with the same categories.
+        class_names: the categories to use; None: all, except an unused category that only groups the others, as
+            Roboflow writes it.
+        is_crowd_object: read crowd regions as objects, for tools that write painted masks in this way.
 
     Returns:
-        The images in the files' order; their `mask_uri` is relative to the run, and `drawings` hold what lies there.
+        The images in the order of the files. Their `mask_uri` is relative to the run, and `drawings` are the masks to
+        draw there.
 
     Raises:
-        ValueError: not such a file, categories that differ, or a class that is none of them.
-        FileNotFoundError: there is none.
+        ValueError: a file is not in this format, the categories of the files differ, or a class is not a category.
+        FileNotFoundError: a file does not exist.
     """
     readers = [_Reader(part, class_names, is_crowd_object) for part in parts]
     first = readers[0]
     for other in readers[1:]:
         if other.categories != first.categories:
             raise ValueError(
-                f"{other.place}: its categories are not those of {first.place}. Make them the same, ids and names, or "
-                f"give one of these splits: --split {first.split}."
+                f"{other.place}: its categories differ from those of {first.place}. Give them the same ids and names, "
+                f"or read only one of these splits: --split {first.split}."
             )
     images, drawings = [], dict[str, Drawing]()
     for reader in readers:
@@ -114,12 +117,13 @@ def read_coco(
 
 
 class _Reader:
-    """One file, read.
+    """Reads one file.
 
     Attributes:
-        categories: name -> id of the chosen ones, in the order of the ids. shift: from an id to its value in masks.
-        images, drawings: what the file says.
-        left_out, without_outline, crowds_alone, repeated: how many images each of the notes is about.
+        categories: name -> id of the chosen categories, in the order of the ids. shift: added to an id, it gives the
+            value in masks.
+        images, drawings: the images and masks of the file.
+        left_out, without_outline, crowds_alone, repeated: the number of images for each of the notes.
     """
 
     def __init__(self, part: CocoPart, class_names: Sequence[str] | None, is_crowd_object: bool) -> None:
@@ -172,7 +176,7 @@ class _Reader:
         missing = [name for name in _LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]
         if missing:
             raise ValueError(
-                f"{self.place}: no list {missing[0]!r}; expected COCO's instances, a JSON object with the lists "
+                f"{self.place}: it has no list {missing[0]!r}; expected COCO's instances, a JSON object with the lists "
                 "images, annotations and categories."
             )
         return content
@@ -199,10 +203,10 @@ class _Reader:
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise ValueError(
-                    f"{self.place}: two categories have the {what} {twice!r}. Give each a {what} of its own."
+                    f"{self.place}: two categories have the {what} {twice!r}. Give each its own {what}."
                 )
         if not pairs:
-            raise ValueError(f"{self.place}: the list categories is empty; there must be one at least.")
+            raise ValueError(f"{self.place}: the list categories is empty; at least one category is needed.")
         return {name: category for category, name in sorted(pairs)}
 
     def _chosen(self, known: dict[str, int], class_names: Sequence[str] | None) -> dict[str, int]:
@@ -226,10 +230,11 @@ class _Reader:
         return of_image
 
     def _by_path(self, records: list[Any], of_image: dict[str, list[Record]]) -> dict[str, tuple[Record, list[Record]]]:
-        """File name -> (its record, its annotations): a file that is listed under two ids has those of both.
+        """File name -> (its record, its annotations). A file that is listed under two ids has the annotations of both.
 
         Raises:
-            ValueError: two images share an id, so nobody can tell whose the annotations are; or nobody's.
+            ValueError: two images have the same id, so it is not clear which of them an annotation belongs to; or an
+                annotation belongs to no image.
         """
         found: dict[str, tuple[Record, list[Record]]] = {}
         path_of: dict[str, str] = {}
@@ -240,21 +245,21 @@ class _Reader:
             if other != path:
                 raise ValueError(
                     f"{self.place}: the images {other} and {path} have the same id {key}, so their annotations cannot "
-                    "be told apart. Give every image an id of its own; where files were put together, give each "
-                    "file's folder or split instead."
+                    "be told apart. Give every image its own id. If files were merged, give the folders or splits of "
+                    "the original files instead."
                 )
             self.repeated += path in found
             found.setdefault(path, (record, []))[1].extend(of_image.pop(key, []))
         if of_image:
             raise ValueError(
-                f"{self.place}: annotations of image {next(iter(of_image))}, which is not among its images."
+                f"{self.place}: there are annotations of image {next(iter(of_image))}, which is not in the list images."
             )
         return found
 
     # Outlines
 
     def _drawing(self, image: Record, annotations: list[Record]) -> Drawing | None:
-        """None where an annotation has no outline that can be read: the mask would lack an object."""
+        """The mask to draw; None if an annotation has no readable outline, because an object would be missing."""
         size = _declared_size(image)
         if size is None:
             return None
@@ -271,7 +276,7 @@ class _Reader:
 
 
 def _declared_size(image: Record) -> tuple[int, int] | None:
-    """(height, width) as the file says it; None where it says none that can be."""
+    """(height, width) as written in the file; None if it is missing or impossible."""
     height, width = image.get("height"), image.get("width")
     if type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS:
         return height, width
@@ -279,7 +284,7 @@ def _declared_size(image: Record) -> tuple[int, int] | None:
 
 
 def _unused_root(records: list[Record], known: dict[str, int], used: set[int]) -> str | None:
-    """The category that only groups the others and has no annotation, as Roboflow writes one; None without."""
+    """The category that only groups the others and has no annotations, as Roboflow writes it; None if there is none."""
     groups = {clean_name(str(record.get("supercategory") or "")) for record in records if record["name"] != "none"}
     own = {clean_name(record["name"]): clean_name(str(record.get("supercategory") or "")) for record in records}
     roots = [name for name in known if name in groups and own[name] != name and known[name] not in used]
@@ -294,20 +299,20 @@ def _notes(readers: Sequence[_Reader]) -> list[str]:
     repeated = sum(reader.repeated for reader in readers)
     notes = []
     if first.root:
-        notes.append(f"category {first.root!r} only groups the others and has no annotation; it is no class.")
+        notes.append(f"category {first.root!r} only groups the others and has no annotations, so it is no class.")
     if first.shift:
-        notes.append("categories count from 0; in masks and exports a class has its id plus 1, as 0 is background.")
+        notes.append("category ids start at 0; a class has its id plus 1 in masks and exports, where 0 is background.")
     if left_out:
-        notes.append(f"{_count(left_out, 'image')} left out, with none of the chosen classes.")
+        notes.append(f"{_count(left_out, 'image')} left out (none of the chosen classes).")
     if without:
-        notes.append(f"{_count(without, 'image')} without a mask, as not all of their annotations have an outline.")
+        notes.append(f"{_count(without, 'image')} without a mask (an annotation has no outline).")
     if crowds:
         notes.append(
             f"{_count(crowds, 'image')} with outlines that are all crowds (iscrowd 1), which masks ignore. If they are "
-            "objects, as CVAT writes painted ones, give --crowds-are-objects."
+            "objects (CVAT writes painted objects in this way), give --crowds-are-objects."
         )
     if repeated:
-        notes.append(f"{_count(repeated, 'image')} listed under two ids; the annotations of both are put together.")
+        notes.append(f"{_count(repeated, 'image')} listed under two ids, with the annotations of both.")
     return notes
 
 

@@ -1,6 +1,6 @@
-"""Label masks drawn from outlines: polygons and run lengths, as COCO's and labelme's files hold them.
+"""Draws label masks from outlines: polygons and run lengths, as in the files of COCO and labelme.
 
-Where instances overlap, the smaller one lies on top; what only a crowd region covers is ignored.
+Where instances overlap, the smaller one is on top. Pixels that only a crowd region covers are ignored.
 """
 
 import io
@@ -17,12 +17,12 @@ RunLengths = dict[str, Any]
 
 @dataclass(frozen=True)
 class Drawing:
-    """The outlines of one image, to be drawn as a label mask.
+    """The outlines of one image, from which a label mask can be drawn.
 
     Attributes:
-        height, width: of the picture that the outlines were drawn on, as the source writes them.
-        instances: (class value, run lengths) of each instance; crowds: run lengths alone.
-        ignored: the value of what only a crowd covers: 255 or 65535.
+        height, width: the size of the picture on which the outlines were drawn, as in the source.
+        instances: (class value, run lengths) of each instance; crowds: only the run lengths.
+        ignored: the value of pixels that only a crowd covers: 255 or 65535.
     """
 
     height: int
@@ -32,7 +32,7 @@ class Drawing:
     ignored: int
 
     def draw(self) -> np.ndarray:
-        """(H, W) uint8 or uint16: class values, 0 background, `ignored` where only a crowd is."""
+        """(H, W) uint8 or uint16: class values, 0 background, `ignored` at pixels that only a crowd covers."""
         mask = np.zeros((self.height, self.width), np.uint8 if self.ignored == 255 else np.uint16)
         for crowd in self.crowds:
             mask[run_lengths.decode(crowd) > 0] = self.ignored
@@ -42,7 +42,7 @@ class Drawing:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """An (H, W) uint8 or uint16 mask as a grey PNG; the same mask gives the same bytes."""
+    """An (H, W) uint8 or uint16 mask as a grey PNG; equal masks give equal bytes."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
@@ -52,7 +52,7 @@ def outline(segmentation: Any, height: int, width: int) -> RunLengths | None:
     """Polygons or run lengths, plain or compressed, as compressed run lengths; None for anything else."""
     try:
         if isinstance(segmentation, list):
-            flat = all(isinstance(value, int | float) for value in segmentation)  # one polygon without its own list
+            flat = all(isinstance(value, int | float) for value in segmentation)  # one polygon without a list around it
             polygons = list(_polygons([segmentation] if flat else segmentation, height, width))
             return run_lengths.merge(run_lengths.frPyObjects(polygons, height, width)) if polygons else None
         if list(segmentation["size"]) != [height, width]:
@@ -71,7 +71,7 @@ def outline(segmentation: Any, height: int, width: int) -> RunLengths | None:
 
 
 def _polygons(given: Sequence[Any], height: int, width: int) -> Iterator[list[float]]:
-    """Polygons of three points or more, clipped to the image, which bounds what drawing them costs."""
+    """Polygons of three points or more, clipped to the image, which limits the cost of drawing them."""
     for polygon in given:
         points = np.asarray(polygon, dtype=np.float64)
         if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():

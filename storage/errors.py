@@ -1,4 +1,4 @@
-"""What can be in the way of a step, told apart because it is answered differently."""
+"""The errors that can stop a step or an image; each kind is handled differently."""
 
 
 class StorageError(OSError):
@@ -9,14 +9,14 @@ class StorageError(OSError):
 
 
 class NotYet(ValueError):  # noqa: N818  nothing is wrong, only early
-    """What a step builds on is not finished yet; the message names the command that makes it."""
+    """Another step that is needed is not finished yet; the message names the command that runs it."""
 
 
 class BadImage(ValueError):  # noqa: N818  a finding about data, not a fault
-    """One image, mask or saliency map cannot be used; it is skipped and its reason recorded.
+    """An image, mask or saliency map cannot be used. It is skipped, and the reason is recorded.
 
     Attributes:
-        reason: one clear sentence without the image's path, e.g. ``"empty file"``.
+        reason: a short reason without the image's path, such as ``"empty file"``.
     """
 
     def __init__(self, reason: str) -> None:
@@ -25,17 +25,17 @@ class BadImage(ValueError):  # noqa: N818  a finding about data, not a fault
 
 
 class Damaged(ValueError):  # noqa: N818  a finding about data, not a fault of the program
-    """A stored object is missing, or is not what was written, though a receipt says that it was."""
+    """A stored object is missing or has changed, although a receipt says that it was written."""
 
     @classmethod
     def of(cls, place: object, what: str) -> "Damaged":
-        """The finding as one sentence with its remedy.
+        """The error with a sentence that says what to do.
 
         Args:
             place: the object.
-            what: is wrong with it, e.g. ``"the file is missing"``.
+            what: what is wrong with it, such as ``"the file is missing"``.
         """
         return cls(
-            f"{place}: damaged ({what}). Run 'python jobs/verify.py --run RUN --repair' with this run's path: it finds "
-            "everything that is damaged and has it computed again."
+            f"{place}: damaged ({what}). Run 'python jobs/verify.py --run RUN --repair' with this run's path. It finds "
+            "all damage and computes the damaged units again."
         )

@@ -13,7 +13,7 @@ from storage.images import _open, _orientation
 
 Fit = Literal["same", "turned", "scaled", "other"]
 
-_SIDEWAYS = {  # EXIF orientation -> how the stored pixels are turned to stand upright
+_SIDEWAYS = {  # EXIF orientation -> how to turn the stored pixels upright
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
@@ -23,11 +23,11 @@ _SIDEWAYS = {  # EXIF orientation -> how the stored pixels are turned to stand u
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's header says.
+    """The content of a picture's header.
 
     Attributes:
-        height, width: in pixels, upright by its EXIF orientation, as `read_image` gives it.
-        orientation: EXIF's, 1 to 8; 1: stored upright.
+        height, width: in pixels, after turning by its EXIF orientation, as in `read_image`.
+        orientation: the EXIF orientation, 1 to 8; 1: stored upright.
         format: ``"JPEG"``, ``"PNG"``, ...
     """
 
@@ -42,7 +42,7 @@ class Header:
 
 
 def read_header(uri: str) -> Header:
-    """The header of a picture, from its first bytes.
+    """The header of a picture, read from its first bytes.
 
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
@@ -57,10 +57,10 @@ def read_header(uri: str) -> Header:
 
 
 def fit(declared: tuple[int, int], picture: Header) -> Fit:
-    """How a (height, width) that a source writes agrees with the picture.
+    """Compares a (height, width) in a source with the picture.
 
-    "turned": the size before the picture is turned upright, as tools write it that know no EXIF. "scaled": the same
-    shape at another size, as after the pictures were made smaller; also of the turned one.
+    "turned": it is the size before the picture is turned upright; tools that ignore EXIF write it. "scaled": the same
+    aspect ratio at another size, because pictures were made smaller; the picture may also be turned.
     """
     upright, stored = picture.size, picture.size[::-1] if picture.orientation in _SIDEWAYS else None
     if declared == upright:
@@ -73,16 +73,16 @@ def fit(declared: tuple[int, int], picture: Header) -> Fit:
 
 
 def is_turned(size: tuple[int, int], picture: Header) -> bool:
-    """Whether something of this (height, width) belongs to the picture as it is stored, before it is turned upright."""
+    """Whether this (height, width) fits the picture as it is stored, before it is turned upright."""
     is_upright = size == picture.size or _is_scaled(size, picture.size)
     return not is_upright and fit(size, picture) in ("turned", "scaled")
 
 
 def fit_mask(mask: np.ndarray, picture: Header) -> np.ndarray:
-    """An (H, W) mask turned and scaled to its picture, by the nearest pixel; itself where it fits.
+    """An (H, W) mask, turned and scaled to its picture by nearest neighbour; unchanged if it fits.
 
     Raises:
-        BadImage: it has another shape than the picture.
+        BadImage: its aspect ratio differs from the picture's.
     """
     size = (mask.shape[0], mask.shape[1])
     if fit(size, picture) == "other":
@@ -95,7 +95,7 @@ def fit_mask(mask: np.ndarray, picture: Header) -> np.ndarray:
 
 
 def _is_scaled(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes have one shape, up to the rounding of a side."""
+    """Whether two sizes have the same aspect ratio, except for rounding."""
     scale = math.sqrt(other[0] * other[1] / (one[0] * one[1]))
     return all(abs(side * scale - wanted) <= max(1.0, scale) for side, wanted in zip(one, other, strict=True))
 

@@ -1,9 +1,9 @@
 """Heartbeats: each launch of a step renews its own file, ``<step>/drivers/<launch>-<random>.json``, until it ends.
 
-A heartbeat is the launch's lease on the data of one start of the step: `--restart` is refused while one lives, and
-the data of an old start is not deleted. A killed launch leaves its last one, which grows old. Ages are the store's, by
-its own clock, so the clocks of the hosts do not matter. Results do not depend on heartbeats: a launch that lost its
-lease, because it was suspended, writes into its own start's folder, which nobody reads any more.
+A heartbeat protects the data of one start of the step. While it is fresh, `--restart` is refused, and the data of this
+start is not deleted. A killed launch leaves its last heartbeat behind, which becomes stale. Ages are measured with the
+store's clock, so the clocks of the hosts do not matter. Results do not depend on heartbeats: a launch that was
+suspended for a long time writes into the folder of its own start, which nobody reads any more.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """One launch, as it last wrote.
+    """The last heartbeat of a launch.
 
     Attributes:
-        launch: which part of the step it does, e.g. ``"1-of-4"``.
-        host: where it runs, for people.
+        launch: the part of the step that it computes, such as ``"1-of-4"``.
+        host: the host on which it runs, for people.
         process: its process.
-        started: when it began, in seconds since 1970 by its host's clock; for display only.
-        start_id: the start of the step that it works on; "" where it is not known.
+        started: when it began, in seconds since 1970 by its host's clock; only for display.
+        start_id: the start of the step that it works on; "" if it is not known.
         age: seconds since its last beat, by the store's clock.
-        name: of its file.
+        name: the name of its file.
     """
 
     launch: str
@@ -57,18 +57,20 @@ class Heartbeat:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the launch counts as dead: it has been silent for long, or its process on this machine has ended.
+        """Whether the launch counts as dead: its last beat is old, or its process on this machine has ended.
 
-        A beat from the future was written before the store's clock was set back, so it has been silent since then.
+        A beat from the future also counts as old. It was written before the store's clock was set back, and no beat has
+        followed since.
         """
         return abs(self.age) > STALE_AFTER or self.process.is_known_to_have_ended()
 
 
 def heartbeats(step: Location, *, may_write: bool = False) -> list[Heartbeat]:
-    """The heartbeats in a step's folder, stale ones too, by file name.
+    """The heartbeats in a step's folder, also stale ones, sorted by file name.
 
     Args:
-        may_write: whether a temporary file may ask the file system for its time (see `store_clock.object_ages`).
+        may_write: whether a temporary file may be written to learn the file system's time (see
+            `store_clock.object_ages`).
     """
     folder = step / "drivers"
     ages = {name: age for name, age in object_ages(folder, may_write=may_write).items() if _FILE.fullmatch(name)}
@@ -78,7 +80,7 @@ def heartbeats(step: Location, *, may_write: bool = False) -> list[Heartbeat]:
 
 
 def living_launches(step: Location) -> list[Heartbeat]:
-    """The heartbeats of launches that live; those of dead launches are deleted."""
+    """The heartbeats of living launches. The heartbeats of dead launches are deleted."""
     beats = heartbeats(step, may_write=True)
     for beat in beats:
         if beat.is_stale:
@@ -88,11 +90,11 @@ def living_launches(step: Location) -> list[Heartbeat]:
 
 @contextlib.contextmanager
 def beating(step: Location, launch: str, interval: float = INTERVAL, start_id: str = "") -> Iterator[None]:
-    """Writes heartbeats for the length of a block, into a file of its own; one that cannot be written is logged.
+    """Writes heartbeats into a new file during a `with` block; if one cannot be written, this is logged.
 
     Args:
         step: the step's folder.
-        launch: the part of the step, letters, digits, ``_`` and ``-``.
+        launch: the part of the step: letters, digits, ``_`` and ``-``.
         start_id: the start of the step that the launch works on.
     """
     place = step / "drivers" / f"{launch}-{uuid4().hex[:8]}.json"
@@ -129,7 +131,7 @@ def _attempt(write: Callable[[], object]) -> None:
 
 
 def _read(place: Location, age: float) -> Heartbeat | None:
-    """A heartbeat; None where it was deleted meanwhile, or the file is something else."""
+    """A heartbeat; None if it was deleted in the meantime, or if the file is something else."""
     try:
         found = json.loads(place.read_bytes())
         launch, host, start_id = str(found["launch"]), str(found["host"]), str(found.get("start_id", ""))

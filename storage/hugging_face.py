@@ -1,7 +1,7 @@
 """Hugging Face's ``datasets`` as a label source: Parquet shards and folders of ``save_to_disk``.
 
-The pictures are bytes in these files. They are written below the run, so that the steps read files as always. Labels
-are class numbers with names in the schema (`ClassLabel`), lists of them, or text.
+The pictures are bytes inside these files. They are written into the run, so that the steps can read files as usual.
+Labels are class numbers with names in the schema (`ClassLabel`), lists of such numbers, or text.
 """
 
 import json
@@ -22,7 +22,7 @@ from storage.table_columns import NAMES
 from storage.tree import files_below, is_image_name, words
 
 IMAGES = "images"  # the folder in the run
-_BATCH = 100  # rows held in memory at once
+_BATCH = 100  # rows in memory at the same time
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
 Write = Callable[[str, bytes], None]
@@ -37,10 +37,10 @@ class _Shard:
 
 
 def is_hugging_face_table(place: Location) -> bool:
-    """Whether a Parquet file has pictures in it, or the schema that ``datasets`` writes.
+    """Whether a Parquet file contains pictures, or the schema that ``datasets`` writes.
 
     Raises:
-        ValueError: no Parquet file. FileNotFoundError: there is none.
+        ValueError: it is not a Parquet file. FileNotFoundError: it does not exist.
     """
     with place.open_input() as file:
         try:
@@ -59,12 +59,12 @@ def read_hugging_face(
     """Read a Parquet file, a folder of Parquet shards, or a folder that ``save_to_disk`` wrote.
 
     Args:
-        write: puts a picture's bytes at a path relative to the run; called once for each picture.
-        splits: those wanted; none: all. They follow from the files' names and folders.
-        columns: "image" and "labels" -> the columns' names, where several could be meant.
+        write: writes a picture's bytes to a path relative to the run; called once for each picture.
+        splits: the splits to read; empty: all. The names of files and folders give the splits.
+        columns: "image" and "labels" -> the names of the columns; needed if it is not clear which columns are meant.
 
     Raises:
-        ValueError: no such files, no column of pictures, or no labels.
+        ValueError: there are no such files, no column of pictures, or no labels.
     """
     shards = _shards(place)
     unknown = [split for split in splits if split not in {shard.split for shard in shards}]
@@ -84,26 +84,26 @@ def read_hugging_face(
                 labels = _labels(record[label_column], names)
                 images.append(_image(shard, number, record[image_column], labels, write))
     if not images:
-        raise ValueError(f"{place}: it holds no rows. Give a data set that has some.")
-    note = f"pictures of {place.name} are written to the run, in {IMAGES}/."
+        raise ValueError(f"{place}: it has no rows. Give a data set with rows.")
+    note = f"pictures of {place.name} are written into the run, in {IMAGES}/."
     return Source(tuple(images), tuple(names) if names else None, notes=(note,))
 
 
 def _image(shard: _Shard, number: int, value: Any, labels: tuple[str, ...], write: Write) -> SourceImage:
-    """One row's picture: bytes are written to the run, a path alone is read where it is."""
+    """One row's picture: bytes are written into the run; if there is only a path, the file is read there."""
     path = value if isinstance(value, str) else (value or {}).get("path") or ""
     data = None if isinstance(value, str) else (value or {}).get("bytes")
     name = path.rsplit("/", 1)[-1] or f"{number:06d}"
     if data is None:
         if not path:
-            return SourceImage(name, "", split=shard.split, problem="its row holds no image")
+            return SourceImage(name, "", split=shard.split, problem="its row has no image")
         try:
             return SourceImage(id_of_path(path), resolve_path(shard.place.parent, path), labels, shard.split)
         except ValueError as error:
             return SourceImage(name, "", split=shard.split, problem=f"the path of its image {error}")
     suffix = next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".img")
     stem = re.sub(r"\.[^.]*$", "", name) if is_image_name(name) else name
-    # numbered, as paths repeat from folder to folder and only their last part is kept
+    # with a number, because only the last part of the path is kept, and it may repeat
     below = f"{IMAGES}/{safe_name(shard.split) if shard.split else 'all'}/{number:06d}-{safe_name(stem)[:100]}{suffix}"
     write(below, data)
     return SourceImage(stem if path else f"{shard.split or 'image'}_{number:06d}", below, labels, shard.split)
@@ -133,14 +133,14 @@ def _shards(place: Location) -> list[_Shard]:
     ]
     if not shards:
         raise ValueError(
-            f"{place}: no .parquet and no .arrow files. Give a data set's folder as Hugging Face has it, or one that "
-            "save_to_disk wrote."
+            f"{place}: no .parquet and no .arrow files. Give the folder of a data set of Hugging Face, or a folder "
+            "that save_to_disk wrote."
         )
     return shards
 
 
 def _split_of(path: str) -> str:
-    """``data/train-00000-of-00002.parquet``, ``train/data-00000-of-00001.arrow``, ``default/train/0000.parquet``."""
+    """The split in a path such as ``data/train-00000-of-00002.parquet`` or ``default/train/0000.parquet``."""
     *folders, name = path.split("/")
     named = re.fullmatch(r"(.+?)-\d{5}-of-\d{5}\.\w+", name)
     split = named[1] if named else re.sub(r"\.\w+$", "", name)
@@ -173,13 +173,13 @@ def _columns(place: Location, schema: pa.Schema, given: dict[str, str]) -> tuple
         flag = "--image-column" if image is None else "--label-column"
         what = "pictures" if image is None else "labels"
         raise ValueError(
-            f"{place}: which column holds the {what}? There are {words(schema.names)}. Say it: {flag} NAME."
+            f"{place}: which column has the {what}? There are {words(schema.names)}. Give its name: {flag} NAME."
         )
     return image, labels
 
 
 def _image_column(schema: pa.Schema) -> str | None:
-    """The only column of pictures: bytes and a path."""
+    """The column of pictures (bytes and a path), if there is only one."""
     found = [field.name for field in schema if _is_picture(field.type)]
     return found[0] if len(found) == 1 else None
 
@@ -189,14 +189,14 @@ def _is_picture(kind: pa.DataType) -> bool:
 
 
 def _label_column(schema: pa.Schema) -> str | None:
-    """The column called label or alike, else the only one of a `ClassLabel`."""
+    """The column with a name such as label, else the only column of type `ClassLabel`."""
     named = [name for name in NAMES["labels"] if name in schema.names]
     classes = [name for name in schema.names if _class_names(schema, name)]
     return named[0] if named else classes[0] if len(classes) == 1 else None
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """The names of a column's classes, as ``datasets`` keeps them in the schema; None where it is no `ClassLabel`."""
+    """The class names of a column, which ``datasets`` keeps in the schema; None if it is not a `ClassLabel`."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         feature = features[column]

@@ -1,6 +1,6 @@
-"""The bytes of one image file, before anything is decoded: what is wrong with the file becomes a `BadImage`.
+"""Reads the bytes of one image file. If something is wrong with the file, the error is a `BadImage`.
 
-Trouble of the store itself (403, lost connections, no disk space) stays a `StorageError`.
+If the store itself fails (403, lost connections, no disk space), the error is a `StorageError`.
 """
 
 import errno
@@ -12,7 +12,7 @@ from storage.location import IrregularFile, Location, TooLarge
 
 MAX_BYTES = 256 << 20
 
-_HEADER_BYTES = 1 << 18  # holds the header of nearly every file, thumbnails and profiles included
+_HEADER_BYTES = 1 << 18  # enough for nearly every header, with thumbnails and profiles
 
 _FAULTS_OF_ONE_FILE = {
     errno.ELOOP: "its symbolic links form a loop",
@@ -22,7 +22,7 @@ _FAULTS_OF_ONE_FILE = {
     errno.EIO: "the disk cannot read it",
 }
 
-_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # after pixels; 00 and D0 to D7 belong to the pixels
+_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # the end of the pixels; 00 and D0 to D7 belong to the pixels
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _SCAN_MARKER = b"\xff\xda"
 
@@ -31,27 +31,28 @@ def whole_file(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
     """All bytes of the file, at least one.
 
     Raises:
-        BadImage: missing, empty, not a regular file, unreadable, or larger than `max_bytes`.
+        BadImage: the file is missing, empty, not a regular file, unreadable, or larger than `max_bytes`.
         StorageError: the store failed.
     """
     return _read(uri, lambda location: location.read_whole(max_bytes))
 
 
 def file_header(uri: str) -> tuple[bytes, bool]:
-    """The file's first bytes, at least one, and whether they are all of it. Raises as `whole_file`."""
+    """The file's first bytes, at least one, and whether they are the whole file. It raises as `whole_file` does."""
     head = _read(uri, lambda location: location.read_start(_HEADER_BYTES))
     return head, len(head) < _HEADER_BYTES
 
 
 def num_jpeg_scans(data: bytes, unless_above: int = 0) -> int:
-    """How many times a JPEG goes over its pixels: 1 to 4 when baseline, about 10 when progressive.
+    """The number of scans in a JPEG: 1 to 4 in baseline files, about 10 in progressive files.
 
-    Each scan costs about as much time as decoding the whole picture once, and needs only a few bytes.
+    Each scan visits all pixels. It costs about as much time as decoding the whole picture once, but may have only a few
+    bytes.
 
     Args:
-        unless_above: up to so many, a quick upper bound will do.
+        unless_above: if a quick upper bound is not above this, the bound is returned.
     """
-    bound = data.count(_SCAN_MARKER)  # thumbnails, profiles and films behind the picture may hold these bytes too
+    bound = data.count(_SCAN_MARKER)  # too high if thumbnails, profiles or videos in the file contain these bytes
     if bound <= unless_above:
         return bound
     scans, position = 0, 2

@@ -1,8 +1,8 @@
-"""The identity of a manifest's images: one id that changes when an image or a class takes another place.
+"""The identity of a manifest's images: an id that changes when an image or a class gets another place.
 
-Stores address images by their row and classes by their number. So whoever reads one by a manifest compares this id
-with the one that the step recorded when it was started. Columns that do not move images (masks, saliency, splits) do
-not change it.
+Stores address images by row and classes by number. So code that reads a store compares this id of the manifest with the
+id that the step recorded when it was started. Columns that do not move images (masks, saliency, splits) do not change
+the id.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from storage.manifest import Manifest
 
 
 def images_id(manifest: Manifest) -> str:
-    """sha256 of the image ids and classes of a manifest, in their order, however its file is laid out.
+    """sha256 of the image ids and classes of a manifest in their order; the layout of its file does not matter.
 
-    Reads one column; the result is kept as long as the manifest is open in this process.
+    It reads one column. The result is cached while the manifest is open in this process.
     """
     return images_ids(manifest)[-1]
 

@@ -1,4 +1,4 @@
-"""Paths and ids of images: from what a source writes to a URI, and from different images to different ids."""
+"""Paths and ids of images: turns the paths in a source into URIs, and gives different images different ids."""
 
 import hashlib
 import posixpath
@@ -14,12 +14,12 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def resolve_path(folder: Location, path: str) -> str:
-    """The URI of a path as sources write it: below the folder, absolute, ``~/``, ``file://`` or ``s3://``.
+    """The URI of a path in a source: relative to the folder, absolute, ``~/``, ``file://`` or ``s3://``.
 
-    Backslashes of a relative path count as slashes.
+    Backslashes in a relative path count as slashes.
 
     Raises:
-        ValueError: it cannot be read from; the reason continues the words "the path of its image ...".
+        ValueError: the path cannot be used; the message continues the words "the path of its image ...".
     """
     if _DRIVE.match(path):
         raise ValueError("is a Windows path; write it with slashes, relative to the folder of the images (--images)")
@@ -39,13 +39,13 @@ def resolve_path(folder: Location, path: str) -> str:
     try:
         return (folder / below).uri
     except ValueError as error:
-        raise ValueError("leads out of the folder; write it absolute") from error
+        raise ValueError("leads out of the folder; write an absolute path") from error
 
 
 def id_of_path(path: str) -> str:
-    """An image's id where its source gives none: its path below the folder, suffix dropped, ``/`` written ``__``.
+    """The id of an image without an id in the source: its path in the folder, without suffix, with ``__`` for ``/``.
 
-    Of a path that is not below the folder it is the last part. `tell_apart` gives images of one id longer ones.
+    If the path is not in the folder, the id is its last part. `tell_apart` gives longer ids to images with the same id.
     """
     has_root = path.startswith(("/", "~/")) or bool(_scheme(path)) or bool(_DRIVE.match(path))
     path = (unquote(path) if _scheme(path) == "file" else path).replace("\\", "/")
@@ -54,15 +54,15 @@ def id_of_path(path: str) -> str:
 
 
 def tell_apart(uris: Mapping[int, str], ids: Sequence[str]) -> dict[int, str]:
-    """Longer ids for different images that have the same one; other ids stay.
+    """Longer ids for different images that have the same id; other ids do not change.
 
     Args:
-        uris: by position in `ids`, of the images whose id was made of their path. All differ.
-        ids: of all images.
+        uris: the URIs of the images with an id made from their path, by position in `ids`. All are different.
+        ids: the ids of all images.
 
     Returns:
-        New ids by position: as many folders before the name as tell the images of one id apart
-        (``train__0001``, ``val__0001``), with the suffix where only that differs.
+        New ids by position, with as many folders before the name as are needed to make the ids different
+        (``train__0001``, ``val__0001``), and with the suffix if only the suffixes differ.
     """
     positions = defaultdict(list)
     for position, image_id in enumerate(ids):
@@ -81,7 +81,7 @@ def tell_apart(uris: Mapping[int, str], ids: Sequence[str]) -> dict[int, str]:
 
 
 def _longer_names(uris: Sequence[str]) -> list[list[str]]:
-    """Ever longer names of some images, side by side; the last ones differ for sure."""
+    """Names of some images, from the shortest to the longest; the longest names are always different."""
     paths = [uri.split("://", 1)[-1].strip("/").split("/") for uri in uris]
     plain = [[*path[:-1], _without_suffix(path[-1])] for path in paths]
     longest = max(map(len, paths))

@@ -1,14 +1,15 @@
 """A table of images and their labels, CSV or Parquet, as a label source.
 
-Columns ``image`` and ``labels``; optionally ``id``, ``split``, ``mask`` and ``saliency``; others are ignored.
+It has the columns ``image`` and ``labels``, and optionally ``id``, ``split``, ``mask`` and ``saliency``. Other columns
+are ignored.
 
     image,labels,split
     photos/0001.jpg,cat;potted plant,train
     s3://bucket/more/0002.jpg,,unlabelled
 
-Labels are separated by ``;`` or ``|`` (spaces belong to names), or written as a list; or there is one column per class
-with 0 and 1. Several rows may name one image. Paths are below the folder, absolute, or ``s3://``. Without ``id`` the
-image's path is its id: suffix dropped, ``/`` written ``__``.
+Labels are separated by ``;`` or ``|`` (spaces belong to names), or written as a list, or there is one column per class
+with 0 and 1. Several rows may name the same image. Paths are relative to the folder, absolute, or ``s3://``. Without
+``id``, the id is made from the image's path, without the suffix and with ``__`` for ``/``.
 """
 
 from collections.abc import Sequence
@@ -27,21 +28,21 @@ from storage.text import csv_rows, decode_text
 
 MinusOne = Literal["absent", "present", "skip"]
 
-Cell = str | list[str]  # a list where Parquet has one
+Cell = str | list[str]  # a list if the cell of a Parquet table is a list
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How a table is to be read where it does not say so itself.
+    """How to read a table.
 
     Attributes:
-        columns: meaning -> name of the column, e.g. ``{"image": "filename"}``.
-        class_names: the classes wanted, of a table with one column per class.
-        label_separators: the signs between an image's labels.
-        encoding: of a CSV table; None: UTF-8, or as its byte order mark says.
-        minus_one: what -1 means in a column per class: the class is absent, present, or the image is left out.
-        splits: those wanted; none: all.
-        needs_labels: refuse a table without labels; else all its images may be unlabelled.
+        columns: meaning -> name of the column, such as ``{"image": "filename"}``.
+        class_names: the classes to use, in a table with one column per class.
+        label_separators: the characters that separate the labels of an image.
+        encoding: the encoding of a CSV table; None: UTF-8, or what its byte order mark says.
+        minus_one: the meaning of -1 in a column per class: the class is absent or present, or the image is left out.
+        splits: the splits to read; empty: all.
+        needs_labels: refuse a table without labels; otherwise all its images may be unlabelled.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -54,10 +55,10 @@ class TableOptions:
 
 
 def read_image_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
-    """Read a CSV table; a row that cannot be used is an image with a problem.
+    """Read a CSV table; an unusable row becomes an image with a problem.
 
     Raises:
-        ValueError: a column is missing or misspelt, or the file is no CSV text.
+        ValueError: a column is missing or misspelt, or the file is not CSV text.
         FileNotFoundError, IsADirectoryError: there is no such table.
     """
     try:
@@ -71,10 +72,10 @@ def read_image_table(table: Location, folder: Location, options: TableOptions = 
 
 
 def read_parquet_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
-    """Read a Parquet table; a row that cannot be used is an image with a problem.
+    """Read a Parquet table; an unusable row becomes an image with a problem.
 
     Raises:
-        ValueError: a column is missing, misspelt or no text, or the file is no Parquet.
+        ValueError: a column is missing, misspelt or not text, or the file is not Parquet.
         FileNotFoundError: there is no such table.
     """
     with table.open_input() as file:
@@ -100,7 +101,7 @@ def _read(
     folder: Location,
     options: TableOptions,
 ) -> Source:
-    """The images of a table's rows; `places` name a row that names no image."""
+    """The images of a table's rows; `places` identify rows that name no image."""
     texts = [[cell if isinstance(cell, str) else "[]" for cell in row] for row in rows]
     columns = find_columns(header, texts, options.columns, options.class_names, needs_labels=options.needs_labels)
     reader = _RowReader(header, columns, folder, options)
@@ -108,7 +109,7 @@ def _read(
     found = [reader.image(row, place, minus_one) for row, place in zip(rows, places, strict=True)]
     images = [image for image in found if image and (not options.splits or image.split in options.splits)]
     if options.splits and not images:
-        raise ValueError(f"no row is of the split {options.splits[0]!r}. Its column split has other names; see --split")
+        raise ValueError(f"no row has the split {options.splits[0]!r}. Its column split has other names; see --split")
     notes = [*columns.notes]
     if reader.num_lists:
         notes.append(f"reads the labels of {reader.num_lists:,} rows as lists, such as {reader.first_list}.")
@@ -118,7 +119,7 @@ def _read(
 
 
 class _RowReader:
-    """Turns rows into images, and collects the findings that are reported once for the whole table."""
+    """Turns rows into images, and collects the notes that are printed once for the whole table."""
 
     def __init__(self, header: Sequence[str], columns: Columns, folder: Location, options: TableOptions) -> None:
         self.width, self.columns, self.folder, self.options = len(header), columns, folder, options
@@ -126,26 +127,26 @@ class _RowReader:
         self.first_list = ""
 
     def require_minus_one(self, rows: Sequence[Sequence[str]]) -> MinusOne:
-        """What -1 means: as given, absent where no cell is 0; else nobody knows.
+        """The meaning of -1: the given one, or absent if no cell is 0.
 
         Raises:
-            ValueError: -1 and 0 are both there, and nothing was given.
+            ValueError: the table has both -1 and 0, and no meaning was given.
         """
         positions = self.columns.classes.values()
         values = {read_flag(row[position]) for row in rows for position in positions if position < len(row)}
         if -1 in values and 0 in values and self.options.minus_one is None:
             raise ValueError(
-                "its columns of classes hold 0, 1 and -1, and -1 means absent to some programs and uncertain to "
-                "others. Say which: --minus-one absent, --minus-one present, or --minus-one skip, which leaves such "
+                "its columns of classes have the values 0, 1 and -1. For some programs -1 means absent, for others "
+                "uncertain. Say which: --minus-one absent, --minus-one present, or --minus-one skip, which leaves such "
                 "images out"
             )
         return self.options.minus_one or "absent"
 
     def image(self, row: Sequence[Cell], place: str, minus_one: MinusOne) -> SourceImage | None:
-        """One row's image; None where its labels are uncertain and such rows are left out."""
+        """One row's image; None if its labels are uncertain and such rows are left out."""
         is_whole = max(self.columns.of["image"], self.columns.of.get("labels", self.width - 1)) < len(row)
         num_fields, has_more = len(row), any(row[self.width :])
-        row = [*row, *[""] * (self.width - len(row))]  # programs leave out empty cells at the end
+        row = [*row, *[""] * (self.width - len(row))]  # some programs leave out empty cells at the end
         cells = {meaning: row[position] for meaning, position in self.columns.of.items()}
         texts = {meaning: cell if isinstance(cell, str) else "" for meaning, cell in cells.items()}
         path, split = texts["image"], texts.get("split", "")
@@ -154,7 +155,7 @@ class _RowReader:
         start = {"image_id": image_id, "split": split, "has_own_id": bool(own_id)}
         if has_more or not is_whole:
             hint = "put labels with commas in quotes, or separate them by ';'" if has_more else "a cell is missing"
-            problem = f"its row has {num_fields} fields and the first line {self.width}; {hint}"
+            problem = f"its row has {num_fields} fields, but the first line has {self.width}; {hint}"
             return SourceImage(uri="", problem=problem, **start)  # type: ignore[arg-type]
         if not path:
             return SourceImage(uri="", problem="its row names no image", **start)  # type: ignore[arg-type]
@@ -202,7 +203,7 @@ def _with_notes(table: Location, source: Source, notes: Sequence[str]) -> Source
 
 
 def _require_readable(name: str, kind: pa.DataType) -> None:
-    """Refuses nested cells in a column that is named as one that is read."""
+    """Refuses nested cells in a column that is read."""
     if name.lower() not in KNOWN:
         return
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -214,7 +215,7 @@ def _require_readable(name: str, kind: pa.DataType) -> None:
 
 
 def _cell(value: Any) -> Cell:
-    """A value as CSV would have it; lists stay lists, whose names no separator cuts."""
+    """A value as text, as in CSV. Lists remain lists, and separators do not split their names."""
     if isinstance(value, list | tuple):
         return [_text(item) for item in value]
     return _text(value)

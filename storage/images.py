@@ -1,10 +1,10 @@
-"""Reading images, masks and saliency maps; what is wrong with one file becomes one sentence (`BadImage`).
+"""Reads images, masks and saliency maps. If something is wrong with a file, the error is a `BadImage` with a reason.
 
-Arrays are (row, col[, channel]). An image is turned upright by its EXIF orientation, in `read_image` and in
-`image_size` alike; masks and saliency maps are read as they are, so they must fit the upright image.
-Trouble of the store itself (403, lost connections) stays a `StorageError`.
+Arrays are (row, col[, channel]). `read_image` and `image_size` turn an image upright by its EXIF orientation. Masks and
+saliency maps are not turned, so they must fit the upright image. If the store itself fails (403, lost connections), the
+error is a `StorageError`.
 
-Three limits bound what one file may cost: its bytes, its pixels, and the scans of a JPEG. A picture at all three limits
+Three limits bound the cost of a file: its bytes, its pixels, and the scans of a JPEG. A picture at all three limits
 takes about 6 s of a core and 1 GB.
 """
 
@@ -48,19 +48,19 @@ def read_image(
     max_scans: int = MAX_SCANS,
     target_side: int | None = None,
 ) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
+    """Read an image as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit pixels are converted (16 bits by their high byte); transparency is laid on
-    white; of several frames the first is taken.
+    Grey, palette, CMYK and 16-bit pixels are converted (from 16 bits the high byte is taken). Transparent pixels are
+    drawn on white. If there are several frames, the first is read.
 
     Args:
-        max_pixels: larger images are refused by their header, before decoding; at most Pillow's own limit
-            (89,478,485 pixels) has effect.
+        max_pixels: larger images are refused before decoding, by their header. Pillow's own limit (89,478,485 pixels)
+            also applies.
         max_bytes: larger files are refused before they are read.
-        max_scans: JPEGs that go over their pixels more often are refused before decoding.
-        target_side: the side of the largest square that the image will be resized to. A JPEG is then decoded at 1/2,
-            1/4 or 1/8 of its size where that leaves at least twice this side on both sides, which is five times as
-            fast for a photograph of 12 megapixels. None: at full size.
+        max_scans: JPEGs with more scans are refused before decoding.
+        target_side: the side of the largest square to which the image will be resized. A JPEG is then decoded at 1/2,
+            1/4 or 1/8 of its size, if both sides remain at least twice this long. This is five times as fast for a
+            photograph of 12 megapixels. None: full size.
 
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
@@ -70,10 +70,10 @@ def read_image(
 
 
 def image_size(uri: str, *, max_bytes: int = MAX_BYTES) -> tuple[int, int]:
-    """(height, width) that `read_image` would give, from the header alone.
+    """The (height, width) of `read_image`'s result, read from the header only.
 
     Args:
-        max_bytes: a file whose header is not found at its beginning is read up to this size.
+        max_bytes: if the header is not at the beginning of the file, up to this many bytes are read.
 
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
@@ -95,16 +95,16 @@ def read_mask(
     max_bytes: int = MAX_BYTES,
     max_scans: int = MAX_SCANS,
 ) -> np.ndarray:
-    """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1, unlisted values ignored.
+    """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1; unlisted values become "ignore".
 
-    Grey values stored as colour and 1-bit masks (0 and 1) are read too; a JPEG and colours are refused.
+    Grey values stored as colours and 1-bit masks (0 and 1) are read too. JPEGs and real colours are refused.
 
     Args:
         class_values: the value of class 0, 1, ... in the file.
         max_pixels, max_bytes, max_scans: as for `read_image`.
 
     Returns:
-        uint8 with 255 = ignore; for more than 254 classes uint16 with 65535.
+        uint8 with 255 = ignore; for more than 254 classes uint16 with 65535 = ignore.
 
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
@@ -115,7 +115,7 @@ def read_mask(
 def read_saliency(
     uri: str, max_pixels: int = MAX_PIXELS, *, max_bytes: int = MAX_BYTES, max_scans: int = MAX_SCANS
 ) -> np.ndarray:
-    """Read a grey saliency map as (H, W) float32 in 0..1; colour is turned to grey.
+    """Read a grey saliency map as (H, W) float32 in 0..1; colours are converted to grey.
 
     Args:
         max_pixels, max_bytes, max_scans: as for `read_image`.
@@ -130,7 +130,7 @@ def read_saliency(
         if image.mode == "F":
             values = np.asarray(image, dtype=np.float32)
             if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-                raise BadImage("floating-point saliency outside of 0 to 1; save it as 8-bit grey, 255 the most salient")
+                raise BadImage("floating-point saliency outside 0 to 1; save it as 8-bit grey (255: most salient)")
             return values
         return np.asarray(image.convert("L"), dtype=np.float32) / 255
 
@@ -138,13 +138,13 @@ def read_saliency(
 
 
 def read_many(uris: Sequence[str], read: Callable[[str], _Result], concurrency: int = 16) -> list[_Result | BadImage]:
-    """Read several files at once, in threads; a bad one gives its `BadImage` in its place.
+    """Read several files at the same time, in threads; the result for a bad file is its `BadImage`.
 
     Args:
-        read: e.g. `read_image`, or a function that reads and resizes.
+        read: for example `read_image`, or a function that reads and resizes.
 
     Raises:
-        StorageError: the store failed; what has not begun is not read any more.
+        StorageError: the store failed; the files that have not begun are not read.
     """
 
     def attempt(uri: str) -> _Result | BadImage:
@@ -161,7 +161,7 @@ def read_many(uris: Sequence[str], read: Callable[[str], _Result], concurrency: 
 
 
 def _decode(data: bytes, max_pixels: int, max_scans: int, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Open, check size and cost by the headers, then decode."""
+    """Open the file, check its size and cost by the header, then decode it."""
     with _open(data) as image:
         size = f"{image.width} x {image.height}"
         if image.width * image.height > max_pixels:
@@ -173,8 +173,8 @@ def _decode(data: bytes, max_pixels: int, max_scans: int, convert: Callable[[Ima
         except BadImage:
             raise
         except MemoryError as error:
-            raise BadImage(f"too large for the memory that is left: {size} pixels") from error
-        except Exception as error:  # the one place that isolates a file: decoders raise anything
+            raise BadImage(f"too large for the free memory: {size} pixels") from error
+        except Exception as error:  # this isolates one file, because decoders can raise any error
             raise BadImage(f"damaged or truncated {image.format} file") from error
 
 
@@ -188,20 +188,20 @@ def _upright_rgb(image: Image.Image, data: bytes, target_side: int | None) -> np
     turn = _UPRIGHT.get(_orientation(image))
     size = image.size
     if target_side is not None:
-        image.draft(image.mode, (2 * target_side, 2 * target_side))  # JPEG's own scaling; nothing for other formats
+        image.draft(image.mode, (2 * target_side, 2 * target_side))  # scaled decoding, which only JPEGs have
     is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn is None and image.size == size
-    if is_plain:  # the same pixels as Pillow's, in two thirds of the time
-        with contextlib.suppress(ValueError):  # damaged: Pillow decides what can be used of it
+    if is_plain:  # the same pixels as Pillow, in two thirds of the time
+        with contextlib.suppress(ValueError):  # damaged: Pillow decides whether it can be used
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     rgb = _to_rgb(image)
     return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied, read before decoding; 1 for upright.
+    """The EXIF orientation that must still be applied, read before decoding; 1 for upright.
 
-    Pillow turns a TIFF by itself, in its size too. It would decode a PNG to look for EXIF data behind the pixels, which
-    are therefore ignored.
+    Pillow itself turns TIFFs, also their size. In a PNG, EXIF data behind the pixels is ignored, because Pillow would
+    decode the whole file to find it.
     """
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
@@ -212,7 +212,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header only."""
+    """Open the file and read only its header."""
     try:
         with warnings.catch_warnings():
             return Image.open(BytesIO(data), formats=FORMATS)
@@ -220,7 +220,7 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(f"not an image ({', '.join(FORMATS)} are read)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
-    except Exception as error:  # the same isolation, for what a header does to a decoder
+    except Exception as error:  # the same isolation, for errors in the header
         raise BadImage("its header is damaged") from error
 
 
@@ -242,10 +242,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _mask_values(image: Image.Image, *, is_jpeg_fine: bool = False) -> np.ndarray:
-    """The stored numbers, not their palette's colours; of grey that is stored as colour, the grey.
+    """The stored numbers, not the colours of the palette; for grey stored as colours, the grey value.
 
     Args:
-        is_jpeg_fine: JPEG changes values, so it is refused unless the caller knows what to do with them.
+        is_jpeg_fine: accept JPEGs. They are refused otherwise, because JPEG changes values.
     """
     if image.format in ("JPEG", "MPO") and not is_jpeg_fine:
         raise BadImage("mask is a JPEG, which changes its values; save masks as PNG, or prepare with --mask-values")
@@ -259,6 +259,6 @@ def _mask_values(image: Image.Image, *, is_jpeg_fine: bool = False) -> np.ndarra
     if bands[0] in ("L", "P", "R") and (pixels[..., :grey] == pixels[..., :1]).all():
         return pixels[..., 0].astype(np.uint16)
     raise BadImage(
-        f"mask has {image.mode} pixels; expected a palette or grey PNG whose values are classes. For colours prepare "
-        "with --mask-values '#800000=cat,...'"
+        f"mask has {image.mode} pixels; expected a palette or grey PNG with class values. For colours, prepare with "
+        "--mask-values '#800000=cat,...'"
     )

@@ -1,6 +1,6 @@
-"""Reading ``cls_labels.npy``, the field's pickled dictionary ``image id -> multi-hot``, without trusting it.
+"""Safely reads ``cls_labels.npy``, a pickled dictionary ``image id -> multi-hot`` that many projects of the field use.
 
-A pickle can name any callable; this reader knows only what numpy itself writes for arrays and scalars.
+A pickle can call any function. This reader accepts only what numpy itself writes for arrays and scalars.
 """
 
 import io
@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from storage.location import Location
 
-# What a hostile or damaged stream can make of the unpickler's opcodes, beside pickle's own error.
+# Errors that the unpickler can raise for a malicious or damaged file, beside pickle's own error.
 _UNPICKLING_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     OverflowError, MemoryError, RecursionError,
@@ -26,11 +26,11 @@ def read_label_file(location: Location) -> dict[str, np.ndarray]:
     Keys may be text (``"2007_000032"``) or integers (IRN: ``2007000032``).
 
     Returns:
-        ``{image_id: (C,) bool}``, all of one length C; true where the class is present.
+        ``{image_id: (C,) bool}``, all with the same length C; true for present classes.
 
     Raises:
-        ValueError: not such a file, or it holds more than arrays, numbers and text.
-        FileNotFoundError: there is none.
+        ValueError: it is not such a file, or it contains more than arrays, numbers and text.
+        FileNotFoundError: it does not exist.
     """
     found = _load(location)
     labels = {_image_id(key, location): _multi_hot(value, location) for key, value in found.items()}
@@ -57,13 +57,13 @@ def _load(location: Location) -> dict[Any, Any]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds arrays and numbers with the stand-ins below, and nothing else.
+    """Rebuilds only arrays and numbers, with the classes below.
 
-    Not with numpy's own constructors: a forged dtype state would make them take raw bytes for pointers.
+    It does not use numpy's own constructors, because with a forged dtype they would read raw bytes as pointers.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        # A fresh function each time, because a pickle may set attributes on what it is given.
+        # A new function each time, because a pickle can set attributes on it.
         match module.replace("numpy._core", "numpy.core"), name:
             case "numpy.core.multiarray", "_reconstruct":
                 return lambda *_arguments: _Array()
@@ -72,14 +72,14 @@ class _ArrayUnpickler(pickle.Unpickler):
             case "numpy", "dtype":
                 return lambda text, *_flags: _Dtype(text)
             case "numpy", "ndarray":
-                return name  # only ever handed to _reconstruct
+                return name  # only _reconstruct gets it
             case "_codecs", "encode":
                 return lambda text, encoding: _encode(text, encoding)
         raise pickle.UnpicklingError(f"it names {module}.{name}; only arrays, numbers and text are read")
 
 
 class _Dtype:
-    """A number's type, or ``O`` for an array of Python objects."""
+    """The type of numbers, or ``O`` for an array of Python objects."""
 
     def __init__(self, text: str) -> None:
         if not re.fullmatch(r"b1|[iuf][1248]|O8?", text):
@@ -91,7 +91,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array while it is read; its value comes with its state."""
+    """An array that is being read; its state contains the value."""
 
     value: np.ndarray | list[Any]
 
@@ -110,7 +110,7 @@ def _from_bytes(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...]) -> np.
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How pickle protocol 2 writes bytes."""
+    """Bytes from text, because pickle protocol 2 writes bytes as text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes are encoded as {encoding}")
     return text.encode("latin1")

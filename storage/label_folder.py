@@ -1,7 +1,7 @@
 """A folder of label maps at image size, one PNG per image: pseudo-labels, predictions.
 
-The stored numbers are the labels: 0 background, class number + 1, `ignore_value` where nothing is known. Up to 255
-they lie in a palette PNG with VOC's colours, which every image viewer shows; larger ones in a 16-bit grey PNG.
+The stored numbers are the labels: 0 background, class number + 1, `ignore_value` for unknown. Labels up to 255 are in a
+palette PNG with VOC's colours, which every image viewer shows. Larger labels are in a 16-bit grey PNG.
 """
 
 import io
@@ -24,29 +24,29 @@ class LabelFolder:
     """Label maps by image id.
 
     Attributes:
-        location: the folder, e.g. ``<run>/predictions/labels``.
-        num_classes: of the manifest; it decides the label that means "not known".
+        location: the folder, such as ``<run>/predictions/labels``.
+        num_classes: the number of classes in the manifest; it decides which label means "not known".
     """
 
     location: Location
     num_classes: int
 
     def place(self, image_id: str) -> Location:
-        """Where an image's labels lie."""
+        """The file of an image's labels."""
         return self.location / f"{safe_name(image_id)}.png"
 
     def exists(self, image_id: str) -> bool:
-        """Whether there are labels of this image."""
+        """Whether this image has labels."""
         return self.place(image_id).exists()
 
     def write(self, image_id: str, labels: np.ndarray) -> dict[str, str]:
         """Store an image's labels (H, W), replacing earlier ones.
 
         Returns:
-            The checksum of the stored file for the unit's receipt, by its path below the folder's parent.
+            The checksum of the stored file for the unit's receipt, by its path relative to the folder's parent.
 
         Raises:
-            ValueError: a label that is no class.
+            ValueError: a label is not a class.
         """
         labels = np.asarray(labels)
         if wrong := self._wrong_label(labels):
@@ -59,12 +59,12 @@ class LabelFolder:
         """An image's labels, (H, W) uint8; uint16 above 254 classes.
 
         Args:
-            receipt: of the image's unit, with its checksums. Give it wherever it is known: without it, damage that
-                leaves a readable PNG with valid labels is not found.
+            receipt: the receipt of the image's unit, with its checksums. Give it if it is known. Without it, damage is
+                not found if the file is still a readable PNG with valid labels.
 
         Raises:
-            Damaged: the file is not what was written; also where there is none, though the unit is finished.
-            FileNotFoundError: there is none, and no receipt is given.
+            Damaged: the file has changed since it was written, or it is missing although the unit is finished.
+            FileNotFoundError: there is no file, and no receipt is given.
         """
         place, expected = self.place(image_id), receipt.objects.get(self._path(image_id), "") if receipt else ""
         try:
@@ -95,7 +95,7 @@ class LabelFolder:
 
 
 def encode_label_png(labels: np.ndarray) -> bytes:
-    """Labels (H, W) as a PNG: with VOC's colours, or 16-bit grey where a byte is too small.
+    """Labels (H, W) as a PNG with VOC's colours, or as 16-bit grey if a label exceeds 255.
 
     Args:
         labels: integers from 0 to 65535.
@@ -111,14 +111,14 @@ def encode_label_png(labels: np.ndarray) -> bytes:
 
 
 def decode_label_png(data: bytes) -> np.ndarray:
-    """The labels (H, W) of a PNG that `encode_label_png` made: uint8, or uint16 of 16-bit grey.
+    """The labels (H, W) of a PNG made by `encode_label_png`: uint8, or uint16 for 16-bit grey.
 
     Raises:
-        ValueError: not a palette or grey PNG, or one that cannot be read to its end.
+        ValueError: it is not a palette or grey PNG, or it cannot be read to its end.
     """
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice the limit it is an error
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice the limit it is an error
             is_deep = image.mode.startswith("I;16")
             if not is_deep and image.mode not in ("P", "L"):
                 raise ValueError(f"{image.mode} pixels, expected a palette or a grey PNG")
@@ -128,7 +128,7 @@ def decode_label_png(data: bytes) -> np.ndarray:
 
 
 def voc_palette() -> np.ndarray:
-    """The VOC devkit's colours: uint8 (256, 3); value 255, "void", is cream.
+    """The colours of the VOC devkit, uint8 (256, 3); value 255, "void", is cream.
 
     Bit ``3 k + c`` of a value becomes bit ``7 - k`` of its colour's channel c.
     """

@@ -1,10 +1,10 @@
-"""How class numbers become values of label maps: 0 background, class number + 1, one value to ignore."""
+"""The values in label maps: 0 background, class number + 1, and one value for "ignore"."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# The largest class list whose labels 1..C leave 255 free.
+# With more classes, the labels 1..C would include 255.
 _MOST_CLASSES_IN_A_BYTE = 254
 
 
@@ -19,17 +19,17 @@ def ignore_value(num_classes: int) -> int:
 
 
 def translation_table(class_values: Sequence[int]) -> np.ndarray:
-    """(65536,) table from a source mask's value to a label.
+    """A (65536,) table from the values in source masks to labels.
 
     Args:
         class_values: the value of class 0, 1, ... in source masks (VOC: cat = 8), each 1..65535, all
             different.
 
     Returns:
-        0 stays 0 (background), a listed value becomes class number + 1, every other value is ignored.
+        0 stays 0 (background), a listed value becomes class number + 1, and every other value becomes "ignore".
 
     Raises:
-        ValueError: a value outside 1..65535, or one given twice.
+        ValueError: a value is outside 1..65535 or given twice.
     """
     values = np.asarray(class_values, dtype=np.int64)
     if len(np.unique(values)) != len(values) or (values < 1).any() or (values > 65535).any():

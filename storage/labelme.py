@@ -1,4 +1,4 @@
-"""labelme's JSON files beside the pictures as a label source: shapes become labels, and outlines label masks."""
+"""labelme's JSON files as a label source: shapes become image-level labels, and outlines become label masks."""
 
 import hashlib
 import json
@@ -19,14 +19,15 @@ _CIRCLE_POINTS = 64
 
 
 def read_labelme(folder: Location, class_names: Sequence[str] | None = None) -> Source:
-    """Read a folder of JSON files as labelme writes them, one beside each picture.
+    """Read a folder with a JSON file of labelme beside each picture.
 
     Args:
-        class_names: the class list, in whose order masks have the values 1, 2, ...; None: the labels, sorted.
+        class_names: the class list; the classes have the values 1, 2, ... in masks, in this order. None: all labels,
+            sorted.
 
     Returns:
-        The images in the files' order. A mask has all shapes of a chosen class; an image of which a shape cannot be
-        drawn (a point, a line) has none. Folders above a file are no splits.
+        The images in the order of the files. A mask has all shapes of the chosen classes. If one of these shapes cannot
+        be drawn (a point, a line), the image has no mask. The folders of the files are not used as splits.
 
     Raises:
         ValueError: the folder has no such file.
@@ -34,7 +35,7 @@ def read_labelme(folder: Location, class_names: Sequence[str] | None = None) -> 
     records = [(path, *_parse(folder / path)) for path in files_below(folder) if path.endswith(".json")]
     records = [each for each in records if each[1] is None or "shapes" in each[1]]
     if not any(record for _, record, _ in records):
-        raise ValueError(f"{folder}: no JSON files with shapes, as labelme writes them beside the pictures.")
+        raise ValueError(f"{folder}: no JSON files with shapes. labelme writes them beside the pictures.")
     found = sorted({name for _, record, _ in records if record for name in _names(record)})
     names = tuple(class_names or found)
     values = {name: value for value, name in enumerate(names, start=1)}
@@ -45,7 +46,7 @@ def read_labelme(folder: Location, class_names: Sequence[str] | None = None) -> 
         if drawing and image.mask_uri:
             drawings[image.mask_uri] = drawing
         without += bool(image.labels) and drawing is None
-    notes = [f"{without:,} images have shapes that are no area, so they have no mask."] if without else []
+    notes = [f"{without:,} images have no mask, because some of their shapes have no area."] if without else []
     return Source(tuple(images), names, tuple(values.values()), drawings, tuple(notes))
 
 
@@ -70,7 +71,7 @@ def _image(
 
 
 def _parse(place: Location) -> tuple[dict[str, Any] | None, str]:
-    """A file's content, None where it is none, and a name of this version of it."""
+    """The content of a file (None if it is not a labelme file), and a name for this version of it."""
     data = place.read_bytes()
     version = hashlib.sha256(data).hexdigest()[:12]
     try:
@@ -87,7 +88,7 @@ def _names(record: dict[str, Any]) -> list[str]:
 
 
 def _drawing(shapes: list[Any], size: tuple[int, int], values: dict[str, int]) -> Drawing | None:
-    """None where a shape of a class has no area, or is a painted mask."""
+    """The mask to draw; None if a shape of a class has no area or is a painted mask."""
     if size[0] * size[1] > MAX_PIXELS:
         return None
     instances: list[tuple[int, RunLengths]] = []

@@ -1,6 +1,7 @@
-"""A place where bytes live: a local path or an ``s3://`` key, with one behaviour.
+"""A local path or an ``s3://`` key, with the same behaviour.
 
-A written object appears whole or not at all. A location is a value: hashable, picklable, opened when used.
+A written object appears whole or not at all. A location is a value: it is hashable, can be pickled, and is opened only
+when it is used.
 """
 
 import errno
@@ -28,16 +29,16 @@ _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a de
 
 
 class IrregularFile(ValueError):  # noqa: N818  a finding about data, not a fault
-    """A FIFO, a device or a socket where a file is expected. The message says which."""
+    """A file was expected, but there is a FIFO, a device or a socket. The message says which."""
 
 
 class TooLarge(ValueError):  # noqa: N818  a finding about data, not a fault
-    """An object has more bytes than the reader allows."""
+    """An object has more bytes than allowed."""
 
 
 @dataclass(frozen=True, order=True)
 class Location:
-    """One file, object, folder or prefix. Make it with `Location.parse`, go down with ``location / "child"``.
+    """A file, object, folder or prefix. Make it with `Location.parse`; ``location / "child"`` is a place inside it.
 
     Attributes:
         uri: an absolute local path, or ``s3://bucket/key`` without a trailing slash.
@@ -50,7 +51,7 @@ class Location:
         """Read a location as people write it: ``runs/a``, ``~/runs/a``, ``file:///runs/a`` or ``s3://bucket/a``.
 
         Raises:
-            ValueError: another scheme, no bucket, or a ``..`` inside an S3 key.
+            ValueError: the scheme is unknown, there is no bucket, or an S3 key has ``..`` in it.
         """
         text = text.removeprefix("file://")
         if not text or "\0" in text:
@@ -63,14 +64,14 @@ class Location:
         return cls(key)
 
     def __truediv__(self, child: str) -> "Location":
-        """A place below this one; never above or beside it.
+        """A place inside this one, never outside it.
 
         Raises:
             ValueError: ``child`` is absolute, or has an empty, ``.`` or ``..`` part.
         """
         parts = child.split("/")
         if not {"", ".", ".."}.isdisjoint(parts) or "\0" in child:
-            raise ValueError(f"{child!r} is not a name below {self.uri}: no leading '/', no empty, '.' or '..' part.")
+            raise ValueError(f"{child!r} is not a name in {self.uri}: no leading '/', no empty, '.' or '..' part.")
         return Location("/".join([self.uri.rstrip("/"), *parts]))
 
     def __str__(self) -> str:
@@ -82,12 +83,12 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part: ``maps`` of ``s3://bucket/run/maps``."""
+        """The last part, such as ``maps`` for ``s3://bucket/run/maps``."""
         return self.uri.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> "Location":
-        """The folder or prefix it lies in."""
+        """The folder or prefix that contains it."""
         return Location(self.uri.rsplit("/", 1)[0])
 
     # Whole objects
@@ -96,8 +97,8 @@ class Location:
         """All bytes of the object.
 
         Raises:
-            FileNotFoundError: no such object.
-            IsADirectoryError, NotADirectoryError: a local folder, or a name below a local file.
+            FileNotFoundError: there is no such object.
+            IsADirectoryError, NotADirectoryError: it is a local folder, or a part of the path is a local file.
             StorageError: the store failed.
         """
         with storage_errors(self.uri):
@@ -106,16 +107,16 @@ class Location:
             return file_system().cat_file(self.uri, max_concurrency=1)  # one GET, no HEAD before it
 
     def read_start(self, num_bytes: int) -> bytes:
-        """The object's first bytes, for data that nobody has checked: this ends, whatever the file is.
+        """The object's first bytes, for data that nobody has checked. It never waits for ever.
 
         Raises:
-            IrregularFile: a local name that is no regular file: a FIFO may never answer, a device may never end.
-            FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError: as `read_bytes`.
+            IrregularFile: it is not a regular file. A FIFO may never answer, and a device may never end.
+            FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError: as in `read_bytes`.
         """
         with storage_errors(self.uri):
             if self.is_local:
                 with _open_regular(self.uri) as file:
-                    return file.read(num_bytes) or b""  # None: a file of the kernel has nothing at the moment
+                    return file.read(num_bytes) or b""  # None: a file of the kernel has no data at the moment
             try:
                 return file_system().cat_file(self.uri, start=0, end=num_bytes, max_concurrency=1)  # one ranged GET
             except OSError as error:
@@ -128,7 +129,7 @@ class Location:
 
         Raises:
             TooLarge: there are more than `max_bytes`.
-            IrregularFile, FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError: as `read_start`.
+            IrregularFile, FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError: as in `read_start`.
         """
         if self.is_local:
             with storage_errors(self.uri):
@@ -138,7 +139,7 @@ class Location:
         return data
 
     def write_bytes(self, data: bytes) -> None:
-        """Replace the object: locally by a temporary name, fsync and rename, on S3 by one put."""
+        """Write or replace the object: locally with a temporary file, fsync and rename, on S3 with one put."""
         if self.is_local:
             with self.open_output() as file:
                 file.write(data)
@@ -147,26 +148,26 @@ class Location:
                 file_system().pipe_file(self.uri, data)
 
     def create_bytes(self, data: bytes) -> bool:
-        """Write the object only where there is none; False when another writer was first."""
+        """Write the object only if it does not exist; False if another writer was first."""
         with storage_errors(self.uri):
             try:
                 if self.is_local:
                     with _temporary_beside(Path(self.uri)) as (temporary, file):
                         file.write(data)
                         _sync(file)
-                        os.link(temporary, self.uri)  # fails where the name is taken
+                        os.link(temporary, self.uri)  # fails if the name is taken
                 else:
                     file_system().pipe_file(self.uri, data, mode="create")
             except FileExistsError:
                 return False
-            except OSError as error:  # some servers answer a taken key by another code than AWS does
+            except OSError as error:  # for a taken key, some servers answer with another code than AWS
                 if error.errno == errno.EINVAL and self.exists():
                     return False
                 raise
         return True
 
     def exists(self) -> bool:
-        """Whether there is a file or object of exactly this name (not merely a folder or prefix)."""
+        """Whether there is a file or object with exactly this name; folders and prefixes do not count."""
         with storage_errors(self.uri):
             if self.is_local:
                 return os.path.isfile(self.uri)
@@ -178,18 +179,18 @@ class Location:
                 return False
 
     def delete(self) -> None:
-        """Delete the object; nothing happens where there is none."""
+        """Delete the object if it exists."""
         with storage_errors(self.uri):
             if self.is_local:
                 Path(self.uri).unlink(missing_ok=True)
             else:
                 _delete_keys([self.uri.removeprefix("s3://")])
 
-    # Streams; failures inside the block are translated too
+    # Streams; errors inside the `with` block are translated too
 
     @contextmanager
     def open_input(self) -> Iterator[IO[bytes]]:
-        """A seekable file for reading parts of an object, e.g. by pyarrow or for an image's header."""
+        """A seekable file for reading parts of an object, for example for pyarrow or for an image's header."""
         with storage_errors(self.uri):
             if self.is_local:
                 with open(self.uri, "rb") as file:
@@ -200,7 +201,7 @@ class Location:
 
     @contextmanager
     def open_output(self) -> Iterator[IO[bytes]]:
-        """A file to write; the object appears when the block ends, and not at all when it raises."""
+        """A file to write. The object appears when the `with` block ends; if the block raises, it does not appear."""
         with storage_errors(self.uri):
             if self.is_local:
                 with _temporary_beside(Path(self.uri)) as (temporary, file):
@@ -216,7 +217,7 @@ class Location:
     # Folders and prefixes
 
     def list_names(self) -> list[str]:
-        """Sorted names directly below this folder or prefix, by one fresh listing; empty without one."""
+        """The sorted names directly in this folder or prefix, from a new listing; empty if it does not exist."""
         with storage_errors(self.uri):
             try:
                 if self.is_local:
@@ -230,7 +231,7 @@ class Location:
         return sorted({entry.removeprefix(below).strip("/") for entry in entries if entry.startswith(below)} - {""})
 
     def usage(self) -> tuple[int, int]:
-        """How many objects lie below this folder or prefix, and their bytes together."""
+        """The number of objects in this folder or prefix and below, and the sum of their bytes."""
         with storage_errors(self.uri):
             if self.is_local:
                 sizes = list(_local_sizes(self.uri))
@@ -241,7 +242,7 @@ class Location:
         return len(sizes), sum(sizes)
 
     def delete_tree(self) -> None:
-        """Delete everything below this folder or prefix; nothing happens where there is none."""
+        """Delete this folder or prefix with everything in it, if it exists."""
         with storage_errors(self.uri):
             if self.is_local:
                 if os.path.isdir(self.uri):
@@ -263,7 +264,7 @@ class Location:
 
 @contextmanager
 def _temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """A file ``.<name>.<random>.partial`` beside ``path``; a SIGKILL may leave it, nothing ever reads it."""
+    """A file ``.<name>.<random>.partial`` beside ``path``. A SIGKILL may leave it behind; nothing reads it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -278,9 +279,9 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 @contextmanager
 def _open_regular(path: str) -> Iterator[IO[bytes]]:
-    """A regular file to read; anything else is refused without waiting for it."""
-    _require_regular(os.stat(path))  # opening alone may change a device
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO may have taken its place
+    """A regular file to read. Anything else is refused, without waiting for data."""
+    _require_regular(os.stat(path))  # because even opening may change a device
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO by now
     with open(descriptor, "rb") as file:
         _require_regular(os.fstat(descriptor))
         yield file
@@ -299,7 +300,7 @@ def _require_at_most(max_bytes: int, num_bytes: int) -> None:
 
 
 def _local_sizes(folder: str) -> Iterator[int]:
-    """The sizes of all files below a folder; what disappears meanwhile is left out."""
+    """The sizes of all files in a folder and below; files that disappear in the meantime are left out."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -2,12 +2,12 @@
 
 Columns: image_id, uri, labels (list<int16>, ascending class numbers 0..C-1), height, width, split, mask_uri,
 saliency_uri, problem, negative, source_number. Class names and their values in source masks are in the schema's
-metadata. Row groups are small, so that a unit's rows are read without the other million.
+metadata. Row groups are small, so that the rows of a unit can be read without reading a million others.
 
-Addresses are read where the files lie now, and compared as they were written: one without a leading ``/`` or a scheme
-is relative to the run, and those below a folder that was moved are read at its new place (`moves`). So a run and
-its images can be moved, and nothing that was computed becomes outdated. The file itself holds whole addresses, for
-other readers, and the place of the run where it was written (`home`).
+Files are read at their current addresses. An address without a leading ``/`` or a scheme is relative to the run, and
+`moves` gives the new places of moved folders. Fingerprints use the addresses as they were first written. So a run and
+its images can be moved, and no results become outdated. For other readers, the file itself has full addresses, and the
+place of the run when it was written (`home`).
 
 Images may be added behind the others. The file says where each addition begins, so that what was computed of the
 earlier rows is still known to be theirs (`part_hashes`).
@@ -54,13 +54,13 @@ class ManifestRow:
 
     Attributes:
         labels: ascending class numbers 0..C-1; empty for an unlabelled image.
-        height, width: in pixels, where the source knew them.
-        split: the part of the data set, e.g. ``"train_aug"``.
+        height, width: in pixels, if the source has them.
+        split: the part of the data set, such as ``"train_aug"``.
         mask_uri, saliency_uri: absolute, or relative to the run for files that belong to it.
-        problem: why the image cannot be used, where that is known at preparation.
-        negative: the image is known to show none of the classes. It has no labels then; training takes it as an example
-            of every class's absence, and it has no maps.
-        source_number: the image's id in its source where that is a number, as in COCO's files; exports use it again.
+        problem: why the image cannot be used, if this is known at preparation.
+        negative: the image is known to show none of the classes. Then it has no labels and no maps, and the training
+            uses it as an example without any class.
+        source_number: the image's id in its source if the id is a number, as in COCO's files; exports use it again.
     """
 
     image_id: str
@@ -85,13 +85,13 @@ def write_manifest(
     home: Location | None = None,
     additions: Sequence[int] = (),
 ) -> int:
-    """Write the manifest, whole or not at all, streaming; the same rows give the same bytes.
+    """Write the manifest as a stream, whole or not at all; the same rows give the same bytes.
 
     Args:
-        class_values: the value of each class in source masks; 1..C in order unless given.
-        moves: folder as the rows write it -> where it lies now.
-        home: the run, to which addresses may be relative; the manifest's folder unless given.
-        additions: the first row of each list of images that was added behind the others, ascending.
+        class_values: the value of each class in source masks; by default 1..C in order.
+        moves: folder as in the rows -> its current place.
+        home: the run, to which addresses may be relative; by default the manifest's folder.
+        additions: the first row of each group of images that was added behind the others, ascending.
 
     Returns:
         The number of images.
@@ -125,13 +125,13 @@ def write_manifest(
 
 
 class Manifest:
-    """A written manifest; opening is cached per process, rows are read where they lie.
+    """A written manifest. An open manifest is cached in the process; rows are read from the file when needed.
 
     Attributes:
         class_names: the name of class 0, 1, ...
-        class_values: its value in source masks (VOC: cat = 8).
-        moves: folder as the rows write it -> where it lies now.
-        additions: the first row of each list of images that was added behind the others.
+        class_values: the value of each class in source masks (VOC: cat = 8).
+        moves: folder as in the rows -> its current place.
+        additions: the first row of each group of images that was added behind the others.
     """
 
     def __init__(self, location: Location, metadata: pq.FileMetaData) -> None:
@@ -163,7 +163,7 @@ class Manifest:
 
     @staticmethod
     def forget() -> None:
-        """Drop what this process has read of any manifest; after one was replaced."""
+        """Clear this process's caches of manifests; call it after a manifest was replaced."""
         _open.cache_clear()
         _read_row_group.cache_clear()
 
@@ -172,10 +172,10 @@ class Manifest:
         return len(self.class_names)
 
     def rows(self, start: int, stop: int) -> list[ManifestRow]:
-        """Rows ``start`` to ``stop``, reading only the row groups that hold them.
+        """Rows ``start`` to ``stop``; only their row groups are read.
 
         Raises:
-            IndexError: outside the manifest.
+            IndexError: the rows are outside the manifest.
         """
         if not 0 <= start <= stop <= self.num_images:
             raise IndexError(f"{self.location}: rows {start} to {stop} of {self.num_images}.")
@@ -187,12 +187,12 @@ class Manifest:
         return found
 
     def iter_rows(self) -> Iterator[ManifestRow]:
-        """All rows in order, a row group at a time."""
+        """All rows in order; one row group is read at a time."""
         for table in self._iter_tables(None):
             yield from self._to_rows(table)
 
     def iter_written_rows(self) -> Iterator[ManifestRow]:
-        """All rows in order with their addresses as they were written, to be written again."""
+        """All rows in order, with their addresses as they were written; for writing them again."""
         for table in self._iter_tables(None):
             records = table.to_pylist()
             for record in records:
@@ -200,10 +200,10 @@ class Manifest:
             yield from map(_to_row, records)
 
     def iter_columns(self, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-        """The named columns in order, as lists, a row group at a time; much cheaper than whole rows.
+        """The named columns in order, as lists, one row group at a time; much cheaper than whole rows.
 
         Raises:
-            ValueError: an unknown column.
+            ValueError: a column is unknown.
         """
         for table in self._iter_tables(columns):
             batch = {name: table.column(name).to_pylist() for name in columns}
@@ -215,12 +215,12 @@ class Manifest:
             yield from table.column("image_id").chunks
 
     def max_labels(self) -> int:
-        """The most labels that any image has: the number of slots its maps need."""
+        """The largest number of labels of an image, which is the number of slots that the maps need."""
         lengths = (len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
         return max(lengths, default=0)
 
     def num_labels(self) -> int:
-        """The labels of all images together."""
+        """The number of labels of all images together."""
         return sum(len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
 
     def index_of(self, image_id: str) -> int:
@@ -247,16 +247,16 @@ class Manifest:
         return [self.column_hash(columns, start, stop) for start, stop in self.parts]
 
     def column_hash(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> str:
-        """SHA-256 of the named columns and the class list, the same however the file is laid out and wherever it lies.
+        """SHA-256 of the named columns and the class list; it does not depend on the file's layout and place.
 
-        What labels say includes which images are negative; a manifest without such images has the hash that it had
-        before there were any.
+        The hash of the labels includes which images are negative. For a manifest without negative images it is the
+        same as in versions that did not know negative images.
 
         Args:
             start, stop: only these rows; all unless given.
 
         Raises:
-            ValueError: an unknown column.
+            ValueError: a column is unknown.
         """
         stop = self.num_images if stop is None else stop
         hashes = {name: hashlib.sha256() for name in columns}
@@ -298,17 +298,17 @@ class Manifest:
         return [_to_row(record) for record in records]
 
     def _resolved(self, addresses: Sequence[str | None]) -> list[Any]:
-        """Where the files lie now."""
+        """The current addresses of files."""
         run = self.location.parent
         return [address and resolve_address(self._written(address) or "", run, self.moves) for address in addresses]
 
     def _written(self, address: str | None) -> str | None:
-        """An address as the row had it: relative to the run, or whole."""
+        """An address as in the row: relative to the run, or full."""
         return address.removeprefix(f"{self._home}/") if address and self._home else address
 
 
 def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> str:
-    """Where a file lies now that a manifest's row names: in the run, in a folder that was moved, or as written."""
+    """The current address of a file in a manifest's row: in the run, in a moved folder, or as written."""
     if "://" not in address and not address.startswith("/"):
         return (run / address).uri
     for old, new in moves.items():
@@ -328,7 +328,7 @@ def _open(location: Location) -> Manifest:
         raise ValueError(f"{location}: not a Parquet file; make the manifest again with prepare_dataset.") from error
 
 
-@lru_cache(maxsize=8)  # neighbouring units lie in one row group
+@lru_cache(maxsize=8)  # neighbouring units are in the same row group
 def _read_row_group(manifest: Manifest, group: int) -> pa.Table:
     with manifest.location.open_input() as file:
         return pq.ParquetFile(file, metadata=manifest._metadata).read_row_group(group)
@@ -350,7 +350,7 @@ def _to_table(rows: Sequence[ManifestRow], schema: pa.Schema, home: Location) ->
 
 
 def _with_later_columns(table: pa.Table, wanted: Sequence[str] = tuple(_LATER)) -> pa.Table:
-    """The table with those of the wanted columns that earlier versions did not write."""
+    """The table, with defaults for the wanted columns that earlier versions did not write."""
     for name in set(wanted) & _LATER.keys() - set(table.column_names):
         field = _COLUMNS.field(name)
         table = table.append_column(field, pa.array([_LATER[name]] * table.num_rows, field.type))

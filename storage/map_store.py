@@ -1,6 +1,6 @@
-"""``maps.zarr``: per image and mapped class the maximum and the mean over the stochastic maps, and a score.
+"""``maps.zarr``: the maximum and the mean over the stochastic maps, and a score, for each image and mapped class.
 
-Arrays (Zarr v3, sharded, dimension names set; ``xarray.open_zarr(uri, consolidated=False)`` opens them):
+Arrays (Zarr v3, sharded, with dimension names; ``xarray.open_zarr(uri, consolidated=False)`` opens them):
 
     max, mean  float16 (image, slot, y, x)  in [0, 1], NaN in empty slots; chunk = one image, shard = one unit
     score      float32 (image, slot)        expected logit, NaN in empty slots
@@ -21,7 +21,7 @@ from storage.receipts import Receipt
 from storage.unit_arrays import ArraySpec, Mode, UnitArrays
 from storage.units import Unit
 
-# In the order of writing: `classes` last, so that where it is, the others are.
+# In the order of writing: `classes` is last, so if it is there, the others are there too.
 _NAMES = ("max", "mean", "score", "classes")
 LARGEST_CLASS = int(np.iinfo(np.int16).max)
 _READ = ("classes", "max", "mean", "score")
@@ -29,7 +29,7 @@ _READ = ("classes", "max", "mean", "score")
 
 @dataclass(frozen=True)
 class ImageMaps:
-    """One image's maps, real slots only (S of them; none for a skipped or unlabelled image).
+    """One image's maps, without empty slots (S slots; none for a skipped or unlabelled image).
 
     Attributes:
         classes: (S,) int16, ascending.
@@ -45,7 +45,7 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class UnitMaps:
-    """The same of a whole unit with all slots, shapes (n, slot, ...), fill values in the empty ones."""
+    """The maps of a whole unit with all slots, shapes (n, slot, ...); empty slots have fill values."""
 
     classes: np.ndarray
     max: np.ndarray
@@ -54,7 +54,7 @@ class UnitMaps:
 
 
 class MapStore:
-    """The maps of a run, made by `create` (the driver, before the fan-out) or `open` (workers, readers)."""
+    """The maps of a run. The driver makes it with `create`, before the fan-out; workers and readers use `open`."""
 
     def __init__(self, arrays: UnitArrays) -> None:
         self._arrays = arrays
@@ -75,15 +75,15 @@ class MapStore:
         unit_size: int,
         attributes: Mapping[str, Any] | None = None,
     ) -> "MapStore":
-        """Create the arrays, or verify and join those already there.
+        """Create the arrays, or verify and open existing ones.
 
         Args:
-            num_slots: the most classes that any image has mapped.
+            num_slots: the largest number of mapped classes of an image.
             grid: (h, w) of the feature grid.
-            attributes: plain data for readers, e.g. the class names.
+            attributes: plain data for readers, such as the class names.
 
         Raises:
-            ValueError: what is there was made for something else.
+            ValueError: the existing arrays were made for something else.
         """
         slots, maps = ("slot",), ("slot", "y", "x")
         specs = [
@@ -99,14 +99,14 @@ class MapStore:
         """Open an existing store: ``"r"`` to read, ``"r+"`` to write units.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         return cls(UnitArrays.open(location, _NAMES, mode))
 
     def write_unit(
         self, unit: Unit, max: np.ndarray, mean: np.ndarray, score: np.ndarray, classes: np.ndarray
     ) -> dict[str, str]:
-        """Write exactly one unit; writing it again replaces it, the same arrays by the same bytes.
+        """Write exactly one unit. Writing it again replaces it; the same arrays give the same bytes.
 
         Args:
             max, mean: (n, slot, h, w) floats; values in empty slots are ignored.
@@ -117,8 +117,8 @@ class MapStore:
             The checksums of the written objects, for the unit's receipt.
 
         Raises:
-            ValueError: not one of the store's units, another shape, classes out of order or beyond int16, or a
-                map or score of a real slot that is not finite.
+            ValueError: it is not one of the store's units, it has another shape, classes are out of order or beyond
+                int16, or a map or score of a used slot is not finite.
         """
         is_real = _real_slots(np.asarray(classes))
         values = {
@@ -130,12 +130,12 @@ class MapStore:
         return self._arrays.write(unit, values)
 
     def read(self, index: int) -> ImageMaps:
-        """One image's maps, compared with the image's own checksums only; `read_unit` compares the receipt's too.
+        """One image's maps. They are compared only with the image's own checksums; `read_unit` also uses the receipt.
 
         Raises:
-            IndexError: no such manifest row.
-            Damaged: the maps are not what was written.
-            ValueError: the image's unit is not written.
+            IndexError: there is no such manifest row.
+            Damaged: the maps have changed since they were written.
+            ValueError: the image's unit is not written yet.
         """
         self._arrays.unit_of(index)
         classes, max_, mean, score = self._checked({name: self._arrays.read(name, index, index + 1) for name in _READ})
@@ -146,8 +146,8 @@ class MapStore:
         """A whole unit's maps.
 
         Raises:
-            Damaged: the maps are not what was written.
-            ValueError: the unit is not written.
+            Damaged: the maps have changed since they were written.
+            ValueError: the unit is not written yet.
         """
         return UnitMaps(*self._checked(self._arrays.read_unit(unit)))
 
@@ -168,13 +168,13 @@ class MapStore:
 
 
 def _real_slots(classes: np.ndarray) -> np.ndarray:
-    """(n, slot) bool; refuses classes that are not ascending with the empty slots last."""
+    """(n, slot) bool: the used slots. Classes must be ascending, with the empty slots last."""
     is_real = classes >= 0
     are_ascending = classes[..., 1:] > classes[..., :-1]
     if (is_real[..., 1:] & ~(is_real[..., :-1] & are_ascending)).any():
         raise ValueError("classes: each image's class numbers must ascend, empty slots (-1) last.")
-    if (classes > LARGEST_CLASS).any():  # the conversion to int16 would wrap it silently
-        raise ValueError(f"classes: {classes.max()} given; the store holds class numbers up to {LARGEST_CLASS}.")
+    if (classes > LARGEST_CLASS).any():  # the conversion to int16 would silently wrap around
+        raise ValueError(f"classes: {classes.max()} given; the store can have class numbers up to {LARGEST_CLASS}.")
     return is_real
 
 
@@ -182,7 +182,7 @@ def _filled(values: np.ndarray, is_real: np.ndarray, dtype: str, name: str) -> n
     """The values in the store's type, NaN in empty slots."""
     values = np.asarray(values)
     if values.shape[:2] != is_real.shape:
-        raise ValueError(f"{name}: expected shape {is_real.shape} + map, as classes; given {values.shape}.")
+        raise ValueError(f"{name}: expected the shape of classes, {is_real.shape}, plus a map; given {values.shape}.")
     with np.errstate(over="ignore"):  # an overflow to infinity is refused below
         stored = values.astype(dtype)
     if not np.isfinite(stored[is_real]).all():

@@ -1,8 +1,8 @@
-"""Masks that need a translation: which of their values means which class, and what values a mask holds at all.
+"""Translates masks whose values have other meanings, and finds out which values a mask has.
 
-A mask of the documented kind holds 0 for background, each class's value, and other values where nothing is known; it is
-read as it is by `storage.images.read_mask`. Others (0 and 255, colours, classes from 0, JPEG) are translated once, at
-preparation, into masks of that kind.
+In a mask of the documented kind, 0 is background, each class has its value, and other values mean unknown.
+`storage.images.read_mask` reads such masks directly. Other masks (0 and 255, colours, classes from 0, JPEG) are
+translated into the documented kind once, at preparation.
 """
 
 import re
@@ -26,11 +26,11 @@ Value = int | tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MaskValues:
-    """What the values of masks mean.
+    """The meaning of the values in masks.
 
     Attributes:
-        meaning: a grey value or palette number, or an (r, g, b) colour -> a class name, `BACKGROUND`, `IGNORED`, or
-            `OWN_LABEL`: the one label of the image that the mask belongs to. Values that are not listed are ignored.
+        meaning: a grey value, palette number or (r, g, b) colour -> a class name, `BACKGROUND`, `IGNORED`, or
+            `OWN_LABEL` (the only label of the mask's image). Values that are not listed are ignored.
     """
 
     meaning: dict[Value, str]
@@ -46,7 +46,7 @@ def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskValues:
     Without a value for the background, 0 or black is background.
 
     Raises:
-        ValueError: not such a text, or a name that is no class.
+        ValueError: the text has another form, or a name is not a class.
     """
     meaning: dict[Value, str] = {}
     for part in text.split(","):
@@ -59,8 +59,8 @@ def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskValues:
             )
         if name not in (*class_names, BACKGROUND, IGNORED, OWN_LABEL):
             raise ValueError(
-                f"--mask-values {text}: {name!r} is no class. Allowed are {', '.join(class_names[:20])}, and "
-                f"{BACKGROUND}, {IGNORED}, and {OWN_LABEL} for the one label of the mask's image."
+                f"--mask-values {text}: {name!r} is not a class. Allowed are {', '.join(class_names[:20])}, and "
+                f"{BACKGROUND}, {IGNORED}, and {OWN_LABEL} for the only label of the mask's image."
             )
         meaning[tuple(int(each, 16) for each in colour.groups()) if colour else int(given)] = name  # type: ignore[index]
     kinds = {isinstance(value, tuple) for value in meaning}
@@ -78,14 +78,14 @@ def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskValues:
 
 @dataclass(frozen=True)
 class Translation:
-    """A mask that must be converted before the project can use it.
+    """A mask that must be converted before it can be used.
 
     Attributes:
-        uri: of the mask as it is.
-        picture: to which it is turned and scaled.
-        values: what its values mean; None: they stay.
+        uri: the original mask.
+        picture: the header of its picture; the mask is turned and scaled to it.
+        values: the meaning of its values; None: the values do not change.
         class_values: class name -> its value in the manifest's masks.
-        labels: of the image.
+        labels: the labels of the image.
     """
 
     uri: str
@@ -95,7 +95,7 @@ class Translation:
     labels: tuple[str, ...]
 
     def make(self) -> bytes:
-        """The PNG.
+        """The converted mask as a PNG.
 
         Raises:
             BadImage: the mask cannot be used.
@@ -107,14 +107,14 @@ class Translation:
         return encode_mask(_smallest(fit_mask(self._translate(pixels), self.picture)))
 
     def _translate(self, pixels: np.ndarray) -> np.ndarray:
-        """(H, W) uint16 of class values; each pixel of a JPEG counts as the nearest value that is listed."""
+        """Class values (H, W) uint16; each pixel of a JPEG is read as the nearest listed value."""
         assert self.values is not None
         ignored = 255 if max(self.class_values.values()) < 255 else 65535
         numbers = {**self.class_values, BACKGROUND: 0, IGNORED: ignored}
         if len(self.labels) == 1:
             numbers[OWN_LABEL] = self.class_values[self.labels[0]]
         elif OWN_LABEL in self.values.meaning.values():
-            raise BadImage(f"mask is of the image's one label, and the image has {len(self.labels)} labels")
+            raise BadImage(f"its mask is for the only label of the image, but the image has {len(self.labels)} labels")
         flat = pixels.reshape(pixels.shape[0], pixels.shape[1], -1).astype(np.int32)
         result = np.full(flat.shape[:2], ignored, np.uint16)
         listed = np.array([value if isinstance(value, tuple) else (value,) for value in self.values.meaning])
@@ -131,13 +131,13 @@ def mask_values(uri: str) -> tuple[int, ...]:
     """The different values of a mask of the documented kind, ascending.
 
     Raises:
-        BadImage: it is not of that kind.
+        BadImage: the mask is of another kind.
     """
     return tuple(np.unique(_pixels(uri, _mask_values)).tolist())
 
 
 def mask_colours(uri: str) -> tuple[tuple[int, int, int], ...]:
-    """The most frequent colours of a mask in colours, at most 20.
+    """The most frequent colours of a mask with colours, at most 20.
 
     Raises:
         BadImage: it cannot be read.
@@ -148,10 +148,11 @@ def mask_colours(uri: str) -> tuple[tuple[int, int, int], ...]:
 
 
 def saliency_scale(uris: Sequence[str]) -> int | None:
-    """The value that the most salient pixels have, where it is less than the largest number; None where it is that.
+    """The highest value in saliency maps, if it is below the largest number of their bits; else None.
 
     Args:
-        uris: a sample of a data set's maps. 0 and 1 in 8 bits give 1; 8 or 12 bits in files of 16 give 255 or 4095.
+        uris: a sample of a data set's maps. For 0 and 1 in 8 bits the result is 1; for 8 or 12 bits in 16-bit files it
+            is 255 or 4095.
     """
     found = [each for each in read_many(uris, _highest) if not isinstance(each, BadImage)]
     highest, largest = max((each[0] for each in found), default=0), max((each[1] for each in found), default=0)
@@ -160,7 +161,7 @@ def saliency_scale(uris: Sequence[str]) -> int | None:
 
 
 def rescale_saliency(uri: str, scale: int | None) -> np.ndarray:
-    """A saliency map as (H, W) uint8, in which 255 stands for the given value; None: for the largest number.
+    """A saliency map as (H, W) uint8, scaled so that `scale` becomes 255; None: the largest number becomes 255.
 
     Raises:
         BadImage: it cannot be read.
@@ -172,10 +173,10 @@ def rescale_saliency(uri: str, scale: int | None) -> np.ndarray:
 
 
 def _highest(uri: str) -> tuple[int, int]:
-    """The highest value stored in a map, and the largest that its bits could hold."""
+    """The highest value stored in a map, and the largest value that its bits can store."""
 
     def look(image: Image.Image) -> np.ndarray:
-        if image.mode in ("1", "F"):  # read as 0 to 1 in any case
+        if image.mode in ("1", "F"):  # always read as 0 to 1
             return np.array([255, 255])
         return np.array([int(np.asarray(_grey(image)).max()), 65535 if image.mode.startswith("I") else 255])
 
@@ -192,7 +193,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _any_values(image: Image.Image) -> np.ndarray:
-    """Stored numbers of any grey or palette picture, JPEGs and pictures in grey colours included."""
+    """The stored numbers of a grey or palette picture; also of JPEGs and of grey stored as colours."""
     if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
         return np.asarray(image.convert("L"), dtype=np.uint16)
     return _mask_values(image, is_jpeg_fine=True)

@@ -1,4 +1,4 @@
-"""Image ids as names: which are safe to use, and how the safe ones become file names."""
+"""Image ids as file names: which ids are safe, and the file name of an id."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ def is_safe_id(image_id: str) -> bool:
 def safe_name(image_id: str) -> str:
     """A file name (without suffix) for any id: letters, digits and ``_-.~`` stay, others are %-encoded.
 
-    Different ids give different names; it holds no path separator, no leading dot and at most 200 characters.
+    Different ids give different names. A name has no path separator, no leading dot and at most 200 characters.
     """
     encoded = image_id.encode("utf-8", "surrogatepass")
     name = quote(encoded, safe="")

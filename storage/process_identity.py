@@ -1,6 +1,7 @@
-"""Which process on which machine: whether it has ended can be asked only on the same boot of the same machine.
+"""Identifies a process on a machine, to find out whether it has ended.
 
-A host name and a number are not enough: containers share names and numbers, and numbers are used again.
+This is known only on the same machine and before its next boot. A host name and a process number are not enough,
+because containers share names and numbers, and numbers are used again.
 """
 
 import os
@@ -16,9 +17,9 @@ class ProcessIdentity:
     """A process.
 
     Attributes:
-        machine: the boot and the space of process numbers; the host's name where the system says neither.
-        pid: its number there.
-        ticks: when it began, in the kernel's ticks since the boot; 0 where the system does not say.
+        machine: the ids of the boot and of the process number space; the host's name if the system has no such ids.
+        pid: its process number.
+        ticks: when it began, in the kernel's ticks since the boot; 0 if the system does not tell.
     """
 
     machine: str
@@ -32,10 +33,10 @@ class ProcessIdentity:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
-        """As it was written with `dataclasses.asdict`, or by an earlier version with host and pid alone.
+        """The process from a record of `dataclasses.asdict`, or of an earlier version with only host and pid.
 
         Raises:
-            KeyError, TypeError, ValueError: the record does not say, or names a number that no process has.
+            KeyError, TypeError, ValueError: the record is incomplete, or its process number is impossible.
         """
         pid = int(record["pid"])
         if not 0 < pid < 1 << 31:
@@ -43,7 +44,7 @@ class ProcessIdentity:
         return cls(str(record.get("machine", "")), pid, int(record.get("ticks", 0)))
 
     def is_known_to_have_ended(self) -> bool:
-        """Whether the process has ended; False too where this machine cannot know."""
+        """Whether the process has ended; also False if this machine cannot know it."""
         if self.machine != _this_machine():
             return False
         try:
@@ -66,7 +67,7 @@ def _this_machine() -> str:
 
 
 def _began(pid: int) -> int | None:
-    """The ticks at which a process began; -1 of one that has ended and only waits for its parent; None if unknown."""
+    """The ticks at which a process began; -1 if it has ended and waits for its parent; None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return -1 if fields[0] == "Z" else int(fields[19])

@@ -1,6 +1,6 @@
-"""Receipts: the record that a finished unit leaves, with the images it skipped and the checksum of all it stored.
+"""Receipts: the records of finished units, with the skipped images and the checksums of the stored objects.
 
-A receipt is sealed with a checksum of its own. One that is damaged counts as absent: its unit is computed again.
+A receipt contains its own checksum. A damaged receipt counts as missing, so its unit is computed again.
 """
 
 import json
@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from storage.location import Location
 from storage.records import is_seal_broken, seal
 
-_OBJECTS = b', "objects": {'  # in a sealed receipt the last key but the seal; no JSON string holds an unescaped quote
+_OBJECTS = b', "objects": {'  # the last key before the checksum; JSON strings have no unescaped quotes, so it is unique
 
-_LATEST = 1e11  # seconds since 1970: the year 5138, which every date library can still print
+_LATEST = 1e11  # seconds since 1970: the year 5138, which date libraries can still print
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image left out of a unit, and why."""
+    """A skipped image, and the reason."""
 
     image_id: str
     reason: str
@@ -26,17 +26,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished unit leaves.
+    """The record of a finished unit.
 
     Attributes:
-        unit: the unit's index; ``start`` and ``stop`` its manifest rows.
-        skipped: the images left out; all others of the step are done.
-        seconds: time spent on the unit.
-        finished: when, in seconds since 1970 (UTC).
+        unit: the unit's index; ``start`` and ``stop`` are its manifest rows.
+        skipped: the skipped images; all other images of the unit are done.
+        seconds: the time spent on the unit.
+        finished: when it was finished, in seconds since 1970 (UTC).
         start_id: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
-        code: which code computed the unit, e.g. the source's hash; "" where it was not recorded.
-        objects: checksums of everything the unit stored, by path below the start's data folder; empty in receipts of
-            earlier versions, and where they were read without.
+        code: the version of the code that computed the unit, such as the source's hash; "" if it was not recorded.
+        objects: the checksums of all stored objects, by path in the start's data folder; empty in receipts of earlier
+            versions, and if they were not read.
     """
 
     unit: int
@@ -55,22 +55,22 @@ class Receipt:
         return receipt_name(self.unit)
 
     def to_json(self) -> bytes:
-        content = {**asdict(self), "objects": dict(self.objects)}  # `objects` last, see `from_json`
+        content = {**asdict(self), "objects": dict(self.objects)}  # `objects` must be last, see `from_json`
         return seal(content)
 
     @classmethod
     def from_json(cls, data: bytes, *, with_objects: bool = True) -> "Receipt":
-        """Read a receipt; keys that this version does not know are ignored.
+        """Read a receipt; unknown keys are ignored.
 
         Args:
-            with_objects: also the checksums. Without them reading millions is faster and takes little memory.
+            with_objects: read the checksums too. Without them, reading millions is faster and takes little memory.
 
         Raises:
-            ValueError: anything but a receipt, or a damaged one.
+            ValueError: it is not a receipt, or it is damaged.
         """
         try:
             if is_seal_broken(data):
-                raise ValueError("its bytes are not those that were written")
+                raise ValueError("its bytes have changed")
             if not with_objects:
                 head, mark, _ = data.partition(_OBJECTS)
                 data = head + b"}" if mark else data
@@ -79,7 +79,7 @@ class Receipt:
             unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
             times = float(found["seconds"]), float(found["finished"])
             if not all(math.isfinite(value) and abs(value) < _LATEST for value in times):
-                raise ValueError("its times are no times")
+                raise ValueError("its times are impossible")
             ids = str(found.get("start_id", "")), str(found.get("code", ""))
             objects = (
                 {str(path): str(value) for path, value in found.get("objects", {}).items()} if with_objects else {}
@@ -95,7 +95,7 @@ def receipt_name(unit: int) -> str:
 
 
 def read_receipt(done: Location, name: str, *, with_objects: bool = True) -> Receipt | None:
-    """The receipt of that file name in the folder; None where there is none, or one that does not count.
+    """The receipt with this file name in the folder; None if there is none, or if it is damaged.
 
     Args:
         done: the folder of a start's receipts.
@@ -108,7 +108,7 @@ def read_receipt(done: Location, name: str, *, with_objects: bool = True) -> Rec
 
 
 def ids_by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
-    """Ids of images by the reason why they were skipped, the most frequent first."""
+    """The ids of skipped images by reason, the most frequent reason first."""
     found: dict[str, list[str]] = {}
     for skip in skipped:
         found.setdefault(skip.reason, []).append(skip.image_id)

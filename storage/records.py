@@ -1,4 +1,4 @@
-"""Small JSON files: reading them with a sentence for whatever is wrong, and sealing them with their own checksum."""
+"""Small JSON files: reads them with a clear message for every error, and adds a checksum of their own (a seal)."""
 
 import json
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ def read_json(location: Location, what: str, remedy: str = "") -> dict[str, Any]
     """A JSON object from a file.
 
     Args:
-        what: the file is, for the message, e.g. ``"the run's configuration"``.
-        remedy: what to do when it is damaged, a whole sentence; by default to put it back or use another run.
+        what: what the file is, for the message, such as ``"the run's configuration"``.
+        remedy: a sentence that says what to do if it is damaged; by default to put it back or use another run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, cut short, or no JSON object; the sentence names the file.
+        ValueError: it is empty, cut short, or not a JSON object; the message names the file.
     """
     return parse_json(location.read_bytes(), location, what, remedy)
 
 
 def read_json_lines(location: Location, what: str, remedy: str = "") -> list[dict[str, Any]]:
-    """The JSON objects of a file that has one in each line; none where there is no file.
+    """The JSON objects of a file with one object in each line; an empty list if there is no file.
 
-    The file is written whole, so a last line without its end is damage too.
+    The file is written whole, so a last line without a line end is damage too.
 
     Raises:
-        ValueError: a line is no JSON object; the sentence names the file and the line.
+        ValueError: a line is not a JSON object; the message names the file and the line.
     """
     try:
         lines = location.read_bytes().split(b"\n")
@@ -43,20 +43,20 @@ def read_json_lines(location: Location, what: str, remedy: str = "") -> list[dic
 
 
 def parse_json(data: bytes, location: Location, what: str, remedy: str = "") -> dict[str, Any]:
-    """The same as `read_json` of bytes already read; a broken seal is damage too.
+    """The same as `read_json`, for bytes that are already read; a wrong checksum is damage too.
 
     Raises:
-        ValueError: as `read_json`.
+        ValueError: as in `read_json`.
     """
     reason = "it is empty" if not data.strip() else ""
     try:
         found = {} if reason else json.loads(data)
         if not isinstance(found, dict):
-            reason = f"it holds a {type(found).__name__}, expected an object"
+            reason = f"it contains a {type(found).__name__}, expected an object"
         elif not reason and is_seal_broken(data):
-            reason = "its bytes are not those that were written"
+            reason = "its bytes have changed"
     except (ValueError, RecursionError) as error:
-        reason = f"no JSON: {error}" if isinstance(error, json.JSONDecodeError) else "no JSON text"
+        reason = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else "not JSON text"
     if reason:
         raise _damaged(location, what, reason, remedy)
     return {key: value for key, value in found.items() if key not in ("sealed", "checksum")}
@@ -68,7 +68,7 @@ def _damaged(location: Location, what: str, reason: str, remedy: str) -> ValueEr
 
 
 def seal(content: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """A JSON object with a checksum of its own bytes, so that a damaged file is found whatever bit was flipped."""
+    """A JSON object with a checksum of its own bytes, so that damage of any bit is found."""
     text = json.dumps({"sealed": True, **content}, indent=indent)
     head = text.removesuffix("}").rstrip()
     line = "\n" + " " * indent if indent else " "
@@ -76,7 +76,7 @@ def seal(content: Mapping[str, Any], indent: int | None = None) -> bytes:
 
 
 def is_seal_broken(data: bytes) -> bool:
-    """Whether a record was sealed and is not what it was; an unsealed one, of an earlier version, has none to break."""
+    """Whether a record has a checksum and has changed. Records of earlier versions have no checksum, so False."""
     head, mark, tail = data.rpartition(_CHECKSUM.encode())
     if not mark:
         return _SEALED.encode() in data

@@ -1,7 +1,7 @@
-"""The S3 file systems of this process, and the translation of what goes wrong there into one sentence.
+"""The S3 file systems of this process, and one clear sentence for each of their errors.
 
-Everything is configured by the usual ``AWS_*`` variables, ``AWS_ENDPOINT_URL`` included. How long this waits for a
-server is `s3_waiting`'s business.
+The usual ``AWS_*`` variables configure everything, also ``AWS_ENDPOINT_URL``. The module `s3_waiting` limits how long a
+request waits for the server.
 """
 
 import errno
@@ -20,19 +20,19 @@ _ADVICE = {
     "NoSuchBucket": "the bucket does not exist; create it or correct the path",
     "ExpiredToken": f"the credentials have expired; {_CREDENTIALS}",
     "InvalidAccessKeyId": f"the access key is not known to the server; {_CREDENTIALS}",
-    "SignatureDoesNotMatch": f"the secret key is not the access key's; {_CREDENTIALS}",
-    "SlowDown": "the server throttles even after all retries; run the same command again, with fewer workers",
+    "SignatureDoesNotMatch": f"the secret key does not belong to the access key; {_CREDENTIALS}",
+    "SlowDown": "the server still throttles after all retries; run the same command again, with fewer workers",
 }
 
 
 def file_system(asynchronous: bool = False) -> PatientFileSystem:
-    """This process's S3 file system, for the credentials, the endpoint and the limits that the environment names now.
+    """This process's S3 file system, with the credentials, the endpoint and the limits in the environment now.
 
     Args:
-        asynchronous: the one that zarr drives from its own event loop.
+        asynchronous: return the file system that zarr uses from its own event loop.
 
     Raises:
-        StorageError: a variable of the environment has a value that is no number.
+        StorageError: an environment variable should be a number but is not.
     """
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FICKLENET_S3_"))))
     return _file_system(os.getpid(), asynchronous, settings)
@@ -40,8 +40,8 @@ def file_system(asynchronous: bool = False) -> PatientFileSystem:
 
 @cache
 def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, str], ...]) -> PatientFileSystem:
-    # fsspec's own cache holds one instance per *thread*, which would log in again for every reader thread;
-    # keyed by process because an event loop does not survive a fork.
+    # fsspec's own cache has one instance per *thread*, which would log in again for every reader thread.
+    # The process is part of the key, because an event loop does not survive a fork.
     waiting = Waiting.from_environment()
     return PatientFileSystem(
         waiting=waiting,
@@ -63,10 +63,10 @@ def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, 
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Turn failures of the store inside the block into `StorageError`.
+    """Turn errors of the store inside the `with` block into `StorageError`.
 
-    What only says that this one name is absent or taken (`FileNotFoundError`, `IsADirectoryError`,
-    `NotADirectoryError`, `FileExistsError`) passes, for the caller to judge.
+    Errors about only this name (`FileNotFoundError`, `IsADirectoryError`, `NotADirectoryError`, `FileExistsError`) are
+    not changed, so the caller can handle them.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 
 def is_bucket_missing(error: BaseException) -> bool:
-    """Whether a `FileNotFoundError` means the whole bucket; s3fs reports it like a missing object."""
+    """Whether a `FileNotFoundError` means that the bucket is missing; s3fs raises it as for a missing object."""
     return server_code(error) == "NoSuchBucket"
 
 
@@ -91,7 +91,7 @@ def _sentence(error: Exception) -> str:
         return _ADVICE[code]
     if isinstance(error, PermissionError):
         return f"access denied; {_CREDENTIALS}" if code else "permission denied; check the folder's owner and mode"
-    if code is not None:  # the code only: a server's message may quote the request
+    if code is not None:  # only the code, because a server's message may quote the request
         return f"the server answered {code} after all retries; run the same command again"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk or quota is full; free some space, then run the same command again"
@@ -101,7 +101,7 @@ def _sentence(error: Exception) -> str:
 
 
 def server_code(error: BaseException | None) -> str | None:
-    """The S3 error code behind an exception, e.g. ``"AccessDenied"``; None when no server answered."""
+    """The S3 error code behind an exception, such as ``"AccessDenied"``; None if no server answered."""
     while error is not None:
         if isinstance(error, ClientError):
             return str(error.response.get("Error", {}).get("Code", "error"))

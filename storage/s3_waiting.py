@@ -1,7 +1,7 @@
-"""How long a request to S3 may take: an S3 file system that ends its requests, and says so while it waits.
+"""Limits the time of requests to S3: a file system that ends slow requests, and warns while it waits.
 
-botocore and s3fs repeat a request 30 times and more. Each attempt has a limit, but against a server that accepts
-connections and never answers, all of them together take half an hour; against one that sends a byte a second, for ever.
+botocore and s3fs repeat a request 30 times and more. Only each attempt has a limit. If a server accepts connections but
+never answers, all attempts together take half an hour. If it sends one byte per second, a request never ends.
 """
 
 import asyncio
@@ -17,20 +17,21 @@ from fsspec.asyn import sync_wrapper
 
 from storage.errors import StorageError
 
-SLOWEST_BYTES_PER_SECOND = 250_000  # a transfer has this much more time than `total_seconds`
+SLOWEST_BYTES_PER_SECOND = 250_000  # large transfers get this time in addition to `total_seconds`
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Limits of time, in seconds.
+    """Time limits, in seconds.
 
     Attributes:
-        request_seconds: without a byte from the server, for one attempt (``FICKLENET_S3_REQUEST_SECONDS``).
-        total_seconds: for a request with all its attempts, and again for the transfer of the object that it answers
-            with; large objects get more, by `SLOWEST_BYTES_PER_SECOND` (``FICKLENET_S3_TOTAL_SECONDS``).
-        notice_seconds: after which a warning says what is waited for.
+        request_seconds: the longest time without a byte from the server, for one attempt
+            (``FICKLENET_S3_REQUEST_SECONDS``).
+        total_seconds: the longest time of a request with all its attempts, and of the transfer of an object
+            (``FICKLENET_S3_TOTAL_SECONDS``). Large objects get more, by `SLOWEST_BYTES_PER_SECOND`.
+        notice_seconds: after this time a warning says what the process waits for.
     """
 
     request_seconds: float = 30.0
@@ -39,7 +40,7 @@ class Waiting:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The limits that the environment names, else the defaults.
+        """The limits in the environment variables, else the defaults.
 
         Raises:
             StorageError: a value is not a positive number.
@@ -51,7 +52,7 @@ class Waiting:
 
 
 class PatientFileSystem(s3fs.S3FileSystem):
-    """An S3 file system whose requests end within the limits of `waiting`; the `StorageError` then is not retried."""
+    """An S3 file system that ends requests at the limits of `waiting`, with a `StorageError` that is not retried."""
 
     def __init__(self, *, waiting: Waiting, **options: Any) -> None:
         super().__init__(**options)
@@ -72,7 +73,7 @@ class PatientFileSystem(s3fs.S3FileSystem):
 
 
 class _Limit:
-    """A limit of time for one request, or for one transfer; to be made inside of an event loop."""
+    """The time limit of one request or one transfer; make it inside an event loop."""
 
     def __init__(self, place: str, waiting: Waiting, num_bytes: int) -> None:
         self._place, self._waiting = place, waiting
@@ -81,7 +82,7 @@ class _Limit:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Ends the block with a `StorageError` at the limit, and logs a warning when it takes long."""
+        """Ends the `with` block with a `StorageError` at the limit, and logs a warning if it takes long."""
         loop = asyncio.get_running_loop()
         notice = loop.call_later(self._waiting.notice_seconds, self._say_that_it_waits)
         try:
@@ -91,7 +92,7 @@ class _Limit:
             if not limit.expired():
                 raise
             raise StorageError(
-                f"{self._place}: the server did not answer in full within {self._seconds:.0f} s, retries included; "
+                f"{self._place}: there was no complete answer within {self._seconds:.0f} s, with all retries; "
                 "check AWS_ENDPOINT_URL and the network, then run the same command again "
                 "(FICKLENET_S3_TOTAL_SECONDS sets this limit)."
             ) from error
@@ -100,13 +101,13 @@ class _Limit:
 
     def _say_that_it_waits(self) -> None:
         _logger.warning(
-            "%s: no complete answer for %.0f s; waiting for up to %.0f s.",
+            "%s: no complete answer after %.0f s; waiting for up to %.0f s.",
             self._place, self._waiting.notice_seconds, self._seconds,
         )  # fmt: skip
 
 
 class _LimitedBody:
-    """An object's bytes as they come in, all of them within one limit."""
+    """The bytes of an object as they arrive; one time limit applies to all of them."""
 
     def __init__(self, body: Any, limit: _Limit) -> None:
         self._body, self._limit = body, limit

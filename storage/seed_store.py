@@ -1,7 +1,7 @@
 """``seeds.zarr``: one label map per image at map resolution.
 
-Array: ``label`` (image, y, x); 0 background, class number + 1, `ignore_value` where no cue is. Chunk = one
-image, shard = one unit.
+Array: ``label`` (image, y, x): 0 background, class number + 1, `ignore_value` for unknown cells. Chunk = one image,
+shard = one unit.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from storage.units import Unit
 
 
 class SeedStore:
-    """The seeds of a run, made by `create` (the driver, before the fan-out) or `open` (workers, readers)."""
+    """The seeds of a run. The driver makes it with `create`, before the fan-out; workers and readers use `open`."""
 
     def __init__(self, arrays: UnitArrays) -> None:
         self._arrays = arrays
@@ -38,10 +38,10 @@ class SeedStore:
         unit_size: int,
         attributes: Mapping[str, Any] | None = None,
     ) -> "SeedStore":
-        """Create the array, or verify and join the one already there.
+        """Create the array, or verify and open an existing one.
 
         Raises:
-            ValueError: what is there was made for something else.
+            ValueError: the existing array was made for something else.
         """
         dtype, fill = str(label_dtype(num_classes)), ignore_value(num_classes)
         specs = [ArraySpec("label", dtype, fill, grid, ("y", "x"), chunk_is_image=True)]
@@ -53,7 +53,7 @@ class SeedStore:
         """Open an existing store: ``"r"`` to read, ``"r+"`` to write units.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         return cls(UnitArrays.open(location, ["label"], mode))
 
@@ -64,7 +64,7 @@ class SeedStore:
             The checksums of the written objects, for the unit's receipt.
 
         Raises:
-            ValueError: not one of the store's units, another shape, or a label that is no class.
+            ValueError: it is not one of the store's units, it has another shape, or a label is not a class.
         """
         label = np.asarray(label)
         is_valid = ((label >= 0) & (label <= self.num_classes)) | (label == ignore_value(self.num_classes))
@@ -76,12 +76,12 @@ class SeedStore:
         return self._arrays.write(unit, {"label": label.astype(label_dtype(self.num_classes))})
 
     def read(self, index: int) -> np.ndarray:
-        """One image's (h, w) labels, compared with the image's own checksum only.
+        """One image's (h, w) labels; they are compared only with the image's own checksum.
 
         Raises:
-            IndexError: no such manifest row.
-            Damaged: the labels are not what was written.
-            ValueError: the image's unit is not written.
+            IndexError: there is no such manifest row.
+            Damaged: the labels have changed since they were written.
+            ValueError: the image's unit is not written yet.
         """
         self._arrays.unit_of(index)
         return self._arrays.read("label", index, index + 1)[0]
@@ -90,7 +90,7 @@ class SeedStore:
         """A whole unit's (n, h, w) labels.
 
         Raises:
-            Damaged: the labels are not what was written.
-            ValueError: the unit is not written.
+            Damaged: the labels have changed since they were written.
+            ValueError: the unit is not written yet.
         """
         return self._arrays.read_unit(unit)["label"]

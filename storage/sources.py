@@ -1,7 +1,7 @@
-"""What a label source says about its images, and how it becomes the rows of a manifest.
+"""Label sources: the images of a source with their labels, and their conversion to rows of a manifest.
 
-Readers (`storage.image_table`, `storage.voc`, `storage.coco` and others) give a `Source` with class *names*. Here the
-rows of one image become one, names become class numbers, and an image that cannot be used becomes a row that says why.
+Readers (`storage.image_table`, `storage.voc`, `storage.coco` and others) return a `Source` with class *names*. This
+module joins the rows of the same image, turns names into class numbers, and records why images cannot be used.
 """
 
 import difflib
@@ -25,13 +25,13 @@ class SourceImage:
     """One image as its source describes it.
 
     Attributes:
-        image_id: the source's own id, or one made of the path.
-        labels: class names, in any order; empty for an image of which no label is known.
-        is_negative: the image is known to show none of the classes; it has no labels then.
-        source_number: the image's id in the source, where that is a number beside its path.
-        declared: (height, width) as the source writes them, to be held against the picture's header.
-        problem: why the image cannot be used, where the reader knows.
-        has_own_id: the source gives the id; ids made of paths are made longer where two images would share one.
+        image_id: the source's own id, or an id made from the path.
+        labels: class names, in any order; empty if no label is known.
+        is_negative: the image is known to show none of the classes; then it has no labels.
+        source_number: the image's id in the source, if the id is a number and not the path.
+        declared: (height, width) in the source, to compare with the picture's header.
+        problem: why the image cannot be used, if the reader knows it.
+        has_own_id: the source gives the id. Ids made from paths are made longer if two images would have the same id.
     """
 
     image_id: str
@@ -51,13 +51,13 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class Source:
-    """All that a label source holds.
+    """The content of a label source.
 
     Attributes:
-        class_names: the class list where the source has one; None: whatever labels occur.
-        class_values: each class's value in masks; None: 1..C.
-        drawings: masks that are made of the source's outlines, by the URI of the mask.
-        notes: how the source was read where it leaves a choice, as sentences to print.
+        class_names: the class list, if the source has one; None: all labels that occur.
+        class_values: the value of each class in masks; None: 1..C.
+        drawings: the masks to draw from the source's outlines, by the URI of the mask.
+        notes: sentences to print about how the source was read, if there was a choice.
     """
 
     images: tuple[SourceImage, ...]
@@ -70,10 +70,10 @@ class Source:
 def join_images(
     images: Sequence[SourceImage], *, is_split_ordered: bool = False
 ) -> tuple[list[SourceImage], list[str]]:
-    """One entry per image: the labels of an image's rows are put together, and different images get different ids.
+    """One entry per image: the labels of an image's rows are joined, and different images get different ids.
 
     Args:
-        images: as read; those with a problem stay as they are.
+        images: the images as read; images with a problem do not change.
         is_split_ordered: an image in several splits belongs to the first of them (lists such as VOC's train and
             train_aug); otherwise it is refused.
 
@@ -81,7 +81,7 @@ def join_images(
         The images in the order of their first rows, and sentences about what was joined.
 
     Raises:
-        ValueError: an image in several splits or with different masks, or an id that two images have.
+        ValueError: an image is in several splits or has different masks, or two images have the same id.
     """
     rows_of: dict[str, list[SourceImage]] = defaultdict(list)
     for number, image in enumerate(images):
@@ -93,12 +93,12 @@ def join_images(
     if in_several:
         first = in_several[0]
         notes.append(
-            f"{_images(len(in_several))} in several splits; each counts in the split named first (first: "
+            f"{_images(len(in_several))} in several splits and used only in the first of them (for example "
             f"{first.image_id!r}, in {first.split!r})."
         )
     if any(len(rows) > len(splits) for rows, splits in zip(rows_of.values(), splits_of, strict=True)):
         notes.append(
-            f"{len(images):,} rows name {len(joined):,} different images; the labels of each are put together."
+            f"{len(images):,} rows name {len(joined):,} different images; the labels of each image are joined."
         )
     return with_ids(joined), notes
 
@@ -106,9 +106,9 @@ def join_images(
 def with_files(
     images: Iterable[SourceImage], masks: Location | None = None, saliency: Location | None = None
 ) -> list[SourceImage]:
-    """The images with masks and saliency maps from folders of ``<id>.<suffix>``, also of ``<split>/<id>.<suffix>``.
+    """The images with masks and saliency maps from folders of ``<id>.<suffix>`` or ``<split>/<id>.<suffix>``.
 
-    A folder that is given is the only source of its kind: an image without a file in it has none.
+    If a folder is given, it is the only source of its kind: an image without a file in it has no mask or saliency map.
     """
     mask_of, saliency_of = files_by_stem(masks), files_by_stem(saliency)
 
@@ -128,13 +128,14 @@ def with_files(
 def number_labels(
     images: Sequence[SourceImage], class_names: Sequence[str], first: int | None = None
 ) -> list[SourceImage]:
-    """The images with class names for labels that are numbers; as they are where some label is no number.
+    """The images with class names in place of labels that are numbers; unchanged if some label is not a number.
 
     Args:
-        first: the number of the first class, 0 or 1; None: 0 where it occurs, 1 where the number of classes occurs.
+        first: the number of the first class, 0 or 1. None: 0 if the label 0 occurs, 1 if the number of classes occurs
+            as a label.
 
     Raises:
-        ValueError: a number outside of the class list, or nothing tells whether they count from 0 or 1.
+        ValueError: a number is outside the class list, or it is not clear whether the numbers start at 0 or 1.
     """
     numbers = {label: as_number(label) for image in images for label in image.labels}
     found = [number for number in numbers.values() if number is not None]
@@ -144,14 +145,14 @@ def number_labels(
         first = 0 if 0 in found else 1 if max(found) == len(class_names) else None
     if first is None:
         raise ValueError(
-            f"labels are the numbers {min(found)} to {max(found)} and --classes names {len(class_names)}, so they may "
-            "count from 0 or from 1. Say which: --first-class 0 or --first-class 1."
+            f"labels are the numbers {min(found)} to {max(found)}, and --classes has {len(class_names)} names, so the "
+            "numbers may start at 0 or at 1. Say which: --first-class 0 or --first-class 1."
         )
     outside = [number for number in found if not 0 <= number - first < len(class_names)]
     if outside:
         raise ValueError(
-            f"label {outside[0]}: --classes names {len(class_names)} classes, numbered from {first} to "
-            f"{first + len(class_names) - 1}. Name them all, or give --first-class {1 - first}."
+            f"label {outside[0]}: --classes has {len(class_names)} names, numbered from {first} to "
+            f"{first + len(class_names) - 1}. Give all names, or --first-class {1 - first}."
         )
     names = {label: class_names[number - first] for label, number in numbers.items() if number is not None}
     return [replace(image, labels=tuple(names[label] for label in image.labels)) for image in images]
@@ -160,12 +161,12 @@ def number_labels(
 def with_negatives(
     images: Iterable[SourceImage], label: str | None = None, *, is_unlabelled_negative: bool = False
 ) -> list[SourceImage]:
-    """The images with those marked that show none of the classes.
+    """The images, with negative images marked, which show none of the classes.
 
     Args:
-        label: a name that means "none of the classes" and is no class, e.g. ``"normal"``; beside other labels it says
-            nothing.
-        is_unlabelled_negative: whether every image without a label is one.
+        label: a label that means "none of the classes", such as ``"normal"``; it is ignored in images that also have
+            other labels.
+        is_unlabelled_negative: mark every image without a label.
     """
 
     def marked(image: SourceImage) -> SourceImage:
@@ -177,10 +178,10 @@ def with_negatives(
 
 
 def manifest_rows(images: Iterable[SourceImage], class_names: Sequence[str]) -> Iterator[ManifestRow]:
-    """Manifest rows in the same order, one per image, streaming.
+    """Manifest rows in the same order, one per image, as a stream.
 
-    An unsafe id, an id seen before and a label outside the class list become a row without labels whose
-    ``problem`` says so.
+    An image with an unsafe id, a repeated id or a label outside the class list becomes a row without labels, and its
+    ``problem`` says why.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     seen: set[str] = set()
@@ -204,7 +205,7 @@ def manifest_rows(images: Iterable[SourceImage], class_names: Sequence[str]) -> 
 
 
 def label_names(images: Iterable[SourceImage]) -> list[str]:
-    """All labels that occur, sorted: the class list of a source that brings none."""
+    """All labels that occur, sorted: the class list of a source without one."""
     return sorted({name for image in images for name in image.labels})
 
 
@@ -214,8 +215,8 @@ def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
     splits = list(dict.fromkeys(row.split for row in rows))
     if len(splits) > 1 and not is_split_ordered:
         raise ValueError(
-            f"image {first.image_id!r} is in the splits {splits[0]!r} and {splits[1]!r}. Give it one, or read one "
-            f"split alone: --split {splits[0] or splits[1]}."
+            f"image {first.image_id!r} is in the splits {splits[0]!r} and {splits[1]!r}. Give it one split, or read "
+            f"only one: --split {splits[0] or splits[1]}."
         )
     places: dict[str, Any] = {}
     for kind in ("mask_uri", "saliency_uri"):
@@ -223,7 +224,7 @@ def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
         if len(found) > 1 and not is_split_ordered:
             raise ValueError(
                 f"image {first.image_id!r} has two {kind.removesuffix('_uri')} files, {found[0]} and {found[1]}. "
-                "Name one of them in all of its rows."
+                "Give the same one in all its rows."
             )
         places[kind] = found[0] if found else None
     labels = tuple(dict.fromkeys(label for row in rows for label in row.labels))
@@ -232,10 +233,10 @@ def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
 
 
 def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
-    """The images with composed letters in their ids, and with ids that differ.
+    """The images with different ids, in which letters are composed (NFC).
 
     Raises:
-        ValueError: two images have the same id of their own.
+        ValueError: the source gives two images the same id.
     """
     images = [replace(image, image_id=unicodedata.normalize("NFC", image.image_id)) for image in images]
     owner: dict[str, SourceImage] = {}
@@ -245,8 +246,8 @@ def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
         other = owner.setdefault(image.image_id, image)
         if other is not image:
             raise ValueError(
-                f"the id {image.image_id!r} belongs to two images, {other.uri} and {image.uri}. Give each image an id "
-                "of its own, or leave the ids out: then they are made of the paths."
+                f"the id {image.image_id!r} belongs to two images, {other.uri} and {image.uri}. Give each image "
+                "its own id, or leave the ids out; then they are made from the paths."
             )
     made = {number: image.uri for number, image in enumerate(images) if not (image.has_own_id or image.problem)}
     longer = tell_apart(made, [image.image_id for image in images])

@@ -1,7 +1,7 @@
-"""Files that exist under a slightly different name than the one a source writes.
+"""Finds files whose names are slightly different from the names in a source.
 
-Letters may be composed or decomposed (a Mac writes ``ü`` as two characters), a suffix may be written in capitals, or
-left out. A name is taken for another only where one file alone fits.
+Letters may be composed or decomposed (a Mac writes ``ü`` as two characters), and a suffix may be in capitals or
+missing. A file is used only if no other file fits.
 """
 
 import unicodedata
@@ -13,13 +13,13 @@ from storage.tree import is_image_name
 
 
 class Names:
-    """The names in folders, each folder listed once."""
+    """The names in folders; each folder is listed only once."""
 
     def __init__(self) -> None:
         self._list: Callable[[str], tuple[str, ...]] = cache(lambda uri: tuple(Location(uri).list_names()))
 
     def existing(self, uri: str) -> str | None:
-        """The URI of the one file that a missing file's name means; None where there is none, or several.
+        """The URI of the only file that fits the name of a missing file; None if no file or several files fit.
 
         Raises:
             StorageError: the store failed.

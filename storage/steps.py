@@ -1,9 +1,9 @@
-"""A step of a run: how it was started (``step.json``), where each start's results lie, which units are finished.
+"""A step of a run: how it was started (``step.json``), where the results of each start are, which units are finished.
 
-A start is a beginning of the step from nothing. The first one's results lie in the step's folder itself, those after a
-restart in ``start-<id>/`` below it, receipts included. So a driver or worker that did not notice a restart, because it
-was suspended, goes on writing into its own start's folder: nothing it writes can be read as the new start's. Receipts
-are the only truth about completion.
+Each start begins the step without any results. The results of the first start are in the step's folder itself. After a
+restart, the results and receipts are in its subfolder ``start-<id>/``. So if a driver or worker was suspended and did
+not notice a restart, it continues to write into the folder of its own start, and nobody mistakes its results for those
+of the new start. Only receipts show which units are finished.
 """
 
 import contextlib
@@ -26,39 +26,39 @@ from storage.units import Unit
 
 __all__ = ["Receipt", "Skipped", "Step", "differences", "ids_by_reason", "require_complete"]
 
-ADDED = "added"  # of a fingerprint: a hash for each list of images that was added to the manifest, see `fingerprints`
-MOST_DIFFERENCES = 6  # named in a refusal
-_READERS = 32  # receipts are small: their reading is all latency
-_LATER_START = re.compile(r"([1-9][0-9]*)-[0-9a-f]{8}")  # the id of a start after a restart: its number, and chance
-_SHARED_NAMES = {"step.json", "drivers"}  # of all starts
+ADDED = "added"  # of a fingerprint: a hash for each group of images that was added to the manifest, see `fingerprints`
+MOST_DIFFERENCES = 6  # printed in a refusal
+_READERS = 32  # receipts are small, so reading them is nearly all latency
+_LATER_START = re.compile(r"([1-9][0-9]*)-[0-9a-f]{8}")  # the id of a start after a restart: its number, random digits
+_SHARED_NAMES = {"step.json", "drivers"}  # all starts share these
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step's folder under a run, e.g. ``<run>/maps``. The driver opens it, workers just make it."""
+    """A step's folder in a run, such as ``<run>/maps``. The driver calls `open`; workers only construct it."""
 
     location: Location
 
     # Starts
 
     def open(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool = False, images: str = "") -> str:
-        """Start the step, or verify that it was started with the same fingerprint, or start it again.
+        """Start the step, verify that it was started with the same fingerprint, or start it again.
 
-        Where images were added to the manifest since, the record is written again with them. What earlier starts left
-        is deleted, as far as no living launch works on it; heartbeats of dead launches too.
+        If images were added to the manifest since, the record is written again with them. The data of earlier starts
+        is deleted unless a living launch works on it. Heartbeats of dead launches are deleted too.
 
         Args:
             fingerprint: everything that changes the step's results, as plain (nested) data.
-            command: the command of this launch, recorded and named in the refusal.
-            restart: begin from nothing, whatever is there.
+            command: the command of this launch; it is recorded, and a refusal prints it.
+            restart: start the step again without its results.
             images: the id of the manifest's images (`image_identity.images_id`), which readers compare.
 
         Returns:
             The id of the step's start, for `data` and for receipts.
 
         Raises:
-            ValueError: started with another fingerprint, the sentence names each difference and the remedy; or a
-                restart while another launch is at work.
+            ValueError: the step was started with another fingerprint; the message names each difference and says what
+                to do. Or another launch works on the step during a restart.
         """
         record = {"command": command, "fingerprint": fingerprint, "images": images}
         if restart and (number := self._last_start()):
@@ -69,16 +69,16 @@ class Step:
             self._record.create_bytes(seal({**record, "start_id": uuid4().hex}, indent=1))
         elif num_added(fingerprint) > num_added(self.fingerprint() or {}):
             self._record.write_bytes(seal({**record, "start_id": self.start_id()}, indent=1))
-        self.is_started_with(fingerprint, command)  # where another launch was faster, its record is verified
+        self.is_started_with(fingerprint, command)  # if another launch was faster, verify its record
         start_id = self.start_id()
         self._delete_starts_before(start_id, {beat.start_id for beat in living_launches(self.location)})
         return start_id
 
     def check_start(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool) -> None:
-        """All checks of `open`; writes nothing.
+        """Make all checks of `open`, but write nothing.
 
         Raises:
-            ValueError: as `open`.
+            ValueError: as in `open`.
         """
         if restart:
             self.require_idle()
@@ -86,14 +86,14 @@ class Step:
             self.is_started_with(fingerprint, command)
 
     def is_started_with(self, fingerprint: Mapping[str, Any], command: str) -> bool:
-        """Whether the step was started, with this fingerprint or before images were added; False when it never was.
+        """Whether the step was started with this fingerprint, or before images were added; False if it never was.
 
         Writes nothing.
 
         Raises:
-            ValueError: as `open`.
+            ValueError: as in `open`.
         """
-        wanted = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
+        wanted = json.loads(json.dumps(fingerprint))  # as in the stored record, where tuples are lists
         found = self.fingerprint()
         if found is not None and found != _before_additions(wanted, num_added(found)):
             raise ValueError(
@@ -103,7 +103,7 @@ class Step:
         return found is not None
 
     def fingerprint(self) -> dict[str, Any] | None:
-        """What the step was started with; None when it never was.
+        """The fingerprint with which the step was started; None if it never was.
 
         Raises:
             ValueError: ``step.json`` is not a step's record.
@@ -111,55 +111,55 @@ class Step:
         return None if (record := self._read_record()) is None else record["fingerprint"]
 
     def start_id(self) -> str:
-        """The id of the step's current start; "" when it never was started, or by an earlier version."""
+        """The id of the step's current start; "" if it never was started, or was started by an earlier version."""
         return "" if (record := self._read_record()) is None else str(record.get("start_id", ""))
 
     def data(self, start_id: str | None = None) -> Location:
         """The folder of a start's results.
 
         Args:
-            start_id: of the start that the caller works on or reads from. Give it wherever it is known: workers that
-                ask for the current start in the middle of a restart would mix two starts.
+            start_id: the id of the start that the caller writes or reads. Give it if it is known: a worker that uses
+                the current start during a restart would mix two starts.
         """
         start_id = self.start_id() if start_id is None else start_id
         return self.location / f"start-{start_id}" if _LATER_START.fullmatch(start_id) else self.location
 
     def require_images(self, *images: str) -> None:
-        """Refuse to read the step's results by a manifest that has other images than they were made of.
+        """Refuse to read the step's results with a manifest that has other images than those they were made for.
 
         Args:
-            images: `image_identity.images_ids` of the manifest to read by: the last is its own, the others are those
-                that it had before images were added.
+            images: `image_identity.images_ids` of this manifest: the last is its own, the others are those that it had
+                before images were added.
 
         Raises:
-            ValueError: the step has none of them.
+            ValueError: the step has none of these ids.
         """
         record = self._read_record()
         recorded = str(record.get("images", "")) if record else ""
         if recorded and recorded not in images:
             raise ValueError(
-                f"{self.location}: was made for another list of images or classes (id {recorded[:8]}) than the "
-                f"manifest has now (id {images[-1][:8]}), so its results would go to the wrong images. Put the old "
-                f"manifest.parquet back, use another run, or begin again with --restart {self.location.name}."
+                f"{self.location}: was made for other images or classes (id {recorded[:8]}) than those in the manifest "
+                f"now (id {images[-1][:8]}), so its results would be given to wrong images. Put the old "
+                f"manifest.parquet back, use another run, or start again with --restart {self.location.name}."
             )
 
     def require_here(self) -> None:
         """Refuse to work on a node that does not see the step's folder.
 
         Raises:
-            StorageError: there is no ``step.json``, though every driver makes one first.
+            StorageError: there is no ``step.json``, although every driver first writes one.
         """
         if self.location.is_local and not self._record.exists():
             raise StorageError(
-                f"{self.location}: not on node {socket.gethostname()}, though the job's driver has made it: the path "
+                f"{self.location}: not on node {socket.gethostname()}, although the job's driver has made it: the path "
                 "is on the driver's own disk. Use an s3:// run, or a folder that all nodes mount."
             )
 
     def require_idle(self) -> None:
-        """Refuse to start again while another launch is at work.
+        """Refuse to start again while another launch works on the step.
 
         Raises:
-            ValueError: which launch lives, and how long to wait if it was killed.
+            ValueError: a launch works on it; the message says which, and how long to wait if it was killed.
         """
         for beat in heartbeats(self.location, may_write=True):
             if not beat.is_stale:
@@ -172,10 +172,10 @@ class Step:
     # Units
 
     def write_receipt(self, receipt: Receipt) -> None:
-        """Record a finished unit; only after all of its data is stored.
+        """Record a finished unit; call it only after all its data is stored.
 
         Raises:
-            ValueError: the step was started again since the unit was begun.
+            ValueError: the step was started again after the unit was begun.
         """
         current = self.start_id()
         if receipt.start_id and receipt.start_id != current:
@@ -186,10 +186,10 @@ class Step:
         (self._done(current) / receipt.name).write_bytes(receipt.to_json())
 
     def receipts(self, *, with_objects: bool = False) -> dict[int, Receipt]:
-        """All receipts of the current start by unit index: one listing, bodies read concurrently.
+        """All receipts of the current start, by unit index; it lists once and reads the files concurrently.
 
         Args:
-            with_objects: also the checksums of what the units stored, which take much memory.
+            with_objects: read the checksums of the stored objects too; they take much memory.
         """
         start_id = self.start_id()
         done, counted = self._done(start_id), _counted(start_id)
@@ -201,7 +201,7 @@ class Step:
         return {receipt.unit: receipt for receipt in sorted(found, key=lambda each: each.unit)}
 
     def receipt(self, unit: Unit, start_id: str | None = None) -> Receipt | None:
-        """One unit's receipt, with the checksums of all it stored; None while the unit is not finished.
+        """One unit's receipt, with the checksums of its stored objects; None if the unit is not finished.
 
         Args:
             start_id: as in `data`.
@@ -221,13 +221,13 @@ class Step:
         return receipt if receipt and is_earlier and receipt.start == unit.start and receipt.stop < unit.stop else None
 
     def forget_units(self, units: Sequence[Unit]) -> None:
-        """Delete the receipts of units, so that they count as missing; their data stays until it is written again."""
+        """Delete the receipts of units, so that they count as missing. Their data remains until it is overwritten."""
         done = self._done(self.start_id())
         for unit in units:
             (done / receipt_name(unit.index)).delete()
 
     def missing_units(self, units: Sequence[Unit], receipts: Mapping[int, Receipt] | None = None) -> list[Unit]:
-        """Those of ``units`` that have no receipt; give ``receipts`` where they are already read."""
+        """The ``units`` without a receipt; give ``receipts`` if they are already read."""
         known = self.receipts() if receipts is None else receipts
         return [unit for unit in units if (receipt := known.get(unit.index)) is None or not _is_of(receipt, unit)]
 
@@ -243,22 +243,22 @@ class Step:
             data = self._record.read_bytes()
         except FileNotFoundError:
             return None
-        remedy = f"Use another run, or begin again with --restart {self.location.name}."
+        remedy = f"Use another run, or start again with --restart {self.location.name}."
         record = parse_json(data, self._record, "a step's record", remedy)
         if not isinstance(record.get("fingerprint"), dict):
             raise ValueError(f"{self._record}: damaged, cannot be read as a step's record (no fingerprint). {remedy}")
         return record
 
     def _last_start(self) -> int:
-        """The number of the latest start that left anything; 0 where nothing is."""
+        """The number of the latest start with any data; 0 if there is none."""
         names = set(self.location.list_names()) - {"drivers"}
-        with contextlib.suppress(ValueError):  # where the record is damaged, the folders say which numbers are taken
+        with contextlib.suppress(ValueError):  # if the record is damaged, the folders show which numbers are taken
             names.add(f"start-{self.start_id()}")
         numbers = [_number(name.removeprefix("start-")) for name in names if name != "start-"]
         return max(numbers, default=0)
 
     def _delete_starts_before(self, start_id: str, in_use: set[str]) -> None:
-        """Delete what earlier starts than this one left, but for those on which living launches work."""
+        """Delete the data of earlier starts, except those on which living launches work."""
         if _number(start_id) == 1:
             return
         is_first_in_use = any(_number(used) == 1 for used in in_use)
@@ -273,13 +273,13 @@ class Step:
 
 
 def _number(start_id: str) -> int:
-    """Which start an id, or the name of a folder without its ``start-``, belongs to: 1, 2, ..."""
+    """The number of a start (1, 2, ...), from its id or from the name of its folder without ``start-``."""
     match = _LATER_START.fullmatch(start_id)
     return int(match[1]) if match else 1
 
 
 def _counted(start_id: str) -> set[str]:
-    """The start ids of receipts that count for a start: its own, and none in receipts of earlier versions."""
+    """The start ids of receipts that count for a start: its own id, and the empty id of earlier versions."""
     return {start_id} if _LATER_START.fullmatch(start_id) else {"", start_id}
 
 
@@ -299,9 +299,9 @@ def _before_additions(fingerprint: Mapping[str, Any], number: int) -> dict[str, 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name what differs between two fingerprints: ``"maps.num_samples: 200 -> 100, ..."``.
+    """The differences between two fingerprints in words: ``"maps.num_samples: 200 -> 100, ..."``.
 
-    Of upstream steps, which a fingerprint names by their ids, it says that they changed: ``"its maps changed since"``.
+    A fingerprint has only the ids of upstream steps, so for these it says ``"its maps changed since"``.
     """
     flat_old, flat_new = _flatten(_in_words(old)), _flatten(_in_words(new))
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
@@ -321,7 +321,7 @@ def _in_words(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(flat: Mapping[str, Any], key: str) -> str:
-    """A value for people: hashes, of networks for example, by their first characters."""
+    """A value for people; only the first characters of hashes, such as those of networks."""
     text = str(flat.get(key, "absent"))
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
 
@@ -334,16 +334,16 @@ def require_complete(
     command: str,
     receipts: Mapping[int, Receipt] | None = None,
 ) -> None:
-    """Refuse to build on a step that is not finished.
+    """Refuse to use a step that is not finished.
 
     Args:
         units: all units of the manifest.
-        asked_by: who needs it, e.g. ``"aggregate_seeds"``.
-        command: what makes it, e.g. ``"python jobs/generate_maps.py --run s3://b/run1"``.
-        receipts: of the step, where they are already read.
+        asked_by: the job that needs it, such as ``"aggregate_seeds"``.
+        command: the command that completes it, such as ``"python jobs/generate_maps.py --run s3://b/run1"``.
+        receipts: the step's receipts, if they are already read.
 
     Raises:
-        NotYet: how many images are there, the first missing one, and the command.
+        NotYet: it is incomplete; the message has the number of images, the first missing one, and the command.
     """
     missing = step.missing_units(units, receipts)
     if missing:

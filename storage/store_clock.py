@@ -1,7 +1,7 @@
-"""How old objects are, by the clock of the store that holds them.
+"""The age of objects, measured with the clock of their store.
 
-Hosts that share a store may have clocks that differ by hours. The store stamps every object by one clock, so an age
-is the difference of two of its stamps; no host's clock takes part.
+The clocks of hosts that share a store may differ by hours. The store uses one clock for the times of all its objects.
+So an age is the difference of two such times, and the clocks of the hosts are not used.
 """
 
 import os
@@ -16,10 +16,10 @@ from storage.s3 import file_system, storage_errors
 
 
 def object_ages(folder: Location, *, may_write: bool = False) -> dict[str, float]:
-    """Seconds since each object directly below a folder or prefix was written, by name; empty without one.
+    """Seconds since each object directly in a folder or prefix was written, by name; empty if it does not exist.
 
-    On S3 one listing says both, the objects' times and the server's. A file system does not say its time, so a
-    temporary file asks for it; without `may_write` this host's clock is taken, which is the same but for network
+    On S3, one listing has the times of the objects and of the server. A file system does not tell its time, so a
+    temporary file is written to learn it. Without `may_write`, this host's clock is used; it can differ only on network
     file systems.
 
     Args:
@@ -38,7 +38,7 @@ def _local_ages(folder: str, may_write: bool) -> dict[str, float]:
                     if entry.is_file():
                         times[entry.name] = entry.stat().st_mtime
                 except FileNotFoundError:
-                    pass  # deleted meanwhile
+                    pass  # deleted in the meantime
     except (FileNotFoundError, NotADirectoryError):
         return {}
     now = time.time()

@@ -1,4 +1,4 @@
-"""Which column of a table means what: by its name, by what the command line says, or by its cells of 0 and 1."""
+"""Finds the meaning of a table's columns: by their names, by the command line, or by their cells of 0 and 1."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from storage.label_cells import is_flag
 from storage.text import clean_name
 from storage.tree import is_image_name, words
 
-# The names of each meaning; the first is the documented one, and holds where several are there.
+# The names of each meaning; the first is the documented one and is used if several are there.
 NAMES = {
     "image": (
         "image", "filename", "file_name", "file", "filepath", "file_path", "path", "image_path", "imagepath",
@@ -21,7 +21,7 @@ NAMES = {
     "saliency": ("saliency", "saliency_path"),
 }  # fmt: skip
 KNOWN = tuple(NAMES)
-_NO_CLASS = ("index", "unnamed: 0", "level_0")  # what pandas calls its row numbers
+_NO_CLASS = ("index", "unnamed: 0", "level_0")  # pandas' names for row numbers
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Columns:
     """The positions of a table's columns.
 
     Attributes:
-        of: meaning -> position, of `KNOWN`; without ``"labels"`` where `classes` are.
-        classes: class name -> position, of a column per class with 0 and 1; empty otherwise.
-        notes: what was read by another name than the documented one.
+        of: meaning -> position, for the meanings in `KNOWN`; without ``"labels"`` if there are `classes`.
+        classes: class name -> position, if there is a column per class with 0 and 1; empty otherwise.
+        notes: which columns were read although their names are not the documented ones.
     """
 
     of: dict[str, int]
@@ -50,14 +50,15 @@ def find_columns(
     """The meaning of each column.
 
     Args:
-        header: the columns' names.
-        rows: all rows, to look for columns of 0 and 1 where no column holds labels.
-        given: meaning -> name, as the command line says it.
-        class_names: the classes wanted; of columns of 0 and 1 these alone count.
+        header: the names of the columns.
+        rows: all rows; columns of 0 and 1 are searched in them if there is no column of labels.
+        given: meaning -> name, from the command line.
+        class_names: the classes to use; only these columns of 0 and 1 count.
         needs_labels: whether a table without labels is refused.
 
     Raises:
-        ValueError: a column is missing, misspelt, or there is more than one for a meaning; without the file's name.
+        ValueError: a column is missing or misspelt, or a meaning has several columns. The message does not name the
+            file.
     """
     plain = [clean_name(name).casefold() for name in header]
     _require_different(header, plain)
@@ -76,7 +77,7 @@ def find_columns(
             found[meaning] = plain.index(there[0])
     _require_spelling(header, plain, found, given)
     if "image" not in found and any(map(is_image_name, header)):
-        raise ValueError("its first line is not the names of its columns; put a line such as image,labels above it")
+        raise ValueError("its first line does not have the names of the columns; add a line such as image,labels")
     if "image" not in found:
         first = next((name for name in header if name), "NAME")
         raise ValueError(
@@ -109,7 +110,7 @@ def _class_columns(
     found: dict[str, int],
     class_names: Sequence[str] | None,
 ) -> dict[str, int]:
-    """The columns that hold 0, 1, -1 or nothing, and 0 or 1 somewhere."""
+    """The columns that have only 0, 1, -1 or empty cells, and at least one 0 or 1."""
     classes = {}
     for position, name in enumerate(header):
         if position in found.values() or not name or plain[position] in _NO_CLASS:
@@ -146,7 +147,7 @@ def _require_different(header: Sequence[str], plain: Sequence[str]) -> None:
 def _require_spelling(
     header: Sequence[str], plain: Sequence[str], found: dict[str, int], given: dict[str, str]
 ) -> None:
-    """Refuses a column that is named nearly as one that is missing: it would be passed over without a word."""
+    """Refuses a column whose name is similar to that of a missing one, because it would be silently ignored."""
     if set(given) >= {"image", "labels"}:
         return
     missing = [meaning for meaning in KNOWN if meaning not in found]

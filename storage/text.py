@@ -1,7 +1,7 @@
-"""Text files as other programs write them: their encoding, and the sign between a table's columns.
+"""Reads text files of other programs: finds their encoding, and the character that separates a table's columns.
 
-Nothing is guessed where a wrong guess would change letters: a file that is neither UTF-8 nor UTF-16 is refused with a
-sentence that names the way out.
+It does not guess where a wrong guess would change letters. A file that is neither UTF-8 nor UTF-16 is refused, and the
+message says what to do.
 """
 
 import codecs
@@ -26,12 +26,12 @@ _OTHER_FILES = (
     (b"PAR1", "a Parquet file; give it with --parquet"),
     (b"%PDF", "a PDF file"),
 )
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\xad"))  # byte order mark, zero-width signs, soft hyphen
+_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\xad"))  # byte order mark, zero-width spaces, soft hyphen
 
 
 @dataclass(frozen=True)
 class Text:
-    """A file's text, and the encoding that it was read by, in words such as ``"UTF-16"``."""
+    """A file's text, and the name of its encoding, such as ``"UTF-16"``."""
 
     content: str
     encoding: str
@@ -41,11 +41,11 @@ def decode_text(data: bytes, encoding: str | None = None, kind: str = "text") ->
     """Decode a whole file.
 
     Args:
-        encoding: Python's name of it, e.g. ``"cp1252"``; None: UTF-8, or UTF-16 or UTF-32 where its first bytes say so.
-        kind: what was expected, for the sentence of a refusal.
+        encoding: Python's name of it, such as ``"cp1252"``; None: UTF-8, or UTF-16 or UTF-32 if the first bytes say so.
+        kind: what was expected, for the message.
 
     Raises:
-        ValueError: other bytes, without the file's name: "not CSV text in UTF-8 ...".
+        ValueError: the bytes are not such text, as in "not CSV text in UTF-8 ..."; the message does not name the file.
     """
     codec, name = _encoding(data, encoding, kind)
     try:
@@ -53,19 +53,19 @@ def decode_text(data: bytes, encoding: str | None = None, kind: str = "text") ->
     except UnicodeDecodeError as error:
         raise ValueError(f"not {kind} in {name}{_where(data, error) if codec == 'utf-8' else ''}") from error
     if "\0" in content:
-        raise ValueError(f"not {kind}: it holds zero bytes")
+        raise ValueError(f"not {kind}: it contains zero bytes")
     return Text(content.removeprefix("\ufeff"), name)
 
 
 def csv_rows(content: str, separator: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table with their line numbers, cells stripped; rows without any content are passed over.
+    """The rows of a table with their line numbers. Cells are stripped, and empty rows are skipped.
 
     Args:
-        separator: of columns; None: the one of `COLUMN_SEPARATORS` that cuts the first row into most cells, or what
-            Excel's line ``sep=;`` says.
+        separator: the separator of columns; None: the one of `COLUMN_SEPARATORS` that gives the first row the most
+            cells, or the one in Excel's line ``sep=;``.
 
     Raises:
-        ValueError: quotes that do not close and the like, with the line, without the file's name.
+        ValueError: it is not CSV, for example because a quote is not closed. The message has the line but not the file.
     """
     first, _, rest = content.partition("\n")
     skipped = 0
@@ -82,14 +82,14 @@ def csv_rows(content: str, separator: str | None = None) -> Iterator[tuple[int, 
 
 
 def column_separator(content: str) -> str:
-    """The sign that cuts the first row with content into most cells; a comma where none does."""
+    """The separator that gives the first row with content the most cells; a comma if there is none."""
     first = next((line for line in content.splitlines() if line.strip(" ,;\t|")), "")
     counts = {sign: len(next(csv.reader([first], delimiter=sign), [])) for sign in COLUMN_SEPARATORS}
     return max(COLUMN_SEPARATORS, key=lambda sign: counts[sign])  # the first of equals
 
 
 def clean_name(name: str) -> str:
-    """A class name as it is kept: composed letters (NFC), single spaces, nothing invisible."""
+    """A class name in the form that is stored: composed letters (NFC), single spaces, no invisible characters."""
     return " ".join(unicodedata.normalize("NFC", name.translate(_INVISIBLE)).split())
 
 

@@ -1,4 +1,4 @@
-"""All files below a folder or prefix, and how files of one folder are found from names of another."""
+"""Lists all files in a folder or prefix and below, and finds files by their ids."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def files_below(folder: Location) -> list[str]:
-    """Sorted paths of all files below a folder, relative to it; hidden files and folders are left out."""
+    """The sorted paths of all files in a folder and below, relative to it, without hidden files and folders."""
     with storage_errors(folder.uri):
         if folder.is_local:
             paths = list(_local_files(folder.uri))
@@ -21,12 +21,15 @@ def files_below(folder: Location) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's suffix is one of images."""
+    """Whether a file has the suffix of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def files_by_stem(folder: Location | None) -> dict[str, str]:
-    """URIs of the files below a folder by id: the path without suffix, ``/`` written ``__``; none for None."""
+    """The URIs of the files in a folder and below, by id: the path without suffix, with ``__`` for ``/``.
+
+    It is empty if the folder is None.
+    """
     if folder is None:
         return {}
     root = folder.uri.rstrip("/")
@@ -34,7 +37,7 @@ def files_by_stem(folder: Location | None) -> dict[str, str]:
 
 
 def words(names: Sequence[str], most: int = 20) -> str:
-    """Names in a sentence, the first ones where there are many."""
+    """Names in a sentence; if there are many, only the first ones."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -1,8 +1,8 @@
-"""Zarr arrays whose first axis is the manifest and whose shards are units; maps and seeds are made of them.
+"""Zarr arrays for maps and seeds. Their first axis is the manifest, and each shard is a unit.
 
-Zarr loses writes that share a shard, silently; so one write here is exactly one unit, and one unit is one shard.
-Chunks equal to the fill value are stored too, so a missing shard always means a missing unit. Each chunk has a
-CRC-32C in the shard, and each shard one in its unit's receipt, which lies beside the group in ``done/``.
+Zarr silently loses data if two writes share a shard. So each write here is exactly one unit, and one unit is one shard.
+Chunks that equal the fill value are stored too, so a missing shard always means a missing unit. Each chunk has a
+CRC-32C in its shard. Each shard has a checksum in its unit's receipt, which is beside the group in ``done/``.
 """
 
 import json
@@ -35,8 +35,8 @@ class ArraySpec:
     """One array: ``(num_images, *item_shape)``.
 
     Attributes:
-        dimensions: names of the axes after ``image``.
-        chunk_is_image: one chunk per image inside a shard per unit; else (small items) one chunk per unit.
+        dimensions: the names of the axes after ``image``.
+        chunk_is_image: each shard has one chunk per image; otherwise (for small items) one chunk per unit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ArraySpec:
 
 
 class _Refused(ValueError):  # noqa: N818
-    """What this module itself refuses, told apart from what zarr raises on damaged bytes."""
+    """An error of this module itself, as opposed to errors of zarr about damaged bytes."""
 
 
 class UnitArrays:
@@ -80,12 +80,12 @@ class UnitArrays:
         unit_size: int,
         attributes: Mapping[str, Any],
     ) -> "UnitArrays":
-        """Create what is missing of the group and its arrays, verify what is there, and open it for writing.
+        """Create the group and its arrays if they are missing, verify existing ones, and open them for writing.
 
         Arrays of fewer images grow: the caller knows that these are the first ones of the manifest.
 
         Raises:
-            ValueError: something is there with another shape, type, unit size or attributes, or of more images.
+            ValueError: existing arrays have another shape, type, unit size or attributes, or more images.
         """
         wanted = json.loads(json.dumps({"num_images": num_images, "unit_size": unit_size, **attributes}))
         with storage_errors(location.uri), _damage_named(location):
@@ -97,10 +97,10 @@ class UnitArrays:
 
     @classmethod
     def open(cls, location: Location, names: Sequence[str], mode: Mode = "r") -> "UnitArrays":
-        """Open existing arrays, by name rather than by a listing.
+        """Open existing arrays by their names, without listing the group.
 
         Raises:
-            FileNotFoundError: there are none.
+            FileNotFoundError: they do not exist.
             Damaged: they cannot be opened.
         """
         with storage_errors(location.uri), _damage_named(location):
@@ -113,14 +113,14 @@ class UnitArrays:
                 raise FileNotFoundError(f"{location}: there are no arrays here yet.") from error
 
     def item_shape(self, name: str) -> tuple[int, ...]:
-        """One image's part of an array, e.g. (slot, y, x)."""
+        """The shape of one image's part of an array, such as (slot, y, x)."""
         return tuple(self._arrays[name].shape[1:])
 
     def unit_of(self, index: int) -> Unit:
-        """The unit that owns an image.
+        """The unit of an image.
 
         Raises:
-            IndexError: no such manifest row.
+            IndexError: there is no such manifest row.
         """
         if not 0 <= index < self.num_images:
             raise IndexError(f"{self.location}: image {index} of {self.num_images}.")
@@ -128,13 +128,13 @@ class UnitArrays:
         return Unit(index // self.unit_size, start, min(start + self.unit_size, self.num_images))
 
     def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Write one whole unit: every array, in their order.
+        """Write one whole unit of every array, in their order.
 
         Returns:
-            The checksums of the written objects for the unit's receipt, by path below the folder of the group.
+            The checksums of the written objects for the unit's receipt, by path relative to the folder of the group.
 
         Raises:
-            ValueError: not one of this store's units, or an array missing, misshapen or of another type.
+            ValueError: it is not one of this store's units, or an array is missing or has another shape or type.
         """
         self._check_unit(unit)
         if values.keys() != self._arrays.keys():
@@ -158,11 +158,11 @@ class UnitArrays:
             return {f"{self.location.name}/{key}": self._store.written.pop(key) for key in keys.values()}
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of one array; each image's own checksum is compared.
+        """Rows ``start`` to ``stop`` of one array; each image is compared with its own checksum.
 
         Raises:
-            Damaged: they are not what was written.
-            ValueError: their unit is not written.
+            Damaged: the data has changed since it was written.
+            ValueError: the unit of these rows is not written yet.
         """
         with storage_errors(self.location.uri), _damage_named(self.location / name):
             try:
@@ -173,11 +173,11 @@ class UnitArrays:
     def read_unit(self, unit: Unit) -> dict[str, np.ndarray]:
         """A whole unit of every array; the objects are compared with the checksums in the unit's receipt.
 
-        A unit without a receipt, or with one of an earlier version, is read with the images' own checksums alone.
+        If the unit has no receipt, or a receipt of an earlier version, only the images' own checksums are compared.
 
         Raises:
-            Damaged: they are not what was written.
-            ValueError: the unit is not written, or not one of this store's.
+            Damaged: the data has changed since it was written.
+            ValueError: the unit is not written yet, or is not one of this store's.
         """
         self._check_unit(unit)
         receipt = self._receipt(unit)
@@ -206,7 +206,7 @@ class UnitArrays:
         return self._read_as_receipt_says(keys, receipt)
 
     def _checked_bytes(self, key: str, receipt: Receipt) -> bytes:
-        """An object of a finished unit."""
+        """The bytes of an object of a finished unit, after comparison with its checksum."""
         place = self.location / key
         try:
             data = place.read_bytes()
@@ -218,39 +218,39 @@ class UnitArrays:
         return data
 
     def _missing(self, name: str, unit: Unit) -> ValueError:
-        """What it means that a unit has no shard in an array: never written, or deleted since."""
+        """The error for a unit without a shard in an array: it was never written, or it was deleted."""
         if self._receipt(unit) is not None:
             return Damaged.of(self.location / self._key(name, unit), "the file is missing")
         return _Refused(
-            f"{self.location}: unit {unit.name} (images {unit.start} to {unit.stop - 1}) is not written. "
-            f"Run the job that makes {self.location.name} again; it computes what is missing."
+            f"{self.location}: unit {unit.name} (images {unit.start} to {unit.stop - 1}) is not written yet. "
+            f"Run the job that makes {self.location.name} again; it computes the missing units."
         )
 
     def _receipt(self, unit: Unit) -> Receipt | None:
-        """The unit's receipt: it lies beside the group, in the folder of the same start of the step."""
+        """The unit's receipt, from beside the group, in the folder of the same start of the step."""
         receipt = read_receipt(self.location.parent / "done", receipt_name(unit.index))
         return receipt if receipt and (receipt.start, receipt.stop) == (unit.start, unit.stop) else None
 
     def _key(self, name: str, unit: Unit) -> str:
-        """The one object that holds a unit of an array: ``<name>/c/<unit>/0...`` by Zarr v3's naming."""
+        """The key of the object that stores a unit of an array: ``<name>/c/<unit>/0...`` in Zarr v3."""
         return "/".join([name, "c", str(unit.index), *("0" for _ in self.item_shape(name))])
 
     def _check_unit(self, unit: Unit) -> None:
         owner = self.unit_of(unit.start) if 0 <= unit.start < self.num_images else None
         if owner is None or (unit.index, unit.start, unit.stop) != (owner.index, owner.start, owner.stop):
             raise ValueError(
-                f"{self.location}: {unit} is not one of {self.num_images} images by {self.unit_size}; "
-                "writes that share a shard would be lost."
+                f"{self.location}: {unit} is not a unit of {self.num_images} images in units of {self.unit_size}. "
+                "Only whole units are written, because writes that share a shard would be lost."
             )
 
 
 def header_record(location: Location) -> Location:
-    """Where the checksums of a group's own metadata lie: beside it."""
+    """The file with the checksums of a group's own metadata; it is beside the group."""
     return location.parent / f"{location.name}.checksums.json"
 
 
 def record_headers(location: Location, names: Sequence[str]) -> None:
-    """Record the checksums of the metadata of a group and its arrays, where that was not done yet."""
+    """Record the checksums of the metadata of a group and its arrays, if they are not recorded yet."""
     place = header_record(location)
     if not place.exists():
         keys = [f"{location.name}/{key}" for key in ("zarr.json", *(f"{name}/zarr.json" for name in names))]
@@ -259,7 +259,7 @@ def record_headers(location: Location, names: Sequence[str]) -> None:
 
 @contextmanager
 def _damage_named(place: Location) -> Iterator[None]:
-    """Turns what zarr and its codecs raise on damaged bytes into `Damaged`."""
+    """Turns the errors of zarr and its codecs about damaged bytes into `Damaged`."""
     try:
         yield
     except (OSError, Damaged, _Refused):
@@ -305,7 +305,7 @@ def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_imag
             dtype=spec.dtype,
             chunks=(1, *spec.item_shape) if spec.chunk_is_image else shard,
             shards=shard if spec.chunk_is_image else None,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],  # 4 bytes a chunk; readers of one image compare it
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],  # 4 bytes per chunk; readers of one image compare it
             fill_value=spec.fill,
             dimension_names=("image", *spec.dimensions),
         )
@@ -317,7 +317,7 @@ def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_imag
 
 
 def _sync_to_disk(shard: Location) -> None:
-    """Zarr renames into place without fsync; a marker must not outlive a power cut that its data does not."""
+    """Calls fsync, which zarr does not. After a power cut, a receipt must not exist without its data."""
     if shard.is_local:
         with open(shard.uri, "rb") as file:
             os.fsync(file.fileno())
@@ -325,6 +325,6 @@ def _sync_to_disk(shard: Location) -> None:
 
 def _differs(location: Location, what: str) -> str:
     return (
-        f"{location}: the arrays there were made for something else ({what}). "
+        f"{location}: the existing arrays were made for something else ({what}). "
         f"Use another run, or --restart {location.uri.rsplit('/', 2)[-2]}."
     )

@@ -1,6 +1,6 @@
-"""Units: contiguous ranges of manifest rows, the quantum of work, of storage and of resume.
+"""Units: contiguous ranges of manifest rows. Work, storage and resuming go by whole units.
 
-They follow from the number of images and the unit size alone, never from workers or blocks.
+They depend only on the number of images and the unit size, never on workers or blocks.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 Shard = tuple[int, int]
-"""(i, n): every n-th unit, from the i-th on."""
+"""(i, n): every n-th unit, starting at the i-th."""
 
 
 @dataclass(frozen=True, order=True)
@@ -16,7 +16,7 @@ class Unit:
     """Manifest rows ``start`` (inclusive) to ``stop`` (exclusive); only the last unit may be shorter.
 
     Attributes:
-        others: so many of the rows are none of the step's, e.g. images of splits that are not predicted.
+        others: the number of rows that the step does not cover, such as images of splits that are not predicted.
     """
 
     index: int
@@ -26,7 +26,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """The unit's name in markers and messages, e.g. ``"000012"``."""
+        """The unit's name in receipts and messages, such as ``"000012"``."""
         return f"{self.index:06d}"
 
     @property
@@ -35,7 +35,7 @@ class Unit:
 
     @property
     def num_images(self) -> int:
-        """The step's images: what progress and totals count."""
+        """The number of images of the step, which progress and totals count."""
         return self.num_rows - self.others
 
 
@@ -52,10 +52,10 @@ def plan_units(num_images: int, unit_size: int) -> list[Unit]:
 
 
 def units_with(is_wanted: Sequence[bool], unit_size: int) -> list[Unit]:
-    """The units that hold a wanted row, in order; each counts its wanted rows as images.
+    """The units with a wanted row, in order; only wanted rows count as images.
 
     Args:
-        is_wanted: for every row of the manifest.
+        is_wanted: whether each row of the manifest is wanted.
     """
     units = [
         replace(unit, others=unit.num_rows - sum(is_wanted[unit.start : unit.stop]))
@@ -68,7 +68,7 @@ def parse_shard(text: str) -> Shard:
     """Read ``--shard i/n``: launch i (counted from 1) of n.
 
     Raises:
-        ValueError: anything but ``i/n`` with 1 <= i <= n.
+        ValueError: it is not ``i/n`` with 1 <= i <= n.
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
@@ -77,6 +77,6 @@ def parse_shard(text: str) -> Shard:
 
 
 def units_of_shard(units: Sequence[Unit], shard: Shard) -> list[Unit]:
-    """Every n-th unit from the i-th on: the shards 1/n to n/n share all units among them."""
+    """Every n-th unit, starting at the i-th; the shards 1/n to n/n together have all units."""
     number, count = shard
     return [unit for unit in units if unit.index % count == number - 1]

@@ -1,7 +1,7 @@
-"""Comparing what a start of a step stored with the checksums that its receipts have, and forgetting what is damaged.
+"""Compares the stored objects of a step with the checksums in its receipts, and marks damaged units as missing.
 
-Reads bytes and compares them; what they mean is not looked at. Repairing deletes receipts (and damaged descriptions
-of arrays), never data: the step's job then computes the units again and replaces their objects.
+It compares bytes and does not look at their meaning. A repair deletes receipts and damaged descriptions of arrays, but
+no data: the step's job then computes the units again and replaces their objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ from storage.records import read_json
 from storage.steps import Step
 from storage.units import Unit
 
-HEADERS = ".checksums.json"  # ends the name of the file with the checksums of a group of arrays' descriptions
+HEADERS = ".checksums.json"  # suffix of the file with the checksums of the descriptions of a group of arrays
 _READERS = 16
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One stored object that is not what was written.
+    """A damaged stored object.
 
     Attributes:
-        place: of the object.
-        what: is wrong, in a few words.
+        place: the object.
+        what: what is wrong, in a few words.
     """
 
     place: Location
@@ -36,17 +36,18 @@ class Damage:
 
 
 def verify_unit(data: Location, receipt: Receipt) -> list[Damage]:
-    """What is wrong with the objects of a finished unit; empty where nothing is.
+    """The damage in the objects of a finished unit; empty if there is none.
 
     Args:
         data: the folder of the start that the receipt belongs to (`Step.data`).
-        receipt: with its objects (`Step.receipt`); one of an earlier version has none, so nothing can be compared.
+        receipt: the receipt with its objects (`Step.receipt`); if it is of an earlier version, it has no objects, and
+            nothing can be compared.
     """
     return _compare(data, receipt.objects)
 
 
 def verify_headers(data: Location) -> list[Damage]:
-    """What is wrong with the descriptions of a start's arrays (``zarr.json``), and with the record of their checksums.
+    """The damage in the descriptions of a start's arrays (``zarr.json``), and in the record of their checksums.
 
     Args:
         data: the folder of the start.
@@ -63,11 +64,11 @@ def verify_headers(data: Location) -> list[Damage]:
 
 
 def damaged_receipts(data: Location, receipts: Mapping[int, Receipt]) -> dict[int, Damage]:
-    """The receipts of a start that cannot be read, by unit; their units count as missing.
+    """The unreadable receipts of a start, by unit; their units count as missing.
 
     Args:
         data: the folder of the start.
-        receipts: those that can be read.
+        receipts: the readable receipts.
     """
     done = data / "done"
     names = [name for name in done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
@@ -75,14 +76,14 @@ def damaged_receipts(data: Location, receipts: Mapping[int, Receipt]) -> dict[in
 
 
 def repair(step: Step, units: Sequence[Unit], headers: Sequence[Damage] = ()) -> None:
-    """Make damaged units count as missing, and delete damaged descriptions of arrays; the step's job does the rest.
+    """Mark damaged units as missing, and delete damaged descriptions of arrays; the step's job does the rest.
 
     Args:
-        units: those with damage.
-        headers: what `verify_headers` found.
+        units: the damaged units.
+        headers: the result of `verify_headers`.
 
     Raises:
-        ValueError: a driver is at work on the step.
+        ValueError: a driver works on the step.
     """
     step.require_idle()
     step.forget_units(units)

@@ -1,8 +1,8 @@
 """PASCAL VOC's layout as a label source: split lists, ``cls_labels.npy`` or ``Annotations``, masks.
 
-Read from VOC's own devkit and from folders that other tools write in this layout: with classes of their own, images
-of any suffix, and without lists, the XML files beside the images. With a chosen class subset, other classes are simply
-not labels; images without a chosen class are left out.
+It reads VOC's own devkit, and folders that other tools write in this layout. These may have other classes, images with
+any suffix, and instead of lists only XML files beside the images. If only some classes are chosen, other labels are
+ignored, and images without a chosen class are left out.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from storage.sources import Source, SourceImage
 from storage.text import decode_text
 from storage.tree import files_below, is_image_name, words
 
-# In the order of cls_labels.npy; a class's value in masks is its position counted from 1.
+# In the order of cls_labels.npy; the value of a class in masks is its position, starting at 1.
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle",
     "bus", "car", "cat", "chair", "cow",
@@ -33,11 +33,11 @@ VOC_CLASS_VALUES = {name: value for value, name in enumerate(VOC_CLASSES, start=
 _READERS = 16
 _UNSAFE = "its line in the split list leads out of the devkit"
 _SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
-_FLAGS = ("-1", "0", "1")  # of an image in a list such as Main/cat_train.txt
+_FLAGS = ("-1", "0", "1")  # the flags of images in lists such as Main/cat_train.txt
 
 
 def voc_class_values(class_names: Sequence[str]) -> list[int]:
-    """The values of classes in masks: VOC's own for some of its 20 classes, else 1, 2, ... in the order given."""
+    """The values of classes in masks: VOC's own values if all are among its 20 classes, else 1, 2, ... in order."""
     if set(class_names) <= set(VOC_CLASSES):
         return [VOC_CLASS_VALUES[name] for name in class_names]
     return list(range(1, len(class_names) + 1))
@@ -49,16 +49,17 @@ def read_voc(
     class_names: Sequence[str] | None = None,
     labels: Location | None = None,
 ) -> Source:
-    """Read a devkit folder (the one with ``JPEGImages``), or another one in this layout.
+    """Read a devkit folder (the one with ``JPEGImages``), or another folder in this layout.
 
     Args:
-        splits: names of lists, e.g. ``["train_aug", "val"]``; each image's split is its list's name. Without any:
-            train_aug, else train, and val; where there are no lists, every XML file.
-        class_names: the classes wanted; None: VOC's 20, or whatever the XML files name where that is something else.
+        splits: names of lists, such as ``["train_aug", "val"]``; the split of an image is the name of its list. Empty:
+            train_aug (or train) and val, or all XML files if there are no lists.
+        class_names: the classes to use; None: VOC's 20, or other classes if the XML files have others.
         labels: a ``cls_labels.npy``; by default the devkit's own, else its ``Annotations``.
 
     Raises:
-        ValueError: a class that no image has, a missing or unreadable list, a label file that is none.
+        ValueError: no image has one of the classes, a list is missing or unreadable, or the label file has another
+            format.
     """
     lists, own = _lists(devkit), devkit / "cls_labels.npy"
     if not lists:
@@ -73,14 +74,14 @@ def read_voc(
 
 
 def _choose(devkit: Location, images: Sequence[SourceImage], class_names: Sequence[str] | None) -> Source:
-    """The source with the chosen classes; images of others are left out."""
+    """The source with the chosen classes; images without them are left out."""
     found = sorted({name for image in images for name in image.labels})
     foreign = [name for name in found if name not in VOC_CLASS_VALUES]
     if class_names is None and foreign and len(foreign) < len(found):
         raise ValueError(
-            f"{devkit}: its objects are some of VOC's classes and others such as {foreign[0]!r}, so their values in "
-            f"masks are not known. Name the classes wanted: --classes {','.join(found[:20])}. If all are among VOC's "
-            "20, masks have VOC's values, else 1, 2, ... in the order of --classes."
+            f"{devkit}: some objects have VOC's classes and others have classes such as {foreign[0]!r}, so the values "
+            f"in masks are not known. Give the classes: --classes {','.join(found[:20])}. If all are among VOC's 20, "
+            "masks have VOC's values, else 1, 2, ... in the order of --classes."
         )
     names = tuple(class_names or (found if foreign else VOC_CLASSES))
     known = [*found, *VOC_CLASSES]
@@ -88,19 +89,19 @@ def _choose(devkit: Location, images: Sequence[SourceImage], class_names: Sequen
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"There are {words(found or VOC_CLASSES)}."
-            raise ValueError(f"class {name!r}: not one of VOC's 20 classes, and no object of {devkit}. {hint}")
+            raise ValueError(f"class {name!r}: not one of VOC's 20 classes, and no object in {devkit} has it. {hint}")
     is_voc = set(names) <= set(VOC_CLASSES)
 
     def is_kept(name: str) -> bool:
-        return name in names or (is_voc and name in foreign)  # a name that is none of VOC's is refused by name
+        return name in names or (is_voc and name in foreign)  # a name outside VOC's 20 classes is refused later
 
     chosen = [replace(image, labels=tuple(filter(is_kept, image.labels))) for image in images]
     kept = [new for new, old in zip(chosen, images, strict=True) if new.labels or new.problem or not old.labels]
     notes = []
     if num_left_out := len(chosen) - len(kept):
-        notes.append(f"{num_left_out:,} image{'s' * (num_left_out > 1)} left out, with none of the chosen classes.")
+        notes.append(f"{num_left_out:,} image{'s' * (num_left_out > 1)} left out (none of the chosen classes).")
     if not is_voc:
-        notes.append(f"classes are those of the XML files; in masks they are 1 to {len(names)}, in the order below.")
+        notes.append(f"the classes come from the XML files; in masks they are 1 to {len(names)}, in the order below.")
     return Source(tuple(kept), names, tuple(voc_class_values(names)), notes=tuple(notes))
 
 
@@ -108,7 +109,7 @@ def _choose(devkit: Location, images: Sequence[SourceImage], class_names: Sequen
 
 
 class _Pictures:
-    """The files of ``JPEGImages`` by name without suffix, listed once, when a name has no suffix that is there."""
+    """The files of ``JPEGImages`` by name without suffix; they are listed once, when a suffix is not known."""
 
     def __init__(self, devkit: Location) -> None:
         self.folder = devkit / "JPEGImages"
@@ -120,7 +121,7 @@ class _Pictures:
 
 
 def _lists(devkit: Location) -> dict[str, Location]:
-    """The lists of a devkit by name; those for segmentation before those of the same name for whole images."""
+    """The lists of a devkit by name; lists for segmentation replace lists of the same name for whole images."""
     folders = [devkit / "ImageSets" / task for task in ("Segmentation", "Main")]
     found: dict[str, Location] = {}
     for folder in folders:
@@ -131,12 +132,12 @@ def _lists(devkit: Location) -> dict[str, Location]:
 
 
 def _usual(lists: dict[str, Location]) -> list[str]:
-    """The lists that are read where none is named: that of training and that of validation, else the only one."""
+    """The lists that are read by default: one for training and one for validation, else the only list."""
     training = next((name for name in lists if name == "train_aug"), "train")
     validation = next((name for name in lists if name in ("val", "valid", "validation")), "")
     found = [name for name in (training, validation) if name in lists] if training in lists else sorted(lists)
     if training not in lists and len(found) > 1:
-        raise ValueError(f"--split: which of the lists {words(found)}? Name them, for example --split {found[0]}.")
+        raise ValueError(f"--split: which of the lists {words(found)}? Give their names, such as --split {found[0]}.")
     return found
 
 
@@ -153,9 +154,9 @@ def _read_split(devkit: Location, split: str, lists: dict[str, Location], pictur
 
 
 def _parse_line(devkit: Location, split: str, line: str, pictures: _Pictures) -> SourceImage:
-    """``2007_000032``, ``2007_000032 -1`` or ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``."""
+    """The image of a line: ``2007_000032``, ``2007_000032 -1`` or ``/JPEGImages/a.jpg /SegmentationClass/a.png``."""
     parts = line.split()
-    is_flagged = len(parts) == 2 and parts[1] in _FLAGS  # whether it shows one class; Annotations say it of all
+    is_flagged = len(parts) == 2 and parts[1] in _FLAGS  # a flag for one class; Annotations have all classes
     if len(parts) == 2 and all(part.startswith("/") for part in parts):
         image_id = re.sub(r"\.[^./]*$", "", parts[0].rsplit("/", 1)[-1])
         image_path, mask_path = (part.removeprefix("/") for part in parts)
@@ -168,7 +169,7 @@ def _parse_line(devkit: Location, split: str, line: str, pictures: _Pictures) ->
             "'/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png'."
         )
     if mask_path is None and not is_safe_id(image_id):
-        # the manifest's rows name the trouble with the id
+        # the manifest's row will say what is wrong with the id
         return SourceImage(image_id, uri="", split=split, has_own_id=True, problem=_UNSAFE if "/" in image_id else None)
     try:
         mask_uri = (devkit / mask_path).uri if mask_path else None
@@ -178,7 +179,7 @@ def _parse_line(devkit: Location, split: str, line: str, pictures: _Pictures) ->
 
 
 def _labelled_without_lists(devkit: Location, splits: Sequence[str]) -> list[SourceImage]:
-    """The images with an XML file beside them or in ``Annotations``; a folder train, val or test is a split."""
+    """The images with an XML file beside them or in ``Annotations``; folders train, val and test are splits."""
     files = files_below(devkit)
     images = {_stem(path): path for path in files if is_image_name(path)}
     entries, places = [], []
@@ -196,7 +197,7 @@ def _labelled_without_lists(devkit: Location, splits: Sequence[str]) -> list[Sou
     if not entries:
         raise ValueError(
             f"{devkit}: no lists in ImageSets and no XML files{' of the split ' + splits[0] if splits else ''}. Give "
-            "the folder that holds JPEGImages, Annotations and ImageSets, or the one with images and XML files."
+            "the folder with JPEGImages, Annotations and ImageSets, or the folder with images and XML files."
         )
     return _labels_from_annotations(entries, places)
 
@@ -223,7 +224,7 @@ def _labels_from_file(images: Sequence[SourceImage], location: Location) -> list
 
 
 def _labels_from_annotations(images: Sequence[SourceImage], places: Sequence[Location | None]) -> list[SourceImage]:
-    """Labels and written sizes from an XML file each; None: an image that cannot have one."""
+    """Labels and sizes from one XML file per image; None: an image that cannot have one."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(_label_from_annotation, images, places))
 

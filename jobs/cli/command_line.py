@@ -1,6 +1,6 @@
-"""The command line every job shares: the same few flags, one-sentence errors, exit codes.
+"""The command line that all jobs share: a few flags, one-sentence errors, exit codes.
 
-Exit codes: 0 done; 1 storage or cluster failed; 2 wrong input; 130 interrupted; 141 the reader of the output has
+Exit codes: 0 done; 1 storage or cluster failed; 2 wrong input; 130 interrupted; 141 the program that reads the output
 closed it (`| head`); 143 stopped by SIGTERM.
 """
 
@@ -19,14 +19,14 @@ from typing import Any, NoReturn
 from cluster.errors import ClusterError
 
 QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
-"""Their debug logs hold requests with signatures and session tokens, so --debug leaves them out."""
+"""Libraries that --debug leaves out, because their debug logs contain signatures and session tokens."""
 
 PROGRAM = "ficklenet"
-"""The console command; a job that it runs goes by `ficklenet maps` instead of `generate_maps`."""
+"""The console command. A job that it starts calls itself `ficklenet maps` instead of `generate_maps`."""
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM, sent by `ray job stop`, a batch system or a preempted machine: ends a job as Ctrl-C does."""
+    """SIGTERM, sent by `ray job stop`, a batch system or a preempted machine. It ends a job as Ctrl-C does."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
         flags = [word.partition("=")[0] for word in self._given if word.startswith("--")]
         unknown = [flag for flag in flags if flag not in known] or message.split("unrecognized arguments: ")[1:]
-        if unknown:  # before what argparse says first: that the flag which was meant is missing
+        if unknown:  # argparse would first say that a required flag is missing, which is only misspelt
             flag = unknown[0].split()[0]
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
             hint = f"Did you mean {near[0]}?" if near else "See --help."
@@ -73,10 +73,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def job_parser(name: str, description: str, *, run_required: bool = True) -> Parser:
-    """A parser with the flags every job has."""
+    """A parser with the flags that every job has."""
     parser = Parser(prog=name, description=description)
     parser.add_argument("--run", required=run_required, metavar="PATH", help="the run: a folder or an s3:// prefix")
-    parser.add_argument("--config", metavar="FILE", help="TOML file laid over the run's recorded configuration")
+    parser.add_argument("--config", metavar="FILE", help="TOML file that changes the run's recorded configuration")
     parser.add_argument(
         "--set",
         action="append",
@@ -85,19 +85,19 @@ def job_parser(name: str, description: str, *, run_required: bool = True) -> Par
         help="one configuration key, for example maps.num_samples=100; may be repeated",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, on what and how long; start and write nothing"
+        "--dry-run", action="store_true", help="print what would be done, where and for how long, but do not start it"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
     return parser
 
 
 def underscored(text: str) -> str:
-    """A step's name as its folder is called: `pseudo_labels`, which people also write `pseudo-labels`."""
+    """The name of a step's folder, `pseudo_labels`, for a name that people may write `pseudo-labels`."""
     return text.replace("-", "_")
 
 
 def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> NoReturn:
-    """Runs a job's main and turns its outcome into an exit code and, at most, one sentence."""
+    """Runs a job's main and ends the process with an exit code and, if the job failed, one sentence."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -107,12 +107,12 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # where the terminal knows ASCII alone
+            stream.reconfigure(errors="backslashreplace")  # for terminals that know only ASCII
     try:
         _require_locale(given)
         main(given)
         if sys.stdout is not None:
-            sys.stdout.flush()  # here a closed output can be distinguished from a fault
+            sys.stdout.flush()  # here a closed output can be told apart from other errors
     except SystemExit as end:  # argparse's
         _exit(end.code if isinstance(end.code, int) else 0)
     except (KeyboardInterrupt, SystemError) as error:
@@ -132,22 +132,24 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
             message, code = f"{error.filename}: no such file.", 2
         name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):  # where the log of this launch is
+            print(f"{name}: {note}", file=sys.stderr)
         _exit(code)
     _exit(0)
 
 
 def _require_locale(arguments: list[str]) -> None:
-    """Refuses a path that this locale cannot express: Python then holds a part of it as bytes."""
+    """Refuses a path with letters that this locale cannot express; Python stores these letters as bytes."""
     for argument in arguments:
         if not argument.isascii() and any("\udc80" <= letter <= "\udcff" for letter in argument):
             raise ValueError(
-                f"{argument.encode('utf-8', 'backslashreplace').decode()}: letters that the locale cannot express. "
-                "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, then run the same command."
+                f"{argument.encode('utf-8', 'backslashreplace').decode()}: contains letters that the locale cannot "
+                "express. Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, then run the same command."
             )
 
 
 def _exit(code: int) -> NoReturn:
-    """Ends the process; a closed output changes neither the exit code nor the message."""
+    """Ends the process; the exit code and the message are the same if the output is closed."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -157,10 +159,10 @@ def _exit(code: int) -> NoReturn:
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of the output has closed it, as `| head` does; then nothing more is printed."""
+    """Whether the program that reads the output has closed it, as `| head` does; then nothing more is printed."""
     try:
         output = sys.stdout.fileno()
-    except (AttributeError, OSError):  # no output, or none of the system's
+    except (AttributeError, OSError):  # there is no output, or it is not a file of the system
         return False
     poll = select.poll()
     poll.register(output, 0)  # errors, such as a pipe without a reader, are always reported
@@ -168,7 +170,7 @@ def _nobody_reads() -> bool:
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interruption that `error` is or was caused by: compiled code wraps one in a SystemError."""
+    """The interruption that `error` is or that caused it; compiled code wraps interruptions in a SystemError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__
     return error

@@ -7,10 +7,10 @@ from jobs.steps.compute import connected
 
 
 def run_demo(config_file: str | None = None, assignments: list[str] | None = None) -> None:
-    """Makes whatever is missing of the demo's maps; prints where everything is."""
+    """Makes what is missing of the demo's maps, and prints where everything is."""
     run = prepare_demo(config_file, assignments)
     with connected(run.config.cluster) as connection:
         launch_step(run, connection, "classifier")
         launch_step(run, connection, "maps")
     print(f"demo: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
-    print(f"demo: go on with 'python jobs/run_pipeline.py --run {run.uri}'.")
+    print(f"demo: to continue with seeds and masks, run 'python jobs/run_pipeline.py --run {run.uri}'.")

@@ -1,7 +1,7 @@
-"""The command `ficklenet`: short names for the jobs, and nothing else.
+"""The command `ficklenet`: short names for the jobs.
 
-`ficklenet maps --run R` is `python jobs/generate_maps.py --run R`: the same flags, the same words, the same exit code;
-only the name that its sentences begin with is the one that was typed.
+`ficklenet maps --run R` is `python jobs/generate_maps.py --run R`, with the same flags, messages and exit codes. Only
+the name at the beginning of a message is the one that was typed.
 """
 
 import ast
@@ -41,12 +41,12 @@ def main() -> NoReturn:
         print(f"ficklenet: {what} See ficklenet --help.", file=sys.stderr)
         sys.exit(2)
     module = COMMANDS[name]
-    sys.argv[0] = f"{PROGRAM} {name}"  # the name that the job's own sentences begin with
+    sys.argv[0] = f"{PROGRAM} {name}"  # the name at the beginning of the job's messages
     run_main(importlib.import_module(f"jobs.{module}").main, arguments)
 
 
 def overview() -> str:
-    """What `ficklenet --help` says: every command with the first sentence of its job."""
+    """The text of `ficklenet --help`: every command with the first sentence of its job."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {first_sentence(module)}" for name, module in COMMANDS.items()]
     return "\n".join(
@@ -57,14 +57,14 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "'ficklenet COMMAND --help' explains one. All may be stopped, and continue with the same command.",
+            "'ficklenet COMMAND --help' explains a command. You can stop any command; the same command continues it.",
             "'ficklenet run --demo' shows everything on drawn images.",
         ]
     )
 
 
 def first_sentence(module: str) -> str:
-    """Of a job's docstring, read without importing what the job needs."""
+    """The first sentence of a job's docstring, read without importing what the job needs."""
     spec = importlib.util.find_spec(f"jobs.{module}")
     assert spec is not None and spec.origin is not None
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""

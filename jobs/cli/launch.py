@@ -1,4 +1,4 @@
-"""Launching a step of the table: its module says what there is to do, the driver of its kind does it."""
+"""Launches a step of the table: its module says what to do, and the driver of its kind does it."""
 
 from importlib import import_module
 
@@ -21,15 +21,15 @@ def launch_step(
     retry_skipped: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Runs a step, or continues it, or says that it is done.
+    """Runs a step, continues it, or prints that it is done.
 
     Args:
-        connection: where to work.
-        name: of the step.
+        connection: the cluster, or this process.
+        name: the step.
         shard, restart, retry_skipped, dry_run: as in `jobs.steps.launch.LaunchOptions`.
 
     Raises:
-        NotYet: a step that it reads is not finished.
+        NotYet: a step that this step reads is not finished.
         ValueError: the step refuses this launch; the sentence says why and what to do.
     """
     row = BY_NAME[name]

@@ -10,37 +10,44 @@ from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import STEPS, StepRow
 from jobs.run.training_record import read_complete
 from jobs.training.backbone_weights import fetch_imagenet_weights
+from jobs.training.plan import training_plan
 from jobs.training.retrained_job import require_something_to_relabel
-from jobs.training.segmentation_worker import segmentation_plan
 from jobs.training.segmenter_job import check_images, require_start_weights
 from jobs.training.training_job import require_workers
 from storage.errors import NotYet
 
 
 def pipeline_steps(config: Config) -> list[StepRow]:
-    """The steps that the pipeline runs: an optional one only where it makes the network that predicts."""
-    return [
-        row
-        for row in STEPS
-        if row.kind != "metrics" and (not row.is_optional or row.name == config.predictions.network)
-    ]
+    """The steps that the pipeline runs: an optional step only if another step reads it by the configuration."""
+    read = {config.predictions.network} | ({"cells", "refined"} if config.seeds.maps == "refined" else set())
+    return [row for row in STEPS if row.kind != "metrics" and (not row.is_optional or row.name in read)]
 
 
-def run_pipeline(run: Run, connection: Connection) -> None:
-    """Every step, its metrics where the manifest names masks, and the report."""
+def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
+    """Runs every step, measures against the masks if there are any, and writes the report.
+
+    Args:
+        redo_outdated: start every outdated step again; otherwise outdated steps are refused.
+
+    Raises:
+        ValueError: the pipeline would stop at a step; the message says why and what to do.
+    """
     require_possible(run)
+    if not redo_outdated:
+        require_current(run)
     config, steps = run.config.segmenter, pipeline_steps(run.config)
     is_to_train = not read_complete(run.step("segmenter").data())
     if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
         print(f"pipeline: downloading the ImageNet weights of {config.backbone}, unless they are cached.", flush=True)
-        fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failure now costs no hours of training
+        fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failed download ends it before the training
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
-        launch_step(run, connection, row.name)
+        launch_step(run, connection, row.name, restart=redo_outdated and row.name in outdated_steps(run))
     measured = measurable_splits(run.manifest(), run.config)
     if not measured:
         print("pipeline: no metrics, because none of the images to measure has a mask.")
@@ -53,25 +60,39 @@ def run_pipeline(run: Run, connection: Connection) -> None:
 
 
 def require_possible(run: Run) -> None:
-    """Refuses, before hours of training, what a later step would refuse.
+    """Refuses, before hours of training, a configuration that a later step would refuse.
 
     Raises:
-        ValueError: nothing to predict, or nothing that the segmentation network can learn or start from.
+        ValueError: there is nothing to predict, or nothing to train the segmentation network on or to start it from.
     """
     config = run.config
     units_to_predict(run)
     if config.predictions.network == "retrained":
         require_something_to_relabel(config)
-    require_workers(config.cluster, segmentation_plan(config, check_images(config, run.manifest())))
-    if config.segmenter.weights != "classifier":  # that one is trained first
+    require_workers(config.cluster, training_plan("segmenter", config, check_images(config, run.manifest())))
+    if config.segmenter.weights != "classifier":  # the classifier is trained first
         require_start_weights(run, run.manifest())
 
 
-def plan_pipeline(run: Run, connection: Connection) -> None:
-    """Says what each step would do; of a step that reads what is not there yet, on how much.
+def require_current(run: Run) -> None:
+    """Refuses to continue if steps were made from results that have changed since; the message names all such steps.
 
     Raises:
-        ValueError: the pipeline would stop there.
+        ValueError: such steps must be deleted and computed again.
+    """
+    outdated = [row.title for row in pipeline_steps(run.config) if row.name in outdated_steps(run)]
+    if outdated:
+        raise ValueError(
+            f"these steps are outdated, because a step that they read has changed: {', '.join(outdated)}. The same "
+            "command with --redo-outdated deletes their results and computes them again."
+        )
+
+
+def plan_pipeline(run: Run, connection: Connection) -> None:
+    """Prints what each step would do. For a step with missing inputs it prints only the amount of work.
+
+    Raises:
+        ValueError: the pipeline would stop at this step.
     """
     require_possible(run)
     manifest, steps = run.manifest(), pipeline_steps(run.config)
@@ -88,10 +109,10 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
 
 
 def _extent(run: Run, row: StepRow) -> str:
-    """How much a step is to do."""
+    """How much work a step has."""
     manifest = run.manifest()
     if row.kind == "training":
-        plan = segmentation_plan(run.config, check_images(run.config, manifest))
+        plan = training_plan("segmenter", run.config, check_images(run.config, manifest))
         return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
     units = units_of_step(row, manifest, run.config)
     return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"

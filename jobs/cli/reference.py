@@ -1,7 +1,7 @@
-"""Writes the parts of the documentation that follow from the code: `make reference`.
+"""Writes the parts of the documentation that are made from the code: `make reference`.
 
-docs/commands.md says what every job is, with its flags and examples; docs/configuration.md names every key;
-docs/files.md has a line for every file; docs/architecture.md has the table of steps.
+docs/commands.md describes every job with its flags and examples. docs/configuration.md lists every key. docs/files.md
+has a line for every file. docs/architecture.md has the table of steps.
 """
 
 import argparse
@@ -26,32 +26,32 @@ COMMANDS_HEAD = """# Commands
 
 *Made from the code by `make reference`.*
 
-Every job is a file in `jobs/` and a command: `ficklenet maps ...` is `python jobs/generate_maps.py ...`. Any of them
-may be stopped, and continues with the same command. For a misspelt command, flag,
-key or class name the nearest right one is suggested.
+Every job is a file in `jobs/` and also a command: `ficklenet maps ...` means `python jobs/generate_maps.py ...`. You
+can stop any job, and the same command continues it. If you misspell a command, a flag, a key or a class name, the
+message suggests the nearest right one.
 
 | exit code | meaning |
 |---|---|
-| 0 | done; also where images were skipped, which the last line counts |
-| 1 | storage or cluster failed, a full disk for example; the same command continues |
+| 0 | done; some images may have been skipped, and the last line counts them |
+| 1 | storage or cluster failed, for example because a disk is full; the same command continues |
 | 2 | wrong input; nothing was started. One sentence says what was given, what is allowed and what to do |
 | 130 | interrupted by Ctrl-C; the same command continues |
-| 141 | the reader has closed the output, as `| head` does |
+| 141 | the program that reads the output closed it, as `| head` does |
 | 143 | stopped by SIGTERM (`ray job stop`, a batch system); the same command continues |
 
-Messages are for people; for programs there is `--json` where output is data, and the files of
-[a run](storage.md). Progress is a bar on a terminal and a line now and then elsewhere. `--debug` on any job shows
-tracebacks instead of sentences.
+Messages are for people. Programs use `--json`, which some commands have, and the files of [a run](storage.md). On a
+terminal, progress is a bar; elsewhere it is a line from time to time. With `--debug`, every job shows tracebacks
+instead of sentences.
 """
 
 CONFIGURATION_HEAD = """# Configuration
 
 *Made from `jobs/run/config_keys.py` by `make reference`.*
 
-A run has one configuration, recorded in its `run.json`. A launch lays a TOML file (`--config`) and single values
-(`--set maps.num_samples=100`) over it, and records the result. An unknown key or a value that is not allowed is
-refused, with a suggestion. A key that a finished step depends on cannot be changed for that step: take another run,
-or start the step over with `--restart STEP`. Examples: [voc2012.toml](examples/voc2012.toml),
+A run has one configuration, recorded in its `run.json`. A launch can change it with a TOML file (`--config`) and with
+single values (`--set maps.num_samples=100`), and records the result. Unknown keys and values that are not allowed are
+refused, with a suggestion. If a finished step depends on a key, you cannot change this key for that step: use another
+run, or start the step over with `--restart STEP`. Examples: [voc2012.toml](examples/voc2012.toml),
 [coco.toml](examples/coco.toml), [own_data.toml](examples/own_data.toml),
 [own_data_small.toml](examples/own_data_small.toml).
 """
@@ -105,7 +105,7 @@ def _command_section(name: str, module_name: str) -> str:
 
 
 def flags(parser: Parser) -> list[argparse.Action]:
-    """A job's own flags first, then those that most jobs share; --help left out."""
+    """A job's own flags first, then those that most jobs share, without --help."""
     shared = ("--config", "--set", "--dry-run", "--debug")
     actions = [action for action in parser._actions if action.option_strings and action.dest != "help"]
     own = [action for action in actions if action.option_strings[0] not in shared]
@@ -210,7 +210,7 @@ PAGES = {
 
 
 def write_reference() -> None:
-    """Writes all of them."""
+    """Writes all pages."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page(), encoding="utf-8")
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def step_parser(name: str, description: str, *, run_required: bool = True) -> Parser:
-    """The flags of a step: those of every job, --restart and, of a unit step, --shard and --retry-skipped."""
+    """The flags of a step: those of every job, --restart, and for unit steps --shard and --retry-skipped."""
     row = BY_NAME[name]
     parser = job_parser(row.script, description, run_required=run_required)
     if row.kind == "units":
-        parser.add_argument("--shard", metavar="I/N", default="1/1", help="only every N-th unit, from the I-th on")
+        parser.add_argument("--shard", metavar="I/N", default="1/1", help="only every N-th unit, starting at the I-th")
         parser.add_argument(
-            "--retry-skipped", action="store_true", help="try the images again that earlier launches skipped"
+            "--retry-skipped", action="store_true", help="try images again that earlier launches skipped"
         )
     parser.add_argument(
         "--restart", choices=[name], type=underscored, help="delete this step's results and start it again"
@@ -59,9 +59,11 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
         )
 
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
+    from jobs.cli.launch_log import launch_log
     from jobs.steps.compute import connected
 
-    with connected(run.config.cluster) as connection:
+    log = launch_log(run, BY_NAME[name].script, is_dry_run=given.dry_run)
+    with log, connected(run.config.cluster) as connection:
         launch_step(
             run,
             connection,

@@ -1,1 +1,1 @@
-"""Labels measured against masks."""
+"""Measures label maps against masks."""

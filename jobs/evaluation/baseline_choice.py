@@ -1,4 +1,4 @@
-"""Which of the baselines are measured: of each kind the best on the tune part."""
+"""Chooses the baselines to measure: the best of each kind on the tune part."""
 
 from cluster.connect import Connection
 from cluster.words import plural
@@ -13,19 +13,19 @@ from storage.manifest import Manifest
 from storage.units import Unit
 
 MOST_TUNING_IMAGES = 500
-"""Images that the parameters are chosen on: more change them little, and take minutes."""
+"""Number of images on which the parameters are chosen; more would change them little and take minutes."""
 
 
 def baseline_recipes(
     run: Run, connection: Connection, finished: dict[str, FinishedStep], selection: Selection, *, deterministic: bool
 ) -> list[Recipe]:
-    """The baselines of each kind, their parameters chosen on the tune part of the training images."""
+    """One baseline of each kind, with parameters chosen on the tune part of the training images."""
     (tuning, units), baselines = _tuning_units(run, selection), candidates(deterministic=deterministic)
     tried = [_recipe_of(run, baseline, name=f"{number}") for number, baseline in enumerate(baselines)]
     total = count(run, connection, finished, tuning, ("map",), tried, units)
     where = f"{plural(total.num_images, 'image')} of {named(tuning)}"
     if total.num_images == 0:
-        print("evaluate: no image can be read to choose the baselines on; they are left out.", flush=True)
+        print("evaluate: the baselines are left out, because no image to choose them on can be read.", flush=True)
         return []
     is_same = tuning == selection and tuning.part != "tune"
     note = "; these are the measured images themselves, which favours the baselines" if is_same else ""
@@ -44,9 +44,10 @@ def _recipe_of(run: Run, baseline: Baseline, name: str) -> Recipe:
 
 
 def _tuning_units(run: Run, selection: Selection) -> tuple[Selection, list[Unit]]:
-    """Where parameters are chosen: the tune part of the training images, or the selected images where it has no mask.
+    """The images on which parameters are chosen, and their units.
 
-    Of many units some are taken, at even distances.
+    They are the tune part of the training images, or the selected images if the tune part has no mask. If there are
+    many units, some are taken at even distances.
     """
     manifest, size = run.manifest(), run.config.unit_size
     training = resolve_selection(manifest, run.config, [], "tune")

@@ -1,9 +1,9 @@
-"""The maps that stand beside a run's seeds: what needs no classifier, or no sampling, as good as tuning can make it.
+"""Baselines for a run's seeds: maps that need no classifier or no sampling, tuned as well as possible.
 
-Where images have one large object in the middle, a centred Gaussian makes good seeds, and a good figure says nothing
-about localisation. So each of these is measured at map resolution, on the images that the seeds are measured on. Its
-width, blur or radius and its threshold are chosen where it reaches the highest mIoU on the tune part of the training
-images. The threshold is both: above it is foreground, the rest is background (or where the saliency map says so).
+If images have one large object in the middle, a centred Gaussian makes good seeds, and a high mIoU proves nothing about
+localisation. So each baseline is measured at map resolution, on the same images as the seeds. Its width, blur or radius
+and its threshold are those with the highest mIoU on the tune part of the training images. Cells above the threshold are
+foreground. The others are background, unless saliency maps define the background.
 """
 
 from collections.abc import Sequence
@@ -43,12 +43,12 @@ WORDS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Baseline:
-    """Maps instead of the run's.
+    """Maps that replace the run's maps.
 
     Attributes:
-        kind: what they are.
-        parameter: width, blur or radius; without meaning for the other kinds.
-        threshold: of foreground against background.
+        kind: the kind of maps.
+        parameter: width, blur or radius; unused by the other kinds.
+        threshold: the threshold between foreground and background.
     """
 
     kind: Kind
@@ -57,19 +57,19 @@ class Baseline:
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether it is made of the deterministic maps, for which images run through the backbone."""
+        """Whether it is made from the deterministic maps, for which images run through the backbone."""
         return self.kind.startswith("deterministic")
 
     @property
     def in_words(self) -> str:
-        """'width 0.5 of half the side, threshold 0.4'."""
+        """The parameters in words, such as 'width 0.5 of half the side, threshold 0.4'."""
         if self.kind == "all ones":
             return ""
         words = [WORDS[self.kind].format(self.parameter)] if self.kind in WORDS else []
         return ", ".join([*words, f"threshold {self.threshold:g}"])
 
     def applied(self, evidence: Evidence) -> Evidence:
-        """The evidence with these maps: one map is its own maximum and mean."""
+        """The evidence with these maps; each map is used as the maximum and as the mean."""
         num_slots, grid = len(evidence.max), (evidence.max.shape[1], evidence.max.shape[2])
         if num_slots == 0:
             return evidence
@@ -87,16 +87,16 @@ class Baseline:
         return replace(evidence, max=maps, mean=np.asarray(maps))
 
     def settings(self, config: Config) -> Config:
-        """The configuration by which seeds are made of these maps."""
+        """The configuration for making seeds from these maps."""
         thresholds = {"theta": self.threshold, "evidence_threshold": self.threshold}
         return config.model_copy(update={"seeds": config.seeds.model_copy(update=thresholds)})
 
 
 def candidates(*, deterministic: bool) -> list[Baseline]:
-    """All that are tried.
+    """All baselines to try.
 
     Args:
-        deterministic: those made of the deterministic maps too.
+        deterministic: include those that are made from the deterministic maps.
     """
     found = [
         Baseline(kind, parameter, threshold)
@@ -108,10 +108,10 @@ def candidates(*, deterministic: bool) -> list[Baseline]:
 
 
 def best_of_each_kind(tried: Sequence[tuple[Baseline, float]]) -> list[Baseline]:
-    """Of each kind the baseline with the highest figure; of equals the first.
+    """The baseline of each kind with the highest mIoU; of equal ones the first.
 
     Args:
-        tried: baselines with their mIoU; NaN where nothing could be measured.
+        tried: baselines with their mIoU; NaN if nothing could be measured.
     """
     best: dict[Kind, tuple[Baseline, float]] = {}
     for baseline, figure in tried:

@@ -8,7 +8,7 @@ from jobs.run.directory import Run
 
 
 def better_labels(run: Run, measured: Sequence[MeasuredLabels]) -> str:
-    """A sentence that names the files to take where the pseudo-labels beat the network on the same images; else ''."""
+    """If the pseudo-labels are better than the network on the same images, a sentence that says so; else ''."""
     figures = {each.labels: label_metrics(each.matrix).mean_iou for each in measured if each.resolution == "image"}
     pseudo, predicted = figures.get("pseudo-labels"), figures.get("predictions")
     if pseudo is None or predicted is None or not pseudo > predicted:
@@ -16,6 +16,6 @@ def better_labels(run: Run, measured: Sequence[MeasuredLabels]) -> str:
     command = run.command("export_labels", "--format", "png", "--labels", "pseudo_labels")
     return (
         f"on {', '.join(measured[0].splits)} the pseudo-labels are better masks (mIoU {pseudo:.3f}) than the network's "
-        f"predictions ({predicted:.3f}). Where images have labels, take the pseudo-labels: they are in "
+        f"predictions ({predicted:.3f}). For images with labels, use the pseudo-labels: they are in "
         f"{run.data('pseudo_labels') / 'labels'}, and '{command}' exports them."
     )

@@ -1,4 +1,4 @@
-"""The fan-out of an evaluation: the units that hold selected images, and their confusion matrices added up."""
+"""The fan-out of an evaluation: it selects the units with selected images, and adds up their confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,12 +28,12 @@ def count(
     """The confusion matrices of these units' selected images.
 
     Args:
-        finished: the steps that the recipes measure, as far as they were required.
+        finished: the finished steps that the recipes measure.
     """
     needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
     device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
     names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
-    run = run.reading(*(names - run.starts.keys()))  # those that the caller has not pinned
+    run = run.reading(*(names - run.starts.keys()))  # the steps that the caller does not read yet
     measurement = Measurement(run, selection, resolutions, tuple(recipes), device)
     receipts = {name: finished[name].receipts if name in finished else run.step(name).receipts() for name in names}
     rows = [
@@ -43,14 +43,14 @@ def count(
     stages = Stages(partial(UnitMeter, measurement))
     total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
     for result in run_stages(rows, stages, run.config.cluster, connection, device):
-        total.add(result["counts"])  # they add up, in any order
+        total.add(result["counts"])  # the order does not matter
         progress.advance(result["num_images"])
     progress.close()
     return total
 
 
 def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> list[Unit]:
-    """The units that hold a selected image.
+    """The units with selected images.
 
     Raises:
         ValueError: no selected image has a mask.
@@ -64,9 +64,9 @@ def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> 
     if not has_mask:
         elsewhere = sorted(others - set(selection.splits))
         remedy = (
-            f"Those of {', '.join(elsewhere)} have: --split {elsewhere[0]}."
+            f"Images of {', '.join(elsewhere)} have masks: give --split {elsewhere[0]}."
             if elsewhere
-            else "Others of these splits have: --part all."
+            else "Other images of these splits have masks: give --part all."
             if others
             else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
         )
@@ -75,11 +75,11 @@ def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> 
 
 
 def named(selection: Selection) -> str:
-    """'train, report part'."""
+    """A selection in words, such as 'train, report part'."""
     part = "" if selection.part == "all" else f", {selection.part} part"
     return f"{', '.join(name or 'unnamed' for name in selection.splits)}{part}"
 
 
 def _reasons(receipt: Receipt | None) -> dict[str, str]:
-    """Why images of a unit were skipped, by id."""
+    """The reasons why images of a unit were skipped, by id."""
     return {skip.image_id: skip.reason for skip in receipt.skipped} if receipt else {}

@@ -1,4 +1,4 @@
-"""What is counted of some images: small confusion matrices, which add up in any order."""
+"""Counts over some images: small confusion matrices, which can be added in any order."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -11,13 +11,14 @@ Resolution = Literal["map", "image"]
 
 @dataclass
 class Counts:
-    """Confusion matrices by recipe and resolution, and the images they are of.
+    """Confusion matrices by recipe and resolution, and the number of images in them.
 
     Attributes:
-        several: the same of the `num_several` images alone whose mask has several classes.
-        num_foreign: measured ones whose mask has no pixel of any of their classes; `first_foreign` is one of them.
-        left_out: images not measured, by reason.
-        skipped: by recipe, measured ones that its step skipped, so that they have no labels, by the reason.
+        several: the same matrices for only the `num_several` images with several classes in their mask.
+        num_foreign: the number of measured images whose mask has no pixel of any of their classes; `first_foreign` is
+            one of them.
+        left_out: the number of images that were not measured, by reason.
+        skipped: for each recipe, the number of measured images without labels because its step skipped them, by reason.
     """
 
     matrices: dict[tuple[str, Resolution], ConfusionMatrix] = field(default_factory=dict)

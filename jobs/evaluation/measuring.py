@@ -1,6 +1,6 @@
-"""An evaluation: which label maps are measured on which images, the fan-out over units, the tables.
+"""An evaluation: it chooses label maps and images, measures unit by unit, and prints the tables.
 
-A unit gives a few small confusion matrices (`jobs.evaluation.unit_meter`); they add up in any order.
+Each unit gives a few small confusion matrices (`jobs.evaluation.unit_meter`), which can be added in any order.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jobs.evaluation.baseline_choice import baseline_recipes
 from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.counts import Counts, Resolution
 from jobs.evaluation.metrics import MeasuredLabels, class_table, skipped_in_words, store_metrics, summary_table
-from jobs.evaluation.unit_meter import Recipe
+from jobs.evaluation.unit_meter import MAPS_OF, Recipe
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
@@ -23,9 +23,9 @@ from jobs.steps.finished import FinishedStep, require_finished
 from storage.errors import NotYet
 from storage.manifest import Manifest
 
-SINGLE_CLASS_SHARE = 0.9  # of the measured images; from here on the measure shows coverage
+SINGLE_CLASS_SHARE = 0.9  # of the measured images; from this share on, mIoU shows coverage
 
-LABEL_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")  # what an evaluation reads, in one state each
+LABEL_STEPS = ("maps", "refined", "seeds", "pseudo_labels", "predictions")  # an evaluation reads one start of each
 
 
 def evaluate_labels(
@@ -38,17 +38,21 @@ def evaluate_labels(
     deterministic: bool,
     dry_run: bool = False,
 ) -> list[MeasuredLabels]:
-    """Measures what a run has, prints it and keeps it."""
+    """Measures the labels that a run has, prints the metrics and stores them."""
     run = run.reading(*LABEL_STEPS)
     manifest, config = run.manifest(), run.config
     finished: dict[str, FinishedStep] = {}
     recipes: list[Recipe] = []
     has_seeds = _has_seeds(run) or deterministic
     if has_seeds:
-        finished |= {name: require_finished(run, name, "evaluate") for name in ("maps", "seeds")}
-        recipes += [Recipe("seeds", "stored seeds", config), Recipe("densified seeds", "maps", config, densify=True)]
+        needed = dict.fromkeys(("maps", config.seeds.maps, "seeds"))
+        finished |= {name: require_finished(run, name, "evaluate") for name in needed}
+        recipes += [
+            Recipe("seeds", "stored seeds", config),
+            Recipe("densified seeds", MAPS_OF[config.seeds.maps], config, densify=True),
+        ]
     else:
-        print("evaluate: the run has no seeds; the other labels are measured.", flush=True)
+        print("evaluate: the run has no seeds; only the other labels are measured.", flush=True)
     if run.step("pseudo_labels").fingerprint() is not None:
         try:
             finished["pseudo_labels"] = require_finished(run, "pseudo_labels", "evaluate")
@@ -64,7 +68,7 @@ def evaluate_labels(
     recipes += _prediction_recipes(run, selection, finished)
     if not recipes:
         raise ValueError(
-            f"evaluate: the predictions do not cover {named(selection)}, and there are no seeds. Name another --split, "
+            f"evaluate: the predictions do not cover {named(selection)}, and there are no seeds. Give another --split, "
             f"or predict it: '{run.command('predict_masks', '--set', f'predictions.splits={selection.splits[0]}')}'."
         )
     if has_seeds and "map" in resolutions and not dry_run:
@@ -73,12 +77,12 @@ def evaluate_labels(
 
 
 def _has_seeds(run: Run) -> bool:
-    """Whether maps and seeds are measured; a network that learnt masks needs neither, so they may be absent."""
+    """Whether maps and seeds are measured. A network that was trained on masks needs neither, so they may be absent."""
     return run.step("seeds").fingerprint() is not None or run.step("predictions").fingerprint() is None
 
 
 def _prediction_recipes(run: Run, selection: Selection, finished: dict[str, FinishedStep]) -> list[Recipe]:
-    """The network's predictions, where the run has them of the selected splits; adds them to `finished`."""
+    """The recipes of the network's predictions, if the selected splits have some; adds the step to `finished`."""
     fingerprint = run.step("predictions").fingerprint()
     if fingerprint is None or not set(selection.splits) <= set(fingerprint["predictions"]["splits"]):
         return []
@@ -106,10 +110,10 @@ def sweep(
     deterministic: bool,
     dry_run: bool = False,
 ) -> list[MeasuredLabels]:
-    """Measures labels made on the spot by other settings, on the tune part, at map resolution.
+    """Measures labels that are made with other settings and not stored, on the tune part and at map resolution.
 
     Raises:
-        ValueError: another part or a validation split, or a key that no label map follows from.
+        ValueError: another part or a validation split is given, or a key that does not change label maps.
     """
     run = run.reading(*LABEL_STEPS)
     manifest = run.manifest()
@@ -124,10 +128,12 @@ def sweep(
         name = ", ".join(chosen)
         is_dense = all(text.startswith("pseudo_labels.") for text in chosen)
         kind = "densified seeds" if is_dense else "seeds"
-        recipes.append(Recipe(f"{kind}, {name}", "maps", config, densify=is_dense))
+        if (source := config.seeds.maps) not in finished:
+            finished[source] = require_finished(run, source, "evaluate")
+        recipes.append(Recipe(f"{kind}, {name}", MAPS_OF[source], config, densify=is_dense))
         if deterministic:
             recipes.append(Recipe(f"deterministic {kind}, {name}", "deterministic maps", config, densify=is_dense))
-    print("sweep: reads the masks of the tune part; report what you choose on the report part.", flush=True)
+    print("sweep: reads masks of the tune part. Choose settings here and measure them on the report part.", flush=True)
     return _measure(run, connection, finished, selection, ("map",), recipes, dry_run)
 
 
@@ -143,18 +149,19 @@ def _measure(
     manifest = run.manifest()
     units = selected_units(manifest, selection, run.config.unit_size)
     if dry_run:
-        what = f"{plural(len(recipes), 'kind')} of labels measured on {named(selection)}, {plural(len(units), 'unit')}"
+        kinds = plural(len(recipes), "kind")
+        what = f"would measure {kinds} of labels on {named(selection)}, {plural(len(units), 'unit')}"
         where = describe_connection(run.config.cluster, connection)
         print_other_job("evaluate", what, run.location / "evaluation" / "metrics.json", where)
         return []
 
-    # 1. Every unit gives a few small matrices, which add up
+    # 1. Add up the small matrices of every unit
     total = count(run, connection, finished, selection, resolutions, recipes, units)
     if total.num_images == 0:
         reasons = "; ".join(f"{number:,} {reason}" for reason, number in (+total.left_out).items())
         raise ValueError(f"evaluate: no image of {named(selection)} could be measured ({reasons}).")
 
-    # 2. Tables and record
+    # 2. Print the tables and store the metrics
     measured = [
         _metrics(run, selection, total, recipe, each)
         for each in resolutions
@@ -173,7 +180,7 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
     side = geometry.grid_size(run.config.images.input_size)
     grid = run.maps().grid if maps else (side, side)
     settings = recipe.config.model_dump(mode="json", include={"seeds", "pseudo_labels"})
-    if recipe.baseline is not None:  # its own thresholds are no settings of the run
+    if recipe.baseline is not None:  # its thresholds are not settings of the run
         settings = run.config.model_dump(mode="json", include={"seeds"})
     settings |= {"maps": maps["maps"]} if maps else {}
     segmenter = None
@@ -203,7 +210,7 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
 
 def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Selection, total: Counts) -> None:
     left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
-    apart = {"report": "; the others are the tune part, for choosing settings", "tune": "", "all": ""}[selection.part]
+    apart = "; the other images are the tune part, for choosing settings" if selection.part == "report" else ""
     print(f"evaluate: {named(selection)}: {plural(total.num_images, 'image')}{left_out}{apart}")
     if total.num_foreign:
         values = zip(manifest.class_names[:10], manifest.class_values, strict=False)
@@ -230,7 +237,7 @@ def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Select
 
 
 def _values(assignment: str) -> list[str]:
-    """'seeds.theta=0.2,0.5' as 'seeds.theta=0.2', 'seeds.theta=0.5'; the section may be left out."""
+    """Splits 'seeds.theta=0.2,0.5' into 'seeds.theta=0.2' and 'seeds.theta=0.5'; 'seeds.' may be left out."""
     key, equals, values = assignment.partition("=")
     key = key.strip() if "." in key else f"seeds.{key.strip()}"
     if not equals or not key.startswith(("seeds.", "pseudo_labels.")):

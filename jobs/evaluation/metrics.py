@@ -1,4 +1,4 @@
-"""The metrics of a run: as records in <run>/evaluation/metrics.json, and as tables."""
+"""The metrics of a run, as records in <run>/evaluation/metrics.json and as tables."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from ficklenet.metrics import ConfusionMatrix, label_metrics
 from jobs.run.directory import Run
 from jobs.steps.evaluation_state import read_metrics
 
-IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # newer metrics replace those equal in these
+IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # newer metrics replace those with equal values
 
 SUMMARY = {
     "mean_iou": "mIoU",
@@ -23,35 +23,37 @@ SUMMARY = {
     "coverage": "coverage",
 }
 MEANINGS = {
-    "mean_iou": "the mean of the IoU over the background and the classes. IoU: of the pixels labelled so or truly so, "
-    "the share that is both. A label that no pixel has either way is left out.",
-    "mean_iou_several": "mIoU over only those images whose mask has several classes: whether each class is found where "
-    "it is, and not only how much is covered.",
+    "mean_iou": "the mean IoU over the background and the classes. The IoU of a label: the pixels that have it both in "
+    "the result and in the mask, divided by the pixels that have it in at least one of them. Labels that no pixel has "
+    "are left out.",
+    "mean_iou_several": "mIoU over the images with several classes in their mask. It shows whether each class is found "
+    "at its place, and not only how much is covered.",
     "foreground_precision": "of the pixels labelled with a class, the share that truly has it.",
     "foreground_recall": "of the pixels that truly have a class, the share labelled with it.",
     "background_precision": "of the pixels labelled background, the share that truly is.",
     "background_recall": "of the pixels that truly are background, the share labelled so.",
-    "coverage": "the share of the pixels that is labelled at all, as a class or as background.",
+    "coverage": "the share of the pixels that have a label: a class or background.",
 }
 
 
 @dataclass(frozen=True)
 class MeasuredLabels:
-    """One kind of label maps, measured over some images.
+    """The metrics of one kind of label maps over some images.
 
     Attributes:
-        labels: what was measured, "seeds" for example.
-        splits, part: over which images; see `jobs.run.selection`.
-        resolution: "map" or "image": the frame in which labels met the truth.
-        size: that of the frame, "17 x 17"; "of each image" at image resolution.
-        settings: by which the labels were made.
-        classifier: sha256 of the classifier whose maps they were made of; None where the run has no maps.
-        segmenter: sha256 of the segmentation network that predicted them, None of other labels.
-        num_images: measured.
-        left_out: images of the selection that could not be measured, by reason.
-        num_foreign: measured ones whose mask has no pixel of any of the image's classes.
-        skipped: measured ones that the step which made the labels skipped, so that all is missed, by its reason.
-        num_several: measured ones whose mask has several classes; `matrix_several` is theirs, None if there are none.
+        labels: the kind of labels, such as "seeds".
+        splits, part: the measured images; see `jobs.run.selection`.
+        resolution: "map" or "image", the resolution at which labels were compared with the masks.
+        size: "17 x 17", the size at map resolution; "of each image" at image resolution.
+        settings: the settings that made the labels.
+        classifier: sha256 of the classifier that made the maps; None if the run has no maps.
+        segmenter: sha256 of the segmentation network that predicted the labels; None for other labels.
+        num_images: the number of measured images.
+        left_out: the number of images of the selection that could not be measured, by reason.
+        num_foreign: the number of measured images whose mask has no pixel of any of the image's classes.
+        skipped: the number of measured images that the labels' step skipped, by reason; all their pixels are misses.
+        num_several: the number of measured images with several classes in their mask; `matrix_several` is their matrix,
+            None if there are none.
         chosen: the parameters of a baseline, in words.
     """
 
@@ -74,18 +76,18 @@ class MeasuredLabels:
 
     @property
     def name(self) -> str:
-        """What was measured, with a baseline's parameters."""
+        """The kind of labels, with a baseline's parameters."""
         return f"{self.labels} ({self.chosen})" if self.chosen else self.labels
 
     @property
     def figures(self) -> dict[str, float]:
-        """What `SUMMARY` names; NaN where no pixel counts."""
+        """The metrics that `SUMMARY` names; NaN if no pixel counts."""
         found = asdict(label_metrics(self.matrix))
         several = math.nan if self.matrix_several is None else label_metrics(self.matrix_several).mean_iou
         return {name: value for name, value in found.items() if name != "iou"} | {"mean_iou_several": several}
 
     def record(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Plain data for JSON; a value that no pixel counts for is null."""
+        """Plain data for JSON; a value is null if no pixel counts."""
         found = {name: _or_null(value) for name, value in self.figures.items()}
         names = ["background", *class_names]
         iou = {name: _or_null(v) for name, v in zip(names, label_metrics(self.matrix).iou, strict=True)}
@@ -94,7 +96,7 @@ class MeasuredLabels:
 
 
 def store_metrics(run: Run, measured: Sequence[MeasuredLabels], class_names: Sequence[str]) -> None:
-    """Adds new metrics to those the run has; they replace earlier ones of the same labels, images and settings."""
+    """Adds new metrics to the run's; they replace earlier ones of the same labels, images and settings."""
     place = run.location / "evaluation" / "metrics.json"
     records = [json.loads(json.dumps(each.record(class_names))) for each in measured]
     replaced = [_identity(record) for record in records]
@@ -103,10 +105,10 @@ def store_metrics(run: Run, measured: Sequence[MeasuredLabels], class_names: Seq
 
 
 def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
-    """'1 image skipped by an earlier step (empty file): all missed', and by which labels where not by all.
+    """Sentences such as '1 image skipped by an earlier step (empty file): all its pixels are misses'.
 
     Args:
-        measured: kinds of labels, and the number of measured images that have none, by reason.
+        measured: kinds of labels, and the number of measured images that have no labels, by reason.
     """
     without: dict[tuple[str, int], dict[str, None]] = {}
     kinds: dict[str, None] = {}
@@ -115,23 +117,23 @@ def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[
         for reason, count in reasons.items():
             without.setdefault((reason, count), {})[labels] = None
     return [
-        f"{plural(count, 'image')} skipped by an earlier step ({reason}): all missed"
-        + (f" by {', '.join(labels)}" if len(labels) < len(kinds) else "")
+        f"{plural(count, 'image')} skipped by an earlier step ({reason}): all pixels are misses"
+        + (f" in {', '.join(labels)}" if len(labels) < len(kinds) else "")
         for (reason, count), labels in without.items()
     ]
 
 
 def summary_table(measured: Sequence[MeasuredLabels]) -> str:
-    """One line per kind of labels, and one that explains the columns."""
+    """One line per kind of labels, and one line that explains the columns."""
     rows = [["", *SUMMARY.values()]]
     for each in measured:
         rows.append([each.name, *(_text(each.figures[name]) for name in SUMMARY)])
     num_several = measured[0].num_several
     note = (
-        f"of several: mIoU of the {plural(num_several, 'image')} with several classes; fg: pixels of classes, bg: of "
-        "the background; coverage: the share labelled at all"
+        f"of several: mIoU of the {plural(num_several, 'image')} with several classes; fg: pixels of classes; bg: "
+        "pixels of the background; coverage: the share of pixels with a label"
     )
-    return f"{aligned(rows)}\n  ({note}; -: no such pixels, mIoU is over the rest)"
+    return f"{aligned(rows)}\n  ({note}; -: no such pixels, so mIoU leaves it out)"
 
 
 def class_table(measured: Sequence[MeasuredLabels], class_names: Sequence[str]) -> str:
@@ -156,7 +158,7 @@ def _text(value: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, the first to the left, the others to the right."""
+    """A table as text: the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

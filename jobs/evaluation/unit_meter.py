@@ -1,4 +1,4 @@
-"""The workers' half of an evaluation: a unit's label maps against its masks, as confusion matrices."""
+"""The workers' part of an evaluation: compares a unit's label maps with its masks in confusion matrices."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,25 @@ from storage.manifest import ManifestRow
 from storage.map_store import UnitMaps
 
 Source = Literal[
-    "stored seeds", "stored pseudo-labels", "stored predictions", "stored unrefined", "maps", "deterministic maps"
+    "stored seeds",
+    "stored pseudo-labels",
+    "stored predictions",
+    "stored unrefined",
+    "maps",
+    "refined maps",
+    "deterministic maps",
 ]
+MAPS_OF: dict[str, Source] = {"maps": "maps", "refined": "refined maps"}  # by the step that stores them
 MADE_BY: dict[Source, tuple[str, ...]] = {  # the steps that may have skipped an image of a recipe
     "stored seeds": ("seeds",),
     "stored pseudo-labels": ("pseudo_labels",),
     "stored predictions": ("predictions",),
     "stored unrefined": ("predictions",),
     "maps": ("maps", "seeds"),  # the seeds skip an image whose saliency map cannot be read
+    "refined maps": ("refined", "seeds"),
     "deterministic maps": ("maps", "seeds"),
 }
-LABEL_FOLDERS: dict[Source, tuple[str, str]] = {  # step and kind of labels that are stored at image size
+LABEL_FOLDERS: dict[Source, tuple[str, str]] = {  # step and kind of the labels that are stored at image size
     "stored pseudo-labels": ("pseudo_labels", "labels"),
     "stored predictions": ("predictions", "labels"),
     "stored unrefined": ("predictions", "unrefined"),
@@ -50,11 +58,11 @@ class Recipe:
     """One kind of label maps to measure.
 
     Attributes:
-        name: in the results, each once.
-        source: what they are, or what they are made of.
-        config: the settings by which they are made of maps.
-        densify: make densified seeds of the maps, not seeds.
-        baseline: what is put in place of the maps, at map resolution only.
+        name: the name in the results; no two recipes have the same.
+        source: the stored labels, or the maps from which the labels are made.
+        config: the settings for making labels from maps.
+        densify: make densified seeds instead of seeds.
+        baseline: replaces the maps, only at map resolution.
     """
 
     name: str
@@ -70,7 +78,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What every worker needs to know."""
+    """Everything that a worker needs."""
 
     run: Run
     selection: Selection
@@ -83,19 +91,19 @@ class Measurement:
 
     @property
     def needs_maps(self) -> bool:
-        """Whether stored maps are read; the deterministic ones are of the same classes."""
-        return self.needs("maps") or self.needs("deterministic maps")
+        """Whether stored maps are read; the deterministic and the refined maps need them for their classes."""
+        return any(self.needs(source) for source in ("maps", "deterministic maps", "refined maps"))
 
     @property
     def reading_config(self) -> Config:
-        """What saliency maps are read by: a configuration that wants them, if any recipe's does."""
+        """The configuration for reading saliency maps: one that needs them, if a recipe has one."""
         wanting = (recipe.config for recipe in self.recipes if recipe.config.seeds.background_cue == "saliency")
         return next(wanting, self.run.config)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One image with its truth (H, W) and what its label maps are, or are made of."""
+    """One image with its truth (H, W), and its label maps or the maps from which they are made."""
 
     truth: np.ndarray
     stored: Mapping[Source, np.ndarray]
@@ -103,7 +111,7 @@ class Subject:
 
 
 class UnitMeter:
-    """An actor that measures whole units; masks and images are read, and dropped, a few at a time."""
+    """An actor that measures whole units; only a few masks and images are in memory at a time."""
 
     def __init__(self, measurement: Measurement) -> None:
         if measurement.device == "cpu":
@@ -126,7 +134,11 @@ class UnitMeter:
         selected = [n for n, entry in enumerate(entries) if selection.includes(entry.image_id, entry.split)]
         with_mask = [n for n in selected if entries[n].mask_uri]
         counts = Counts(left_out=Counter({"no mask": len(selected) - len(with_mask)}))
-        maps = self.run.maps().read_unit(unit) if self.measurement.needs_maps else None
+        maps = {
+            source: self.run.maps(step=step).read_unit(unit)
+            for step, source in MAPS_OF.items()
+            if self.measurement.needs(source) or (step == "maps" and self.measurement.needs_maps)
+        }
         seeds = None
         if self.measurement.needs("stored seeds"):
             seeds = self.run.seeds().read_unit(unit)
@@ -154,13 +166,17 @@ class UnitMeter:
         self,
         row: Payload,
         entries: Sequence[ManifestRow],
-        maps: UnitMaps | None,
+        maps: Mapping[Source, UnitMaps],
         seeds: np.ndarray | None,
         numbers: Sequence[int],
     ) -> list[Subject | str]:
-        """Some images of a unit; in place of one whose mask cannot be read, the reason."""
+        """Some images of a unit; for an image with an unreadable mask, the reason instead.
+
+        Args:
+            maps: the unit's maps that are measured. Where there are any, the maps of the samples are among them.
+        """
         side = self.geometry.grid_size(self.run.config.images.input_size)
-        grid = (side, side) if maps is None else (maps.max.shape[2], maps.max.shape[3])
+        grid = (side, side) if not maps else (maps["maps"].max.shape[2], maps["maps"].max.shape[3])
         truths = self._read_truths(entries)
         only_maps = self.measurement.resolutions == ("map",)
         saliencies = read_saliencies(
@@ -175,7 +191,7 @@ class UnitMeter:
                 subjects.append(f"mask: {truth.reason}")
                 continue
             if None not in (entry.height, entry.width) and truth.shape != (entry.height, entry.width):
-                subjects.append("mask: not of its image's size")
+                subjects.append("mask: its size differs from the image's")
                 continue
             nothing = np.full(truth.shape, self.ignore)
             labels: dict[Source, np.ndarray] = {
@@ -183,18 +199,21 @@ class UnitMeter:
             }
             if seeds is not None:
                 labels["stored seeds"] = seeds[number]
-            if maps is None or isinstance(saliency, BadImage):
-                known = Evidence.none(grid, self.geometry)
-            else:
-                known = Evidence.of(maps, number, self.geometry, saliency)
-            evidence: dict[Source, Evidence] = {"maps": known}
+            nothing_known = Evidence.none(grid, self.geometry)
+            evidence: dict[Source, Evidence] = {"maps": nothing_known}
+            for source, unit_maps in maps.items():
+                evidence[source] = (
+                    nothing_known
+                    if isinstance(saliency, BadImage)
+                    else Evidence.of(unit_maps, number, self.geometry, saliency)
+                )
             if self.mapper is not None:
-                evidence["deterministic maps"] = self._deterministic(self.mapper, entry, known)
+                evidence["deterministic maps"] = self._deterministic(self.mapper, entry, evidence["maps"])
             subjects.append(Subject(truth, labels, evidence))
         return subjects
 
     def measure(self, subject: Subject) -> Counts:
-        """Every recipe's labels of an image against its truth, in every frame."""
+        """Compares the labels of every recipe with an image's truth, at every resolution."""
         classes = np.unique(subject.truth)
         has_several = bool(((classes > 0) & (classes != self.ignore)).sum() > 1)
         counts = Counts(num_images=1, num_several=int(has_several))
@@ -212,7 +231,7 @@ class UnitMeter:
         return counts
 
     def labels(self, recipe: Recipe, subject: Subject, size: tuple[int, int]) -> np.ndarray:
-        """A recipe's labels (*size); labels are resized by their nearest neighbour, maps before they become labels."""
+        """A recipe's labels (*size). Stored labels are resized by nearest neighbour; maps before labels are made."""
         if recipe.source in subject.stored:
             return self.geometry.resize_labels(subject.stored[recipe.source], size)
         evidence = subject.evidence[recipe.source]
@@ -223,7 +242,7 @@ class UnitMeter:
         return self.geometry.resize_labels(evidence.seeds(recipe.config, self.ignore), size)
 
     def _deterministic(self, mapper: DeterministicMapper, entry: ManifestRow, known: Evidence) -> Evidence:
-        """The same classes' deterministic maps: one sample is its own maximum and mean."""
+        """The deterministic maps of the same classes; each is used as the maximum and as the mean."""
         if len(known.classes) == 0:
             return known
         try:
@@ -236,7 +255,7 @@ class UnitMeter:
         return Evidence(maps, maps, known.classes, known.saliency, self.geometry)
 
     def _read_stored(self, entries: Sequence[ManifestRow], row: Payload) -> dict[Source, list[np.ndarray | None]]:
-        """The label maps of image size that the recipes measure; None of an image that their step skipped."""
+        """The stored label maps at image size that the recipes measure; None for an image that their step skipped."""
 
         def read(source: Source, entry: ManifestRow) -> np.ndarray | None:
             step, _ = LABEL_FOLDERS[source]

@@ -1,4 +1,4 @@
-"""The baseline without sampling: the deterministic map of an image by a run's own classifier."""
+"""The baseline without sampling: the deterministic map of an image, made with the run's classifier."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from jobs.steps.networks import load_classifier
 
 
 class DeterministicMapper:
-    """A loaded classifier that maps one image after the other with the settings of the run's stored maps."""
+    """A loaded classifier that maps one image at a time, with the settings of the run's stored maps."""
 
     def __init__(self, run: Run, device: str = "cpu") -> None:
         self.model, self.settings, self.device = load_classifier(run).to(device), run.config.maps, device

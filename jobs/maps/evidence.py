@@ -1,4 +1,4 @@
-"""What is known of one image, its maps and its saliency, and the label maps made of it by a run's settings."""
+"""One image's maps and saliency, and the label maps that a run's settings make of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Evidence:
     Attributes:
         max, mean: float32 (S, h, w) in [0, 1]; no slots for a skipped or unlabelled image.
         classes: (S,) class numbers, ascending.
-        saliency: float32 (H, W) in [0, 1] of any size; None where there is none.
+        saliency: float32 (H, W) in [0, 1] of any size; None if there is no saliency map.
         geometry: where the cells of the maps lie.
     """
 
@@ -42,7 +42,7 @@ class Evidence:
 
     @classmethod
     def none(cls, grid: tuple[int, int], geometry: GridGeometry) -> "Evidence":
-        """That of an image that could not be read: all its labels are ignored."""
+        """The evidence of an image that could not be read; all its labels become the ignore value."""
         empty = np.zeros((0, *grid), np.float32)
         return cls(empty, empty, np.zeros(0, np.int16), None, geometry)
 
@@ -72,7 +72,7 @@ class Evidence:
         return densify(self._scores(size, config), self.classes)
 
     def pseudo_labels(self, image: np.ndarray, config: Config, ignore_value: int) -> np.ndarray:
-        """Densified seeds of an image uint8 (H, W, 3), refined by the CRF where so configured: (H, W)."""
+        """Densified seeds (H, W) of an image uint8 (H, W, 3), refined by the CRF if it is configured."""
         if len(self.classes) == 0:
             return np.full(image.shape[:2], ignore_value)
         use_crf, max_side = config.pseudo_labels.refine, config.pseudo_labels.max_side
@@ -97,7 +97,7 @@ class Evidence:
 
 
 def resized(maps: np.ndarray, size: tuple[int, ...], geometry: GridGeometry) -> np.ndarray:
-    """Float maps (..., h, w) of a grid, or of another size of the image, bilinearly at another size."""
+    """Float maps (..., h, w) on a grid or at image size, resized bilinearly to another size."""
     if maps.shape[-2:] == tuple(size):
         return maps
     if maps.size == 0:
@@ -111,11 +111,11 @@ def read_saliencies(
     geometry: GridGeometry,
     size: tuple[int, int] | None = None,
 ) -> list[np.ndarray | BadImage | None]:
-    """The saliency map of each image, None where the background cue is low evidence.
+    """The saliency map of each image; None if the background cue is low evidence.
 
     Args:
-        geometry: of the maps that they are compared with.
-        size: to resize each to, as it is read; its own size where None.
+        geometry: the geometry of the maps that they are compared with.
+        size: the size to which each saliency map is resized when it is read; None keeps its size.
     """
 
     def read(uri: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The stages that a unit's maps pass through: read and decode, compute in an actor, write."""
+"""The stages that make a unit's maps: read and decode, compute in an actor, write."""
 
 import time
 from dataclasses import dataclass
@@ -12,23 +12,19 @@ from cluster.quarantine import Compute
 from ficklenet.classifier import predicted_classes
 from ficklenet.localizer import Normalization, localize
 from ficklenet.masks import mask_key
-from ficklenet.transforms import normalize, resize_square
+from jobs.maps.backbone_passes import BackbonePasses, batches, read_unit_images
 from jobs.run.directory import Run
-from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_classifier
-from jobs.steps.unit_rows import ROW_KEYS, earlier_receipt, finish_unit, known_problems
-from storage.errors import BadImage, Damaged
-from storage.images import read_image, read_many
+from jobs.steps.unit_rows import ROW_KEYS, earlier_receipt, finish_unit
+from storage.errors import Damaged
 from storage.map_store import UnitMaps
 from storage.receipts import Receipt
-from storage.steps import Skipped, Step
-
-CPU_BATCH, GPU_BATCH = 1, 32  # images per backbone pass
+from storage.steps import Step
 
 
 @dataclass(frozen=True)
 class MapStages:
-    """What every worker needs to know; its methods are stages of the fan-out."""
+    """Everything that a worker needs; its methods are stages of the fan-out."""
 
     run: Run
     grid: tuple[int, int]
@@ -39,54 +35,26 @@ class MapStages:
     def step(self) -> Step:
         return self.run.step("maps")
 
-    @property
-    def batch_size(self) -> int:
-        return self.run.config.maps.batch_size or (GPU_BATCH if self.device == "cuda" else CPU_BATCH)
-
-    @property
-    def precision(self) -> torch.dtype:
-        return resolved_precision(self.run.config.maps.precision, self.device)
-
     def read(self, row: Payload) -> Payload:
-        """Stage 1: a unit's images, fetched concurrently, as one tensor; unusable ones stay zero, with a reason."""
+        """Stage 1: fetches a unit's images concurrently into one tensor; unusable images are zeros, with a reason."""
         started = time.monotonic()
         self.step.require_here()
-        config, unit = self.run.config, row["unit"]
-        entries = self.run.manifest().rows(unit.start, unit.stop)
         earlier, kept = self.earlier(row)
-        num_kept = earlier.stop - earlier.start if earlier else 0
-        size = config.images.input_size
-
-        def read_input(uri: str) -> np.ndarray:
-            return resize_square(read_image(uri, **config.images.limits, target_side=size), size)
-
-        images = np.zeros((len(entries), 3, size, size), np.uint8)
-        is_present = np.zeros(len(entries), bool)
-        problems = {number: why for number, why in known_problems(row, entries).items() if number >= num_kept}
-        skipped = [*(earlier.skipped if earlier else ())]
-        skipped += [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
-        usable = [number for number in range(num_kept, len(entries)) if number not in problems]
-        uris = [entries[number].uri for number in usable]
-        for number, found in zip(usable, read_many(uris, read_input, config.images.read_concurrency), strict=True):
-            if isinstance(found, BadImage):
-                skipped.append(Skipped(entries[number].image_id, found.reason))
-            else:
-                images[number], is_present[number] = found, True
-
-        classes = np.full((len(entries), self.num_slots), -1, np.int16)
-        for number, entry in enumerate(entries):
-            if is_present[number]:
+        found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0)
+        classes = np.full((len(found.entries), self.num_slots), -1, np.int16)
+        for number, entry in enumerate(found.entries):
+            if found.is_present[number]:
                 classes[number, : len(entry.labels)] = entry.labels
-        predicts = config.maps.classes == "predicted"
-        is_negative = np.array([entry.negative for entry in entries], bool)  # known to show none of the classes
+        predicts = self.run.config.maps.classes == "predicted"
+        is_negative = np.array([entry.negative for entry in found.entries], bool)  # known to show none of the classes
         return {
             **row,
-            "images": images,
+            "images": found.images,
             "classes": classes,
-            "keys": np.array([mask_key(config.seed, entry.image_id) for entry in entries], np.uint64),
-            "to_predict": is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
+            "keys": np.array([mask_key(self.run.config.seed, entry.image_id) for entry in found.entries], np.uint64),
+            "to_predict": found.is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
             "kept": kept,
-            "skipped": tuple(skipped),
+            "skipped": (*(earlier.skipped if earlier else ()), *found.skipped),
             "seconds": time.monotonic() - started,
         }
 
@@ -102,11 +70,11 @@ class MapStages:
             return None, None
 
     def trial(self, compute: Compute, row: Payload) -> None:
-        """Everything but the writing, for the quarantine."""
+        """Everything except writing, for the quarantine."""
         compute(self.read(row))
 
     def write(self, maps: Payload) -> Payload:
-        """Stage 3: the unit's shard, then its receipt."""
+        """Stage 3: writes the unit's shard, then its receipt."""
         started = time.monotonic()
         store = self.run.maps("r+", maps["start_id"])
         values = {name: maps[name] for name in ("max", "mean", "score", "classes")}
@@ -118,12 +86,13 @@ class MapStages:
 
 
 class MapMaker:
-    """Stage 2, an actor: backbone once per image, N samples, fold."""
+    """Stage 2, an actor: runs the backbone once per image, draws N samples and folds them."""
 
     def __init__(self, job: MapStages) -> None:
         if job.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor per CPU
         self.job = job
+        self.passes = BackbonePasses.of(job.run.config.maps, job.device)
         self.model = load_classifier(job.run).to(job.device).to(memory_format=torch.channels_last)
 
     def __call__(self, unit: Payload) -> Payload:
@@ -133,8 +102,7 @@ class MapMaker:
         max_maps, mean_maps = (np.full((num_images, num_slots, *self.job.grid), np.nan, np.float32) for _ in range(2))
         score = np.full((num_images, num_slots), np.nan, np.float32)
         classes = unit["classes"].copy()
-        for start in range(0, num_images, self.job.batch_size):
-            batch = slice(start, min(start + self.job.batch_size, num_images))
+        for batch in batches(num_images, self.passes.batch_size):
             if (classes[batch] >= 0).any() or unit["to_predict"][batch].any():
                 found = self.localize(
                     unit["images"][batch], classes[batch], unit["to_predict"][batch], unit["keys"][batch]
@@ -174,11 +142,5 @@ class MapMaker:
         return tuple(array.cpu().numpy() for array in arrays)  # type: ignore[return-value]
 
     def features(self, images: np.ndarray) -> Tensor:
-        """Backbone features, float32. A short batch is filled up with zeros: one shape, hence the same bits always."""
-        job = self.job
-        missing = job.batch_size - len(images)
-        full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
-        inputs = normalize(torch.from_numpy(full).to(job.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(job.device, job.precision, enabled=job.precision != torch.float32):
-            features = self.model.backbone(inputs)
-        return features[: len(images)].float().contiguous()
+        """Backbone features, float32."""
+        return self.passes.run(self.model.backbone, images)[: len(images)].float().contiguous()

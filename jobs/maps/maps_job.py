@@ -1,10 +1,11 @@
-"""The step `maps`: what there is to do, and what it depends on."""
+"""The step `maps`: its units, its stages and everything that changes its results."""
 
 from functools import partial
 
 from cluster.connect import Connection
 from cluster.fanout import Stages
 from ficklenet.localizer import samplers_for
+from jobs.maps.backbone_passes import BackbonePasses
 from jobs.maps.map_stages import MapMaker, MapStages
 from jobs.maps.stored_geometry import geometry_attributes
 from jobs.run.config_keys import Config
@@ -18,16 +19,16 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.units import plan_units
 
-ALGORITHM_VERSION = 3  # of all that happens between an image's bytes and its stored maps
+ALGORITHM_VERSION = 3  # raise it when code between an image's bytes and its stored maps changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
-    """N stochastic Grad-CAMs per image and class, folded to maximum and mean, by the run's classifier.
+    """N stochastic Grad-CAMs per image and class, made with the run's classifier and folded to maximum and mean.
 
     Raises:
-        NotYet: there is no classifier.
-        ValueError: it was trained for other classes or another size.
+        NotYet: there is no trained classifier.
+        ValueError: the classifier was trained for other classes or another size.
     """
     manifest, config = run.manifest(), run.config
     classifier = require_network(run, "classifier", "generate_maps")
@@ -37,6 +38,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         num_slots=num_slots(manifest, config),
         device=resolved_device(config.maps.device, connection),
     )
+    passes = BackbonePasses.of(config.maps, stages.device)
     fingerprint = step_fingerprint(
         run,
         "maps",
@@ -46,8 +48,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         seed=config.seed,
         images=config.images.limits,
         device=stages.device,
-        precision=precision_name(stages.precision),
-        batch_size=stages.batch_size,
+        precision=precision_name(passes.precision),
+        batch_size=passes.batch_size,
         sampler=samplers_for(stages.device)[0],
     )
     return UnitStepJob(
@@ -72,13 +74,13 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 
 def num_slots(manifest: Manifest, config: Config) -> int:
-    """The most classes that any image has mapped."""
+    """The largest number of mapped classes of an image."""
     predicted = min(config.maps.max_classes, manifest.num_classes) if config.maps.classes == "predicted" else 1
     return max(manifest.max_labels(), predicted)
 
 
 def _cost(manifest: Manifest, stages: MapStages) -> CostEstimate:
-    """One CPU's time for an image's VGG-16 pass, 1.0 s at 321 x 321; two float16 maps for each of its labels."""
+    """Per image: the time of a VGG-16 pass on one CPU (1.0 s at 321 x 321), and two float16 maps for each label."""
     config = stages.run.config
     is_measured = stages.device == "cpu" and config.classifier.backbone == "vgg16"
     seconds = 1.05 * (config.images.input_size / 321) ** 2 if is_measured else None

@@ -1,4 +1,4 @@
-"""The step `pseudo_labels`: densified seeds at image size, refined by the dense CRF, a PNG per image."""
+"""The step `pseudo_labels`: densified seeds at image size, refined by the dense CRF, as one PNG per image."""
 
 import time
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from storage.images import read_image, read_many
 from storage.label_folder import LabelFolder
 from storage.label_values import ignore_value
 from storage.manifest import ManifestRow
-from storage.map_store import UnitMaps
+from storage.map_store import MapStore, UnitMaps
 from storage.steps import Skipped
 
-ALGORITHM_VERSION = 1  # of all that happens between maps, images and stored pseudo-labels
+ALGORITHM_VERSION = 1  # raise it when code between the maps and the stored pseudo-labels changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "saliency_uri", "problem")
 
 
@@ -34,12 +34,13 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
     Raises:
         NotYet: the maps are incomplete.
-        ValueError: they were made with other settings than this launch has.
+        ValueError: the maps were made with settings that differ from this launch.
     """
     if run.config.pseudo_labels.refine:
         require_pydensecrf()
-    run = run.reading("maps")  # before they are looked at: what follows is of this start
-    maps = require_finished(run, "maps", "make_pseudo_labels")
+    source = run.config.seeds.maps
+    run = run.reading(source)  # from here on, all reads are of this start of the maps
+    maps = require_finished(run, source, "make_pseudo_labels")
     return UnitStepJob(
         title="pseudo-labels",
         step=run.step("pseudo_labels"),
@@ -48,7 +49,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             "pseudo_labels",
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
-            upstream=["maps"],
+            upstream=[source],
             images=run.config.images.limits,
         ),
         units=maps.units,
@@ -61,14 +62,18 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 @dataclass
 class PseudoLabelMaker:
-    """All of a unit, in an actor: the CRF takes most of the time, and only a few images are in memory at once."""
+    """Does all work of a unit in one actor: the CRF takes most of the time, and few images are in memory at once."""
 
     run: Run
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
         self.run.step("pseudo_labels").require_here()
-        self.geometry = stored_geometry(self.run.maps())
+        self.geometry = stored_geometry(self.maps())
+
+    def maps(self) -> MapStore:
+        """The maps that the labels are made of."""
+        return self.run.maps(step=self.run.config.seeds.maps)
 
     def __call__(self, row: Payload) -> Payload:
         started = time.monotonic()
@@ -77,17 +82,17 @@ class PseudoLabelMaker:
         return finish_unit(self.run.step("pseudo_labels"), row, skipped, time.monotonic() - started, objects)
 
     def attempt(self, row: Payload) -> None:
-        """Everything but the storing, for the quarantine."""
+        """Everything except storing, for the quarantine."""
         self.label_unit(row, None)
 
     def label_unit(self, row: Payload, folder: LabelFolder | None) -> tuple[list[Skipped], dict[str, str]]:
-        """Makes a unit's pseudo-labels, and stores them in a folder if there is one.
+        """Makes a unit's pseudo-labels, and stores them if a folder is given.
 
         Returns:
-            The images that have none, and the checksums of what was stored.
+            The images without pseudo-labels, and the checksums of the stored objects.
         """
         unit = row["unit"]
-        entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.run.maps().read_unit(unit)
+        entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.maps().read_unit(unit)
         earlier = earlier_receipt(self.run, self.run.step("pseudo_labels"), row)
         num_kept = earlier.stop - earlier.start if earlier else 0  # their files and skips stay
         problems = known_problems(row, entries)
@@ -105,7 +110,7 @@ class PseudoLabelMaker:
     def label(
         self, entries: list[ManifestRow], maps: UnitMaps, numbers: list[int], folder: LabelFolder | None
     ) -> tuple[list[Skipped], dict[str, str]]:
-        """Makes some images' pseudo-labels; returns those that could not be read, and checksums as `label_unit`."""
+        """Makes the pseudo-labels of some images; returns unreadable images and checksums, as `label_unit` does."""
         config, ignore = self.run.config, ignore_value(self.run.manifest().num_classes)
         chosen = [entries[number] for number in numbers]
         saliencies = read_saliencies(chosen, config, self.geometry)

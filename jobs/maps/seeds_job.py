@@ -1,4 +1,4 @@
-"""The step `seeds`: a label map per image at map resolution, from its maps and its saliency map."""
+"""The step `seeds`: one label map per image at map resolution, made from its maps and its saliency map."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from storage.label_values import ignore_value
 from storage.seed_store import SeedStore
 from storage.steps import Skipped
 
-ALGORITHM_VERSION = 1  # of all that happens between maps and stored seeds
+ALGORITHM_VERSION = 1  # raise it when code between the maps and the stored seeds changes results
 MANIFEST_COLUMNS = ("image_id", "saliency_uri")
 
 
@@ -32,12 +32,13 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
     Raises:
         NotYet: the maps are incomplete.
-        ValueError: they were made with other settings than this launch has.
+        ValueError: the maps were made with settings that differ from this launch.
     """
     manifest, config = run.manifest(), run.config
-    run = run.reading("maps")  # before they are looked at: what follows is of this start
-    maps = require_finished(run, "maps", "aggregate_seeds")
-    store = run.maps()
+    source = run.config.seeds.maps
+    run = run.reading(source)  # from here on, all reads are of this start of the maps
+    maps = require_finished(run, source, "aggregate_seeds")
+    store = run.maps(step=source)
     grid, geometry = store.grid, stored_geometry(store)
     return UnitStepJob(
         title="seeds",
@@ -47,7 +48,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             "seeds",
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
-            upstream=["maps"],
+            upstream=[source],
             images=config.images.limits,
         ),
         units=maps.units,
@@ -68,7 +69,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 @dataclass
 class SeedMaker:
-    """All of a unit, in an actor: aggregation takes a millisecond an image, less than sending the maps would."""
+    """Does all work of a unit in one actor: aggregation takes 1 ms per image, which is less than sending the maps."""
 
     run: Run
     grid: tuple[int, int]
@@ -81,8 +82,8 @@ class SeedMaker:
     def __call__(self, row: Payload) -> Payload:
         started, run, unit = time.monotonic(), self.run, row["unit"]
         manifest = run.manifest()
-        entries, maps = manifest.rows(unit.start, unit.stop), run.maps().read_unit(unit)
-        skipped = list(row["skipped"])  # they have no slots in the maps, so their seeds are all "ignore"
+        entries, maps = manifest.rows(unit.start, unit.stop), run.maps(step=run.config.seeds.maps).read_unit(unit)
+        skipped = list(row["skipped"])  # their maps have no slots, so all their seeds get the ignore value
         known = {skip.image_id for skip in skipped}
         ignore = ignore_value(manifest.num_classes)
         labels = np.full((unit.num_rows, *self.grid), ignore)

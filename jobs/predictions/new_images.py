@@ -1,7 +1,7 @@
-"""Masks for images that are in no run: a run of their own, with a copy of the network that predicts them.
+"""Masks for new images, which are not in a run. They get a run of their own, with a copy of the network.
 
-The output is a run as any other: a manifest, the step `predictions`, a copy of the trained network, and `origin.json`,
-which says where the network came from. So it resumes, is exported and is shown by the same commands.
+The output is a normal run: it has a manifest, the step `predictions`, a copy of the trained network, and `origin.json`,
+which says where the network came from. So the same commands resume, export and show it.
 """
 
 import json
@@ -18,26 +18,26 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.sources import SourceImage, join_images
 from storage.tree import files_below, is_image_name
 
-SPLIT = "new"  # of all images of such a run
+SPLIT = "new"  # the split of all images of such a run
 
 
 def output_run(run: Run, images: Location, out: Location, *, restart: bool = False, dry_run: bool = False) -> Run:
-    """The run that holds the masks of new images; it is made, or continued.
+    """The run with the masks of new images; it is created or continued.
 
     Args:
-        run: whose network and settings predict them.
+        run: the run with the network and the settings.
         images: a folder, which is searched for images, or a table with the column `image`.
         restart: make the list of images and the copy of the network again.
-        dry_run: only where the output is already there; else say what would be done.
+        dry_run: return the run only if it exists; else print what would be done.
 
     Raises:
         NotYet: the run's network is not trained.
-        ValueError: there are no images; or the output was started with other images or another network.
+        ValueError: there are no images, or the output was started with other images or another network.
     """
     name = run.config.predictions.network
     network = require_network(run, name, "predict_masks")
     if out == run.location:
-        raise ValueError(f"--out {out}: is the run itself. Give another folder for the masks of new images.")
+        raise ValueError(f"--out {out}: this is the run itself. Give another folder for the masks of new images.")
     rows = [_row(image) for image in find_images(images)]
     predictions = run.config.predictions.model_copy(update={"splits": (SPLIT,)})
     output = Run(out, run.config.model_copy(update={"predictions": predictions}))
@@ -47,10 +47,10 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
         _require_same_images(output.manifest(), rows, images)
     if not restart and recorded and recorded["sha256"] != network.sha256:
         raise ValueError(
-            f"{out}: was started with the {name} {recorded['sha256'][:8]}, and {run.uri} has {network.sha256[:8]} now. "
-            "Give another --out, or --restart predictions to predict everything with the new one."
+            f"{out}: was started with the {name} {recorded['sha256'][:8]}, but {run.uri} has {network.sha256[:8]} now. "
+            "Give another --out, or --restart predictions to predict everything with the new network."
         )
-    print(f"predict: {plural(len(rows), 'image')} by the {name} {network.sha256[:8]} of {run.uri}")
+    print(f"predict: {plural(len(rows), 'image')} with the {name} {network.sha256[:8]} of {run.uri}")
     if dry_run:
         return output
     if restart or not place.exists():
@@ -66,7 +66,7 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
 
 
 def find_images(place: Location) -> list[SourceImage]:
-    """The images of a table, or of a folder and the folders in it, with different ids.
+    """The images of a table, or of a folder and its subfolders, each with its own id.
 
     Raises:
         ValueError: there are none.
@@ -88,7 +88,7 @@ def _row(image: SourceImage) -> ManifestRow:
 
 
 def _require_same_images(manifest: Manifest, rows: list[ManifestRow], images: Location) -> None:
-    """Refuses another list of images than the output was started with: its units would hold other images."""
+    """Refuses images that differ from those that the output was started with, because its units would change."""
 
     def addresses() -> Iterator[str]:
         for batch in manifest.iter_columns(["uri"]):
@@ -96,7 +96,7 @@ def _require_same_images(manifest: Manifest, rows: list[ManifestRow], images: Lo
 
     if list(addresses()) != [row.uri for row in rows]:
         raise ValueError(
-            f"{manifest.location.parent}: was started with {plural(manifest.num_images, 'image')}, and {images} has "
-            f"{plural(len(rows), 'image')} now, not the same ones. Give another --out for the new images, or "
-            "--restart predictions to predict all of them again."
+            f"{manifest.location.parent}: was started with {plural(manifest.num_images, 'image')}, but {images} has "
+            f"other images now ({len(rows):,}). Give another --out for the new images, or --restart predictions to "
+            "predict all of them again."
         )

@@ -1,4 +1,4 @@
-"""The stages that a unit's predictions pass through: read and resize, the network in an actor, refine and write."""
+"""The stages that make a unit's predictions: read and resize, run the network in an actor, refine and write."""
 
 import time
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from storage.images import read_image, read_many
 from storage.manifest import ManifestRow
 from storage.steps import Skipped, Step
 
-KINDS = ("labels", "unrefined")  # after the CRF, before it; the folders of label images
+KINDS = ("labels", "unrefined")  # the folders of label images after and before the CRF
 CPU_BATCH, GPU_BATCH = 1, 16  # images per pass of the network
 
 
 @dataclass(frozen=True)
 class PredictionStages:
-    """What every worker needs to know; its methods are stages of the fan-out."""
+    """Everything that a worker needs; its methods are stages of the fan-out."""
 
     run: Run
     input_size: int
@@ -53,16 +53,16 @@ class PredictionStages:
         return list(input_sizes(self.input_size, self.run.config.predictions.scales, self.geometry))
 
     def inputs(self, image: np.ndarray) -> list[np.ndarray]:
-        """An image uint8 (H, W, 3) as the network takes it: (3, size, size) for each input size."""
+        """The network's inputs for an image uint8 (H, W, 3): one (3, size, size) for each input size."""
         return [resize_square(image, size) for size in self.sizes()]
 
     def label(self, logits: np.ndarray, image: np.ndarray, *, use_crf: bool) -> np.ndarray:
-        """An image's labels (H, W), of the logits (L, h, w) that `Predictor` gives of it."""
+        """An image's labels (H, W), made from the logits (L, h, w) of `Predictor`."""
         probabilities_at = partial(enlarged_probabilities, logits, geometry=self.geometry)
         return label_image(probabilities_at, image, use_crf=use_crf, max_side=self.run.config.predictions.max_side)
 
     def read(self, row: Payload) -> Payload:
-        """Stage 1: the images of a unit's predicted splits at each input size; unusable ones are left out."""
+        """Stage 1: reads the images of a unit's predicted splits at each input size; leaves unusable images out."""
         started = time.monotonic()
         self.step.require_here()
         earlier = earlier_receipt(self.run, self.step, row)
@@ -93,14 +93,14 @@ class PredictionStages:
         }
 
     def trial(self, compute: Compute, row: Payload) -> None:
-        """Everything but the writing, for the quarantine."""
+        """Everything except writing, for the quarantine."""
         for _ in self.labelled(compute(self.read(row)), []):
             pass
 
     def write(self, predicted: Payload) -> Payload:
-        """Stage 3: each image's labels at its own size, refined where so configured, then the unit's receipt.
+        """Stage 3: writes each image's labels at its size, refined if configured, then the unit's receipt.
 
-        Beside the receipt the driver is told which labels occur.
+        The result also tells the driver which labels occur.
         """
         started = time.monotonic()
         skipped, found = list(predicted["skipped"]), set[int]()
@@ -113,7 +113,7 @@ class PredictionStages:
         return finish_unit(self.step, predicted, skipped, seconds, objects) | {"labels": sorted(found)}
 
     def labelled(self, predicted: Payload, skipped: list[Skipped]) -> Iterator[tuple[str, str, np.ndarray]]:
-        """Id, kind and labels (H, W) of a unit's images; one that cannot be read any more is added to `skipped`."""
+        """Id, kind and labels (H, W) of a unit's images; an image that is not readable any more goes to `skipped`."""
         config, left_out = self.run.config.predictions, {skip.image_id for skip in predicted["skipped"]}
         entries = [entry for entry in self.selected(predicted)[0] if entry.image_id not in left_out]
         for entry, logits in zip(entries, predicted["logits"], strict=True):
@@ -127,7 +127,7 @@ class PredictionStages:
                 yield entry.image_id, kind, self.label(logits, image, use_crf=use_crf)
 
     def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
-        """The unit's images to predict, and those that are not even tried; none of the first ones, which are kept."""
+        """The unit's images to predict, and the images that are skipped without a try; without the kept first ones."""
         unit, splits = row["unit"], self.run.config.predicted_splits
         entries = self.run.manifest().rows(unit.start, unit.stop)
         problems = known_problems(row, entries)
@@ -139,7 +139,7 @@ class PredictionStages:
 
 
 class Predictor:
-    """Stage 2, an actor: the network's logits, summed over input sizes and mirror images."""
+    """Stage 2, an actor: computes the network's logits, summed over input sizes and mirror images."""
 
     def __init__(self, job: PredictionStages) -> None:
         if job.device == "cpu":
@@ -163,7 +163,7 @@ class Predictor:
         }
 
     def predict(self, inputs: list[np.ndarray]) -> np.ndarray:
-        """Summed logits float32 (n, L, h, w). A short batch is filled up with zeros: one shape, hence the same bits."""
+        """Summed logits float32 (n, L, h, w). Short batches are padded with zeros: the same shape gives equal bits."""
         num_images = len(inputs[0])
         full = [
             np.concatenate([images, np.zeros((self.job.batch_size - num_images, *images.shape[1:]), np.uint8)])

@@ -1,4 +1,4 @@
-"""The step `predictions`: a mask for every image of some splits, by a trained segmentation network."""
+"""The step `predictions`: a trained segmentation network predicts a mask for every image of some splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from jobs.steps.unit_driver import UnitStepJob
 from storage.manifest import Manifest
 from storage.units import Unit
 
-ALGORITHM_VERSION = 2  # of all that happens between an image's bytes and its stored labels
+ALGORITHM_VERSION = 2  # raise it when code between an image's bytes and its stored labels changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "split", "problem")
 
 
@@ -27,8 +27,8 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     """The predictions of the configured network.
 
     Raises:
-        NotYet: it is not trained.
-        ValueError: it was trained for other classes, or the predicted splits hold no usable image.
+        NotYet: the network is not trained.
+        ValueError: it was trained for other classes, or the predicted splits have no usable image.
     """
     config = run.config.predictions
     if config.refine:
@@ -63,7 +63,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 @dataclass
 class SeenLabels:
-    """The labels that occur in a launch's predictions, to warn of a network that labels all pixels alike."""
+    """The labels that occur in a launch's predictions, to warn if the network labels all pixels alike."""
 
     run: Run
     labels: set[int] = field(default_factory=set)
@@ -72,20 +72,20 @@ class SeenLabels:
         self.labels.update(result["labels"])
 
     def warn_if_single(self, plan: UnitPlan) -> None:
-        """Prints a warning where this launch predicted everything and found a single label."""
+        """Prints a warning if this launch predicted everything and only one label occurs."""
         if len(self.labels) == 1 and len(plan.missing) == len(plan.units):
             name = ("background", *self.run.manifest().class_names)[next(iter(self.labels))]
             print(
-                f"predictions: every pixel is {name}. Unless that is true, the network has learnt nothing: look at "
+                f"predictions: every pixel is {name}. Unless this is right, the network has learnt nothing. Look at "
                 "the seeds in the report; a lower segmenter.learning_rate or more segmenter.epochs may help."
             )
 
 
 def units_to_predict(run: Run) -> list[Unit]:
-    """The units that hold an image of the predicted splits.
+    """The units with images of the predicted splits.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     manifest, splits = run.manifest(), run.config.predicted_splits
     _require_usable(manifest, splits)
@@ -95,13 +95,13 @@ def units_to_predict(run: Run) -> list[Unit]:
         named = ", ".join(name or "one without a name (--set predictions.splits=)" for name in known)
         raise ValueError(
             f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has {named}. "
-            "Set data.val_splits or, to predict images that are trained on, predictions.splits."
+            "Set data.val_splits, or predictions.splits to predict training images."
         )
     return units
 
 
 def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
-    """Refuses splits of which the manifest says that no image can be used."""
+    """Refuses splits in which no image is usable according to the manifest."""
     problems = [
         problem
         for batch in manifest.iter_columns(["split", "problem"])
@@ -112,5 +112,5 @@ def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
         reason = f"{problems[0]}{'' if problems[0].endswith('?') else '.'}"
         raise ValueError(
             f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
-            f"(the first: {reason}) Correct the table and prepare it again; if steps were started, in another --run."
+            f"(the first: {reason}) Correct the table and prepare the run again, or another run if steps were started."
         )

@@ -1,4 +1,4 @@
-"""Runs side by side: the settings in which they differ, and their metrics."""
+"""Compares runs: the settings in which they differ, and their metrics side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ SHOWN = {"mean_iou": "mIoU", "foreground_precision": "fg precision", "foreground
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
-    """The last parts of the runs' paths, as many as tell them apart."""
+    """The last parts of the runs' paths, as many as are needed to tell the runs apart."""
     paths = [run.uri.split("/") for run in runs]
     for depth in range(1, max(map(len, paths))):
         names = ["/".join(path[-depth:]) for path in paths]
@@ -20,16 +20,16 @@ def short_names(runs: Sequence[Run]) -> list[str]:
 
 
 def different_settings(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of the keys whose values differ: the key, then each run's value."""
+    """Rows of the keys with different values: the key, then each run's value."""
     flat = [_flat(run.config.model_dump(mode="json")) for run in runs]
     keys = [key for key in flat[0] if len({str(each[key]) for each in flat}) > 1]
     return [[key, *(_text(each[key]) for each in flat)] for key in keys]
 
 
 def metrics_side_by_side(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of everything that some run has measured: what and where, the metric, then each run's value or '-'.
+    """Rows of all metrics of the runs: the labels, the images and the metric, then each run's value or '-'.
 
-    Where a run has measured the same labels by several settings, the last measurement counts.
+    If a run has measured the same labels with several settings, the last measurement counts.
     """
     found = [{_identity(record): record for record in read_metrics(run)} for run in runs]
     kinds = list(dict.fromkeys(kind for each in found for kind in each))

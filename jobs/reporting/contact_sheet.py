@@ -21,10 +21,10 @@ COLUMNS = ["image", "deterministic", "maximum", "mean", "truth"]
 
 
 def draw_contact_sheet(run: Run, num_images: int) -> Location:
-    """Draws images spread evenly over the mapped ones; returns the picture's place.
+    """Draws images, spread evenly over those with maps; returns the place of the picture.
 
     Raises:
-        ValueError: no image is mapped yet.
+        ValueError: no image has maps yet.
     """
     manifest = run.manifest()
     mapped = rows_with_maps(run, manifest)
@@ -40,17 +40,17 @@ def draw_contact_sheet(run: Run, num_images: int) -> Location:
 
 
 def rows_with_maps(run: Run, manifest: Manifest) -> np.ndarray:
-    """Ascending rows of the manifest that have maps."""
+    """The rows of the manifest that have maps, ascending."""
     receipts = list(run.step("maps").receipts().values())
     return mapped_images(manifest, receipts, without_labels=run.config.maps.classes == "predicted")
 
 
 @dataclass
 class Artist:
-    """Draws the rows of one image after the other.
+    """Draws the rows of one image at a time.
 
     Attributes:
-        labels: those that the truths drawn so far show.
+        labels: the labels in the truths that were drawn so far.
     """
 
     run: Run
@@ -60,7 +60,7 @@ class Artist:
     labels: set[int] = field(default_factory=set)
 
     def rows(self, index: int) -> list[SheetRow]:
-        """One for each mapped class of an image."""
+        """One row for each mapped class of an image."""
         entry, maps = self.manifest.rows(index, index + 1)[0], self.maps.read(index)
         image = read_image(entry.uri, **self.run.config.images.limits)
         tile, truth_tile = image_tile(image), None
@@ -79,7 +79,7 @@ class Artist:
         ]
 
     def legend(self) -> dict[str, np.ndarray]:
-        """The colours of the truths' labels, by name."""
+        """The colours of the labels in the truths, by name."""
         names = dict(enumerate(["background", *self.manifest.class_names]))
         ignored = ignore_value(self.manifest.num_classes)
         return {names.get(label, "ignored"): label_colours(np.array(label), ignored) for label in sorted(self.labels)}
@@ -87,5 +87,5 @@ class Artist:
 
 def _remark(maximum: np.ndarray, score: float) -> str:
     if not maximum.any():
-        return ": maps are blank, as no sample found any evidence"
+        return ": the maps are empty, because no sample found evidence"
     return ": not recognised by the classifier" if score < 0 else ""

@@ -1,20 +1,20 @@
-"""The curves of a training as a page draws them: points and ticks in the frame of a small drawing."""
+"""The curves of a training for the report: points and ticks in the coordinates of a small drawing."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, HEIGHT = 420, 190  # of the drawing
+WIDTH, HEIGHT = 420, 190  # the size of the drawing
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 28  # its margins
 
-# What is drawn: its title, and the digits after the point.
+# The curves: title, and number of digits after the point.
 CURVES = {"loss": ("Training loss", 3), "val_map": ("Validation mAP", 3), "images_per_second": ("Images per second", 1)}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured value and its place in the drawing."""
+    """A measured value and its position in the drawing."""
 
     x: float
     y: float
@@ -24,7 +24,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Tick:
-    """A line of the grid and what it says."""
+    """A line of the grid and its label."""
 
     place: float
     text: str
@@ -42,12 +42,12 @@ class Curve:
 
     @property
     def path(self) -> str:
-        """The points as SVG's polyline wants them."""
+        """The points in the format of SVG's polyline."""
         return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The curves of what was measured."""
+    """The curves of all quantities that were measured."""
     curves = []
     for name, (title, digits) in CURVES.items():
         measured = [(int(line["epoch"]), float(line[name])) for line in lines if name in line]
@@ -58,7 +58,7 @@ def training_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def curve(title: str, digits: int, measured: Sequence[tuple[int, float]], top: float | None = None) -> Curve:
-    """A curve from 0 up.
+    """A curve on an axis that starts at 0.
 
     Args:
         measured: (epoch, value >= 0), epochs ascending.
@@ -88,6 +88,6 @@ def _y(value: float, top: float) -> float:
 
 
 def _round_step(step: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    """Rounds up to 1, 2, 2.5, 5 or 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))

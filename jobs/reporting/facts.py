@@ -1,4 +1,4 @@
-"""What a report says of a run in words and numbers: its settings, data and skipped images."""
+"""Facts about a run for the report: its settings, its data and its skipped images."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -12,9 +12,9 @@ from jobs.steps.states import StepState
 from storage.manifest import Manifest
 from storage.records import read_json
 
-IDS_SHOWN = 100  # of the images skipped for one reason
+IDS_SHOWN = 100  # ids shown for one reason of skipping
 
-# The settings named at a glance; all others are in the page's last section.
+# The settings at the top of the page; all others are in its last section.
 MATTERS = (
     "images.input_size",
     "classifier.backbone",
@@ -39,7 +39,7 @@ class SkippedImages:
 
     reason: str
     steps: list[str] = field(default_factory=list)
-    image_ids: list[str] = field(default_factory=list)  # each once
+    image_ids: list[str] = field(default_factory=list)  # without repetitions
 
     @property
     def num_images(self) -> int:
@@ -52,10 +52,10 @@ class SkippedImages:
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Images by split, and by class and split; a split's name may be empty.
+    """The number of images by split, and by class and split; the name of a split may be empty.
 
     Attributes:
-        refused: images that the preparation could not use, whatever their label.
+        refused: the number of images that the preparation could not use, with or without labels.
     """
 
     images: Mapping[str, int]
@@ -78,7 +78,7 @@ class Setting:
 
 
 def skipped_images(steps: Collection[StepState]) -> list[SkippedImages]:
-    """Skipped images by reason, the most frequent first; one that several steps skip is counted once."""
+    """Skipped images by reason, the most frequent first; an image that several steps skip counts once."""
     by_reason: dict[str, SkippedImages] = {}
     seen: set[tuple[str, str]] = set()
     for step in steps:
@@ -93,7 +93,7 @@ def skipped_images(steps: Collection[StepState]) -> list[SkippedImages]:
 
 
 def count_data(manifest: Manifest) -> DataCounts:
-    """Counts the manifest, a row group at a time."""
+    """Counts the images of the manifest, reading one row group at a time."""
     images: Counter[str] = Counter()
     unlabelled: Counter[str] = Counter()
     refused: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def count_data(manifest: Manifest) -> DataCounts:
 
 
 def settings_of(run: Run) -> list[Setting]:
-    """Every setting that changes results, as the steps recorded it where they have been started."""
+    """Every setting that changes results; for started steps, the value that they recorded."""
     used = run.config.model_dump(mode="json", exclude={"cluster"})
     for name in used.keys() & BY_NAME.keys():
         used[name] |= (run.step(name).fingerprint() or {}).get(name, {})
@@ -127,5 +127,5 @@ def settings_of(run: Run) -> list[Setting]:
 
 
 def run_record(run: Run) -> Mapping[str, Any]:
-    """The run's header: versions of Python, of packages and of the source."""
+    """The run's header, with the versions of Python, of packages and of the source."""
     return read_json(run.location / "run.json", "the run's header")

@@ -1,11 +1,11 @@
-"""The gallery of a run's report: a sample of its images, each mapped class with its maps, seeds and truth.
+"""The gallery of a run's report: a sample of its images, with maps, seeds and truth of each mapped class.
 
-How doubtful a map is, per image and class:
+Three values per image and class show how doubtful a map is:
 
-    score         the expected logit: below 0 the classifier does not see the class that it maps
-    disagreement  1 - |mean > theta| / |maximum > theta|: the share of the cells seeded by some samples that are not
-                  seeded by their mean. 0: all samples agree. It needs no mask
-    error         1 - IoU of the class's seeds with the truth at map resolution, true label 255 left out
+    score         the expected logit. Below 0, the classifier does not recognise the mapped class
+    disagreement  1 - |mean > theta| / |maximum > theta|: of the cells that exceed theta in some sample, the share
+                  that does not exceed it in the mean. 0: all samples agree. It needs no mask
+    error         1 - IoU of the class's seeds with the truth at map resolution, without cells of true label 255
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ TRUTH_SIDE = 160  # pixels, the longer side of a drawn mask
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of an entry: what it is, and what is laid over the photograph ("" for nothing).
+    """A picture of an entry: its kind and title, and the overlay on the photograph ("" for none).
 
     Attributes:
-        kind: "image", "max", "mean", "seeds", "prediction", "truth" or "outcome"; the style sheet goes by it.
+        kind: "image", "max", "mean", "seeds", "prediction", "truth" or "outcome"; the style sheet uses it.
     """
 
     kind: str
@@ -59,10 +59,10 @@ class Picture:
     """A sampled image.
 
     Attributes:
-        row: in the manifest.
-        photograph: a data URI, "" where the image cannot be read any more.
+        row: the number of its row in the manifest.
+        photograph: a data URI; "" if the image is not readable any more.
         size: (height, width) in pixels.
-        problems: what could not be shown, in sentences.
+        problems: sentences about everything that could not be shown.
     """
 
     row: int
@@ -76,7 +76,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The sample, and how many images it stands for."""
+    """The sample, and the number of images from which it was taken."""
 
     pictures: tuple[Picture, ...]
     num_mapped: int
@@ -89,7 +89,7 @@ class Gallery:
 
 
 def finished_rows(receipts: Sequence[Receipt], num_images: int) -> np.ndarray:
-    """Bool (num_images,): whether a row's unit is among these."""
+    """Bool (num_images,): whether a row's unit has one of these receipts."""
     is_finished = np.zeros(num_images, bool)
     for receipt in receipts:
         is_finished[receipt.start : receipt.stop] = True
@@ -97,11 +97,11 @@ def finished_rows(receipts: Sequence[Receipt], num_images: int) -> np.ndarray:
 
 
 def mapped_images(manifest: Manifest, receipts: Sequence[Receipt], *, without_labels: bool) -> np.ndarray:
-    """Ascending rows that have maps: of finished units, not skipped.
+    """The rows that have maps, ascending: they belong to finished units and were not skipped.
 
     Args:
-        receipts: of the maps' finished units.
-        without_labels: whether images without labels are mapped, too.
+        receipts: the receipts of the finished units of the maps.
+        without_labels: whether images without labels have maps too.
     """
     skipped = {skip.image_id for receipt in receipts for skip in receipt.skipped}
     is_wanted = [
@@ -113,7 +113,7 @@ def mapped_images(manifest: Manifest, receipts: Sequence[Receipt], *, without_la
 
 
 def spread(indices: np.ndarray, number: int) -> list[int]:
-    """At most so many of the indices, spread evenly; the same ones every time."""
+    """At most `number` of the indices, spread evenly; the choice is always the same."""
     places = np.linspace(0, len(indices) - 1, min(number, len(indices)))
     return [int(indices[int(place)]) for place in places]
 
@@ -121,12 +121,12 @@ def spread(indices: np.ndarray, number: int) -> list[int]:
 def make_gallery(
     run: Run, manifest: Manifest, mapped: np.ndarray, is_seeded: np.ndarray, number: int, *, theta: float
 ) -> Gallery:
-    """Reads and draws a sample of a run's images, several at once.
+    """Reads and draws a sample of a run's images, several at the same time.
 
     Args:
-        mapped: rows that have maps.
-        is_seeded: bool (num_images,), the rows that have seeds.
-        number: of images in the sample.
+        mapped: the rows that have maps.
+        is_seeded: bool (num_images,), whether a row has seeds.
+        number: the number of images in the sample.
         theta: the seeds' threshold.
     """
     store = run.maps()
@@ -139,7 +139,7 @@ def make_gallery(
 
 @dataclass(frozen=True)
 class Artist:
-    """Draws one image after the other; other attributes as `make_gallery` takes them."""
+    """Draws one image at a time; the other attributes are arguments of `make_gallery`."""
 
     run: Run
     manifest: Manifest
@@ -188,21 +188,21 @@ def picture_of(run: Run, index: int, row: ManifestRow, truth: np.ndarray | BadIm
     """An image, without entries.
 
     Args:
-        truth: of `read_truth`; where it is a problem, the picture says so.
+        truth: the result of `read_truth`; if it is a problem, the picture says so.
     """
     problems, photograph, size = [], "", (row.height or 1, row.width or 1)
     try:
         image = read_image(row.uri, **run.config.images.limits)
         photograph, size = picture_uri(image), (image.shape[0], image.shape[1])
     except BadImage as bad:
-        problems.append(f"The image cannot be read any more: {bad.reason}.")
+        problems.append(f"The image is not readable any more: {bad.reason}.")
     if isinstance(truth, BadImage):
         problems.append(f"The mask cannot be read: {truth.reason}.")
     return Picture(index, row.image_id, row.split, photograph, size, tuple(problems))
 
 
 def read_truth(run: Run, manifest: Manifest, row: ManifestRow) -> np.ndarray | BadImage | None:
-    """True labels (H, W) of an image; None where it has no mask, the reason where that cannot be read."""
+    """The true labels (H, W) of an image; None if it has no mask, the reason if the mask is unreadable."""
     if row.mask_uri is None:
         return None
     try:
@@ -212,7 +212,7 @@ def read_truth(run: Run, manifest: Manifest, row: ManifestRow) -> np.ndarray | B
 
 
 def shrunk(labels: np.ndarray) -> np.ndarray:
-    """Labels (H, W) as they are drawn, `TRUTH_SIDE` long at most."""
+    """Labels (H, W), made small for drawing: their longer side is at most `TRUTH_SIDE`."""
     shrink = min(1.0, TRUTH_SIDE / max(labels.shape))
     return resize_labels(labels, (max(2, round(labels.shape[0] * shrink)), max(2, round(labels.shape[1] * shrink))))
 

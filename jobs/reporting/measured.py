@@ -1,4 +1,4 @@
-"""A run's metrics as the report shows them: grouped as they may be compared, with the settings that differ from now."""
+"""A run's metrics for the report: in groups that can be compared, with the settings that have changed since."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jobs.steps.states import RunState
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of the same images in the same frame; `notes` names for each the settings that differ from now."""
+    """Metrics of the same images at the same resolution; `notes` has the settings that have changed since."""
 
     splits: tuple[str, ...]
     part: str
@@ -29,12 +29,12 @@ class Measured:
 
     @property
     def is_trial(self) -> bool:
-        """Whether settings were tried here, on the tune part."""
+        """Whether these metrics are trials of settings, on the tune part."""
         return self.part == "tune"
 
 
 def measured_metrics(run: Run, settings: Sequence[Setting], state: RunState) -> list[Measured]:
-    """What `evaluate` has measured, grouped by images and frame; the trials of the tune part last."""
+    """The metrics that `evaluate` has recorded, grouped by images and resolution; trials of the tune part come last."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in read_metrics(run):
         groups[tuple(record["splits"]), record["part"], record["resolution"]].append(record)
@@ -45,10 +45,10 @@ def measured_metrics(run: Run, settings: Sequence[Setting], state: RunState) -> 
 
 def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: RunState) -> Measured:
     noted = [(record, _made_otherwise(record, now, state)) for record in group]
-    noted.sort(key=lambda pair: pair[1] != "")  # those of now first
+    noted.sort(key=lambda pair: pair[1] != "")  # metrics with the current settings first
     group, notes = [record for record, _ in noted], tuple(note for _, note in noted)
     first = group[0]
-    kinds = [record["labels"] + (f" by {note}" if note else "") for record, note in zip(group, notes, strict=True)]
+    kinds = [record["labels"] + (f" with {note}" if note else "") for record, note in zip(group, notes, strict=True)]
     return Measured(
         splits=tuple(first["splits"]),
         part=first["part"],
@@ -64,7 +64,7 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
 
 
 def _made_otherwise(record: Mapping[str, Any], now: Mapping[str, Any], state: RunState) -> str:
-    """'seeds.theta = 0.5' where metrics were taken with another value than the run has now."""
+    """The settings that have changed since the metrics were measured, such as 'seeds.theta = 0.5'."""
     used = {f"{section}.{key}": value for section, keys in record["settings"].items() for key, value in keys.items()}
     others = [f"{key} = {value}" for key, value in used.items() if value != now.get(key, value)]
     if record["classifier"] not in (None, state.trainings["classifier"].sha256):
@@ -75,7 +75,7 @@ def _made_otherwise(record: Mapping[str, Any], now: Mapping[str, Any], state: Ru
 
 
 def headline(measured: Sequence[Measured]) -> tuple[Measured, Mapping[str, Any]] | None:
-    """The metrics to name first: of the stored seeds, by the settings of now; at image resolution if measured."""
+    """The main metrics: those of the stored seeds with the current settings, at image resolution if possible."""
     candidates = [
         (each, record)
         for each in measured

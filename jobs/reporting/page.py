@@ -37,10 +37,10 @@ PAGE = "report/index.html"
 
 
 def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]:
-    """Makes the page of what the run has now; returns its place and size in bytes.
+    """Makes the page from the run's current results; returns its place and its size in bytes.
 
     Args:
-        num_images: in the gallery, at most.
+        num_images: the most images in the gallery.
 
     Raises:
         ValueError: the run has no manifest yet, or `num_images` is negative.
@@ -60,15 +60,15 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
     """The page.
 
     Args:
-        doubts: images to look at first, of `review_list`.
+        doubts: images to look at first, from `review_list`.
     """
-    # 1. How far the run is
+    # 1. The state of the run
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
     state = run_state(run, manifest)
     steps = state.steps
 
-    # 2. What came out, in numbers and in pictures
+    # 2. The results, as numbers and pictures
     measured = measured_metrics(run, settings, state)
     gallery = _gallery(run, manifest, steps, num_images, now)
     entries = error_first(gallery.pictures) if gallery else []
@@ -120,7 +120,7 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
 
 
 def _review(run: Run) -> list[Doubt]:
-    """The images to look at first; none as long as there are no maps."""
+    """The images to look at first; an empty list if there are no maps yet."""
     manifest, step = run.manifest(), run.step("maps")
     units, found = units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()), step.receipts()
     missing = {unit.index for unit in step.missing_units(units, found)}
@@ -132,7 +132,7 @@ def _review(run: Run) -> list[Doubt]:
 def _gallery(
     run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int, now: dict[str, Setting]
 ) -> Gallery | None:
-    """None as long as there are no maps."""
+    """The gallery; None if there are no maps yet."""
     without_labels = now["maps.classes"].value == "predicted"
     mapped = mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
     if len(mapped) == 0:
@@ -142,7 +142,7 @@ def _gallery(
 
 
 def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int) -> Worst | None:
-    """None as long as there are no predictions of the network that the run has now."""
+    """The worst predictions; None if there are no predictions of the run's current network."""
     predictions = steps["predictions"]
     if predictions.state == "outdated" or not predictions.receipts:
         return None
@@ -158,14 +158,14 @@ def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number:
 
 
 def _measuring_command(run: Run, manifest: Manifest) -> str:
-    """What measures predictions: of the predicted splits those that can be measured together; "" where none can."""
+    """The command that measures the predicted splits which can be measured together; "" if there are none."""
     groups = measurable_splits(manifest, run.config)
     splits = next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
     return evaluate_command(run, splits) if splits else ""
 
 
 def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:
-    """Bool (num_images,); seeds of other maps would be shown beside maps they do not belong to."""
+    """Bool (num_images,): whether a row has seeds that were made from the current maps."""
     seeds = steps["seeds"]
     return finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
 

@@ -1,4 +1,4 @@
-"""Pictures for people: maps laid over images, label maps in colours, contact sheets."""
+"""Pictures for people: maps drawn over images, label maps in colours, contact sheets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def label_palette() -> np.ndarray:
-    """VOC's colours, uint8 (256, 3), made lighter, for its navy and maroon are lost beside a black background."""
+    """VOC's colours, uint8 (256, 3), made lighter, because its navy and maroon are hard to see on black."""
     colours = voc_palette()
     colours[1:] = 255 - (255 - colours[1:].astype(np.uint16)) * 3 // 4
     return colours
 
 
 def label_colours(labels: np.ndarray, ignore_value: int) -> np.ndarray:
-    """Labels (...) in colours, uint8 (..., 3); class lists past 254 start again, as 255 is the void's."""
+    """Labels (...) in colours, uint8 (..., 3). Past 254 classes colours repeat, because 255 is the ignore colour."""
     return label_palette()[np.where(labels == ignore_value, 255, labels % 255)]
 
 
 def image_tile(image: np.ndarray) -> Image.Image:
-    """uint8 (H, W, 3) as a tile, its aspect ratio kept."""
+    """An image uint8 (H, W, 3) as a tile of the same aspect ratio."""
     height, width = (max(1, round(side * TILE / max(image.shape[:2]))) for side in image.shape[:2])
     return Image.fromarray(image).resize((width, height))
 
@@ -43,11 +43,11 @@ def image_tile(image: np.ndarray) -> Image.Image:
 def heat_tile(
     tile: Image.Image, evidence: np.ndarray, geometry: GridGeometry = CORNERS, strength: float = 0.6
 ) -> Image.Image:
-    """A map over its image's tile, stretched to it.
+    """A map drawn over the tile of its image.
 
     Args:
         evidence: float (h, w) in [0, 1]; NaN is drawn as 0.
-        geometry: where its cells lie.
+        geometry: where the cells of the map lie.
         strength: opacity of the map.
     """
     base = np.asarray(tile.convert("L").convert("RGB"), np.float32)
@@ -57,23 +57,23 @@ def heat_tile(
 
 
 def label_tile(labels: np.ndarray, ignore_value: int, size: tuple[int, int]) -> Image.Image:
-    """A label map (H, W) in colours, stretched to an image tile's (width, height)."""
+    """A label map (H, W) in colours, enlarged to the (width, height) of an image tile."""
     return Image.fromarray(label_colours(labels, ignore_value)).resize(size, Image.Resampling.NEAREST)
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One line of a contact sheet: a caption and a tile for each column, None where there is nothing to show."""
+    """One line of a contact sheet: a caption, and a tile for each column (None for an empty place)."""
 
     caption: str
     tiles: Sequence[Image.Image | None]
 
 
 def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], colours: Mapping[str, np.ndarray]) -> Image.Image:
-    """Rows of tiles under a legend and column titles, each row captioned; a column without a tile is left out.
+    """A legend, column titles, and rows of tiles with captions; columns without any tile are left out.
 
     Args:
-        colours: uint8 (3,) by the name of what they stand for, for the legend.
+        colours: the colours of the legend, uint8 (3,), by name.
     """
     font = ImageFont.load_default(size=12)
     filled = [n for n in range(len(columns)) if any(row.tiles[n] for row in rows)]
@@ -95,7 +95,7 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], colours: Map
 
 
 def _legend(colours: Mapping[str, np.ndarray], width: int, font: Font) -> Image.Image:
-    """The maps' colours and the labels', each with its name, in as many lines as they need."""
+    """The colours of the maps and the labels with their names, in as many lines as needed."""
     scale = heat_tile(Image.new("RGB", (8 * SWATCH, SWATCH), "gray"), np.array([[0, 1], [0, 1]]))
     swatches = {name: Image.new("RGB", (SWATCH, SWATCH), tuple(colour.tolist())) for name, colour in colours.items()}
     placed, left, top = [], GAP, GAP

@@ -9,16 +9,16 @@ if (list) {
   const all = [...list.children];
   const controls = { class: find("class-filter"), split: find("split-filter"), order: find("order") };
   const dialog = find("detail");
-  let chosen = all; // those that pass the filters, in order
+  let chosen = all; // the entries that pass the filters, in order
   let limit = PAGE;
-  let open = 0; // place in `chosen` of the enlarged entry
+  let open = 0; // index in `chosen` of the enlarged entry
 
   const number = (entry, key) => (entry.dataset[key] === "" ? null : Number(entry.dataset[key]));
 
   function compare(key, sign) {
     return (a, b) => {
       const [left, right] = [number(a, key), number(b, key)];
-      if (left === null || right === null) return (left === null) - (right === null); // unknown figures last
+      if (left === null || right === null) return (left === null) - (right === null); // unknown values last
       return sign * (left - right) || a.dataset.row - b.dataset.row || a.dataset.class - b.dataset.class;
     };
   }

@@ -1,7 +1,7 @@
-"""Which images to look at first: those whose maps are most to be doubted. It needs no mask.
+"""The list of images to look at first: those with the most doubtful maps. It needs no mask.
 
-An image is as doubtful as its most doubtful class: the one whose stochastic maps disagree most, and of equal ones the
-one with the lowest score. The list is `review.csv` beside the report.
+The most doubtful class of an image decides. It is the class with the largest disagreement between its stochastic maps,
+and of equal ones the one with the lowest score. The list is `review.csv` beside the report.
 """
 
 import csv
@@ -21,8 +21,8 @@ from storage.manifest import Manifest
 from storage.units import Unit
 
 FILE = "review.csv"
-MOST_UNITS = 400  # that are read, spread evenly over those that have maps: 25,600 images of the default unit
-SHOWN = 25  # in the page
+MOST_UNITS = 400  # units that are read, spread evenly over those with maps; by default 25,600 images
+SHOWN = 25  # images shown in the page
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Doubt:
     """An image and its most doubtful class.
 
     Attributes:
-        disagreement: 1 - |mean > theta| / |maximum > theta| of the class's maps; 1 where no sample reaches theta.
-        score: the expected logit; below 0 the classifier does not see the class that it maps.
+        disagreement: 1 - |mean > theta| / |maximum > theta| of the class's maps; 1 if no sample exceeds theta.
+        score: the expected logit; below 0, the classifier does not recognise the mapped class.
     """
 
     image_id: str
@@ -42,10 +42,10 @@ class Doubt:
 
 
 def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) -> list[Doubt]:
-    """The mapped images, the most doubtful first; a part of them where there are very many.
+    """The images with maps, the most doubtful first; if there are very many, only a part of them.
 
     Args:
-        mapped: rows that have maps, ascending.
+        mapped: the rows that have maps, ascending.
         theta: the seeds' threshold.
     """
     wanted = set(mapped.tolist())

@@ -1,4 +1,4 @@
-"""How far a run is: per step what is done, left and skipped and why, how fast, how much is stored, who works on it."""
+"""The status of a run. For each step: what is done, left and skipped, the speed, the storage, and who works on it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.words import plural
-from jobs.run.directory import Run
+from jobs.run.directory import LOGS, Run
 from jobs.run.steps import STEPS
 from jobs.steps.progress import duration, size
 from jobs.steps.states import StepState, run_state
@@ -14,14 +14,14 @@ from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
 from storage.steps import ids_by_reason
 
-RECENT_UNITS = 64  # over which the pace is taken
-NAMED = 3  # skipped images named for a reason
+RECENT_UNITS = 64  # the speed is measured over these
+NAMED = 3  # ids printed for each reason of skipping
 NEXT = {"partly done": "continue", "outdated": "compute again", "refused": "try again"}  # what the command does
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A job at work on a step, or one that was: "1-of-1" is the whole step, "2-of-4" the second of four shards."""
+    """A job that works or worked on a step. "1-of-1" is the whole step, "2-of-4" the second of four shards."""
 
     launch: str
     host: str
@@ -32,20 +32,20 @@ class Driver:
 
 @dataclass(frozen=True)
 class StepStatus:
-    """One step, for people and for `--json`.
+    """The status of one step, for people and for `--json`.
 
     Attributes:
-        state: "not started", "partly done", "running", "done", "outdated", "refused" or, of the evaluation, "not
+        state: "not started", "partly done", "running", "done", "outdated", "refused" or, for the evaluation, "not
             possible".
-        unit: what the counts count: "images", "epochs" or "metrics".
-        num_skipped: images left out.
-        skipped: their ids by reason, the most frequent first.
-        pace: images a second of the drivers at work, None where too little is finished to say.
-        seconds_left: at that pace.
-        objects, bytes: stored in the step's folder.
-        codes: finished units by the code that computed them.
-        command: what starts or continues it.
-        note: what else there is to say, "" for nothing.
+        unit: what is counted: "images", "epochs" or "metrics".
+        num_skipped: the number of skipped images.
+        skipped: their ids by reason, the most frequent reason first.
+        pace: images per second of the running drivers; None if too little is finished to know it.
+        seconds_left: the estimated time left at this speed.
+        objects, bytes: the number and size of the stored objects in the step's folder.
+        codes: the number of finished units by the version of the code that computed them.
+        command: the command that starts or continues the step.
+        note: further information, "" for none.
     """
 
     name: str
@@ -67,29 +67,32 @@ class StepStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: its manifest, and its steps in order."""
+    """A run: its manifest, its steps in order, and the log of its latest launch ('' where there is none)."""
 
     run: str
     images: int
     classes: int
     steps: Sequence[StepStatus]
+    latest_log: str = ""
 
 
 def run_status(run: Run) -> RunStatus:
-    """What a run's folder says now; changes nothing.
+    """Reads the status from a run's folder and changes nothing.
 
     Raises:
-        ValueError: it holds no manifest yet.
+        ValueError: the run has no manifest yet.
     """
     manifest = run.manifest()
-    with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # while receipts are read below
+    with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # runs while the receipts are read below
         stored = {row.name: pool.submit(Location.usage, run.location / row.name) for row in STEPS}
         beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
         steps = [
             _step_status(state, beats[name].result(), stored[name].result())
             for name, state in run_state(run, manifest).steps.items()
         ]
-    return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps)
+    logs = run.location / LOGS
+    latest = [(logs / name).uri for name in logs.list_names()[-1:]]  # they begin with the time
+    return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, *latest)
 
 
 def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int]) -> StepStatus:
@@ -119,7 +122,7 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _pace(state: StepState, since: float) -> float | None:
-    """Images a second over the last units that finished since then; the first of them only starts the clock."""
+    """Images per second over the last units that finished since then; the first one only starts the clock."""
     latest = sorted(
         (receipt for receipt in state.receipts if receipt.finished >= since), key=lambda each: each.finished
     )
@@ -135,7 +138,7 @@ def status_lines(status: RunStatus) -> list[str]:
     lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}"]
     for step in status.steps:
         lines += _step_lines(step)
-    return lines
+    return lines + ([f"log of the latest launch: {status.latest_log}"] if status.latest_log else [])
 
 
 def _step_lines(step: StepStatus) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report's part on the segmentation network: its metrics beside the seeds', its confusions, its worst images."""
+"""The report's part on the segmentation network: its metrics and those of the seeds, confusions, worst images."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,14 @@ from storage.label_values import ignore_value
 from storage.manifest import Manifest
 
 NUM_WORST = 24  # images shown
-MOST_LABELS = 31  # of a confusion matrix that is shown whole
-MOST_CONFUSIONS = 20  # named of a larger one
+MOST_LABELS = 31  # a confusion matrix with more labels is not shown whole
+MOST_CONFUSIONS = 20  # the confusions shown of such a matrix
 NETWORK, PEERS = "predictions", ("predictions without CRF", "densified seeds")  # among evaluate's labels
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """So much, in [0, 1], of a label's true pixels is predicted as another label."""
+    """The share, in [0, 1], of a label's true pixels that is predicted as another label."""
 
     true: str
     predicted: str
@@ -34,13 +34,13 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The network's metrics, and those of other labels over the same images.
+    """The network's metrics, and the metrics of other labels over the same images.
 
     Attributes:
-        metrics: as `evaluate` recorded them, the network's first; `notes` names for each the settings that differ.
-        names: of the labels, the background's first; of `columns` too, where "unlabelled" may follow.
-        matrix: share of each true label's pixels by predicted label, rows of numbers in [0, 1]; rows of a label
-            without pixels are empty.
+        metrics: the records of `evaluate`, the network's first; `notes` has the settings that differ for each.
+        names: the names of the labels, background first; `columns` may also have "unlabelled" at the end.
+        matrix: for each true label, the share of its pixels by predicted label, in [0, 1]; the row of a label without
+            pixels is empty.
     """
 
     measured: Measured
@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def confusions(self) -> list[Confusion]:
-        """The largest, in falling order."""
+        """The largest confusions, in descending order."""
         found = [
             Confusion(true, predicted, share)
             for true, row in zip(self.names, self.matrix, strict=True)
@@ -69,7 +69,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Example:
-    """A predicted image; its error is 1 - mean IoU over the labels in its mask or prediction, None without a mask."""
+    """A predicted image. Its error is 1 - mean IoU over the labels in its mask or prediction; None without a mask."""
 
     picture: Picture
     error: float | None
@@ -78,13 +78,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Worst:
-    """The images that the network labels worst, in falling order of their error.
+    """The images with the worst predictions, in descending order of their error.
 
     Attributes:
-        grid: (h, w) of the seeds, None where none are shown.
-        num_compared: of the predicted images, those that were looked at.
-        labels: that occur in their predictions, before the CRF or after it.
-        classes: of the images shown and of the predictions, for the legend.
+        grid: (h, w) of the seeds; None if no seeds are shown.
+        num_compared: the number of predicted images that were compared.
+        labels: the labels that occur in their predictions, before or after the CRF.
+        classes: the classes of the shown images and of the predictions, for the legend.
     """
 
     examples: tuple[Example, ...]
@@ -96,12 +96,12 @@ class Worst:
 
 
 def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
-    """One for each selection of images that predictions were measured on, at image resolution where there is that."""
+    """One comparison for each selection of images with measured predictions, at image resolution if possible."""
     found: dict[tuple[tuple[str, ...], str], Comparison] = {}
     for each in sorted(measured, key=lambda group: group.resolution != "image"):
         by_name: dict[str, tuple[dict[str, Any], str]] = {}
         for record, note in zip(each.metrics, each.notes, strict=True):
-            by_name.setdefault(record["labels"], (dict(record), note))  # those of now come first
+            by_name.setdefault(record["labels"], (dict(record), note))  # metrics with the current settings come first
         if NETWORK in by_name:
             found.setdefault((each.splits, each.part), _comparison(each, by_name))
     return list(found.values())
@@ -120,12 +120,12 @@ def _comparison(measured: Measured, by_name: dict[str, tuple[dict[str, Any], str
 def worst_predictions(
     run: Run, manifest: Manifest, predicted: np.ndarray, is_seeded: np.ndarray, number: int
 ) -> Worst | None:
-    """Compares a sample of the predicted images with their masks and draws the worst; without masks, the first.
+    """Compares a sample of the predicted images with their masks and draws the worst; without masks, the first ones.
 
     Args:
-        predicted: rows that have predictions.
-        is_seeded: bool (num_images,), the rows that have seeds.
-        number: of images in the sample.
+        predicted: the rows that have predictions.
+        is_seeded: bool (num_images,), whether a row has seeds.
+        number: the number of images in the sample.
     """
     sample = spread(predicted, number)
     if not sample:
@@ -149,9 +149,9 @@ def worst_predictions(
 
 
 def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float | None, frozenset[int]]:
-    """An image's error and the labels in its prediction, before the CRF or after it.
+    """An image's error, and the labels in its prediction before or after the CRF.
 
-    The error is 1 - mean IoU, in [0, 1], over the labels in its mask or prediction; None where there is no mask.
+    The error is 1 - mean IoU, in [0, 1], over the labels in its mask or prediction; None if there is no mask.
     """
     row = manifest.rows(index, index + 1)[0]
     truth, labels = read_truth(run, manifest, row), _read_prediction(run, row.image_id)
@@ -181,7 +181,7 @@ def _example(run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None,
 
 
 def _read_prediction(run: Run, image_id: str, kind: str = "labels") -> np.ndarray | None:
-    """The predicted labels of an image; None where there are none."""
+    """The predicted labels of an image; None if there are none."""
     try:
         return run.labels("predictions", kind).read(image_id)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Small pictures inside a web page: photographs, and maps and labels to be laid over them, as data URIs.
+"""Small pictures inside a web page, as data URIs: photographs, and maps and labels that are drawn over them.
 
 Maps and labels keep one pixel per cell, so a map takes a few hundred bytes. The page's style sheet enlarges them over
 the photograph with aligned corners.
@@ -14,12 +14,12 @@ from PIL import Image
 from jobs.reporting.pictures import label_palette
 
 PICTURE_SIDE = 256  # pixels, the longer side of a photograph
-PICTURE_QUALITY = 60  # WebP's
+PICTURE_QUALITY = 60  # of WebP
 COLOUR_MAP = "turbo"
-OPAQUE_FROM = 0.15  # evidence
+OPAQUE_FROM = 0.15  # evidence from which a map is fully opaque
 COLOUR_LEVELS = 64  # fewer compress better and look the same
 
-# Right, false and missed cells of a class, in colours that colour-blind people tell apart (Okabe and Ito, 2008).
+# Right, false and missed cells of a class, in colours that colour-blind people can tell apart (Okabe and Ito, 2008).
 RIGHT, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 
 
@@ -31,21 +31,21 @@ def picture_uri(image: np.ndarray) -> str:
 
 
 def heat_uri(evidence: np.ndarray) -> str:
-    """A map, float (h, w) in [0, 1], in colours; transparent where there is almost no evidence."""
+    """A map, float (h, w) in [0, 1], in colours; transparent at cells with almost no evidence."""
     levels = np.rint(np.clip(evidence, 0, 1) * (COLOUR_LEVELS - 1)) / (COLOUR_LEVELS - 1)
     return _uri(Image.fromarray(_heat(levels.astype(np.float32))), lossless=True)
 
 
 def labels_uri(labels: np.ndarray, ignore_value: int) -> str:
-    """A label map (h, w) in colours; transparent where it is ignored."""
+    """A label map (h, w) in colours; transparent at ignored cells."""
     is_known = labels != ignore_value
-    colours = label_palette()[np.where(is_known, labels, 0) % 255]  # 255 is the void's; longer lists start again
+    colours = label_palette()[np.where(is_known, labels, 0) % 255]  # 255 is the ignore colour, so colours repeat
     alpha = np.where(is_known, 255, 0).astype(np.uint8)
     return _uri(Image.fromarray(np.dstack([colours, alpha])), lossless=True)
 
 
 def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
-    """A class's cells, bool (h, w) each, coloured as right, false or missed; transparent elsewhere."""
+    """The cells of a class, coloured as right, false or missed, transparent elsewhere; arguments are bool (h, w)."""
     colours = np.zeros((*is_seed.shape, 4), np.uint8)
     for where, colour in ((is_seed & is_true, RIGHT), (is_seed & ~is_true, FALSE), (~is_seed & is_true, MISSED)):
         colours[where] = (*colour, 255)
@@ -53,7 +53,7 @@ def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
 
 
 def colour_of(label: int) -> str:
-    """A label's colour for a style sheet, '#800000'."""
+    """A label's colour for a style sheet, such as '#800000'."""
     return "#" + bytes(label_palette()[label % 255]).hex()
 
 
@@ -63,7 +63,7 @@ def colour_scale(number: int = 21) -> list[str]:
 
 
 def _heat(evidence: np.ndarray) -> np.ndarray:
-    """uint8 (..., 4); opaque from `OPAQUE_FROM` on."""
+    """Colours with opacity, uint8 (..., 4); opaque from `OPAQUE_FROM` on."""
     colours: np.ndarray = matplotlib.colormaps[COLOUR_MAP](evidence, bytes=True)
     colours[..., 3] = 255 * np.clip(evidence / OPAQUE_FROM, 0, 1)
     return colours

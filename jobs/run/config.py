@@ -1,6 +1,6 @@
-"""One configuration per run: the recorded one, then a TOML file, then `--set section.key=value` over it.
+"""One configuration per run: the recorded one, changed by a TOML file and then by `--set section.key=value`.
 
-It is kept in `run.json`. A launch records its configuration once the step has accepted it. Unknown keys are refused.
+It is recorded in `run.json`, as soon as a launched step has accepted it. Unknown keys are refused.
 """
 
 import tomllib
@@ -15,15 +15,15 @@ from jobs.run.config_sentences import refusal
 
 
 def resolve_config(recorded: dict[str, Any], config_file: str | None, assignments: Sequence[str]) -> Config:
-    """The configuration of a launch: the recorded one, changed by a TOML file, then by `a.b=c` assignments.
+    """The configuration of a launch: the recorded one, changed by a TOML file and then by assignments.
 
     Args:
         recorded: the configuration in `run.json`, {} for a new run.
         config_file: path of a TOML file, or None.
-        assignments: "section.key=value"; the value is read as TOML, else taken as text.
+        assignments: each "section.key=value"; a value that is not valid TOML is taken as text.
 
     Raises:
-        ValueError: one sentence: what was given, what is allowed.
+        ValueError: one sentence that says what was given and what is allowed.
     """
     values = recorded
     if config_file is not None:
@@ -40,18 +40,19 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
         if section.frozen_stages and section.weights == "none":
             raise ValueError(
                 f"{name}.frozen_stages: given {section.frozen_stages} with {name}.weights=none, "
-                "which would leave random weights as they are; give 0, or weights."
+                "so random weights would never be trained; set frozen_stages to 0, or give weights."
             )
     if config.segmenter.weights == "classifier" and config.segmenter.backbone != config.classifier.backbone:
         raise ValueError(
-            f"segmenter.weights: given 'classifier', allowed: where both have one backbone, but segmenter.backbone is "
-            f"{config.segmenter.backbone} and classifier.backbone {config.classifier.backbone}; give other weights."
+            f"segmenter.weights: given 'classifier', allowed only if both backbones are the same, but "
+            f"segmenter.backbone is {config.segmenter.backbone} and classifier.backbone is "
+            f"{config.classifier.backbone}; give other weights."
         )
     # Other networks have their own rules, which the trainings check: torch and timm take seconds to import
     if config.images.input_size % 8 != 1 and config.classifier.backbone in USUAL_BACKBONES:
         raise ValueError(
-            f"images.input_size: given {config.images.input_size}, allowed: 8 g + 1, such as 321, for the backbone "
-            f"{config.classifier.backbone}."
+            f"images.input_size: given {config.images.input_size}, allowed: a multiple of 8 plus 1, such as 321, for "
+            f"the backbone {config.classifier.backbone}."
         )
     return config
 
@@ -72,7 +73,7 @@ def _parse_assignment(assignment: str) -> dict[str, Any]:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # plain words need no quotes
+        value = text  # names and paths need no quotes
     nested: Any = value
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}

@@ -10,11 +10,17 @@ DropRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+
+
+def _parse_names(given: Any) -> Any:
+    return given.split(",") if isinstance(given, str) else given
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names), WithJsonSchema({"allowed": "a list of names"})]
 
 
 def _parse_numbers(given: Any) -> Any:
-    """'6,12' as ['6', '12'], and one number as a list of it."""
+    """A list of numbers from the text '6,12' or from a single number."""
     return given.split(",") if isinstance(given, str) else [given] if isinstance(given, int | float) else given
 
 
@@ -42,16 +48,19 @@ def _parse_backbone(given: Any) -> Any:
 
 
 USUAL_BACKBONES = ("vgg16", "resnet101", "small")
-BACKBONES_ALLOWED = "vgg16, resnet101, small, or timm/NAME with the name of a network of timm"
+BACKBONES_ALLOWED = "vgg16, resnet101, small, or timm/NAME, where NAME is a network of timm"
 BackboneName = Annotated[str, BeforeValidator(_parse_backbone), WithJsonSchema({"allowed": BACKBONES_ALLOWED})]
 Stages = Annotated[int, Field(ge=0)] | Literal["all"]
 
-WORKERS_ALLOWED = "a number from 1, or a range of them such as 2..8"
+WORKERS_ALLOWED = "a number from 1, or a range such as 2..8"
 Workers = Annotated[int | str, BeforeValidator(_parse_workers), WithJsonSchema({"allowed": WORKERS_ALLOWED})]
 
 
 def runtime_field(default: Any, description: str) -> Any:
-    """A key that fingerprints leave out: it changes no result, or they hold what it resolves to (a device, a hash)."""
+    """A key that is not part of a fingerprint.
+
+    Either it changes no result, or the fingerprint has its resolved value instead (a device, a hash).
+    """
     return Field(default, description=description, json_schema_extra={"in_fingerprint": False})
 
 
@@ -69,237 +78,334 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images are for what; all steps share it."""
+    """Which splits are for training and which for validation; the same for all steps."""
 
-    train_splits: Names = Field((), description="splits trained on; empty: all but val_splits")
+    train_splits: Names = Field((), description="splits for training; empty: all splits except val_splits")
     val_splits: Names = Field(
-        ("val",), description="splits for validation: not trained on, and predicted unless predictions.splits is given"
+        ("val",),
+        description="splits for validation: not used for training; masks are predicted for them unless "
+        "predictions.splits is set",
     )
 
 
 class ImagesConfig(Section):
-    """How images are read."""
+    """How images are read, and which images are skipped."""
 
     input_size: Annotated[int, Field(ge=33, le=2049)] = Field(
-        321, description="side of the square network input in pixels, 8 g + 1"
+        321, description="side of the network's square input in pixels: a multiple of 8, plus 1"
     )
-    max_pixels: Count = Field(64_000_000, description="larger images are skipped by their header, undecoded")
-    max_bytes: Count = Field(268_435_456, description="larger image files are skipped before they are read")
+    max_pixels: Count = Field(
+        64_000_000, description="images with more pixels are skipped; only their header is read, they are not decoded"
+    )
+    max_bytes: Count = Field(268_435_456, description="larger image files are skipped and not read")
     max_scans: Count = Field(
-        64, description="JPEGs with more scans are skipped, undecoded: every scan goes over all pixels"
+        64,
+        description="JPEGs with more scans are skipped and not decoded, because decoding visits all pixels once per "
+        "scan",
     )
     max_skipped_fraction: Fraction = Field(
-        0.5, description="a step stops when more than this share of its images had to be skipped"
+        0.5, description="a step stops if more than this share of its images is skipped"
     )
-    read_concurrency: Count = Field(8, description="images of one unit fetched at once by a reading task")
+    read_concurrency: Count = Field(8, description="number of images that one reading task fetches at the same time")
 
     @property
     def limits(self) -> dict[str, int]:
-        """What one image file may cost, as the readers of `storage.images` take it."""
+        """The limits of one image file, as arguments of the functions in `storage.images`."""
         return {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes, "max_scans": self.max_scans}
 
 
-class ClassifierConfig(Section):
-    """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
+class NetworkConfig(Section):
+    """What the sections of both networks have."""
 
-    backbone: BackboneName = Field("vgg16", description="the network before the head; small is for drawn images")
+    backbone: BackboneName = Field(
+        "vgg16", description="the network that computes the features; small is meant for drawn images"
+    )
     output_stride: Literal[8, 16, 32] = Field(
         8,
-        description="pixels from one feature cell to the next, of networks of timm that can be dilated; 8 of vgg16, "
-        "resnet101, small; others have their own",
+        description="distance of neighbouring feature cells in pixels. It applies to networks of timm that can be "
+        "dilated; vgg16, resnet101 and small always have 8, and other networks have a fixed stride of their own",
     )
+
+
+class ClassifierConfig(NetworkConfig):
+    """FickleNet, the stochastic classifier, and its training (paper, section 4.1)."""
+
     weights: str = runtime_field(
         "imagenet",
-        "'imagenet' (the registry of torchvision or timm), 'none', or the path of a state dict (.pt, .safetensors)",
+        "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), or the path of "
+        "a state dict (.pt, .safetensors)",
     )
     kernel_size: Annotated[int, Field(ge=1, le=31)] | None = Field(
-        None, description="s, odd, in feature cells; unset: 9 at stride 8, 5 at 14 and 16, 3 at 32"
+        None,
+        description="s, the side of the head's window in feature cells, an odd number; unset: 9 at stride 8, 5 at 14 "
+        "and 16, 3 at 32",
     )
-    drop_rate: DropRate = Field(0.9, description="p: share of a window's cells dropped; the centre is kept")
-    frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
-    validate_every: Count = runtime_field(1, "epochs from one validation to the next; the last is always validated")
+    drop_rate: DropRate = Field(
+        0.9, description="p, the probability that a cell of a window is dropped; the centre is never dropped"
+    )
+    frozen_stages: Stages = Field(
+        0, description="number of backbone stages that are not trained, counted from the input; all: every stage"
+    )
+    validate_every: Count = runtime_field(1, "number of epochs between validations; the last epoch is always validated")
     epochs: Count = Field(20, description="passes over the training images")
     min_steps: Count = runtime_field(
-        400, "a smaller set is trained for more epochs, until it has had so many steps; the learning rate is stretched"
+        400,
+        "least number of training steps. If epochs gives fewer, more epochs are trained, and the learning rate is "
+        "halved later",
     )
     keep: Literal["last", "best"] = runtime_field(
-        "last", "the epoch whose classifier makes the maps: the last, or that of the best validation"
+        "last", "which classifier makes the maps: that of the last epoch, or of the epoch with the best validation"
     )
     batch_size: Count = Field(
-        10, description="images per step, over all workers together; an epoch skips images that fill no batch"
+        10, description="images per step, of all workers together; each epoch skips the images that do not fill a batch"
     )
     micro_batch_size: Annotated[int, Field(ge=0)] = runtime_field(
-        0, "images a worker has on its device at once, for small memories; 0: its whole share of the batch"
+        0, "images on a worker's device at the same time, for small memories; 0: the worker's whole share of the batch"
     )
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-3, description="of the head; Adam")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-3, description="learning rate of the head (Adam)"
+    )
     backbone_learning_rate_factor: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="the backbone learns at learning_rate times this; unset: 0.01, or 1 with weights=none"
+        None,
+        description="the backbone's learning rate is learning_rate times this; unset: 0.01, or 1 with weights=none",
     )
     layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="each stage of the backbone learns at this times the rate of the stage behind it"
+        1.0, description="the learning rate of each backbone stage is that of the next stage times this"
     )
     kept_features_gb: Annotated[float, Field(ge=0)] = runtime_field(
-        40.0, "most space in a worker's temporary folder for the features of a backbone that is frozen whole"
+        40.0,
+        "if the whole backbone is frozen: most space in GB that its features may take in a worker's temporary folder",
     )
-    halve_every: Count = Field(10, description="epochs after which the learning rate is halved")
+    halve_every: Count = Field(10, description="the learning rate is halved after each so many epochs")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")
-    device: Device = runtime_field("auto", "auto: cuda where the cluster has GPUs at the start")
-    precision: Precision = runtime_field("auto", "of the backbone; auto: float32 on CPU, bfloat16 on GPU")
+    device: Device = runtime_field("auto", "auto: cuda if the cluster has GPUs at the start, else cpu")
+    precision: Precision = runtime_field("auto", "precision of the backbone; auto: float32 on CPU, bfloat16 on GPU")
     loader_workers: Annotated[int, Field(ge=0)] | None = runtime_field(
         None, "decoding processes per training worker; unset: 0 on CPU, its share of the CPUs on GPU"
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(
-        5.0, "from one checkpoint to the next within an epoch: the most work that a lost worker costs"
+        5.0, "minutes between checkpoints within an epoch; at most this much work is lost with a worker"
     )
 
 
 class MapsConfig(Section):
-    """Localisation maps: N stochastic Grad-CAMs an image, folded to maximum and mean."""
+    """Localisation maps: N stochastic Grad-CAMs per image, folded to maximum and mean."""
 
-    num_samples: Count = Field(200, description="N")
-    drop_rate: DropRate | None = Field(None, description="p in inference; unset: the classifier's")
+    num_samples: Count = Field(200, description="N, the number of stochastic Grad-CAMs per image")
+    drop_rate: DropRate | None = Field(None, description="p in inference; unset: classifier.drop_rate")
     normalization: Literal["max", "percentile"] = Field(
         "percentile",
-        description="a sample's map is divided by its maximum, or by a percentile and clipped to 1",
+        description="each sample's map is divided by its maximum, or by a percentile and then clipped to 1",
     )
     percentile: Annotated[float, Field(gt=0, le=100)] = Field(
-        90.0, description="which, of a map's values over its cells"
+        90.0, description="the percentile of a map's cells that the map is divided by"
     )
     classes: Literal["labels", "predicted"] = Field(
-        "labels", description="map the image's labels, or the classes predicted where it has none"
+        "labels",
+        description="which classes get maps: only the image's labels, or for unlabelled images the predicted classes",
     )
     max_classes: Count = Field(5, description="most classes predicted for an unlabelled image")
-    predicted_threshold: Fraction = Field(0.5, description="sigmoid of the expected logit from which a class counts")
+    predicted_threshold: Fraction = Field(
+        0.5, description="a class is predicted if the sigmoid of its expected logit is at least this"
+    )
     batch_size: Annotated[int, Field(ge=0)] = runtime_field(0, "images per backbone pass; 0: 1 on CPU, 32 on GPU")
-    device: Device = runtime_field("auto", "auto: cuda where the cluster has GPUs at the start")
-    precision: Precision = runtime_field("auto", "of the backbone; auto: float32 on CPU, bfloat16 on GPU")
+    device: Device = runtime_field("auto", "auto: cuda if the cluster has GPUs at the start, else cpu")
+    precision: Precision = runtime_field("auto", "precision of the backbone; auto: float32 on CPU, bfloat16 on GPU")
+
+
+class CellsConfig(Section):
+    """A small network that learns, from the maps of many training images, what the cells of each class look like."""
+
+    theta: Fraction = Field(
+        0.3, description="a cell is learned as a class if the class's maximum over the samples is above this"
+    )
+    evidence_threshold: Fraction = Field(
+        0.3, description="a cell is learned as background if the maximum of every class is below this"
+    )
+    max_images: Count = Field(
+        4000, description="most images whose cells are learned; of more images, so many are chosen at random"
+    )
+    cells_per_image: Annotated[int, Field(ge=2)] = Field(
+        200, description="most cells of an image that are learned; half of them are background"
+    )
+    rounds: Count = Field(
+        2, description="number of trainings; from the second on, the network learns its own labels of the cells"
+    )
+    epochs: Count = Field(8, description="passes over the cells in each round")
+    hidden: Count = Field(64, description="units of the network's hidden layer")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-3, description="learning rate of the network (Adam)"
+    )
+
+
+class RefinedConfig(Section):
+    """Refined maps: the probabilities of each cell by the network of cells, spread to cells that look alike."""
+
+    walk_steps: Annotated[int, Field(ge=0)] = Field(
+        16, description="steps of the walk that spreads probabilities between cells with like features and colours"
+    )
+    refine: bool = Field(True, description="whether the dense CRF refines the probabilities at map size")
 
 
 class SeedsConfig(Section):
-    """Seeds: labels where the maps are sure, and the background cue."""
+    """Seeds: labels only where the maps are confident, and the background cue."""
 
-    theta: Fraction = Field(0.35, description="a class is seeded where its maximum over the samples is above this")
+    maps: Literal["maps", "refined"] = runtime_field(
+        "maps", "which maps seeds and pseudo-labels are made of: those of the samples, or the refined ones"
+    )
+    theta: Fraction = Field(
+        0.35, description="a cell is a seed of a class if the class's maximum over the samples is above this"
+    )
     background_cue: Literal["saliency", "evidence"] = Field(
         "saliency",
-        description="saliency: low saliency where the manifest names a saliency map, else low evidence; evidence: "
-        "low evidence for all images",
+        description="what marks the background. saliency: low saliency, or low evidence for images without a saliency "
+        "map; evidence: low evidence for all images",
     )
-    saliency_threshold: Fraction = Field(0.06, description="background is less salient than this")
-    evidence_threshold: Fraction = Field(0.2, description="background has every class's maximum below this")
-    priority: Literal["background", "foreground"] = Field("background", description="which cue holds where both are")
-
-
-class SegmenterConfig(Section):
-    """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1), trained on the splits of data.train_splits."""
-
-    backbone: BackboneName = Field("vgg16", description="the network before the head; small is for drawn images")
-    output_stride: Literal[8, 16, 32] = Field(
-        8,
-        description="pixels from one feature cell to the next, of networks of timm that can be dilated; 8 of vgg16, "
-        "resnet101, small; others have their own",
+    saliency_threshold: Fraction = Field(0.06, description="cells with saliency below this are background")
+    evidence_threshold: Fraction = Field(
+        0.2, description="cells are background if the maximum of every class is below this"
     )
+    priority: Literal["background", "foreground"] = Field(
+        "background", description="which label a cell gets if it is both background and foreground"
+    )
+
+
+class SegmenterConfig(NetworkConfig):
+    """The segmentation network (DSRG; FickleNet, sections 3.4 and 4.1). It is trained on data.train_splits."""
+
     weights: str = runtime_field(
         "imagenet",
-        "'imagenet' (the registry of torchvision or timm), 'none', 'classifier' (that of this run), or the path of a "
-        "state dict (.pt, .safetensors)",
+        "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), 'classifier' "
+        "(the backbone of this run's classifier), or the path of a state dict (.pt, .safetensors)",
     )
-    frozen_stages: Stages = Field(0, description="backbone stages not trained, from the input on; all: the backbone")
+    frozen_stages: Stages = Field(
+        0, description="number of backbone stages that are not trained, counted from the input; all: every stage"
+    )
     dilations: Counts | None = Field(
         None,
-        description="of the head's branches, in cells; 12: LargeFOV; 6,12,18,24: ASPP; unset: LargeFOV, 6 at stride 16",
+        description="dilation of each branch of the head, in cells. One branch is LargeFOV (12); 6,12,18,24 is ASPP; "
+        "unset: 12 at stride 8, 6 at 16, 3 at 32",
     )
     supervision: Literal["seeds", "masks"] = Field(
-        "seeds", description="masks: all masks and no seeds, the fully supervised upper bound"
+        "seeds",
+        description="what the network is trained on. masks: all masks and no seeds, the fully supervised upper bound",
     )
-    strong_splits: Names = Field((), description="splits whose masks are learnt beside the seeds (semi-supervised)")
-    full_loss_weight: Annotated[float, Field(ge=0)] = Field(2.0, description="alpha, of the loss on these masks")
+    strong_splits: Names = Field(
+        (), description="splits that are trained on their masks as well as on their seeds (semi-supervised)"
+    )
+    full_loss_weight: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="alpha, the weight of the loss on the masks of strong_splits"
+    )
     epochs: Count = Field(15, description="passes over the training images; 8,000 steps on VOC's 10,582")
     min_steps: Count = runtime_field(
-        400, "a smaller set is trained for more epochs, until it has had so many steps; the learning rate is stretched"
+        400,
+        "least number of training steps. If epochs gives fewer, more epochs are trained, and the learning rate falls "
+        "more slowly",
     )
     batch_size: Count = Field(
-        20, description="images per step, over all workers together; an epoch skips images that fill no batch"
+        20, description="images per step, of all workers together; each epoch skips the images that do not fill a batch"
     )
     micro_batch_size: Annotated[int, Field(ge=0)] = runtime_field(
-        0, "images at once on a device, their gradients summed; 0: a worker's whole share of a batch"
+        0, "images on a worker's device at the same time, for small memories; 0: the worker's whole share of the batch"
     )
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None,
-        description="of the backbone; the head: 10 times. On seeds multiplied by 0.33 after each eighth of the "
-        "training, on masks and in retraining by a falling power (poly). Unset: 5e-4 on seeds, else 1e-3; 2.5e-4 for "
-        "deeper networks than vgg16",
+        description="learning rate of the backbone at the start; the head's is 10 times this. On seeds it is "
+        "multiplied by 0.33 after each eighth of the training. On masks and in retraining it falls by a power (poly). "
+        "Unset: 5e-4 on seeds, else 1e-3; 2.5e-4 for deeper networks than vgg16",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(10.0, "most time lost when a worker is lost")
-    device: Device = runtime_field("auto", "auto: cuda where the cluster has GPUs at the start")
-    precision: Precision = runtime_field("auto", "of the network; auto: float32 on CPU, bfloat16 on GPU")
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(
+        10.0, "minutes between checkpoints within an epoch; at most this much work is lost with a worker"
+    )
+    device: Device = runtime_field("auto", "auto: cuda if the cluster has GPUs at the start, else cpu")
+    precision: Precision = runtime_field("auto", "precision of the network; auto: float32 on CPU, bfloat16 on GPU")
     loader_workers: Annotated[int, Field(ge=0)] | None = runtime_field(
-        None, "decoding processes per training worker; unset: its share of the CPUs on GPU, none on CPU"
+        None, "decoding processes per training worker; unset: 0 on CPU, its share of the CPUs on GPU"
     )
 
 
 class PredictionsConfig(Section):
     """Masks predicted by the segmentation network."""
 
-    splits: Names = Field((), description="splits predicted; empty: data.val_splits")
+    splits: Names = Field((), description="splits that get predicted masks; empty: data.val_splits")
     network: Literal["segmenter", "retrained"] = Field(
-        "segmenter", description="which network predicts: the first, or the one retrained on its predictions"
+        "segmenter", description="which network predicts: the first one, or the one retrained on its predictions"
     )
-    scales: Scales = Field((1.0,), description="of the network's input; several are averaged: 0.75,1,1.25")
-    mirror: bool = Field(False, description="average over mirror images too")
-    refine: bool = Field(True, description="by the dense CRF")
-    max_side: Count = Field(1024, description="longer images are labelled at this size and their labels enlarged")
-    device: Device = runtime_field("auto", "auto: cuda where the cluster has GPUs at the start")
-    precision: Precision = runtime_field("auto", "of the network; auto: float32 on CPU, bfloat16 on GPU")
+    scales: Scales = Field(
+        (1.0,), description="scales of the network's input; the results of several, as in 0.75,1,1.25, are averaged"
+    )
+    mirror: bool = Field(False, description="also average over mirror images")
+    refine: bool = Field(True, description="refine the masks with the dense CRF")
+    max_side: Count = Field(
+        1024,
+        description="images with a longer side than this are labelled at this size, and the labels are enlarged",
+    )
+    device: Device = runtime_field("auto", "auto: cuda if the cluster has GPUs at the start, else cpu")
+    precision: Precision = runtime_field("auto", "precision of the network; auto: float32 on CPU, bfloat16 on GPU")
 
 
 class PseudoLabelsConfig(Section):
     """Pseudo-labels: densified seeds at image size."""
 
-    refine: bool = Field(True, description="by the dense CRF")
+    refine: bool = Field(True, description="refine the labels with the dense CRF")
     background_exponent: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="without saliency the background's evidence is (1 - highest maximum) to this power"
+        1.0, description="without saliency, the background's evidence is (1 - highest maximum) to this power"
     )
-    max_side: Count = Field(1024, description="longer images are labelled at this size and their labels enlarged")
+    max_side: Count = Field(
+        1024,
+        description="images with a longer side than this are labelled at this size, and the labels are enlarged",
+    )
 
 
 class ClusterConfig(Section):
-    """Where work runs. None of these changes a result, so none is part of a fingerprint."""
+    """Where jobs run. These keys change no result, so they are not part of a fingerprint."""
 
     address: str = Field(
         "",
-        description="'': the cluster around this job or of RAY_ADDRESS, else a local Ray; 'auto' or HOST:PORT: "
-        "that cluster; 'local': always a local Ray; 'in-process': no Ray, for a debugger",
+        description="which Ray is used. '': the cluster that this job was submitted to, else the one in RAY_ADDRESS, "
+        "else a local Ray; 'auto' or HOST:PORT: that cluster; 'local': always a local Ray; 'in-process': no Ray, for a "
+        "debugger",
     )
-    cpus: Annotated[int, Field(ge=0)] = Field(0, description="CPUs that a local Ray declares; 0: those of the machine")
-    autoscaling: bool = Field(False, description="the cluster grows on demand, so asking for more than it has is right")
+    cpus: Annotated[int, Field(ge=0)] = Field(
+        0, description="number of CPUs that a local Ray uses; 0: all CPUs of the machine"
+    )
+    autoscaling: bool = Field(
+        False, description="true: the cluster grows on demand, so a job may ask for more than the cluster has now"
+    )
     min_actors: Annotated[int, Field(ge=0)] = Field(
-        0, description="computing actors at least; 0: max_actors, but 1 where autoscaling"
+        0, description="least number of computing actors; 0: max_actors, or 1 if the cluster is autoscaling"
     )
-    max_actors: Annotated[int, Field(ge=0)] = Field(0, description="at most; 0: one per GPU, without GPUs one per CPU")
+    max_actors: Annotated[int, Field(ge=0)] = Field(
+        0, description="most computing actors; 0: one per GPU, or one per CPU without GPUs"
+    )
     training_workers: Workers = Field(
         1,
-        description="processes that train together, one GPU each where there are GPUs; '2..8': as many of these as the "
-        "cluster has room for, followed as nodes come and go",
+        description="number of processes that train together; on GPUs each has one GPU. A range such as '2..8': as "
+        "many as the cluster has room for; the number changes when nodes are added or lost",
     )
-    cpus_per_training_worker: Count = Field(1, description="CPUs, and threads, of each of them")
+    cpus_per_training_worker: Count = Field(1, description="number of CPUs, and of threads, per training worker")
 
 
 def training_worker_range(config: ClusterConfig) -> tuple[int, int]:
-    """The least and the most processes that train together; equal where their number is fixed."""
+    """The least and the largest number of processes that train together; equal if the number is fixed."""
     least, _, most = str(config.training_workers).partition("..")
     return int(least), int(most or least)
 
 
 class Config(Section):
-    """Everything a run can be told."""
+    """All settings of a run."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of training order, augmentation and every mask")
-    unit_size: Count = Field(64, description="images per unit: the quantum of work, storage and resume")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="seed of all random numbers: training order, augmentation, dropout masks"
+    )
+    unit_size: Count = Field(64, description="images per unit; work, storage and resuming go by whole units")
     data: DataConfig = DataConfig()
     images: ImagesConfig = ImagesConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     maps: MapsConfig = MapsConfig()
+    cells: CellsConfig = CellsConfig()
+    refined: RefinedConfig = RefinedConfig()
     seeds: SeedsConfig = SeedsConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
@@ -308,7 +414,7 @@ class Config(Section):
 
     @property
     def predicted_splits(self) -> tuple[str, ...]:
-        """The splits whose masks are predicted: as configured, else the validation splits."""
+        """The splits that get predicted masks: those of `predictions.splits`, else the validation splits."""
         return self.predictions.splits or self.data.val_splits
 
 

@@ -1,4 +1,4 @@
-"""Sentences about a configuration: the values a key may have, and why a value is refused."""
+"""Sentences about a configuration: which values a key may have, and why a value is refused."""
 
 import difflib
 from typing import Any
@@ -9,7 +9,7 @@ from jobs.run.config_keys import Config, config_keys
 
 
 def allowed_values(schema: dict[str, Any]) -> str:
-    """What a key may be set to, by its JSON schema: "whole numbers from 1", "numbers from 0 to below 1"."""
+    """The allowed values of a key in words, from its JSON schema, such as "whole numbers from 1"."""
     if "allowed" in schema:
         return schema["allowed"]
     if "anyOf" in schema:
@@ -42,7 +42,7 @@ _NUMBER_FAULTS = {
     *("greater_than_equal", "greater_than", "less_than_equal", "less_than"),
 }
 
-# What is allowed, by pydantic's name of the fault; of others pydantic's own words are taken.
+# What is allowed, for each of pydantic's names of faults. For other faults pydantic's own words are used.
 _ALLOWED = {
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     "string_type": "text",
@@ -53,9 +53,9 @@ _ALLOWED = {
 
 
 def refusal(error: ValidationError) -> str:
-    """The first fault as one sentence."""
+    """One sentence about the first fault."""
     fault = error.errors()[0]
-    # Unions and tuples add their own parts to the path: keep those that are names of keys.
+    # Unions and tuples add parts to the path that are not names of keys: leave them out.
     key = ".".join(str(part) for part in fault["loc"][:2] if isinstance(part, str))
     if fault["type"] == "extra_forbidden":
         section = key.partition(".")[0]

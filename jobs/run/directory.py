@@ -13,6 +13,7 @@ from jobs.run.config import resolve_config
 from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS
 from jobs.run.versions import package_versions, source_hash
+from storage.cell_store import CellStore
 from storage.image_identity import images_ids
 from storage.label_folder import LabelFolder
 from storage.location import Location
@@ -25,25 +26,27 @@ from storage.steps import Step
 from storage.unit_arrays import Mode
 from storage.units import Unit
 
-MAPS, SEEDS = "maps.zarr", "seeds.zarr"  # in the folders of their steps' results
+MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders of their steps' results
+CELL_NETWORK = "network.pt"  # beside cells.zarr
+LOGS = "logs"  # a file for each launch
 _HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's place and its configuration, as this launch sees them; it pickles, so workers get it as it is."""
+    """A run's place and its configuration in this launch. It can be pickled, so workers get a copy."""
 
     location: Location
     config: Config
     settings: tuple[str, ...] = ()  # the launch's --config and --set arguments
-    starts: Mapping[str, str] = field(default_factory=dict)  # of steps that this launch reads, see `reading`
+    starts: Mapping[str, str] = field(default_factory=dict)  # start ids of the steps that are read, see `reading`
 
     @property
     def uri(self) -> str:
         return self.location.uri
 
     def command(self, script: str, *flags: str) -> str:
-        """This launch's command line for a script, for people to run: its settings are repeated."""
+        """A command line that people can run: a script with this launch's settings."""
         return shlex.join(["python", f"jobs/{script}.py", "--run", self.uri, *self.settings, *flags])
 
     def step_command(self, name: str, *flags: str) -> str:
@@ -54,12 +57,12 @@ class Run:
         """The frozen list of images.
 
         Raises:
-            ValueError: there is none yet; the sentence names the command that makes it.
+            ValueError: there is none yet; the message names the command that makes it.
         """
         place = self.location / "manifest.parquet"
         if not place.exists():
             raise ValueError(
-                f"{self.uri} holds no manifest. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
+                f"{self.uri} has no manifest. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
                 f"--run {self.uri}' with a source, such as --folders, --csv, --voc or --coco."
             )
         return Manifest.open(place)
@@ -69,10 +72,10 @@ class Run:
         return Step(self.location / name)
 
     def reading(self, *names: str) -> "Run":
-        """This run for a launch that reads these steps: as they are now, even if another launch restarts them.
+        """A copy of this run that keeps reading these steps as they are now, even if another launch restarts them.
 
         Raises:
-            ValueError: a step was made for other images than the manifest has.
+            ValueError: a step was made for other images than those in the manifest.
         """
         images = images_ids(self.manifest())
         for name in names:
@@ -83,24 +86,28 @@ class Run:
         """The folder of a step's results.
 
         Args:
-            start_id: of the start that a worker writes to; by default the one that `reading` found, or the current one.
+            start_id: the start that a worker writes to; by default the one that `reading` found, or the current one.
 
         Raises:
-            ValueError: the step was made for other images than the manifest has.
+            ValueError: the step was made for other images than those in the manifest.
         """
         known = self.starts.get(name) if start_id is None else start_id
         return self.step(name).data(self.reading(name).starts[name] if known is None else known)
 
-    def maps(self, mode: Mode = "r", start_id: str | None = None) -> MapStore:
-        """The stored maps; "r+" to write those of a start."""
-        return MapStore.open(self.data("maps", start_id) / MAPS, mode)
+    def maps(self, mode: Mode = "r", start_id: str | None = None, step: str = "maps") -> MapStore:
+        """The stored maps, or those of the step "refined"; with "r+", a worker can write the maps of a start."""
+        return MapStore.open(self.data(step, start_id) / MAPS, mode)
+
+    def cells(self, mode: Mode = "r", start_id: str | None = None) -> CellStore:
+        """The stored cells; with "r+", a worker can write the cells of a start."""
+        return CellStore.open(self.data("cells", start_id) / CELLS, mode)
 
     def seeds(self, mode: Mode = "r", start_id: str | None = None) -> SeedStore:
-        """The stored seeds; "r+" to write those of a start."""
+        """The stored seeds; with "r+", a worker can write the seeds of a start."""
         return SeedStore.open(self.data("seeds", start_id) / SEEDS, mode)
 
     def labels(self, step: str, kind: str = "labels", start_id: str | None = None) -> LabelFolder:
-        """A step's label images, a PNG each.
+        """A step's label images, one PNG per image.
 
         Args:
             step: "pseudo_labels" or "predictions".
@@ -110,7 +117,7 @@ class Run:
         return LabelFolder(self.data(step, start_id) / kind, self.manifest().num_classes)
 
     def receipt(self, name: str, unit: Unit) -> Receipt | None:
-        """The receipt of a unit of a step that is read, with the checksums of all it stored."""
+        """The receipt of a unit of a step that this launch reads, with the checksums of all its stored objects."""
         return self.step(name).receipt(unit, self.starts.get(name))
 
 
@@ -123,10 +130,10 @@ def open_run(
     """Opens a run and resolves its configuration: the recorded one, then the file, then the assignments.
 
     Args:
-        path: folder or s3:// prefix. A relative path is refused inside a Ray job, whose folder is thrown away.
+        path: folder or s3:// prefix. A relative path is refused inside a Ray job, because its folder is deleted.
         config_file: TOML file or None.
         assignments: "section.key=value" texts.
-        defaults: nested settings of a new run, before the file.
+        defaults: nested settings for a new run; the file and the assignments may change them.
     """
     location = parse_output(path, "--run")
     header = location / "run.json"
@@ -160,16 +167,16 @@ def recorded_config(header: Location) -> dict[str, Any]:
     """
     config = read_json(header, "the run's configuration", _HEADER_REMEDY).get("config")
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
-        raise ValueError(f"{header}: damaged, holds no configuration. {_HEADER_REMEDY}")
+        raise ValueError(f"{header}: damaged, it contains no configuration. {_HEADER_REMEDY}")
     return config
 
 
 def record_run(run: Run, name: str = "") -> None:
-    """Writes `run.json`; called once a step has accepted the configuration.
+    """Writes `run.json`; called when a step has accepted the configuration.
 
     Args:
-        name: the step that is launched. The section of any other step that was started stays as recorded, because
-            that step would refuse the new values; the ignored settings are printed.
+        name: the launched step. Other steps that were started keep their recorded sections, because they would refuse
+            the new values. The ignored settings are printed.
     """
     header = run.location / "run.json"
     recorded = recorded_config(header) if header.exists() else {}
@@ -182,7 +189,7 @@ def record_run(run: Run, name: str = "") -> None:
         for key, value in recorded[section].items():
             if config[section][key] != value:
                 print(
-                    f"{section}.{key}: stays {value}; {config[section][key]} is ignored, because the step {row.name} "
+                    f"{section}.{key}: remains {value}; {config[section][key]} is ignored, because the step {row.name} "
                     f"was started with {value}. To change it: 'python jobs/{row.script}.py --restart {row.name}'."
                 )
         config[section] = recorded[section]

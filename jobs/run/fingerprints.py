@@ -1,14 +1,15 @@
-"""The fingerprint of a step, in one shape for all steps, and the id by which later steps name its results.
+"""Fingerprints of steps, in one format for all steps, and the ids by which later steps refer to their results.
 
-    algorithm_version   of the code between the step's inputs and its results
+    algorithm_version   version of the code that computes the step's results
     manifest            hash of the manifest's columns that the step reads, of the rows that it began with
-    added               the same of each list of images that was added since; absent where none was
+    added               the same for each group of images that was added since; absent if there is none
     <section>           the settings that change its results
     upstream            {name: id} of the steps that it read
 
-A step's id changes when its results may have changed: the sha256 of a trained network, the hash of a unit step's
-fingerprint. "Outdated" is one walk over these ids. Added images change no earlier result, so they change no id: a unit
-step computes them beside the others, and a trained network stays (`jobs.steps.added_images`).
+A step's id changes when its results may have changed. The id of a training is the sha256 of its network. The id of a
+unit step is the hash of its fingerprint. These ids show which steps are outdated. Added images change
+no earlier result, so they change no id: a unit step computes them beside the others, and a trained network stays
+(`jobs.steps.added_images`).
 """
 
 import hashlib
@@ -28,8 +29,10 @@ UPSTREAM = "upstream"
 def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
     """The settings that change a step's results, by section."""
     settings = {row.section: getattr(config, row.section).result_settings()}
-    if row.name == "pseudo_labels":
+    if row.name in ("cells", "pseudo_labels"):
         settings["seeds"] = {"background_cue": config.seeds.background_cue}
+    if row.name in ("seeds", "pseudo_labels") and config.seeds.maps != "maps":
+        settings["seeds"]["maps"] = config.seeds.maps  # left out where it is the default: earlier runs do not have it
     if row.is_of_splits:
         settings[row.section]["splits"] = list(config.predicted_splits)
     if row.kind == "training":
@@ -44,16 +47,19 @@ def step_fingerprint(
     algorithm_version: int,
     columns: Sequence[str],
     upstream: Iterable[str],
+    is_of_all_images: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
     """Everything that changes a step's results.
 
     Args:
-        columns: of the manifest, that the step reads.
-        upstream: the steps that it reads, all finished.
-        others: what else changes results, such as the device.
+        columns: the columns of the manifest that the step reads.
+        upstream: the steps that it reads; all are finished.
+        is_of_all_images: each result depends on all images together, so after an addition the step must start again.
+        others: everything else that changes results, such as the device.
     """
-    first, *added = run.manifest().part_hashes(columns)
+    manifest = run.manifest()
+    first, *added = [manifest.column_hash(columns)] if is_of_all_images else manifest.part_hashes(columns)
     return {
         "algorithm_version": algorithm_version,
         "manifest": first,
@@ -65,7 +71,7 @@ def step_fingerprint(
 
 
 def step_id(run: Run, name: str) -> str | None:
-    """The id of a step's results; None where a unit step was never started or a training is not finished."""
+    """The id of a step's results; None if a unit step was never started or a training is not finished."""
     if BY_NAME[name].kind == "training":
         complete = read_complete(run.step(name).data())
         return complete["sha256"] if complete else None
@@ -80,7 +86,7 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 
 
 def outdated_steps(run: Run) -> set[str]:
-    """The steps that were made from results which have changed since, or from outdated ones."""
+    """The steps that read results which have changed since, or results that are outdated themselves."""
     found: set[str] = set()
     for row in STEPS:  # upstream steps come first
         made_from = upstream_ids(run.step(row.name).fingerprint())

@@ -1,7 +1,7 @@
 """Which images are measured: splits of the manifest, and the tune and report parts of their ids.
 
-Thresholds are chosen on the tune part, a quarter of the training ids, and reported on the rest. The part follows from
-the id alone, so it is the same in every run, whatever the order and the number of images.
+Thresholds are chosen on the tune part, a quarter of the training ids. Metrics are reported on the rest. The part
+depends only on the id, so it is the same in every run, for any order and number of images.
 """
 
 import hashlib
@@ -37,10 +37,11 @@ class Selection:
 def units_of_step(
     row: StepRow, manifest: Manifest, config: Config, recorded: Mapping[str, Any] | None = None
 ) -> list[Unit]:
-    """All units of a step, as configured or as it was started; each counts the images that the step covers.
+    """All units of a step; each has the number of images that the step covers.
 
     Args:
-        recorded: the step's fingerprint, where its own unit size and splits are wanted.
+        recorded: the step's fingerprint, to use the unit size and splits that the step was started with; None: those
+            of the configuration.
     """
     unit_size = (recorded or {}).get("unit_size", config.unit_size)
     if not row.is_of_splits:
@@ -51,7 +52,7 @@ def units_of_step(
 
 
 def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
-    """The training splits and the validation splits, each where some of the images to report on have masks."""
+    """The training splits and the validation splits; each group only if some of its images to report on have masks."""
     validation, chosen = config.data.val_splits, config.data.train_splits
     masked: set[str] = set()
     for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
@@ -63,7 +64,7 @@ def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
 
 
 def resolve_selection(manifest: Manifest, config: Config, splits: list[str], part: Part | None) -> Selection:
-    """The selection that a command line asks for.
+    """The images that a command line selects.
 
     Args:
         splits: names; empty for the training splits.
@@ -82,7 +83,7 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
     is_validation = [split in validation for split in chosen]
     if any(is_validation):
         if not all(is_validation):
-            raise ValueError(f"--split {', '.join(chosen)}: training and validation splits are measured apart.")
+            raise ValueError(f"--split {', '.join(chosen)}: give training splits or validation splits, not both.")
         if part not in (None, "all"):
             raise ValueError(f"--part {part}: only training splits have parts; leave it out for {', '.join(chosen)}.")
         return Selection(tuple(chosen), "all")

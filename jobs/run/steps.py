@@ -1,8 +1,8 @@
-"""The table of steps: what a run is made of, in order, and which step reads which.
+"""The table of steps: the steps of a run in their order, and which step reads which.
 
-Everything that goes over steps follows from this table: the pipeline, status, report, dry runs, restarts, refusals,
-the command `ficklenet`, what is outdated, and the table in docs/architecture.md. A new step is a row here, a module
-with `make_job`, and a script.
+All code that loops over steps uses this table: the pipeline, status, report, dry runs, restarts, refusals, the command
+`ficklenet`, the search for outdated steps, and the table in docs/architecture.md. To add a step, add a row here, a
+module with `make_job`, and a script.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ class StepRow:
     """One step.
 
     Attributes:
-        name: of its folder in the run, and in `--restart NAME`.
+        name: the name of its folder in the run, and of `--restart NAME`.
         script: `jobs/<script>.py` runs it.
         command: `ficklenet <command>` runs it too.
-        section: of the configuration.
-        upstream: the steps whose results it may read; the configuration decides which of them it does read.
-        kind: "units": resumable units of images; "training": Ray Train; "metrics": figures against masks.
-        module: `jobs.<module>` has `make_job(run, connection)`, which says what there is to do; "" for metrics.
-        is_of_splits: whether it covers the images of `predictions.splits` only.
-        is_optional: the pipeline runs it only where a later step reads it.
+        section: its section of the configuration.
+        upstream: the steps that it may read; the configuration decides which of them it reads.
+        kind: "units": units of images that can be resumed; "training": Ray Train; "metrics": measured against masks.
+        module: `jobs.<module>` has `make_job(run, connection)`, which says what to do; "" for metrics.
+        is_of_splits: whether it covers only the images of `predictions.splits`.
+        is_optional: the pipeline runs it only if a later step reads it.
     """
 
     name: str
@@ -44,20 +44,33 @@ class StepRow:
 
     @property
     def counts(self) -> Literal["images", "epochs", "metrics"]:
-        """What its progress counts."""
+        """The unit in which its progress is counted."""
         return {"units": "images", "training": "epochs", "metrics": "metrics"}[self.kind]  # type: ignore[return-value]
 
 
 STEPS = (
     StepRow("classifier", "train_ficklenet", "train", "classifier", (), "training", "training.classifier_job"),
     StepRow("maps", "generate_maps", "maps", "maps", ("classifier",), "units", "maps.maps_job"),
-    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps",), "units", "maps.seeds_job"),
+    StepRow(
+        "cells", "learn_cells", "cells", "cells", ("classifier", "maps"), "units", "maps.cells_job", is_optional=True
+    ),
+    StepRow(
+        "refined",
+        "refine_maps",
+        "refine",
+        "refined",
+        ("classifier", "maps", "cells"),
+        "units",
+        "maps.refined_job",
+        is_optional=True,
+    ),
+    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps", "refined"), "units", "maps.seeds_job"),
     StepRow(
         "pseudo_labels",
         "make_pseudo_labels",
         "pseudo-labels",
         "pseudo_labels",
-        ("maps",),
+        ("maps", "refined"),
         "units",
         "maps.pseudo_labels_job",
     ),
@@ -95,7 +108,7 @@ STEPS = (
         "evaluate",
         "evaluate",
         "",
-        ("maps", "seeds", "pseudo_labels", "predictions"),
+        ("maps", "refined", "seeds", "pseudo_labels", "predictions"),
         "metrics",
     ),
 )

@@ -1,6 +1,6 @@
-"""The plain data that a training leaves in its step's folder: `complete.json` and `metrics.jsonl`.
+"""The records that a training writes into its step's folder: `complete.json` and `metrics.jsonl`.
 
-`complete.json` is the marker of a finished training. `metrics.jsonl` has a line per epoch.
+`complete.json` marks a finished training. `metrics.jsonl` has one line per epoch.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 from storage.location import Location
 from storage.records import read_json, read_json_lines
 
-_COMPLETE_REMEDY = "Delete it, then run the training again: it writes it again, and trains nothing twice."
+_COMPLETE_REMEDY = "Delete it, then run the training again. It writes the file again and trains nothing twice."
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class TrainingRecord:
     """How far a training is.
 
     Attributes:
-        sha256: of the network it finished with; None as long as it has not finished.
-        metrics: of its last epoch, or of the epoch that was kept.
+        sha256: the hash of the finished network; None if the training is not finished.
+        metrics: those of the last epoch, or of the epoch that was kept.
         epochs: the metrics of each finished epoch.
     """
 
@@ -30,19 +30,19 @@ class TrainingRecord:
 
     @property
     def num_epochs(self) -> int:
-        """How many are finished; the one that was kept may be an earlier one."""
+        """The number of finished epochs; the kept network may be from an earlier one."""
         return max(int(line.get("epoch", 0)) for line in (self.metrics, *self.epochs[-1:]))
 
 
 def read_training(folder: Location) -> TrainingRecord:
-    """The record of a training; an empty one where it was never started."""
+    """The record of a training; it is empty if the training was never started."""
     complete, epochs = read_complete(folder) or {}, read_epochs(folder)
     metrics = complete.get("metrics") or (epochs[-1] if epochs else {})
     return TrainingRecord(complete.get("sha256"), metrics, tuple(epochs))
 
 
 def read_complete(folder: Location) -> dict[str, Any] | None:
-    """The marker of a finished training; None where there is none.
+    """The marker of a finished training; None if there is none.
 
     Raises:
         ValueError: it is damaged.
@@ -53,30 +53,30 @@ def read_complete(folder: Location) -> dict[str, Any] | None:
         return None
     missing = [key for key in ("sha256", "metrics", "class_names", "geometry") if key not in complete]
     if missing:
-        raise ValueError(f"{folder / 'complete.json'}: damaged, has no {missing[0]}. {_COMPLETE_REMEDY}")
+        raise ValueError(f"{folder / 'complete.json'}: damaged, it has no {missing[0]}. {_COMPLETE_REMEDY}")
     return complete
 
 
 def read_epochs(folder: Location) -> list[dict[str, Any]]:
-    """The metrics of each epoch; none where there is no `metrics.jsonl`.
+    """The metrics of each epoch; an empty list if there is no `metrics.jsonl`.
 
     Raises:
         ValueError: it is damaged.
     """
-    remedy = "Delete it, then run the same command again: only the curves of earlier epochs are lost."
+    remedy = "Delete it, then run the same command again. Only the curves of earlier epochs are lost."
     return read_json_lines(folder / "metrics.jsonl", "an epoch's metrics", remedy)
 
 
 def kept_bytes(folder: Location, name: str) -> tuple[bytes, str]:
-    """The file of the network that the run keeps, and its sha256.
+    """The bytes of the run's finished network, and their sha256.
 
     Raises:
-        ValueError: the file is not the one the training finished with.
+        ValueError: the file is not the one that the training wrote at its end.
     """
     data = (folder / "model.pt").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != (read_complete(folder) or {}).get("sha256"):
         raise ValueError(
-            f"{folder / 'model.pt'}: not the file that the training finished with. Train with --restart {name}."
+            f"{folder / 'model.pt'}: not the file that the training wrote. Train again with --restart {name}."
         )
     return data, sha256

@@ -1,4 +1,4 @@
-"""What made a run's results: versions of packages, and a hash of this project's source."""
+"""The versions of packages, and a hash of this project's source, which are recorded with a run's results."""
 
 import hashlib
 import importlib.metadata
@@ -16,12 +16,12 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def code_id() -> str:
-    """A short id of the code that computes in this process, for receipts: the beginning of `source_hash`."""
+    """A short id of the code in this process, for receipts: the beginning of `source_hash`."""
     return source_hash()[:12]
 
 
 def source_hash() -> str:
-    """sha256 over the project's Python files; a submitted job has no version control to ask."""
+    """sha256 of the project's Python files; inside a submitted job there is no version control to ask."""
     digest = hashlib.sha256()
     for package in ("cluster", "ficklenet", "jobs", "storage"):
         for file in sorted((ROOT / package).rglob("*.py")):

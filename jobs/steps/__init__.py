@@ -1,1 +1,1 @@
-"""What all steps share: the driver of unit steps, launches, states, dry runs, where work runs."""
+"""Code that all steps share: the driver of unit steps, launches, states, dry runs, and the choice of workers."""

@@ -15,33 +15,33 @@ from jobs.run.config_keys import ClusterConfig
 
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
-    """The connection that the configuration asks for, for the length of a `with` block."""
+    """The connection that the configuration asks for; it is open during a `with` block."""
     return connect(config.address, config.cpus)
 
 
 def resolved_device(asked: str, connection: Connection) -> str:
-    """'cpu' or 'cuda': as asked, else by whether the cluster has GPUs now."""
+    """'cpu' or 'cuda'. With 'auto', 'cuda' if the cluster has GPUs now."""
     if asked != "auto":
         return asked
     return "cuda" if connection.num_gpus >= 1 else "cpu"
 
 
 def resolved_precision(asked: str, device: str) -> torch.dtype:
-    """float32 or bfloat16: as asked, else float32 on CPU."""
+    """float32 or bfloat16. With 'auto', float32 on CPU and bfloat16 on GPU."""
     if asked == "auto":
         asked = "bfloat16" if device == "cuda" else "float32"
     return getattr(torch, asked)
 
 
 def precision_name(precision: torch.dtype) -> str:
-    """'float32', for fingerprints."""
+    """The name of a precision in fingerprints, such as 'float32'."""
     return str(precision).removeprefix("torch.")
 
 
 def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Pool:
     """A pool of computing actors for the cluster: one per GPU, or one per CPU, each with one thread.
 
-    CPU actors together leave one logical CPU of a node unreserved: reading and writing, which take a few percent of
+    The CPU actors of a node together leave one logical CPU free. Reading and writing tasks, which take a few percent of
     the backbone's time, are scheduled there.
     """
     on_gpu = device == "cuda"
@@ -66,11 +66,11 @@ def run_stages(
     device: str,
     trial: Trial | None = None,
 ) -> Iterator[Payload]:
-    """The receipts of all units, as they finish.
+    """The receipts of all units, in the order in which they finish.
 
     Args:
-        trial: what a unit's images are tried with, one by one, where the unit keeps ending its process; None where
-            such a unit stops the launch.
+        trial: if a unit repeatedly ends its process, its images are tried with this, one by one; None: such a unit
+            stops the launch.
     """
     if connection.in_process:
         return fan_out_in_process(units, stages)
@@ -84,5 +84,5 @@ def run_stages(
 
 
 def _print_late(late: LateUnit) -> None:
-    """Names a unit that takes much longer than the others, on which node and in which process."""
+    """Prints which unit takes much longer than the others, with its node and process."""
     print(f"unit {late.unit['unit'].name} is late, {late}.", flush=True)

@@ -1,6 +1,6 @@
-"""`--dry-run`: what a launch would do, on what, for how long and for how many bytes, without starting or writing.
+"""`--dry-run`: prints what a launch would do, where, how long, and how many bytes it would store.
 
-A dry run passes the same checks as a launch and is refused with the same sentences.
+A dry run starts and writes nothing. It makes the same checks as a launch and is refused with the same messages.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ NOTHING = "nothing was started, nothing was written."
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What an image costs, for steps of which nothing is finished yet; None where only a trial can tell.
+    """The cost of an image, used if no unit of a step is finished yet; None if it is not known without a trial.
 
     Attributes:
-        seconds: of one worker's time.
-        bytes: stored, at most.
+        seconds: time of one worker.
+        bytes: largest number of stored bytes.
     """
 
     seconds: float | None = None
@@ -33,13 +33,13 @@ class CostEstimate:
 def print_unit_step(
     run: Run, connection: Connection, title: str, plan: UnitPlan, device: str, cost: CostEstimate
 ) -> None:
-    """Says what a launch of a step made of units would do.
+    """Prints what a launch of a unit step would do.
 
     Args:
-        cost: used as long as no unit is finished.
+        cost: used if no unit is finished.
 
     Raises:
-        ClusterError: the cluster is too small for the workers asked for.
+        ClusterError: the cluster is too small for the requested workers.
     """
     config = run.config.cluster
     left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
@@ -56,18 +56,18 @@ def print_unit_step(
 
 
 def print_other_job(name: str, what: str, place: Location, where: str = "in this process") -> None:
-    """Says what a job that leaves one file would do.
+    """Prints what a job that writes one file would do.
 
     Args:
-        what: the job would do, in words.
-        place: of the file.
-        where: the work would run.
+        what: what the job would do, in words.
+        place: where the file would be.
+        where: where the work would run, in words.
     """
     print(f"{name}, dry run: {what}.\n  on:      {where}\n  result:  {place}\n  {NOTHING}")
 
 
 def describe_connection(config: ClusterConfig, connection: Connection) -> str:
-    """Where the work would run: 'on a Ray of 1 node, 2 CPUs, 0 GPUs'."""
+    """Where the work would run, such as 'on a Ray of 1 node, 2 CPUs, 0 GPUs'."""
     if connection.in_process:
         return "in this process"
     grows = ", growing on demand" if config.autoscaling else ""

@@ -1,4 +1,4 @@
-"""Whether a run's evaluation is there and current, read from `evaluation/metrics.json`."""
+"""Whether a run has an evaluation and whether it is up to date, read from `evaluation/metrics.json`."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,17 @@ from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
 from storage.records import read_json
 
+_OLDER_SEEDS = {"maps": "maps"}  # what seeds are made of where it is not recorded
+
 
 @dataclass(frozen=True)
 class EvaluationState:
-    """How far the evaluation is.
+    """The state of the evaluation.
 
     Attributes:
-        state: "done", "outdated", "not started", or "not possible": no image to report on has a mask.
-        num_metrics: kinds of labels measured, trials on the tune part not counted.
-        command: what measures, "" where nothing can be.
+        state: "done", "outdated", "not started", or "not possible" if no image to report on has a mask.
+        num_metrics: number of measured kinds of labels, without trials on the tune part.
+        command: the command that measures; "" if nothing can be measured.
     """
 
     state: str
@@ -28,7 +30,7 @@ class EvaluationState:
 
 
 def evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, TrainingRecord]) -> EvaluationState:
-    """The state of the evaluation; what was measured on the tune part does not count, as settings are tried there."""
+    """The state of the evaluation. Metrics of the tune part do not count, because settings are tried there."""
     metrics = [record for record in read_metrics(run) if record["part"] != "tune"]
     measurable, stale = measurable_splits(manifest, run.config), _stale_splits(run, metrics, trainings)
     if not measurable and (stale or not metrics):
@@ -41,12 +43,12 @@ def evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Train
 
 
 def evaluate_command(run: Run, splits: Sequence[str]) -> str:
-    """What measures some splits; without any, the training splits."""
+    """The command that measures some splits; without any, it measures the training splits."""
     return shlex.join(["python", "jobs/evaluate.py", "--run", run.uri, *(f"--split={split}" for split in splits)])
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """What `evaluate` has measured, as `jobs.evaluation.metrics` records it.
+    """The metrics that `evaluate` has recorded, in the format of `jobs.evaluation.metrics`.
 
     Raises:
         ValueError: the file is damaged.
@@ -58,25 +60,27 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     if not isinstance(metrics, list):
-        raise ValueError(f"{place}: damaged, holds no metrics. {remedy}")
+        raise ValueError(f"{place}: damaged, it contains no metrics. {remedy}")
     return metrics
 
 
 def is_of_these_networks(metrics: Mapping[str, Any], trainings: Mapping[str, TrainingRecord]) -> bool:
-    """Whether metrics are of the classifier, and of one of the segmentation networks, that the run has now."""
+    """Whether metrics were measured with the classifier and a segmentation network that the run has now."""
     networks = (None, *(trainings[name].sha256 for name in ("segmenter", "retrained")))
-    classifiers = (None, trainings["classifier"].sha256)  # None: a network's, measured where there are no maps
+    classifiers = (None, trainings["classifier"].sha256)  # None: a network's metrics, measured without maps
     return metrics["classifier"] in classifiers and metrics.get("segmenter") in networks
 
 
 def _stale_splits(
     run: Run, metrics: Sequence[Mapping[str, Any]], trainings: Mapping[str, TrainingRecord]
 ) -> Sequence[str]:
-    """The first splits whose labels were measured before they changed, and not since.
+    """The first splits with labels that have changed since they were measured.
 
-    Seeds count by their settings too; a network's metrics only where its predictions would be measured again.
+    Seeds have also changed if their settings have. A network's metrics count only if its predictions would be measured
+    again.
     """
     seeds = (run.step("seeds").fingerprint() or {}).get("seeds", {})
+    seeds = _OLDER_SEEDS | seeds if seeds else {}
     predicted = ((run.step("predictions").fingerprint() or {}).get("predictions") or {}).get("splits", [])
     is_current: dict[tuple[Any, ...], bool] = {}
     for record in metrics:
@@ -86,6 +90,6 @@ def _stale_splits(
         kind = tuple(record["splits"]), is_of_network
         is_current[kind] = is_current.get(kind, False) or (
             is_of_these_networks(record, trainings)
-            and (is_of_network or all(record["settings"]["seeds"].get(key) == seeds[key] for key in seeds))
+            and (is_of_network or seeds.items() <= (_OLDER_SEEDS | record["settings"]["seeds"]).items())
         )
     return next((kind[0] for kind, current in is_current.items() if not current), ())

@@ -1,4 +1,4 @@
-"""Finished unit steps, as later steps and jobs read them: complete, and made with this launch's settings."""
+"""Finished unit steps that later steps and jobs read. They are complete and made with this launch's settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class FinishedStep:
     """A complete unit step.
 
     Attributes:
-        fingerprint: what it was made with.
-        units: all of its units.
-        receipts: of these, by index.
+        fingerprint: everything that it was made with.
+        units: all its units.
+        receipts: their receipts, by index.
     """
 
     name: str
@@ -31,21 +31,21 @@ class FinishedStep:
 
     @property
     def skipped(self) -> dict[int, tuple[Skipped, ...]]:
-        """The images that it skipped, by unit."""
+        """The skipped images, by unit."""
         return {index: receipt.skipped for index, receipt in self.receipts.items() if receipt.skipped}
 
 
 def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = False) -> FinishedStep:
-    """A unit step of a run, its receipts read once.
+    """A finished unit step of a run; its receipts are read once.
 
     Args:
-        asked_by: the job, for the message.
-        as_recorded: take it as it was made, whatever this launch's settings are.
+        asked_by: the name of the job that needs the step, for the message.
+        as_recorded: accept it even if this launch has other settings.
 
     Raises:
-        NotYet: it is incomplete.
-        ValueError: it was made with other settings than this launch has, or from results that have changed since, or
-            too many of its images were skipped.
+        NotYet: the step is incomplete.
+        ValueError: the step was made with settings that differ from this launch, or from results that have changed
+            since, or too many of its images were skipped.
     """
     row, step, manifest = BY_NAME[name], run.step(name), run.manifest()
     step.require_images(*images_ids(manifest))

@@ -1,4 +1,4 @@
-"""A launch of a step: which part of the work it takes, and which units of it are missing."""
+"""A launch of a step: which part of the step's units it computes, and which of them are missing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from storage.units import Shard, Unit, units_of_shard
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What a command line asks of a step.
+    """The options of a step's command line.
 
     Attributes:
-        shard: (i, n): every n-th unit, from the i-th on.
-        restart: delete what the step has and begin again.
+        shard: (i, n): every n-th unit, starting at the i-th.
+        restart: delete the step's results and start it again.
         retry_skipped: compute the units with skipped images again.
-        dry_run: say what would be done; start and write nothing.
+        dry_run: print what would be done; start and write nothing.
     """
 
     shard: Shard = (1, 1)
@@ -26,7 +26,7 @@ class LaunchOptions:
 
     @property
     def launch(self) -> str:
-        """The name of this launch in its heartbeat: "2-of-4" is the second of four shards."""
+        """The name of this launch in its heartbeat, such as "2-of-4" for the second of four shards."""
         return f"{self.shard[0]}-of-{self.shard[1]}"
 
 
@@ -35,13 +35,13 @@ class UnitPlan:
     """The units of one launch.
 
     Attributes:
-        step: what they belong to.
-        options: of the launch.
-        start_id: of the step's start; "" in dry runs.
-        units: those of the launch's shard.
-        receipts: of all finished units, by index.
-        missing: the units to run.
-        images: how many each unit of the step has, by index.
+        step: the step.
+        options: the options of the launch.
+        start_id: the id of the step's start; "" in dry runs.
+        units: the units of the launch's shard.
+        receipts: the receipts of all finished units, by index.
+        missing: the units to compute.
+        images: the number of images in each unit of the step, by index.
     """
 
     step: Step
@@ -54,10 +54,10 @@ class UnitPlan:
 
     @classmethod
     def of(cls, step: Step, units: Sequence[Unit], options: LaunchOptions, start_id: str = "") -> "UnitPlan":
-        """What is left of a step; everything in a dry run of a restart.
+        """What is left to do in a step; in a dry run of a restart, everything.
 
         Args:
-            start_id: of the start that this launch opened.
+            start_id: the id of the start that this launch opened.
         """
         receipts = {} if options.restart and options.dry_run else step.receipts()
         chosen = units_of_shard(units, options.shard)
@@ -78,12 +78,12 @@ class UnitPlan:
 
     @property
     def num_finished(self) -> int:
-        """Images of all finished units, of this launch's shard or not."""
+        """The number of images in all finished units, also in those outside this launch's shard."""
         extended = {unit.index for unit in self.extended}
         return sum(self.images.get(index, 0) for index in self.receipts if index not in extended)
 
     def rows(self, skipped: Mapping[int, tuple[Skipped, ...]]) -> list[UnitRow]:
-        """The missing units as the fan-out takes them.
+        """The missing units as rows for the fan-out.
 
         Args:
             skipped: images that an upstream step skipped, by unit.

@@ -1,4 +1,4 @@
-"""The networks that finished trainings left in a run: the classifier, the segmenter, the retrained segmenter."""
+"""The trained networks of a run: the classifier, the segmenter, the retrained segmenter."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ class TrainedNetwork:
     """The record of a finished training, `complete.json`; the weights are not read.
 
     Attributes:
-        spec: what the network is built by.
-        sha256: of its file.
-        metrics: of the epoch that was kept.
+        spec: the specification from which the network is built.
+        sha256: the hash of its file.
+        metrics: the metrics of the epoch that was kept.
     """
 
     spec: ClassifierSpec | SegmenterSpec
@@ -29,43 +29,43 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
     """A finished training of a run.
 
     Args:
-        name: of the step, "classifier", "segmenter" or "retrained".
-        asked_by: the job, for the message.
+        name: the step: "classifier", "segmenter" or "retrained".
+        asked_by: the name of the job that needs the network, for the message.
 
     Raises:
-        NotYet: there is none.
-        ValueError: it was trained for another class list, or the classifier for another input size.
+        NotYet: the training is not finished.
+        ValueError: the network was trained for another class list, or the classifier for another input size.
     """
     folder, class_names = run.step(name).data(), run.manifest().class_names
     complete = read_complete(folder)
     what = "classifier" if name == "classifier" else "segmentation network"
     if complete is None:
-        raise NotYet(f"{asked_by}: {folder} holds no trained {what}. Run '{run.step_command(name)}' first.")
+        raise NotYet(f"{asked_by}: {folder} has no trained {what}. Run '{run.step_command(name)}' first.")
     build = ClassifierSpec if name == "classifier" else SegmenterSpec
     spec = build(class_names=tuple(complete["class_names"]), **complete["geometry"])
     if spec.class_names != class_names:
         raise ValueError(
-            f"{folder}: the {what} knows {list(spec.class_names)}, the manifest {list(class_names)}. "
-            f"Train it for this class list in another run, or with --restart {name}."
+            f"{folder}: the {what} was trained for the classes {list(spec.class_names)}, but the manifest has "
+            f"{list(class_names)}. Train it for this class list in another run, or with --restart {name}."
         )
     asked = run.config.images.input_size
     if name == "classifier" and asked != spec.input_size:
         raise ValueError(
-            f"images.input_size: given {asked}, allowed: {spec.input_size}, which this run's classifier was trained "
-            "with. Use another run for another size."
+            f"images.input_size: given {asked}, allowed: {spec.input_size}, the size that this run's classifier was "
+            "trained with. Use another run for another size."
         )
     return TrainedNetwork(spec, complete["sha256"], complete["metrics"])
 
 
 def load_classifier(run: Run) -> FickleNet:
-    """The run's classifier, on CPU.
+    """The run's classifier, on the CPU.
 
     Raises:
-        ValueError: the file is not the one the training finished with.
+        ValueError: the file is not the one that the training wrote.
     """
     return unpack_classifier(kept_bytes(run.step("classifier").data(), "classifier")[0])
 
 
 def load_segmenter(run: Run, name: str = "segmenter") -> Segmenter:
-    """A segmentation network of the run, on CPU; errors as of `load_classifier`."""
+    """A segmentation network of the run, on the CPU; it raises the same errors as `load_classifier`."""
     return unpack_segmenter(kept_bytes(run.step(name).data(), name)[0])

@@ -1,4 +1,4 @@
-"""How far each step of a run is, for `status.py` and the report: read from the run's folder, changing nothing."""
+"""The state of each step of a run, for `status.py` and the report. The run is only read, not changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,22 +20,21 @@ from storage.steps import Receipt, Skipped
 
 @dataclass(frozen=True)
 class StepState:
-    """How far a step is.
+    """The state of a step.
 
     Attributes:
-        name: for people; that of the folder but for '-' in place of '_'.
-        state: "done", "partly done", "not started", "outdated": what it was made from has changed since; "refused":
-            too many of its images were skipped; or "not possible": of the evaluation, where no image to report on has
-            a mask.
-        unit: what the counts count: "images", "epochs" or "metrics".
-        done, left: so many of them.
-        skipped: the images left out, and why; ids of a table may repeat.
-        seconds: of work, over all workers; 0 of a training.
-        finished: when its last unit was, "" where none was.
-        command: what starts or continues it, "" where nothing would.
-        receipts: of its finished units.
-        images: that count, by unit; of "predictions" those of the predicted splits.
-        note: what else there is to say of it, as a sentence without its full stop; "" for nothing.
+        name: name for people; the folder's name with '-' in place of '_'.
+        state: "done", "partly done", "not started"; "outdated": the results that it read have changed since; "refused":
+            too many of its images were skipped; "not possible": the evaluation, if no image to report on has a mask.
+        unit: what is counted: "images", "epochs" or "metrics".
+        done, left: how many are done and left.
+        skipped: the skipped images with the reasons; an id may be there several times.
+        seconds: working time of all workers together; 0 for a training.
+        finished: when the last unit was finished; "" if no unit is finished.
+        command: the command that starts or continues the step; "" if there is nothing to run.
+        receipts: the receipts of its finished units.
+        images: the number of images that count, by unit; for "predictions" only those of the predicted splits.
+        note: further information as a sentence without its full stop; "" for none.
     """
 
     name: str
@@ -54,24 +53,24 @@ class StepState:
 
 @dataclass(frozen=True)
 class RunState:
-    """The states of a run's steps by the names of their folders, in order, and what its trainings have left."""
+    """The states of a run's steps, by the names of their folders and in order, and the records of its trainings."""
 
     steps: Mapping[str, StepState]
     trainings: Mapping[str, TrainingRecord]
 
 
 def run_state(run: Run, manifest: Manifest) -> RunState:
-    """How far every step of a run is; optional steps are left out as long as they are not started.
+    """The state of every step of a run, without optional steps that were not started.
 
     Raises:
-        ValueError: a step was made for other images than the manifest has, or its record is damaged.
+        ValueError: a step was made for other images than those in the manifest, or its record is damaged.
     """
     trainings = {row.name: read_training(run.step(row.name).data()) for row in TRAININGS}
     outdated, images = outdated_steps(run), images_ids(manifest)
     steps = {}
     for row in STEPS:
         fingerprint = run.step(row.name).fingerprint()
-        if row.kind == "units":  # a network does not address images
+        if row.kind == "units":  # trainings do not count images
             run.step(row.name).require_images(*images)
         if row.is_optional and fingerprint is None:
             continue
@@ -168,7 +167,7 @@ def _metrics_state(row: StepRow, evaluation: EvaluationState) -> StepState:
 
 
 def _command(run: Run, row: StepRow, *, is_outdated: bool, is_refused: bool = False) -> str:
-    plain = Run(run.location, run.config)  # without this launch's settings: the recorded ones hold
+    plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
     flags = ["--restart", row.name] if is_outdated else ["--retry-skipped"] if is_refused else []
     return plain.step_command(row.name, *flags)
 

@@ -1,4 +1,4 @@
-"""The images of a launch: done, skipped, left; and the refusal when too many had to be skipped."""
+"""Counts the images of a launch (done, skipped, left), and stops it if too many images are skipped."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from storage.steps import Receipt
 
 @dataclass
 class Tally:
-    """Images of a launch so far, those of the units that were finished before it included."""
+    """The images of a launch so far; images of units that were finished before count too."""
 
     total: int
     done: int = 0
@@ -24,7 +24,7 @@ class Tally:
         self.skipped.update(skip.reason for skip in receipt.skipped)
 
     def check(self, name: str, max_fraction: float) -> None:
-        """Raises ValueError when more than that share of all images had to be skipped."""
+        """Raises ValueError if more than this share of all images is skipped."""
         if is_refused(self.skipped.total(), self.total, max_fraction):
             raise ValueError(
                 f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: "
@@ -34,5 +34,5 @@ class Tally:
 
 
 def is_refused(num_skipped: int, num_images: int, max_fraction: float) -> bool:
-    """Whether too many images of a step were skipped for it to count as done."""
+    """Whether so many images of a step were skipped that it does not count as done."""
     return num_skipped > max_fraction * num_images

@@ -1,7 +1,7 @@
-"""The one driver of all steps that are made of units: plan, open, fan out, book the receipts, say how it went.
+"""The driver of all unit steps: it plans, opens the step, fans out, counts the receipts and prints the outcome.
 
-A step gives a `UnitStepJob`: what differs from other steps. Everything else is here, so all unit steps resume, refuse,
-restart, retry and report in the same way.
+Each step gives a `UnitStepJob` with what differs from other steps. Everything else is here, so all unit steps resume,
+refuse, restart, retry and report in the same way.
 """
 
 import time
@@ -31,22 +31,22 @@ from storage.units import Unit
 
 @dataclass(frozen=True)
 class UnitStepJob:
-    """What one step that is made of units gives to the driver.
+    """What a unit step gives to the driver.
 
     Attributes:
-        title: its name for people: 'pseudo-labels'.
+        title: its name for people, such as 'pseudo-labels'.
         step: its folder.
-        fingerprint: everything that changes its results; the unit size is added.
-        units: all of its units.
-        stages: what workers do to a unit; the last returns `jobs.steps.unit_rows.finish_unit`'s payload.
-        command: of this launch, without flags that choose a part of the work.
+        fingerprint: everything that changes its results; the driver adds the unit size.
+        units: all its units.
+        stages: what workers do with a unit; the last stage returns the payload of `jobs.steps.unit_rows.finish_unit`.
+        command: the command of this launch, without flags that select a part of the work.
         device: "cpu" or "cuda".
-        create: makes the step's arrays in the folder of its results, or joins them; called once, before any worker
-            starts.
+        create: creates the step's arrays in the folder of its results, or opens them if they exist; called once,
+            before any worker starts.
         skipped: images that an upstream step skipped, by unit.
-        trial: what a unit's images are tried with, one by one, where the unit keeps ending its process.
-        cost: of an image, for dry runs, as long as no unit is finished.
-        observe: called with what each unit's last stage returned.
+        trial: if a unit repeatedly ends its process, its images are tried with this, one by one.
+        cost: the cost of an image, for dry runs before any unit is finished.
+        observe: called with the result of each unit's last stage.
         finish: called when no unit is missing any more.
     """
 
@@ -70,11 +70,11 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
 
     Raises:
         ValueError: the step was started with other settings, another driver works on it (restart), or too many images
-            had to be skipped; everything finished is kept.
+            were skipped. All finished units are kept.
     """
     fingerprint = {**job.fingerprint, "unit_size": run.config.unit_size}
 
-    # 1. The step and its arrays are made, or joined, before any worker writes
+    # 1. Create or open the step and its arrays, before any worker writes
     if options.dry_run:
         job.step.check_start(fingerprint, job.command, restart=options.restart)
         print_unit_step(run, connection, job.title, UnitPlan.of(job.step, job.units, options), job.device, job.cost)
@@ -91,19 +91,19 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
         plan = UnitPlan.of(job.step, job.units, options, start_id)
         print_code_mix(job, plan)
 
-        # 2. The missing units stream through the cluster; receipts come back
+        # 2. The missing units stream through the cluster, and receipts come back
         compute_missing(run, connection, job, plan)
 
-    # 3. What is put together of all units
+    # 3. Make the results that need all units
     if job.finish:
         job.finish(plan)
 
 
 def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: UnitPlan) -> None:
-    """Runs the missing units and books their receipts.
+    """Computes the missing units and counts their receipts.
 
     Raises:
-        ValueError: too many images had to be skipped.
+        ValueError: too many images were skipped.
     """
     rows = plan.rows(job.skipped)
     results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial)
@@ -118,7 +118,7 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
         print(f"{job.title}: unit {unit.name} was finished with {before}, and images were added to it.", flush=True)
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
-        tally.check(job.title, max_fraction)  # what was refused stays refused
+        tally.check(job.title, max_fraction)  # a step that was refused remains refused
         for result in results:
             receipt = result["receipt"]
             num_images = plan.images[receipt.unit]
@@ -134,12 +134,12 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
 
 
 def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
-    """Says that finished units were computed by other code than this launch has, where that is so."""
+    """Prints a note if some finished units were computed by another version of the code."""
     others = sorted({receipt.code for receipt in plan.receipts.values()} - {"", code_id()})
     if others:
         count = sum(receipt.code in others for receipt in plan.receipts.values())
         print(
-            f"{job.title}: {plural(count, 'finished unit')} computed by another version of the code "
+            f"{job.title}: another version of the code computed {plural(count, 'finished unit')} "
             f"({', '.join(others)}; now {code_id()}). They are kept, because the step's algorithm version is the same. "
             f"To compute all units with this code: '{job.command} --restart {job.step.location.name}'.",
             flush=True,

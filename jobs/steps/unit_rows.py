@@ -14,13 +14,13 @@ from storage.units import Unit
 
 
 class UnitRow(TypedDict):
-    """What a worker is given of a unit; stages add their payload and keep these keys.
+    """What a worker gets for a unit; stages add their payload and keep these keys.
 
     Attributes:
         unit: the rows of the manifest.
-        start_id: of the step's start, for the data and the receipt.
+        start_id: the id of the step's start, to which the data and the receipt belong.
         skipped: the images that an upstream step skipped.
-        left_out: set by the quarantine: why images must not be tried, by their number in the unit.
+        left_out: set by the quarantine: the reasons why images must not be tried, by their number in the unit.
     """
 
     unit: Unit
@@ -33,7 +33,9 @@ ROW_KEYS = (*UnitRow.__required_keys__,)
 
 
 def known_problems(row: Payload, entries: Sequence[ManifestRow]) -> dict[int, str]:
-    """Why images of a unit are not tried, by their number in it: by the manifest, an upstream step or the quarantine.
+    """The reasons why images of a unit are not tried, by their number in the unit.
+
+    The reasons come from the manifest, an upstream step or the quarantine.
 
     Args:
         entries: the unit's rows of the manifest.
@@ -59,10 +61,10 @@ def finish_unit(
     seconds: float,
     objects: Mapping[str, str] | None = None,
 ) -> Payload:
-    """Writes a unit's receipt, after all of its data, and returns it for the driver, without the checksums.
+    """Writes a unit's receipt after all its data, and returns it for the driver without the checksums.
 
     Args:
-        objects: checksums of everything that was stored, by path below the folder of the step's results.
+        objects: checksums of all stored objects, by their path in the folder of the step's results.
     """
     unit: Unit = row["unit"]
     receipt = Receipt(

@@ -1,7 +1,7 @@
-"""Verification: a unit step's stored objects against the checksums in its receipts, and the repair of what is damaged.
+"""Verification: compares a unit step's stored objects with the checksums in its receipts, and repairs damage.
 
-Units are checked through the same fan-out as they are computed. Nothing is recorded: a verification that was stopped
-begins again, a repair that was stopped goes on, because repaired units are missing units.
+Units are checked with the same fan-out that computes them. Nothing is recorded, so an interrupted verification starts
+again from the beginning. An interrupted repair continues, because units to repair are missing units.
 """
 
 import random
@@ -22,20 +22,20 @@ from storage.steps import Step
 from storage.units import Unit
 from storage.verify import Damage, damaged_receipts, repair, verify_headers, verify_unit
 
-NAMED = 10  # damaged objects that are named
+NAMED = 10  # number of damaged objects to print
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in one step.
+    """The result for one step.
 
     Attributes:
-        name: of the step.
-        num_units: that were checked.
-        unchecked: finished units whose receipts, of an earlier version, hold no checksums.
-        units: those with damage.
-        headers: damaged descriptions of arrays.
-        damages: every damaged object of these units.
+        name: the step.
+        num_units: the number of checked units.
+        unchecked: the number of finished units whose receipts have no checksums, because they are older.
+        units: the damaged units.
+        headers: the damaged descriptions of arrays.
+        damages: all damaged objects of these units.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Verification:
 
 
 def verify_step(run: Run, connection: Connection, name: str, sample: int | None = None) -> Verification | None:
-    """Checks the finished units of a step; None where it was never started.
+    """Checks the finished units of a step; None if it was never started.
 
     Args:
-        sample: so many units, chosen by chance; None for all.
+        sample: the number of units to check, chosen at random; None for all.
 
     Raises:
-        ValueError: the step was made for other images than the manifest has, or its record is damaged.
+        ValueError: the step was made for other images than those in the manifest, or its record is damaged.
     """
     step, manifest = run.step(name), run.manifest()
     fingerprint = step.fingerprint()
@@ -101,7 +101,7 @@ class UnitVerifier:
     def __call__(self, row: Payload) -> Payload:
         unit, start_id = row["unit"], row["start_id"]
         receipt = self.step.receipt(unit, start_id)
-        if receipt is None:  # it was deleted or damaged meanwhile, so the unit is missing
+        if receipt is None:  # it was deleted or damaged in the meantime, so the unit is missing
             return {"index": unit.index, "is_unchecked": False, "damages": []}
         damages = [str(damage) for damage in verify_unit(self.step.data(start_id), receipt)]
         return {"index": unit.index, "is_unchecked": not receipt.objects, "damages": damages}
@@ -115,14 +115,18 @@ def verify_run(
     sample: int | None,
     recompute: Callable[[str], None] | None,
 ) -> bool:
-    """Checks steps in order, prints what was found, and repairs it if asked; whether all is sound in the end.
+    """Checks steps in order, prints the result and repairs damage if asked.
 
     Args:
-        names: of unit steps, upstream steps first.
+        names: unit steps, upstream steps first.
+        sample: as in `verify_step`.
         recompute: computes the missing units of a step; None to repair nothing.
 
+    Returns:
+        Whether nothing is damaged at the end.
+
     Raises:
-        ValueError: a driver is at work on a step that is to be repaired.
+        ValueError: a driver works on a step that needs repair.
     """
     is_sound = True
     for name in names:
@@ -139,15 +143,15 @@ def verify_run(
 
 
 def lines_of(found: Verification) -> list[str]:
-    """What was found in a step, for people."""
+    """The result of a step, as lines for people."""
     damages = [*map(str, found.headers), *found.damages]
     places = f"{plural(len(damages), 'object')} damaged in {plural(len(found.units), 'unit')}"
     state = "sound" if found.is_sound else places
     lines = [f"verify: {found.name}: {plural(found.num_units, 'finished unit')} checked, {state}."]
     if found.unchecked:
         lines.append(
-            f"verify: {found.name}: {plural(found.unchecked, 'unit')} of an earlier version without checksums, "
-            "nothing to compare."
+            f"verify: {found.name}: {plural(found.unchecked, 'unit')} not checked, because an earlier version stored "
+            "no checksums."
         )
     lines += [f"  {text}" for text in damages[:NAMED]]
     lines += [f"  and {len(damages) - NAMED:,} more"] if len(damages) > NAMED else []

@@ -1,4 +1,4 @@
-"""The weights that a backbone starts from: 'imagenet', 'none', the run's 'classifier', or a file's path."""
+"""The weights with which a backbone starts: 'imagenet', 'none', the run's 'classifier', or the path of a file."""
 
 import hashlib
 import io
@@ -18,16 +18,19 @@ from storage.location import Location
 def load_weights(
     backbone: Backbone, name: str, weights: str, key: str, run: Run | None = None
 ) -> Mapping[str, torch.Tensor]:
-    """Puts the weights into the backbone; all that came with them, {} for 'none'.
+    """Loads the weights into the backbone.
 
     Args:
-        name: the backbone's.
-        weights: as configured.
-        key: of the configuration, for errors.
-        run: whose classifier is meant by 'classifier', where that may be.
+        name: the backbone's name.
+        weights: the configured value.
+        key: the key of the configuration, for errors.
+        run: the run that 'classifier' refers to, if 'classifier' is allowed.
+
+    Returns:
+        The whole state dict, also the weights that the backbone does not have; {} for 'none'.
 
     Raises:
-        ValueError: no such file, no download, no state dict, or not this backbone's.
+        ValueError: the file does not exist, cannot be downloaded, is no state dict, or does not fit this backbone.
     """
     match weights:
         case "none":
@@ -46,25 +49,25 @@ def load_weights(
 
 
 def fetch_imagenet_weights(name: str, key: str) -> Mapping[str, torch.Tensor]:
-    """A backbone's pretrained weights, downloaded unless the registry's cache on this machine has them.
+    """A backbone's pretrained weights; they are downloaded unless this machine has cached them.
 
     Raises:
-        ValueError: there are none, or no network.
+        ValueError: there are no pretrained weights, or they cannot be downloaded.
     """
     try:
         return imagenet_weights(name)
-    except OSError as error:  # of urllib, and of timm's hub
+    except OSError as error:  # from urllib or from timm's hub
         reason = getattr(error, "reason", error)
         raise ValueError(
-            f"{key}: the pretrained weights of {name} cannot be downloaded ({reason}). Without a network give the path "
-            "of a state dict (.pt, .safetensors) that was downloaded elsewhere, or 'none'."
+            f"{key}: the pretrained weights of {name} cannot be downloaded ({reason}). Without a network, give the "
+            "path of a state dict (.pt, .safetensors) that was downloaded elsewhere, or 'none'."
         ) from error
 
 
 def weights_hash(weights: str, key: str) -> str:
-    """What of the weights belongs in a fingerprint: the file's sha256, or the name.
+    """The entry of the weights in a fingerprint: the file's sha256, or the name.
 
-    The run's 'classifier' is an upstream step, whose id the fingerprint holds.
+    The run's 'classifier' is an upstream step, so the fingerprint has its id already.
     """
     if weights in ("none", "imagenet", "classifier"):
         return weights
@@ -72,10 +75,10 @@ def weights_hash(weights: str, key: str) -> str:
 
 
 def _read_weights(place: str, key: str) -> dict[str, torch.Tensor]:
-    """The state dict of a file; code in it is never run.
+    """The state dict in a file; code in the file is never run.
 
     Raises:
-        ValueError: no such file, or no state dict; the sentence says what was found.
+        ValueError: the file does not exist or is no state dict; the message says what was found.
     """
     data = _read(place, key)
     try:
@@ -95,20 +98,20 @@ def _loaded_safetensors(data: bytes) -> Any:
 
 
 def _loaded_pickle(data: bytes) -> Any:
-    """What a file of torch.save holds.
+    """The content of a file written by torch.save.
 
     Raises:
-        ValueError: it holds more than plain data, such as a whole model, or it is no such file.
+        ValueError: the file contains more than plain data, such as a whole model, or is no such file.
     """
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         names = _classes_inside(data)
         if not names:
-            raise ValueError("is no file of torch.save. Give a state dict (.pt, .safetensors).") from None
+            raise ValueError("was not written by torch.save. Give a state dict (.pt, .safetensors).") from None
         raise ValueError(
-            f"holds objects of {', '.join(names[:3])}, which could run code, so it was not read. Load it where you "
-            "trust it and save model.state_dict() to a file of its own."
+            f"contains objects of {', '.join(names[:3])}, which could run code, so it was not read. If you trust it, "
+            "load it with torch.load and save model.state_dict() to another file."
         ) from None
     except (RuntimeError, EOFError) as error:
         raise ValueError(
@@ -117,7 +120,7 @@ def _loaded_pickle(data: bytes) -> Any:
 
 
 def _classes_inside(data: bytes) -> list[str]:
-    """The classes and functions that a file would have to import; found without importing them."""
+    """The classes and functions that loading a file would import; they are found without importing them."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):

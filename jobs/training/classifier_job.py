@@ -1,6 +1,7 @@
 """The step `classifier`: FickleNet trained on image-level labels."""
 
 import tempfile
+from typing import Any
 
 from cluster.connect import Connection
 from ficklenet.backbones import require_imagenet_weights
@@ -11,9 +12,10 @@ from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.steps.progress import duration, size
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker, training_plan
+from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker
 from jobs.training.frozen_training import is_whole_backbone_frozen
 from jobs.training.kept_features import bytes_of
+from jobs.training.plan import training_plan
 from jobs.training.training_data import ListedImage, image_list, validation_images
 from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
@@ -39,7 +41,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         new_classifier(run.config, manifest.class_names)
     frozen = _whole_frozen(run.config, manifest)
     num_validation = len(validation_images(manifest, run.config))
-    plan = training_plan(run.config, len(images))
+    plan = training_plan("classifier", run.config, len(images))
     constant = constant_loss((image.labels for image in images), manifest.num_classes)
     return TrainingJob(
         plan=plan,
@@ -57,11 +59,11 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
             device=device,
             precision=precision_name(resolved_precision(config.precision, device)),
             **plan.fingerprint,
-            **({"images_are": "whole"} if frozen else {}),  # where any stage trains they are random crops
+            **(dict[str, Any](images_are="whole") if frozen else {}),  # if any stage trains, they are random crops
         ),
         keep=config.keep,
         subject=config.backbone,
-        validation=f", {num_validation:,} to validate on" if num_validation else ", none to validate on",
+        validation=f", {num_validation:,} for validation" if num_validation else ", none for validation",
         notes=[
             keep_best_warning(num_validation, config),
             _features_in_words(frozen, len(images), num_validation, run.config, device) if frozen else "",
@@ -71,7 +73,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
 
 def _whole_frozen(config: Config, manifest: Manifest) -> FickleNet | None:
-    """The classifier, with random weights, where its whole backbone is frozen."""
+    """The classifier with random weights, if its whole backbone is frozen; else None."""
     if config.classifier.frozen_stages == 0:
         return None
     classifier = FickleNet(classifier_spec(config, manifest.class_names))
@@ -82,20 +84,20 @@ def _whole_frozen(config: Config, manifest: Manifest) -> FickleNet | None:
 def _features_in_words(
     classifier: FickleNet, num_training: int, num_validation: int, config: Config, device: str
 ) -> str:
-    """What a frozen backbone costs: its passes, and the space for their features."""
+    """The cost of a frozen backbone, in words: its passes, and the space for their features."""
     settings, side = config.classifier, config.images.input_size
     num_passes = 2 * num_training + num_validation
     each = bytes_of((classifier.backbone.out_channels, *classifier.spec.grid))
     num_kept = min(num_passes, int(1e9 * settings.kept_features_gb // each))
     is_measured = device == "cpu" and settings.backbone == "vgg16"
     seconds = f", about {duration(1.05 * (side / 321) ** 2 * num_passes)} of one core" if is_measured else ""
-    kept = "whose features are" if num_kept == num_passes else f"of which the features of {num_kept:,} are"
+    kept = "Their features" if num_kept == num_passes else f"The features of {num_kept:,} passes"
     later = (
-        "After that no image is decoded again." if num_kept == num_passes else "The others run through it each time."
+        "Then no image is decoded again." if num_kept == num_passes else "The other passes are repeated in each epoch."
     )
     return (
         f"the backbone is frozen, so each image and its mirror image run through it once: up to {num_passes:,} passes"
-        f"{seconds}, {kept} kept in {tempfile.gettempdir()} of each worker's machine (TMPDIR): up to "
+        f"{seconds}. {kept} are kept in {tempfile.gettempdir()} (TMPDIR) on each worker's machine: up to "
         f"{size(num_kept * each)}, limited by classifier.kept_features_gb = {settings.kept_features_gb:g}. {later}"
     )
 
@@ -104,7 +106,7 @@ def _training_images(config: Config, manifest: Manifest) -> list[ListedImage]:
     """The training images.
 
     Raises:
-        ValueError: there are none, or no validation images where the best epoch is to be kept.
+        ValueError: there are none; or there are no validation images, but the best epoch is to be kept.
     """
     images = image_list(manifest, config.data.train_splits, without=config.data.val_splits)
     if not images:
@@ -116,6 +118,6 @@ def _training_images(config: Config, manifest: Manifest) -> list[ListedImage]:
     if config.classifier.keep == "best" and not validation_images(manifest, config):
         raise ValueError(
             f"classifier.keep: given 'best', but there is no labelled image in the validation splits "
-            f"{list(config.data.val_splits)}. Set data.val_splits, or keep the 'last'."
+            f"{list(config.data.val_splits)}. Set data.val_splits, or give 'last'."
         )
     return images

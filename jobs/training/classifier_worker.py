@@ -1,4 +1,4 @@
-"""One worker of the classifier's training: what a step and a validation are, and its share of both."""
+"""One worker of the classifier's training: it computes its share of each step and of each validation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.training.backbone_weights import load_weights
 from jobs.training.frozen_training import FrozenTraining, is_whole_backbone_frozen
-from jobs.training.plan import Plan
+from jobs.training.plan import Plan, training_plan
 from jobs.training.training_data import (
     ImageBatch,
     ListedImage,
@@ -36,16 +36,16 @@ from storage.manifest import Manifest
 
 
 def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
-    """One worker of the training, from its checkpoint or from the beginning."""
+    """Runs one worker of the training, from the latest checkpoint or from the beginning."""
     run: Run = job["run"]
     config, manifest = run.config.classifier, run.manifest()
     images = image_list(manifest, run.config.data.train_splits, without=run.config.data.val_splits)
-    plan = training_plan(run.config, len(images))
+    plan = training_plan("classifier", run.config, len(images))
 
     # 1. The same model on every worker
     torch.manual_seed(run.config.seed)
     classifier = new_classifier(run.config, manifest.class_names)
-    classifier.to(context.device).to(memory_format=torch.channels_last)  # a quarter faster, on CPU too
+    classifier.to(context.device).to(memory_format=torch.channels_last)  # a quarter faster, also on CPUs
     optimizer = make_optimizer(
         classifier,
         learning_rate=config.learning_rate,
@@ -75,10 +75,10 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
 
 
 class Passes(NamedTuple):
-    """What the loop does with a batch: `step` and `batches_of` as `jobs.training.training_loop` takes them.
+    """Functions for the loop: `step` and `batches_of` are arguments of `jobs.training.training_loop`.
 
-    `validation_scores` gives the expected logits (n, C) and targets (n, C) of this worker's share of the validation
-    images; None where there are none to validate on.
+    `validation_scores` returns the expected logits (n, C) and targets (n, C) of this worker's share of the validation
+    images. It is None if there are no validation images.
     """
 
     step: Callable[[Any, int], Tensor]
@@ -96,7 +96,7 @@ def _learn_images(
     config: Config,
     precision: torch.dtype,
 ) -> Passes:
-    """Every step runs crops of its images through the backbone."""
+    """For training with crops: every step runs crops of its images through the backbone."""
     model, settings = context.wrap(classifier), config.classifier
     validation = validation_images(manifest, config)
 
@@ -136,7 +136,7 @@ def _learn_features(
     config: Config,
     precision: torch.dtype,
 ) -> Passes:
-    """The backbone is frozen: every image runs through it once, and every step trains the head on kept features."""
+    """For a frozen backbone: every image runs through it once, and every step trains the head on kept features."""
     validation, total_weight = validation_images(manifest, config), plan.step_images / context.world_size
     training = FrozenTraining(context, classifier, images, validation, manifest.num_classes, config, precision)
     return Passes(
@@ -146,27 +146,11 @@ def _learn_features(
     )
 
 
-def training_plan(config: Config, num_images: int) -> Plan:
-    """How long the classifier's training is."""
-    settings = config.classifier
-    return Plan(
-        name="classifier",
-        section="classifier",
-        num_images=num_images,
-        batch_size=settings.batch_size,
-        configured_epochs=settings.epochs,
-        min_steps=settings.min_steps,
-        configured_validate_every=settings.validate_every,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        max_skipped_fraction=config.images.max_skipped_fraction,
-    )
-
-
 def classifier_spec(config: Config, class_names: tuple[str, ...]) -> ClassifierSpec:
-    """What the classifier is built by.
+    """The specification from which the classifier is built.
 
     Raises:
-        ValueError: there is no such backbone, or its cells do not fill the input.
+        ValueError: there is no such backbone, or its cells do not fit the input size.
     """
     settings, input_size = config.classifier, config.images.input_size
     require_backbone_name(settings.backbone, "classifier.backbone")
@@ -179,14 +163,14 @@ def classifier_spec(config: Config, class_names: tuple[str, ...]) -> ClassifierS
 
 
 def backbone_factor(settings: ClassifierConfig) -> float:
-    """The backbone's learning rate as a factor of the head's: as configured, or by what its weights start from."""
+    """The backbone's learning rate divided by the head's: as configured, or chosen by the start weights."""
     if settings.backbone_learning_rate_factor is not None:
         return settings.backbone_learning_rate_factor
     return 1.0 if settings.weights == "none" else PRETRAINED_FACTOR
 
 
 def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
-    """An untrained classifier: backbone weights as configured, a random head."""
+    """An untrained classifier with the configured backbone weights and a random head."""
     settings = config.classifier
     classifier = FickleNet(classifier_spec(config, class_names))
     load_weights(classifier.backbone, settings.backbone, settings.weights, "classifier.weights")
@@ -197,7 +181,7 @@ def new_classifier(config: Config, class_names: tuple[str, ...]) -> FickleNet:
 def _metrics(
     context: TrainingContext, validation_scores: Callable[[], tuple[Tensor, Tensor]] | None
 ) -> dict[str, float]:
-    """Mean average precision on the validation images, and how many could be read; {} where there are none."""
+    """The mean average precision on the validation images, and how many could be read; {} if there are none."""
     if validation_scores is None:
         return {}
     shares = context.gather(validation_scores())

@@ -1,7 +1,7 @@
-"""How much of its training images a segmentation network labels with a class, beside how much it was taught.
+"""The share of foreground that a segmentation network predicts on its training images, and the share in its labels.
 
-No mask is read that the training did not read. A network that saw too few steps answers background everywhere, and its
-loss does not tell.
+After too few steps a network predicts background everywhere, and its loss does not show this. The comparison reads no
+mask that the training did not read.
 """
 
 import numpy as np
@@ -12,17 +12,19 @@ from ficklenet.segmenter import Segmenter
 from ficklenet.transforms import normalize
 from jobs.training.segmentation_data import SegmentationImages
 
-NUM_IMAGES = 32  # measured at most: 40 s of one core for VGG-16 at 321 x 321
+NUM_IMAGES = 32  # at most; they take 40 s of one core for VGG-16 at 321 x 321
 
 
 @torch.inference_mode()
 def foreground_shares(
     context: TrainingContext, segmenter: Segmenter, dataset: SegmentationImages, precision: torch.dtype
 ) -> dict[str, float]:
-    """`predicted_foreground` and `taught_foreground`: shares of the cells of some training images, the same everywhere.
+    """`predicted_foreground` and `taught_foreground`: shares of the cells of some training images.
+
+    All workers get the same shares.
 
     Args:
-        dataset: of the training; what it teaches are masks where these may be read, else seeds.
+        dataset: the training data; its labels are masks if these may be read, else seeds.
     """
     num_images = min(NUM_IMAGES, len(dataset))
     positions = np.linspace(0, len(dataset) - 1, num_images).astype(int)[context.rank :: context.world_size]

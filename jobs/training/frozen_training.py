@@ -1,9 +1,9 @@
-"""The classifier's training where the whole backbone is frozen: each image runs through the backbone once.
+"""The classifier's training with a frozen backbone: each image runs through the backbone only once.
 
-Images are whole, not cropped, and mirrored in half of the epochs, by (seed, epoch, image id). So an image has
-two views, itself and its mirror image; each is decoded and passed through the backbone when it is first met, and its
-features are kept (`jobs.training.kept_features`). What remains of a step is the head. Several workers meet most views
-each, and each keeps its own.
+Images are whole, not cropped, and mirrored in half of the epochs, chosen by (seed, epoch, image id). So an image has
+two views: itself and its mirror image. When a view is first needed, it is decoded and passed through the backbone, and
+its features are kept (`jobs.training.kept_features`). After that, a step computes only the head. Each worker keeps the
+features of the views that it needs, which in the end are most of them.
 """
 
 from collections import deque
@@ -37,20 +37,20 @@ View = tuple[int, bool]  # the position of an image in the list, and whether it 
 
 
 def is_whole_backbone_frozen(classifier: FickleNet) -> bool:
-    """Whether the head alone trains."""
+    """Whether only the head is trained."""
     return not any(weight.requires_grad for stage in classifier.backbone.stage_weights() for weight in stage)
 
 
 @dataclass(frozen=True)
 class LoadedFeatures:
-    """A batch of features on the worker's device, and why some of its images, of weight 0, could not be read."""
+    """A batch of features on the worker's device, and the reasons why some images could not be read (weight 0)."""
 
     batch: FeatureBatch
     skipped: dict[str, str]
 
 
 class WholeImages(ListedImages):
-    """Whole images by view."""
+    """Whole images, addressed by view."""
 
     def __getitem__(self, view: View) -> Example:
         position, is_mirrored = view
@@ -62,11 +62,11 @@ class FrozenTraining:
     """One worker's share of the training: its batches, a step, the scores of the validation images.
 
     Args:
-        classifier: on the worker's device, its backbone frozen.
-        images: of the training.
-        validation: images validated on.
-        num_classes: of the manifest.
-        precision: of the backbone; the head trains in float32.
+        classifier: on the worker's device, with a frozen backbone.
+        images: the training images.
+        validation: the validation images.
+        num_classes: the number of classes in the manifest.
+        precision: the backbone's precision; the head trains in float32.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FrozenTraining:
         precision: torch.dtype,
     ) -> None:
         self.context, self.classifier, self.config, self.precision = context, classifier, config, precision
-        classifier.eval()  # no layer of the backbone may draw or count anything; the head has none that does
+        classifier.eval()  # no dropout and no batch statistics in the backbone; the head has no such layers
         self.num_training = len(images)
         self.dataset = WholeImages([*images, *validation], num_classes, config)
         self.head = context.wrap(classifier.head)
@@ -100,7 +100,7 @@ class FrozenTraining:
         return self.load([self._view(*address) for address in share] for share in shares)
 
     def step(self, optimizer: torch.optim.Optimizer, loaded: LoadedFeatures, epoch: int, total_weight: float) -> Tensor:
-        """One step of the head; its loss."""
+        """Trains the head for one step and returns the loss."""
         return head_step(
             self.head,
             optimizer,
@@ -120,13 +120,13 @@ class FrozenTraining:
         logits, targets = [torch.empty(0, self.dataset.num_classes)], [torch.empty(0, self.dataset.num_classes)]
         for loaded in self.load(shares):
             scores = self.classifier.head.expected_logits(loaded.batch.features_BKHW.float(), drop_rate)
-            is_readable = loaded.batch.weights_B > 0  # type: ignore[operator]  # always given here
+            is_readable = loaded.batch.weights_B > 0  # type: ignore[operator]  # here they are always given
             logits.append(scores[is_readable].cpu())
             targets.append(loaded.batch.targets_BC[is_readable].cpu())
         return torch.cat(logits), torch.cat(targets)
 
     def load(self, shares: Iterable[list[View]]) -> Iterator[LoadedFeatures]:
-        """The features of each share; images are decoded, ahead where processes do it, only for views not yet met."""
+        """The features of each share. Only views without kept features are decoded."""
         context, asked = self.context, self.config.classifier.loader_workers
         waiting: deque[tuple[list[View], list[View]]] = deque()
 
@@ -149,12 +149,12 @@ class FrozenTraining:
 
     @torch.inference_mode()
     def _compute(self, views: Sequence[View], images: ImageBatch | None) -> dict[View, np.ndarray]:
-        """The features of decoded images, kept where there is room."""
+        """Computes the features of decoded images, and keeps them if there is room."""
         found: dict[View, np.ndarray] = {}
         if images is None:
             return found
         device, size = self.context.device, self.config.classifier.micro_batch_size or len(views)
-        size = 1 if device.type == "cpu" else size  # as fast there, and a resumed training gets the same bits
+        size = 1 if device.type == "cpu" else size  # equally fast, and a resumed training gets the same bits
         for start in range(0, len(views), size):
             inputs = normalize(images.images[start : start + size].to(device, non_blocking=True))
             with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
@@ -192,5 +192,5 @@ class FrozenTraining:
 
 
 def _collate_any(examples: Sequence[Example]) -> ImageBatch | None:
-    """A batch of examples; None where there is nothing to decode."""
+    """A batch of examples; None if there is nothing to decode."""
     return collate(examples) if examples else None

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, kept on this worker's disk so that they are computed once."""
+"""Keeps the features of a frozen backbone on this worker's disk, so that they are computed only once."""
 
 import logging
 import shutil
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 log = logging.getLogger(__name__)
 
 LARGEST_SHARE = 0.8
-"""Of the free space in the temporary folder, at most; the workers of a machine share it."""
+"""Largest share of the free space in the temporary folder that is used; the workers of a machine divide it."""
 
 
 def bytes_of(shape: tuple[int, ...]) -> int:
@@ -20,16 +20,16 @@ def bytes_of(shape: tuple[int, ...]) -> int:
 
 
 class KeptFeatures:
-    """float16 arrays of one shape by key, in a temporary file that is gone when the process ends.
+    """float16 arrays of the same shape, by key, in a temporary file that is deleted when the process ends.
 
-    The file is sparse: it takes space as it is filled. Where no place is left, features are not kept, and have to be
-    computed each time.
+    The file is sparse: it takes space only as it is filled. If no space is left, further features are not kept and must
+    be computed each time.
 
     Args:
-        shape: of one image's features.
-        num_wanted: how many would be kept if there were room.
-        most_bytes: for all of them.
-        num_sharing: processes on this machine that keep features too.
+        shape: the shape of one image's features.
+        num_wanted: how many to keep if there is room.
+        most_bytes: the most bytes for all of them.
+        num_sharing: the number of processes on this machine that keep features.
     """
 
     def __init__(self, shape: tuple[int, ...], num_wanted: int, *, most_bytes: float, num_sharing: int = 1) -> None:
@@ -39,7 +39,7 @@ class KeptFeatures:
         if free < min(most_bytes, num_wanted * bytes_of(shape)):
             log.warning(
                 "%s has too little space: the features of %d of %d images are kept, the others are computed in every "
-                "epoch. TMPDIR chooses another folder.",
+                "epoch. To use another folder, set TMPDIR.",
                 self.folder,
                 self.num_places,
                 num_wanted,
@@ -50,7 +50,7 @@ class KeptFeatures:
         self._features = np.memmap(self._file, np.float16, "r", shape=(max(1, self.num_places), *shape))
 
     def reserve(self, key: Hashable) -> bool:
-        """Gives a key its place; whether its features are to be computed now: they are new, or there is no place."""
+        """Reserves space for a key. True if its features must be computed: they are new, or there is no space."""
         if key in self._places:
             return False
         if len(self._places) < self.num_places:
@@ -58,23 +58,23 @@ class KeptFeatures:
         return True
 
     def put(self, key: Hashable, features: NDArray[np.float16]) -> None:
-        """Keeps a key's features where it has a place.
+        """Keeps a key's features if space is reserved for them.
 
         Raises:
             ValueError: the disk is full.
         """
         if (place := self._places.get(key)) is None:
             return
-        try:  # written as a file: a full disk is an error here, and would kill the process in a memory map
+        try:  # written as a file, because on a full disk a memory map would kill the process
             self._file.seek(place * bytes_of(self._shape))
             self._file.write(np.ascontiguousarray(features, np.float16).tobytes())
             self._file.flush()
         except OSError as error:
             raise ValueError(
                 f"classifier.kept_features_gb: features cannot be kept in {self.folder} ({error.strerror}). Lower it, "
-                "or choose another folder by the environment variable TMPDIR."
+                "or set the environment variable TMPDIR to another folder."
             ) from error
 
     def get(self, key: Hashable) -> NDArray[np.float16]:
-        """The features that were put; a view of the file."""
+        """The kept features of a key; a view of the file."""
         return self._features[self._places[key]]

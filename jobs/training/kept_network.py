@@ -1,6 +1,6 @@
-"""Which network a finished training keeps: `model.pt`, and `complete.json` about it, the marker.
+"""Chooses the network that a finished training keeps: `model.pt`, with its record and marker `complete.json`.
 
-`model.pt` is a copy of `last.pt` or of `best.pt`, the last epoch's network and that of the best validation.
+`model.pt` is a copy of `last.pt` (the network of the last epoch) or of `best.pt` (that of the best validation).
 """
 
 import hashlib
@@ -13,25 +13,25 @@ from storage.records import seal
 
 
 def keep_epoch(folder: Location, name: str, keep: str) -> dict[str, Any]:
-    """Makes the last or the best epoch's network of a finished training the run's; returns its metrics.
+    """Makes the network of the last or the best epoch the run's network, and returns its metrics.
 
-    The marker is deleted first and written last, so it never lies beside a file that it does not describe.
+    The marker is deleted first and written last, so it never describes another file.
 
     Args:
-        folder: of the training's results.
-        name: of the step.
+        folder: the folder of the training's results.
+        name: the step.
         keep: "last" or "best".
 
     Raises:
-        ValueError: that network is not there.
+        ValueError: this network does not exist.
     """
     complete = folder / "complete.json"
     record = read_complete(folder) or {}
-    if record.get("kept", "last" if record else None) == keep:  # before `kept`, it was always the last
+    if record.get("kept", "last" if record else None) == keep:  # older records have no `kept`; they kept the last
         return record["metrics"]
     source = folder / f"{keep}.pt"
     if not source.exists():
-        raise ValueError(f"{name}.keep: given '{keep}', but {source} is not there. Train with --restart {name}.")
+        raise ValueError(f"{name}.keep: given '{keep}', but there is no {source}. Train again with --restart {name}.")
     data = source.read_bytes()
     found = model_record(data)
     complete.delete()

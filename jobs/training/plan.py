@@ -1,8 +1,8 @@
-"""How long a training is: epochs, steps, and the floor below which no number of epochs goes.
+"""The length of a training: the number of epochs and steps, and the least number of steps.
 
-A network learns by steps, not by epochs. 15 epochs of VOC's 10,582 images are 8,000 steps; of 32 images they are 45. So
-a training of a small set gets more epochs than are configured, until it has `min_steps` steps. The learning rate, the
-validations and the checkpoints are stretched with it.
+The number of steps decides how much a network learns. 15 epochs of VOC's 10,582 images are 8,000 steps; 15 epochs of 32
+images are 45. So a training on a small set gets more epochs than configured, until it has `min_steps` steps. Learning
+rates and validations that are configured in epochs are then spread over the larger number of epochs.
 """
 
 import math
@@ -11,19 +11,21 @@ from typing import Any
 
 from cluster.words import plural
 from ficklenet.batches import steps_per_epoch
+from jobs.run.config_keys import ClassifierConfig, Config
+from jobs.run.steps import BY_NAME
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a training is, and how often what happens.
+    """The length of a training, and how often it validates and saves a checkpoint.
 
     Attributes:
-        name: of the step.
-        section: of the configuration, named in errors.
-        configured_epochs: how many are asked for; `epochs` is how many are trained.
-        min_steps: the floor.
-        configured_validate_every: in configured epochs.
-        max_skipped_fraction: of the images; more unreadable ones stop the training at an epoch's end.
+        name: the step.
+        section: its section of the configuration, for errors.
+        configured_epochs: the configured number of epochs; `epochs` is the number that is trained.
+        min_steps: the least number of steps.
+        configured_validate_every: configured epochs between validations.
+        max_skipped_fraction: if a larger share of the images is unreadable, the training stops at the end of an epoch.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """How many are trained: as configured, or more to reach the floor."""
+        """The number of epochs that are trained: as configured, or more to reach `min_steps`."""
         return max(self.configured_epochs, math.ceil(self.min_steps / self.epoch_steps))
 
     @property
@@ -56,36 +58,36 @@ class Plan:
 
     @property
     def stretch(self) -> int:
-        """How many epochs stand for a configured one, rounded up."""
+        """How many epochs are trained for each configured one, rounded up."""
         return math.ceil(self.epochs / self.configured_epochs)
 
     @property
     def validate_every(self) -> int:
-        """Epochs from one validation to the next."""
+        """The number of epochs between validations."""
         return self.configured_validate_every * self.stretch
 
     @property
     def step_images(self) -> int:
-        """Images of a step, over all workers; a set that is smaller than a batch is a step."""
+        """The number of images in a step, of all workers together; a set smaller than a batch is one step."""
         return min(self.batch_size, self.num_images)
 
     @property
     def epoch_images(self) -> int:
-        """How many images an epoch sees; the others fill no batch, and are random ones in each epoch."""
+        """The number of images in an epoch, which skips random images that do not fill a batch."""
         return min(self.num_images, self.epoch_steps * self.batch_size)
 
     def schedule_epoch(self, step: int) -> int:
-        """The configured epoch that a global step stands for: schedules in epochs follow it."""
+        """The configured epoch that a global step corresponds to, for schedules in epochs."""
         return step * self.configured_epochs // self.steps
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a fingerprint holds beside the configured epochs and batch size: the epochs, where they are raised."""
+        """The entry of a fingerprint beside the configured epochs and batch size: the epochs, if they are raised."""
         return {"raised_epochs": self.epochs} if self.is_raised else {}
 
     @property
     def epoch_in_words(self) -> str:
-        """'1 step of 5 images (4 random images are skipped in each epoch)'."""
+        """An epoch in words, as '1 step of 5 images (4 random images are skipped in each epoch)'."""
         left_out = self.num_images - self.epoch_images
         verb = "is" if left_out == 1 else "are"
         note = f" ({plural(left_out, 'random image')} {verb} skipped in each epoch)" if left_out else ""
@@ -93,13 +95,35 @@ class Plan:
 
     @property
     def raise_in_words(self) -> str:
-        """Why more epochs are trained than are configured, and how to change it; '' where they are not."""
+        """Why more epochs are trained than configured, and how to change this; '' if they are not."""
         if not self.is_raised:
             return ""
         return (
             f"{plural(self.num_images, 'image')} in batches of {self.step_images}: "
             f"{plural(self.configured_epochs, 'epoch')} would be "
-            f"{plural(self.configured_epochs * self.epoch_steps, 'step')}; trains {self.epochs:,} epochs = "
-            f"{self.steps:,} steps. Set {self.section}.min_steps (now {self.min_steps:,}) to change it; 1 trains the "
-            "epochs that are configured."
+            f"{plural(self.configured_epochs * self.epoch_steps, 'step')}, so {self.epochs:,} epochs = "
+            f"{self.steps:,} steps are trained. To change this, set {self.section}.min_steps (now "
+            f"{self.min_steps:,}); with 1 the configured epochs are trained."
         )
+
+
+def training_plan(step: str, config: Config, num_images: int) -> Plan:
+    """The length of a step's training; the step is "classifier", "segmenter" or "retrained".
+
+    A segmentation network is validated once, at the end.
+    """
+    section = BY_NAME[step].section
+    settings = getattr(config, section)
+    return Plan(
+        name=step,
+        section=section,
+        num_images=num_images,
+        batch_size=settings.batch_size,
+        configured_epochs=settings.epochs,
+        min_steps=settings.min_steps,
+        configured_validate_every=(
+            settings.validate_every if isinstance(settings, ClassifierConfig) else settings.epochs
+        ),
+        checkpoint_minutes=settings.checkpoint_minutes,
+        max_skipped_fraction=config.images.max_skipped_fraction,
+    )

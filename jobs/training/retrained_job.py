@@ -6,7 +6,8 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_device
 from jobs.steps.networks import require_network
-from jobs.training.segmentation_worker import segmentation_plan, segmentation_worker
+from jobs.training.plan import training_plan
+from jobs.training.segmentation_worker import segmentation_worker
 from jobs.training.segmenter_job import check_images, require_start_weights, segmentation_fingerprint
 from jobs.training.training_job import TrainingJob
 
@@ -15,8 +16,8 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     """The retraining.
 
     Raises:
-        NotYet: there is no first network.
-        ValueError: the first network learnt all masks, so there is nothing to add to them.
+        NotYet: the first network is not trained.
+        ValueError: the first network was trained on all masks, so its predictions add nothing.
     """
     config, manifest = run.config.segmenter, run.manifest()
     require_something_to_relabel(run.config)
@@ -25,7 +26,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     if device == "cpu":
         require_pydensecrf()
     require_start_weights(run, manifest)
-    plan = segmentation_plan(run.config, check_images(run.config, manifest), "retrained")
+    plan = training_plan("retrained", run.config, check_images(run.config, manifest))
     return TrainingJob(
         plan=plan,
         worker=segmentation_worker,
@@ -37,9 +38,9 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
 
 def require_something_to_relabel(config: Config) -> None:
-    """Refuses to retrain a network that learnt all masks."""
+    """Refuses to retrain a network that was trained on all masks."""
     if config.segmenter.supervision == "masks":
         raise ValueError(
-            "retrain_segmentation: segmenter.supervision=masks learns all there is to learn; retraining is for "
-            "networks that learnt seeds."
+            "retrain_segmentation: with segmenter.supervision=masks the network was trained on all masks already. "
+            "Retraining is only for networks that were trained on seeds."
         )

@@ -1,7 +1,7 @@
-"""What the segmentation network trains on: whole images, their seeds, and masks where these may be read.
+"""The training data of the segmentation network: whole images, their seeds, and masks where these may be read.
 
-Masks are those of the strong splits, or of all images under full supervision; weakly supervised training knows no
-mask's place.
+Masks may be read for images of the strong splits, and for all images under full supervision. Weakly supervised training
+does not even know where the masks are.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from storage.seed_store import SeedStore
 
 
 class SegmentationExample(NamedTuple):
-    """One image uint8 (3, S, S), seeds and truth int64 (h, w), labels present bool (L,), and why it is unusable."""
+    """An image uint8 (3, S, S), seeds and truth int64 (h, w), present labels bool (L,), and why it is unusable."""
 
     pixels: np.ndarray
     seeds: np.ndarray
@@ -37,7 +37,7 @@ class SegmentationExample(NamedTuple):
 
 
 class LoadedBatch(NamedTuple):
-    """A batch, and why some of its images, of weight 0, could not be read."""
+    """A batch, and the reasons why some of its images could not be read (weight 0)."""
 
     batch: SegmentationBatch
     skipped: dict[str, str]
@@ -45,7 +45,7 @@ class LoadedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """What training needs of a manifest row; `mask_uri` only where the mask may be read."""
+    """The fields of a manifest row that training needs; `mask_uri` is set only if the mask may be read."""
 
     row: int
     image_id: str
@@ -55,7 +55,7 @@ class TrainingImage:
 
 
 def training_images(manifest: Manifest, config: Config) -> list[TrainingImage]:
-    """The labelled or negative, usable images of the training splits, in manifest order."""
+    """The usable images of the training splits that are labelled or negative, in manifest order."""
     settings = config.segmenter
     splits, left_out = config.data.train_splits, config.data.val_splits
     reads_all = settings.supervision == "masks"
@@ -76,10 +76,10 @@ def training_images(manifest: Manifest, config: Config) -> list[TrainingImage]:
 
 
 class SegmentationImages(Dataset):
-    """Examples by (epoch, position): mirrored the same in every worker and after every resume.
+    """Examples, addressed by (epoch, position). Every worker and every resumed training mirrors them in the same way.
 
     Args:
-        uses_seeds: False where another network teaches; under full supervision there are none anyway.
+        uses_seeds: False in retraining, which uses another network's labels. Full supervision never has seeds.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SegmentationImages(Dataset):
         return example._replace(pixels=pixels, seeds=seeds, truth=truth)
 
     def example(self, entry: TrainingImage) -> SegmentationExample:
-        """One image as it is; of an unusable one nothing is known."""
+        """One image, not mirrored; all labels of an unusable image are unknown."""
         size, limits = self.config.images.input_size, self.config.images.limits
         grid = self.geometry.grid_size(size), self.geometry.grid_size(size)
         unknown = np.full(grid, ignore_value(self.num_classes), np.int64)
@@ -119,7 +119,7 @@ class SegmentationImages(Dataset):
             if entry.mask_uri is not None:
                 mask = read_mask(entry.mask_uri, self.class_values, **limits)
                 if mask.shape != image.shape[:2]:
-                    raise BadImage("its mask is not of its size")
+                    raise BadImage("its mask has another size")
                 truth = self.geometry.resize_labels(mask, grid).astype(np.int64)
         except BadImage as error:
             blank = np.zeros((3, size, size), np.uint8)

@@ -1,4 +1,4 @@
-"""One worker of a segmentation network's training or retraining: what a step is, and its share of each."""
+"""One worker of a segmentation network's training or retraining: it computes its share of each step."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -29,18 +29,18 @@ from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter
 from jobs.training.backbone_weights import load_weights
 from jobs.training.foreground import foreground_shares
-from jobs.training.plan import Plan
+from jobs.training.plan import training_plan
 from jobs.training.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
 from jobs.training.training_data import load_batches, loader_processes
 from jobs.training.training_loop import Learner, run_training
 
 
 def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
-    """One worker of the training, from its checkpoint or from the beginning."""
+    """Runs one worker of the training, from the latest checkpoint or from the beginning."""
     run: Run = job["run"]
     config, manifest = run.config.segmenter, run.manifest()
     images = training_images(manifest, run.config)
-    plan = segmentation_plan(run.config, len(images), job["step"])
+    plan = training_plan(job["step"], run.config, len(images))
     precision = resolved_precision(config.precision, context.device.type)
 
     # 1. The same model on every worker
@@ -89,7 +89,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             dataset = SegmentationImages(run, images, manifest)
             return foreground_shares(context, segmenter, dataset, precision) if teacher is None else {}
 
-        # 3. The loop; a validation would read masks, and is evaluate's
+        # 3. The loop; there is no validation, because it would read masks: evaluate does it
         learner = Learner(
             model=segmenter,
             optimizer=optimizer,
@@ -104,31 +104,11 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         run_training(context, plan, learner, batches_of)
 
 
-def segmentation_plan(config: Config, num_images: int, name: str = "segmenter") -> Plan:
-    """How long a segmentation network's training is.
-
-    Args:
-        name: of the step, "segmenter" or "retrained".
-    """
-    settings = config.segmenter
-    return Plan(
-        name=name,
-        section="segmenter",
-        num_images=num_images,
-        batch_size=settings.batch_size,
-        configured_epochs=settings.epochs,
-        min_steps=settings.min_steps,
-        configured_validate_every=settings.epochs,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        max_skipped_fraction=config.images.max_skipped_fraction,
-    )
-
-
 def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpec:
-    """What the segmentation network is built by.
+    """The specification from which the segmentation network is built.
 
     Raises:
-        ValueError: there is no such backbone, or its cells do not fill the input.
+        ValueError: there is no such backbone, or its cells do not fit the input size.
     """
     settings, input_size = config.segmenter, config.images.input_size
     require_backbone_name(settings.backbone, "segmenter.backbone")
@@ -139,7 +119,7 @@ def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpe
 
 
 def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
-    """An untrained network: backbone weights as configured, a random head, fc6 and fc7 where they come with these."""
+    """An untrained network: the configured backbone weights, fc6 and fc7 if these include them, else a random head."""
     settings = run.config.segmenter
     segmenter = Segmenter(segmenter_spec(run.config, class_names))
     given = load_weights(segmenter.backbone, settings.backbone, settings.weights, "segmenter.weights", run)
@@ -149,7 +129,7 @@ def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:
 
 
 def loss_weights(config: Config, *, is_relabelled: bool = False) -> LossWeights:
-    """What each loss counts under the configured supervision, or under another network's."""
+    """The weight of each loss under the configured supervision, or in retraining."""
     if is_relabelled or config.segmenter.supervision == "masks":
         return LossWeights(seed=0.0, boundary=0.0, full=1.0)
     return LossWeights(full=config.segmenter.full_loss_weight)
@@ -157,7 +137,7 @@ def loss_weights(config: Config, *, is_relabelled: bool = False) -> LossWeights:
 
 @contextmanager
 def image_map(device: torch.device, num_cpus: int) -> Iterator[Map]:
-    """What runs a batch's CRFs on the CPU: `map`, or a process per CPU where the worker has several."""
+    """Runs the CRFs of a batch on CPUs: `map` on one CPU, or one process per CPU if the worker has several."""
     if device.type != "cpu" or num_cpus == 1:
         yield map
         return

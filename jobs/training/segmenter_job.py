@@ -13,11 +13,10 @@ from jobs.steps.compute import precision_name, resolved_device, resolved_precisi
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.training.backbone_weights import weights_hash
-from jobs.training.plan import Plan
+from jobs.training.plan import Plan, training_plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.segmentation_worker import (
     new_segmenter,
-    segmentation_plan,
     segmentation_worker,
     segmenter_spec,
 )
@@ -34,7 +33,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
     Raises:
         NotYet: the seeds are not finished.
-        ValueError: there is nothing to learn, or the weights cannot be used.
+        ValueError: there is nothing to train on, or the weights cannot be used.
     """
     config, manifest = run.config.segmenter, run.manifest()
     device = resolved_device(config.device, connection)
@@ -45,7 +44,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         if device == "cpu":
             require_pydensecrf()
     require_start_weights(run, manifest)
-    plan = segmentation_plan(run.config, num_images)
+    plan = training_plan("segmenter", run.config, num_images)
     return TrainingJob(
         plan=plan,
         worker=segmentation_worker,
@@ -58,11 +57,11 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
 
 def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[str]) -> dict[str, Any]:
-    """Everything that changes the trained weights beyond the spread of training.
+    """Everything that changes the trained weights by more than the spread between trainings.
 
     Args:
-        plan: of the step "segmenter" or "retrained".
-        upstream: the step whose labels it learns.
+        plan: the plan of the step "segmenter" or "retrained".
+        upstream: the step that made the labels to train on.
     """
     config = run.config
     starts_from_classifier = config.segmenter.weights == "classifier"
@@ -93,13 +92,13 @@ def _named_supervision(config: Config) -> str:
 
 
 def require_start_weights(run: Run, manifest: Manifest) -> None:
-    """Refuses weights that a network cannot begin with."""
+    """Refuses weights that the network cannot start with."""
     config = run.config.segmenter
     if config.weights == "classifier":
         require_network(run, "classifier", "train_segmentation")
     segmenter_spec(run.config, manifest.class_names)
     if config.weights == "imagenet":
-        require_imagenet_weights(config.backbone, "segmenter.weights")  # which the workers download
+        require_imagenet_weights(config.backbone, "segmenter.weights")  # the workers download them
     else:
         new_segmenter(run, manifest.class_names)
 
@@ -108,7 +107,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
     """The number of training images.
 
     Raises:
-        ValueError: there are none, or none with a mask where masks are asked for.
+        ValueError: there are none; or masks are needed, and no training image has one.
     """
     settings = config.segmenter
     images = training_images(manifest, config)
@@ -127,7 +126,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
 
 
 def _require_seeds(run: Run, manifest: Manifest) -> None:
-    """Refuses seeds that are not finished, of another size, or without any class."""
+    """Refuses seeds that are not finished, that have another size, or that have no class."""
     finished, store = require_finished(run, "seeds", "train_segmentation"), run.seeds()
     spec = segmenter_spec(run.config, manifest.class_names)
     if store.grid != spec.grid or stored_geometry(store) != spec.geometry:
@@ -135,7 +134,7 @@ def _require_seeds(run: Run, manifest: Manifest) -> None:
             f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of "
             f"{stored_geometry(store).in_words}, but {spec.backbone} at images.input_size = {spec.input_size} has "
             f"{spec.grid[0]} x {spec.grid[1]} of {spec.geometry.in_words}. Use the size that the maps were made with, "
-            "and a segmenter.backbone and segmenter.output_stride with the classifier's cells."
+            "and a segmenter.backbone and segmenter.output_stride with the same cells as the classifier."
         )
     rows = {image.row for image in training_images(manifest, run.config)}
     for unit in finished.units:

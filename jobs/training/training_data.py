@@ -1,4 +1,4 @@
-"""Training and validation images, addressed by position: decoded where they are needed, never streamed."""
+"""Training and validation images, addressed by position. The process that needs an image decodes it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +18,12 @@ from storage.errors import BadImage, StorageError
 from storage.images import read_image
 from storage.manifest import Manifest
 
-MOST_LOADERS = 16  # processes that decode for one GPU, at most
-PREFETCH = 4  # batches that each of them keeps ready
+MOST_LOADERS = 16  # the most processes that decode for one GPU
+PREFETCH = 4  # batches that each of these processes keeps ready
 
 
 class Example(NamedTuple):
-    """One image: uint8 (3, S, S), its multi-hot target (C,), its mask key, and why it could not be read, if so."""
+    """One image: uint8 (3, S, S), multi-hot target (C,), mask key, and the reason if it could not be read."""
 
     pixels: np.ndarray
     target: np.ndarray
@@ -33,18 +33,18 @@ class Example(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """Images uint8 (B, 3, S, S), targets (B, C), 64-bit mask keys, weights (B,): 0 for those that are `skipped`."""
+    """Images uint8 (B, 3, S, S), targets (B, C), 64-bit mask keys, and weights (B,): 0 for `skipped` images."""
 
     images: Tensor
     targets: Tensor
     keys: list[int]
     weights: Tensor
-    skipped: dict[str, str]  # why, by image id
+    skipped: dict[str, str]  # the reason, by image id
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """What training needs of a manifest row."""
+    """The fields of a manifest row that training needs."""
 
     image_id: str
     uri: str
@@ -52,11 +52,13 @@ class ListedImage:
 
 
 def image_list(manifest: Manifest, splits: Sequence[str], without: Sequence[str] = ()) -> list[ListedImage]:
-    """The labelled or negative, usable images of some splits in manifest order; negative images have no labels.
+    """The usable images of some splits that are labelled or negative, in manifest order.
+
+    Negative images have no labels.
 
     Args:
-        splits: names; empty for all splits but those in `without`.
-        without: splits left out where `splits` is empty.
+        splits: names; if empty, all splits except those in `without`.
+        without: splits to leave out if `splits` is empty.
     """
     columns = ("image_id", "uri", "labels", "negative", "split", "problem")
     return [
@@ -68,13 +70,13 @@ def image_list(manifest: Manifest, splits: Sequence[str], without: Sequence[str]
 
 
 def validation_images(manifest: Manifest, config: Config) -> list[ListedImage]:
-    """The labelled, usable images that the classifier is validated on; none where no split is named."""
+    """The labelled, usable images for the classifier's validation; none if there are no validation splits."""
     splits = config.data.val_splits
     return image_list(manifest, splits) if splits else []
 
 
 class ListedImages(Dataset):
-    """Images of a list; one that cannot be read is all zeros with weight 0."""
+    """The images of a list. An image that cannot be read is all zeros, with weight 0."""
 
     def __init__(self, images: Sequence[ListedImage], num_classes: int, config: Config) -> None:
         self.images, self.num_classes, self.config = images, num_classes, config
@@ -83,7 +85,7 @@ class ListedImages(Dataset):
         return len(self.images)
 
     def example(self, position: int, generator: np.random.Generator | None) -> Example:
-        """One image: randomly cropped by the generator, or whole without one."""
+        """One image: a random crop if a generator is given, else the whole image."""
         entry, size = self.images[position], self.config.images.input_size
         target = np.zeros(self.num_classes, np.float32)
         target[list(entry.labels)] = 1
@@ -99,7 +101,7 @@ class ListedImages(Dataset):
 
 
 class TrainingImages(ListedImages):
-    """Augmented images by (epoch, position): the same crop in every worker and after every resume."""
+    """Augmented images, addressed by (epoch, position). Every worker and every resumed training crops them alike."""
 
     def __getitem__(self, address: tuple[int, int]) -> Example:
         epoch, position = address
@@ -108,7 +110,7 @@ class TrainingImages(ListedImages):
 
 
 class ValidationImages(ListedImages):
-    """Whole images by position."""
+    """Whole images, addressed by position."""
 
     def __getitem__(self, position: int) -> Example:
         return self.example(position, None)
@@ -133,18 +135,18 @@ def load_batches(
     num_processes: int,
     device: torch.device,
 ) -> Iterator[Any]:
-    """The dataset's batches at these addresses, in order, decoded ahead by processes of their own where asked.
+    """The dataset's batches at these addresses, in order.
 
     Args:
-        num_processes: 0 to decode in this process, when a batch is wanted.
-        device: where the batches will go; those for a GPU lie in page-locked memory.
+        num_processes: the number of processes that decode ahead; 0: this process decodes a batch when it is needed.
+        device: where the batches will go; batches for a GPU are in page-locked memory.
 
     Raises:
-        StorageError: the store failed; as itself, also out of another process.
+        StorageError: the store failed, in this or in another process.
     """
     loader = DataLoader(
         dataset,
-        batch_sampler=addresses,  # type: ignore[arg-type]  # any iterable will do
+        batch_sampler=addresses,  # type: ignore[arg-type]  # any iterable works
         num_workers=num_processes,
         prefetch_factor=PREFETCH if num_processes else None,
         collate_fn=collate,
@@ -157,9 +159,10 @@ def load_batches(
 
 
 def loader_processes(asked: int | None, device: torch.device, workers_on_node: int) -> int:
-    """Decoding processes of one training worker: as asked, else its share of the node's CPUs where it has a GPU.
+    """The number of decoding processes of one training worker.
 
-    Without a GPU training is so much slower than decoding that a process of its own would gain nothing.
+    If none is asked for, a worker with a GPU gets its share of the node's CPUs. Without a GPU it gets none, because
+    training is then so much slower than decoding that more processes would gain nothing.
     """
     if asked is not None:
         return asked

@@ -1,4 +1,4 @@
-"""What all trainings do alike: open the step, train on Ray or here, keep a network, say how it went."""
+"""The driver of all trainings: it opens the step, trains on Ray or in this process, and keeps a network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ class TrainingJob:
     """One training of a run.
 
     Attributes:
-        plan: its name is that of the step.
-        worker: the worker function, which must pickle.
+        plan: the length of the training; its name is the step's name.
+        worker: the worker function, which can be pickled.
         device: "cpu" or "cuda".
-        fingerprint: everything that changes the trained weights beyond the spread of training.
+        fingerprint: everything that changes the trained weights by more than the spread between trainings.
         keep: "last" or "best".
-        subject: what is trained, for people: "vgg16".
-        validation: on what it is validated, for people: ", 2 to validate on".
-        notes: sentences to print before it starts, and in a dry run.
-        watch: a warning about an epoch's metrics, '' where there is none; called once for each epoch.
-        verdict: a warning about the metrics of the network that is kept.
+        subject: what is trained, for people, such as "vgg16".
+        validation: the validation images, for people, such as ", 2 for validation".
+        notes: sentences to print before the training starts, and in a dry run.
+        watch: called once for each epoch; returns a warning about the epoch's metrics, or ''.
+        verdict: returns a warning about the metrics of the kept network, or ''.
     """
 
     plan: Plan
@@ -53,16 +53,16 @@ class TrainingJob:
 
 
 def run_training_job(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
-    """Trains, or continues, or says that it is done.
+    """Trains, continues a training, or prints that it is done.
 
     Raises:
-        ValueError: more workers than images in a batch, or the step was started with other settings.
+        ValueError: there are more workers than images in a batch, or the step was started with other settings.
     """
     plan, name, cluster = job.plan, job.plan.name, run.config.cluster
     workers = training_worker_range(cluster)
     require_workers(cluster, plan)
 
-    # 1. The step, made or joined
+    # 1. Create or open the step
     step, command = run.step(name), run.step_command(name)
     fingerprint = job.fingerprint if options.restart else as_trained(step, job.fingerprint)
     if options.dry_run:
@@ -81,7 +81,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         _print_verdict(job, metrics)
         return
 
-    # 2. Train; the checkpoints of an interrupted training are found by their place
+    # 2. Train; Ray finds the checkpoints of an interrupted training in the step's folder
     images = f"{plural(plan.num_images, 'image')} (labelled, of the training splits){job.validation}"
     epochs = f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
     print(f"{name}: {images}; {epochs}; {job.subject} on {job.device}.", flush=True)
@@ -104,9 +104,9 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
             on_report=log.add,
         )
 
-    # 3. The marker comes last: the networks, which rank 0 wrote, are whole
+    # 3. Write the marker last, when the networks that rank 0 wrote are complete
     metrics = keep_epoch(folder, name, job.keep)
-    kept = f"; epoch {metrics['epoch']}, the best, is kept" if job.keep == "best" else ""
+    kept = f"; the best epoch, {metrics['epoch']}, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     for reason, ids in log.skipped.items():
         print(f"{name}: skipped {len(ids):,}: {reason} ({ids[0]}{', ...' if len(ids) > 1 else ''})")
@@ -133,10 +133,10 @@ def require_workers(config: ClusterConfig, plan: Plan) -> None:
 
 
 def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
-    """Says what a training would do.
+    """Prints what a training would do.
 
     Raises:
-        ClusterError: the cluster is too small for the workers asked for.
+        ClusterError: the cluster is too small for the requested workers.
     """
     plan, cluster, folder = job.plan, run.config.cluster, run.step(job.plan.name).data()
     lines = read_epochs(folder)

@@ -1,4 +1,4 @@
-"""What a training leaves to look at: a line of metrics per epoch, TensorBoard's event file, and what is printed."""
+"""The logs of a training: a line of metrics per epoch, the event files of TensorBoard, and printed lines."""
 
 import json
 import tempfile
@@ -24,20 +24,20 @@ NAMES = {
     "predicted_foreground": "{:.1%} of the cells foreground",
     "skipped": "{} skipped",
 }
-"""How metrics are printed, in this order."""
+"""The texts of printed metrics, in this order."""
 
 
 class TrainingLog:
-    """The log of one training, kept over relaunches; used in a `with` block, in the driver.
+    """The log of one training. Relaunches continue it. The driver uses it in a `with` block.
 
-    `metrics.jsonl` has a line per epoch. The event files of TensorBoard, one per launch, have the loss of every few
-    steps, learning rate, speed, number of workers and the validation's metrics. On S3 they are written aside and put
-    there at every report.
+    `metrics.jsonl` has a line per epoch. TensorBoard has one event file per launch, with the loss of every few steps,
+    the learning rate, the speed, the number of workers and the validation's metrics. For a run on S3, the event file is
+    written to a temporary folder and copied to S3 at every report.
 
     Args:
-        num_epochs: of the whole training.
-        print_every: epochs from one printed line to the next; those that are validated, and the last, are printed too.
-        watch: a warning about an epoch's metrics, '' where there is none.
+        num_epochs: the epochs of the whole training.
+        print_every: epochs between printed lines; the last epoch and epochs with a validation are always printed.
+        watch: returns a warning about an epoch's metrics, or ''.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class TrainingLog:
         return time.monotonic() - self._started
 
     def add(self, metrics: Metrics) -> None:
-        """Keeps what `jobs.training.training_loop.run_training` reports."""
+        """Records a report of `jobs.training.training_loop.run_training`."""
         self._events.add(metrics)
         if "epoch" not in metrics:
             return
         line = {name: value for name, value in metrics.items() if name != "losses"}
-        # An epoch that is trained again replaces its earlier line.
+        # If an epoch is trained again, its new line replaces the earlier one.
         self.lines = [earlier for earlier in self.lines if earlier["epoch"] < line["epoch"]] + [line]
         self._place.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in self.lines))
         left = self._left(line)
@@ -90,7 +90,7 @@ class TrainingLog:
         return any(name.startswith("val_") for name in line)
 
     def _left(self, line: Metrics) -> str:
-        """The time the rest will take, by the epochs since this launch's first: that one began with the start-up."""
+        """The estimated time left. It leaves out this launch's first epoch, which includes the start-up."""
         self._new_epochs += 1
         if self._new_epochs == 1:
             self._first_epoch_ended = time.monotonic()
@@ -108,12 +108,12 @@ class TrainingLog:
 
 
 def described(metrics: Metrics) -> str:
-    """Metrics for people."""
+    """Metrics as text for people."""
     return ", ".join(text.format(metrics[name]) for name, text in NAMES.items() if name in metrics)
 
 
 class _Events:
-    """This launch's event file; made with the first report, so that a launch that does nothing leaves none."""
+    """This launch's event file. The first report creates it, so a launch without work leaves no file."""
 
     def __init__(self, folder: Location) -> None:
         self._folder = folder

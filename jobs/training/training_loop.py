@@ -1,7 +1,7 @@
-"""The loop of a training: global steps, workers that compare notes, checkpoints, the metrics of an epoch.
+"""The loop of a training: global steps, synchronisation of the workers, checkpoints, and the metrics of an epoch.
 
-What a step computes, what validation measures and how a model becomes a file is the `Learner`'s. Which images a step
-sees follows from its number, so a training continues from any step on any number of workers.
+The `Learner` defines the computation of a step, the validation and the file of a model. The number of a step decides
+which images it uses, so a training can continue from any step on any number of workers.
 """
 
 import math
@@ -20,15 +20,15 @@ from ficklenet.training_state import is_finite, pack_training, unpack_training
 from jobs.training.plan import Plan
 
 COMPARE_EVERY = 10
-"""Steps after which workers compare notes: losses are looked at then, and checkpoints taken."""
+"""Number of steps between synchronisations of the workers, which check the losses and save checkpoints."""
 
 
 class Batch(Protocol):
-    """Whatever a step takes."""
+    """The input of a step."""
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Images that could not be read, and why; they weigh nothing in the batch."""
+        """The reasons why images could not be read, by id; these images have weight 0 in the batch."""
 
 
 B_contra = TypeVar("B_contra", bound=Batch)
@@ -36,17 +36,17 @@ B_contra = TypeVar("B_contra", bound=Batch)
 
 @dataclass(frozen=True)
 class Learner(Generic[B_contra]):
-    """What is trained.
+    """The model, and the functions that train, validate and save it.
 
     Attributes:
-        model: without the wrapper of distributed training.
-        optimizer: its parameter groups have factors, as ``ficklenet.classifier_training.make_optimizer`` makes them.
-        learning_rate: of a global step, before the groups' factors.
-        step: makes one step with this worker's share of the batch; returns its loss, detached, whose mean over the
-            workers is the batch's.
-        validate: the metrics on the validation images, the same on every worker; {} where there are none.
-        score: the name among these by which an epoch is the best.
-        write: writes the model with the epoch's metrics under a name; called on rank 0.
+        model: the model without the wrapper of distributed training.
+        optimizer: its parameter groups have factors, as in ``ficklenet.classifier_training.make_optimizer``.
+        learning_rate: returns the learning rate of a global step, before the groups' factors.
+        step: makes one step with this worker's share of the batch and returns the detached loss; the mean over the
+            workers is the loss of the batch.
+        validate: returns the metrics on the validation images, the same on every worker; {} without such images.
+        score: the name of the metric that decides which epoch is the best.
+        write: writes the model and the epoch's metrics under a name; called on rank 0.
     """
 
     model: torch.nn.Module
@@ -60,14 +60,14 @@ class Learner(Generic[B_contra]):
 
 @dataclass
 class Progress:
-    """How far a training is; part of every checkpoint.
+    """The progress of a training; part of every checkpoint.
 
     Attributes:
-        next_step: global.
-        loss: sum over the present epoch's steps so far.
+        next_step: the next global step.
+        loss: the sum over the steps of the current epoch so far.
         best: the highest score so far.
-        skipped: images that could not be read, and why.
-        reported: how many of these, in their order, earlier epochs have reported.
+        skipped: the reasons why images could not be read, by id.
+        reported: how many of these, in this order, earlier epochs have reported.
     """
 
     next_step: int = 0
@@ -85,14 +85,14 @@ def run_training(
 ) -> None:
     """Trains from the latest checkpoint, or from the start, to the last epoch.
 
-    Mid-epoch reports have `step`, `losses` ([step, mean loss up to it] pairs), `learning_rate`, `images_per_second` and
-    the number of `workers`. Those at an epoch's end also have `epoch`, its mean `loss`, what validation found and,
-    where there are any, how many images were `skipped` so far and, as `skipped_images`, those new in this epoch, or at
-    the last one all, with the reasons. `best.pt` is written whenever no earlier validation was better, `last.pt` at the
-    end; each before the checkpoint that counts it.
+    All reports have `step`, `losses` (pairs [step, mean loss up to it]), `learning_rate`, `images_per_second` and the
+    number of `workers`. Reports at the end of an epoch also have `epoch`, its mean `loss` and the metrics of the
+    validation. If images were skipped, they have `skipped` (the number so far) and `skipped_images`: the newly skipped
+    images with reasons, in the last epoch all of them. `best.pt` is written when no earlier validation was better, and
+    `last.pt` at the end, each before the checkpoint that includes it.
 
     Args:
-        batches_of: this worker's share of each of these global steps, in order.
+        batches_of: yields this worker's share of each of the given global steps, in order.
 
     Raises:
         ValueError: the loss or a weight is no longer a number, or too many images could not be read.
@@ -104,16 +104,16 @@ def run_training(
     stretch, loss, skipped = _Stretch(), torch.zeros((), device=context.device), dict[str, str]()
     num_steps, kept_at = 0, time.monotonic()
     for step, batch in zip(steps, batches_of(steps), strict=True):
-        # 1. A step
+        # 1. Make a step
         set_learning_rate(learner.optimizer, learner.learning_rate(step))
         loss += learner.step(batch, step)
         skipped |= batch.skipped
         num_steps += 1
-        epoch, step_in_epoch = divmod(step + 1, plan.epoch_steps)  # epochs that are finished, steps beyond them
+        epoch, step_in_epoch = divmod(step + 1, plan.epoch_steps)  # finished epochs, and further steps
         if step_in_epoch % COMPARE_EVERY:
             continue
 
-        # 2. Notes are compared
+        # 2. Synchronise the workers
         notes = context.gather((float(loss), skipped, time.monotonic() - kept_at))
         mean_loss = sum(share for share, _, _ in notes) / len(notes)
         _require_finite(plan, step, mean_loss, learner.model)
@@ -127,7 +127,7 @@ def run_training(
         if step_in_epoch and not is_due:
             continue
 
-        # 3. A report and a checkpoint; at an epoch's end its metrics. Very short epochs share a checkpoint
+        # 3. Report and save a checkpoint, with metrics at the end of an epoch. Very short epochs share a checkpoint
         metrics = stretch.metrics(plan.step_images)
         metrics |= {"learning_rate": learner.learning_rate(step), "workers": context.world_size}
         if step_in_epoch == 0:
@@ -143,7 +143,7 @@ def run_training(
 def _finish_epoch(
     context: TrainingContext, plan: Plan, learner: Learner[B_contra], progress: Progress, epoch: int
 ) -> Metrics:
-    """Validates when it is time, and writes the best and the last model; the epoch's metrics."""
+    """Validates if it is time, writes the best and the last model, and returns the epoch's metrics."""
     _require_readable(plan, progress.skipped)
     is_last = epoch == plan.epochs
     metrics: Metrics = {"epoch": epoch, "loss": progress.loss / plan.epoch_steps}
@@ -158,7 +158,7 @@ def _finish_epoch(
     if is_last or epoch % plan.validate_every == 0:
         metrics |= learner.validate()
     score = metrics.get(learner.score)
-    if score is not None and (progress.best is None or score >= progress.best):  # of equals the longest trained
+    if score is not None and (progress.best is None or score >= progress.best):  # of equal scores the latest
         progress.best = score
         if context.rank == 0:
             learner.write("best.pt", metrics)
@@ -168,7 +168,7 @@ def _finish_epoch(
 
 
 class _Stretch:
-    """What was measured since the last report."""
+    """The measurements since the last report."""
 
     def __init__(self) -> None:
         self._started, self._num_steps = time.monotonic(), 0
@@ -179,7 +179,7 @@ class _Stretch:
         return time.monotonic() - self._started
 
     def add(self, next_step: int, num_steps: int, loss: float) -> None:
-        """Steps up to one, and the sum of their losses."""
+        """Adds the steps up to `next_step`, with the sum of their losses."""
         self._num_steps += num_steps
         self._losses.append((next_step, loss / num_steps))
 

@@ -1,4 +1,4 @@
-"""Warns of a training that learns nothing or too little. Each warning names the remedy."""
+"""Warnings about a training that learns nothing or too little. Each warning says what to do."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,21 +8,21 @@ import numpy as np
 from jobs.run.config_keys import ClassifierConfig, SegmenterConfig
 
 ENOUGH_STEPS = 100
-"""Before so many steps a loss says nothing: a random head begins above the constant prediction and is still falling."""
+"""Before this step the loss proves nothing: with a random head it starts above the constant loss and still falls."""
 
 FEW_VALIDATION_IMAGES = 20
 LITTLE_FOREGROUND = 0.25
-"""A network with less than this share of the foreground that it was taught has learnt to answer background."""
+"""A network that predicts less than this share of the foreground in its labels predicts background everywhere."""
 
 
 def constant_loss(labels: Iterable[tuple[int, ...]], num_classes: int) -> float:
-    """The loss of the best constant prediction: every image is given each class's frequency as its probability.
+    """The loss of the best constant prediction, which gives each class its frequency as probability in every image.
 
     Args:
         labels: the class numbers of each training image; at least one image.
 
     Returns:
-        The sigmoid cross-entropy, its mean over the classes, as `ficklenet.classifier_losses.multilabel_loss`.
+        The sigmoid cross-entropy, averaged over the classes, as in `ficklenet.classifier_losses.multilabel_loss`.
     """
     counts, num_images = np.zeros(num_classes), 0
     for classes in labels:
@@ -35,11 +35,11 @@ def constant_loss(labels: Iterable[tuple[int, ...]], num_classes: int) -> float:
 
 
 def stuck_warning(metrics: Mapping[str, Any], epoch_steps: int, constant: float, settings: ClassifierConfig) -> str:
-    """Said once, after the first epoch with enough steps behind it, if that epoch learnt nothing; else ''.
+    """A warning if the first epoch after enough steps has learnt nothing; else ''.
 
     Args:
-        metrics: of an epoch.
-        constant: what `constant_loss` gives for the training images.
+        metrics: the metrics of an epoch.
+        constant: the `constant_loss` of the training images.
     """
     is_first = metrics["step"] - epoch_steps < ENOUGH_STEPS <= metrics["step"]
     if not is_first or constant == 0 or metrics["loss"] < constant:
@@ -62,21 +62,21 @@ def _remedy(settings: ClassifierConfig) -> str:
 
 
 def keep_best_warning(num_validation: int, settings: ClassifierConfig) -> str:
-    """Said where the best epoch is to be chosen on too few images; else ''."""
+    """A warning if the best epoch is chosen on too few images; else ''."""
     if settings.keep != "best" or num_validation >= FEW_VALIDATION_IMAGES:
         return ""
     return (
         f"classifier: WARNING: classifier.keep=best chooses the epoch on {num_validation} validation images; below "
-        f"{FEW_VALIDATION_IMAGES} this is mostly chance. Set classifier.keep=last, or name more validation images."
+        f"{FEW_VALIDATION_IMAGES} this is mostly random. Set classifier.keep=last, or give more validation images."
     )
 
 
 def background_warning(name: str, metrics: Mapping[str, Any], settings: SegmenterConfig) -> str:
-    """Said of a segmentation network that answers background nearly everywhere; else ''.
+    """A warning if a segmentation network predicts background nearly everywhere; else ''.
 
     Args:
-        name: of the step.
-        metrics: with the shares that the training's end measures, where it does.
+        name: the step.
+        metrics: the metrics, with the shares of foreground if they were measured at the end of the training.
     """
     predicted, taught = metrics.get("predicted_foreground"), metrics.get("taught_foreground")
     if predicted is None or not taught or predicted >= LITTLE_FOREGROUND * taught:
@@ -85,5 +85,5 @@ def background_warning(name: str, metrics: Mapping[str, Any], settings: Segmente
         f"{name}: WARNING: the network predicts a class in {predicted:.1%} of the cells of its training images, but "
         f"{taught:.1%} of the cells that it learnt from have one: it predicts background nearly everywhere. Train "
         f"longer (segmenter.min_steps, now {settings.min_steps:,}, or segmenter.epochs, with --restart {name}). Until "
-        "then use the pseudo-labels: they are the better masks."
+        "then use the pseudo-labels, which are better masks."
     )

@@ -14,7 +14,14 @@ from voc6_data import CLASS_NAMES, GRID, IGNORE, Image, features
 from voc6_measure import Evidence, Labels, Setting, by_theta, seeds_above
 
 from ficklenet.baselines import divided_by_maximum
-from ficklenet.cell_classifier import cell_network, cell_probabilities, train_cells
+from ficklenet.cell_classifier import (
+    CellSpec,
+    LabelledCells,
+    cell_features,
+    cell_probabilities,
+    choose_cells,
+    learn_cells,
+)
 from ficklenet.crf import CrfParameters, refine
 from ficklenet.propagation import Likeness, transitions, walk
 
@@ -96,39 +103,30 @@ def learned_cells(
     generator = np.random.default_rng(seed)
     chosen_features, chosen_labels, present = [], [], []
     for image in images:
-        labels = seeds_above(evidence_of(image), image.labels, theta).ravel()
-        background, foreground = (generator.permutation(np.flatnonzero(part)) for part in (labels == 0, labels > 0))
-        cells = np.concatenate([part[: CELLS_PER_IMAGE // 2] for part in (background, foreground)])
-        chosen_features.append(cell_features(kept, image)[:, cells].T.half())
-        chosen_labels.append(labels[cells])
+        labels = seeds_above(evidence_of(image), image.labels, theta)
+        cells = choose_cells(labels, IGNORE, CELLS_PER_IMAGE, generator)
+        chosen_features.append(features_of_cells(kept, image).flatten(1)[:, cells].T.half())
+        chosen_labels.append(labels.ravel()[cells])
         has_label = np.zeros(len(CLASS_NAMES) + 1, bool)
         has_label[[0, *(image.labels + 1)]] = True
         present.append(np.repeat(has_label[None], len(cells), axis=0))
-    torch.manual_seed(seed)
-    features_NK = torch.cat(chosen_features)
-    network = cell_network(features_NK.shape[1], len(CLASS_NAMES) + 1, hidden=64)
-    train_cells(
-        network,
-        features_NK,
+    cells_of_all = LabelledCells(
+        torch.cat(chosen_features),
         torch.from_numpy(np.concatenate(chosen_labels)).long(),
         torch.from_numpy(np.concatenate(present)),
-        num_epochs=num_epochs,
-        learning_rate=1e-3,
-        generator=torch.Generator().manual_seed(seed),
     )
+    spec = CellSpec(cells_of_all.features_NK.shape[1], len(CLASS_NAMES) + 1)
+    network = learn_cells(spec, cells_of_all, num_rounds=1, num_epochs=num_epochs, learning_rate=1e-3, seed=seed)
     return {
-        image.index: cell_probabilities(network, cell_features(kept, image).unflatten(1, GRID), image.labels)
-        for image in images
+        image.index: cell_probabilities(network, features_of_cells(kept, image), image.labels) for image in images
     }
 
 
-def cell_features(kept: Path, image: Image) -> torch.Tensor:
-    """Features of all cells, stages side by side, each at mean square 1: float32 (channels, cells)."""
-    parts = [
-        torch.from_numpy(np.asarray(features(kept, "321", stage)[image.index], np.float32)).flatten(1)
-        for stage in STAGES
-    ]
-    return torch.cat([part / part.square().mean().sqrt() for part in parts])
+def features_of_cells(kept: Path, image: Image) -> torch.Tensor:
+    """Features of all cells, stages side by side: float32 (channels, rows, columns)."""
+    return cell_features(
+        [torch.from_numpy(np.asarray(features(kept, "321", stage)[image.index], np.float32)) for stage in STAGES]
+    )
 
 
 def _scores(evidence: Evidence, theta: float) -> NDArray[np.float32]:

@@ -108,6 +108,7 @@ def standing_cluster() -> Iterator[tuple[str, dict[str, str]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.cluster
 def test_a_joined_cluster_is_used_and_left_running(
     standing_cluster: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -184,5 +185,5 @@ def test_in_process_starts_nothing() -> None:
 
 def test_resources_name_the_remedy_when_too_much_is_asked() -> None:
     Connection(num_cpus=4, num_gpus=2, num_nodes=1).require(cpus=4, gpus=2, purpose="2 compute actors")
-    with pytest.raises(ClusterError, match=r"^cluster: 4 compute actors need 4 GPUs, the cluster has 2\. "):
+    with pytest.raises(ClusterError, match=r"^cluster: 4 compute actors need 4 GPUs, but the cluster has 2\. "):
         Connection(num_cpus=4, num_gpus=2, num_nodes=1).require(cpus=4, gpus=4, purpose="4 compute actors")

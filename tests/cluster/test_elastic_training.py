@@ -91,7 +91,7 @@ def test_number_of_workers_follows_the_nodes_and_training_goes_on(two_nodes: Clu
 
 
 def test_fewer_nodes_than_the_least_of_the_range_are_refused(two_nodes: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="3 training workers need 3 CPUs, the cluster has 2"):
+    with pytest.raises(ClusterError, match="3 training workers need 3 CPUs, but the cluster has 2"):
         train(count_steps, {}, num_workers=(3, 5), use_gpu=False, storage_uri=str(tmp_path), name="count")
 
 

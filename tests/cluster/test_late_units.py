@@ -93,6 +93,7 @@ def same(payload: Payload) -> Payload:
     return payload
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("stage", ["read", "compute", "write"])
 def test_a_stopped_worker_is_named_and_replaced(local_ray: Connection, tmp_path: Path, stage: str) -> None:
     named: list[LateUnit] = []
@@ -137,12 +138,13 @@ def test_a_slow_unit_runs_a_second_time_and_the_first_answer_counts(local_ray: C
     )
     assert sorted(receipt["unit"] for receipt in receipts) == list(range(8))
     [late] = named
-    assert late.unit == {"unit": 5} and "begun a second time" in str(late)
+    assert late.unit == {"unit": 5} and "started a second time" in str(late)
     first, second = (tmp_path / "5").read_text().split()
     assert late.pid == int(first)
     assert {receipt["by"] for receipt in receipts if receipt["unit"] == 5} == {int(second)}
 
 
+@pytest.mark.cluster
 def test_an_error_of_the_second_run_comes_back_as_itself(local_ray: Connection, tmp_path: Path) -> None:
     def fail_second(payload: Payload) -> Payload:
         if payload["unit"] == 5 and (tmp_path / "5").exists():

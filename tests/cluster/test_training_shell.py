@@ -131,7 +131,8 @@ def report_listeners(context: TrainingContext, config: dict[str, Any]) -> None:
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.cluster)])
+@pytest.mark.cluster
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_training_on_an_own_ray_listens_on_loopback_alone(
     local_ray: Connection, tmp_path: Path, num_workers: int
 ) -> None:
@@ -145,7 +146,7 @@ def test_training_on_an_own_ray_listens_on_loopback_alone(
 
 
 def test_more_workers_than_the_cluster_has_are_refused(local_ray: Connection, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"9 training workers need 9 CPUs, the cluster has 4"):
+    with pytest.raises(ClusterError, match=r"9 training workers need 9 CPUs, but the cluster has 4"):
         train_on_ray(tmp_path, 9)
 
 

@@ -32,6 +32,16 @@ def test_output_grid_is_as_stated(name, size):
 
 
 @pytest.mark.parametrize("name", BACKBONE_NAMES)
+def test_last_stages_end_with_the_features_and_share_their_grid(name):
+    torch.manual_seed(0)
+    backbone, image = build_backbone(name).eval(), torch.randn(2, 3, 33, 41)
+    with torch.no_grad():
+        stages, features = backbone.last_stages(image), backbone(image)
+    assert len(stages) > 1 and torch.equal(stages[-1], features)
+    assert {stage.shape[2:] for stage in stages} == {features.shape[2:]}
+
+
+@pytest.mark.parametrize("name", BACKBONE_NAMES)
 def test_cells_lie_on_every_eighth_pixel_corners_aligned(name):
     """With mirror-symmetric kernels, mirroring an image of 8 g + 1 pixels mirrors its features exactly."""
     torch.manual_seed(0)

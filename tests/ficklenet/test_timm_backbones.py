@@ -49,6 +49,19 @@ def gradients(logits, features):
     return torch.stack(maps, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "sides"),
+    [(LITE, 65, [40, 112, 320], [9, 5, 5]), (RESNET, 65, [128, 256, 512], [9, 5, 5]), (VIT, 64, [192] * 3, [4] * 3)],
+)
+def test_last_stages_are_timms_from_finer_to_coarser(name, size, channels, sides):
+    backbone = build_backbone(name, 16).eval()
+    with torch.no_grad():
+        stages = backbone.last_stages(torch.randn(1, 3, size, size))
+    assert [stage.shape for stage in stages] == [
+        (1, channel, side, side) for channel, side in zip(channels, sides, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(("name", "output_stride", "size", "grid"), IDENTITY_CASES)
 def test_identity_holds_on_the_features_of_every_kind_of_backbone(name, output_stride, size, grid):
     torch.manual_seed(0)

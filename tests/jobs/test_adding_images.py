@@ -14,18 +14,19 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import export_labels, prepare_dataset
 from jobs.cli.launch import launch_step
 from jobs.exports.image_names import ImageNames
-from jobs.maps import map_stages, pseudo_labels_job
+from jobs.maps import backbone_passes, pseudo_labels_job
 from jobs.predictions import prediction_stages
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
-from jobs.run.fingerprints import outdated_steps
+from jobs.run.fingerprints import outdated_steps, step_id
+from storage.errors import NotYet
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.sources import SourceImage
 
 UNIT_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")
-MODULES = (map_stages, pseudo_labels_job, prediction_stages)
+MODULES = (backbone_passes, pseudo_labels_job, prediction_stages)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def stored(run: Run) -> dict[str, bytes]:
 def test_only_the_added_images_are_computed(finished, added, opened):
     add(finished, added)
     launch(finished, *UNIT_STEPS)
-    assert opened["map_stages"] == opened["pseudo_labels_job"] == {f"october_{number}" for number in range(5)}
+    assert opened["backbone_passes"] == opened["pseudo_labels_job"] == {f"october_{number}" for number in range(5)}
     assert opened["prediction_stages"] == {"october_0", "october_4"}
 
 
@@ -152,9 +153,9 @@ def test_a_second_addition_comes_behind_the_first(finished_maps_run, added, open
     add(finished_maps_run, added[:1])
     launch(finished_maps_run, "maps")
     add(finished_maps_run, added)  # the first of them is there already
-    opened["map_stages"].clear()
+    opened["backbone_passes"].clear()
     launch(finished_maps_run, "maps", "seeds")
-    assert opened["map_stages"] == {f"october_{number}" for number in range(1, 5)}
+    assert opened["backbone_passes"] == {f"october_{number}" for number in range(1, 5)}
     assert open_run(finished_maps_run.uri).manifest().parts == [(0, 14), (14, 15), (15, 19)]
 
 
@@ -181,7 +182,7 @@ def test_where_kept_maps_are_damaged_the_whole_unit_is_computed_again(finished_m
     shard.write_bytes(data)
     add(finished_maps_run, added)
     launch(finished_maps_run, "maps")
-    assert {"scene_0012", "scene_0013"} < opened["map_stages"]
+    assert {"scene_0012", "scene_0013"} < opened["backbone_passes"]
     assert np.array_equal(open_run(finished_maps_run.uri).maps().read(12).max, wanted.max)
 
 
@@ -214,7 +215,7 @@ def test_the_manifest_of_before_is_refused_by_steps_that_have_the_added_images(f
     Manifest.forget()
     with pytest.raises(ValueError, match="lists of added images: 1 -> absent"):
         launch(finished_maps_run, "maps")
-    with pytest.raises(ValueError, match="another list of images"):
+    with pytest.raises(ValueError, match="was made for other images or classes"):
         launch(finished_maps_run, "seeds")
 
 
@@ -225,7 +226,7 @@ def test_other_added_images_in_the_place_of_computed_ones_are_refused(finished_m
     launch(finished_maps_run, "maps")
     place.write_bytes(before)
     Manifest.forget()
-    with pytest.raises(ValueError, match="was made for another list of images"):
+    with pytest.raises(ValueError, match="was made for other images or classes"):
         add(finished_maps_run, added[::-1])
 
 
@@ -280,3 +281,16 @@ def test_an_export_whose_images_would_get_other_names_is_known(drawn_images, add
     in_another_folder = ManifestRow("own 14", added[0].uri, (0,))
     assert names(rows) == names(rows[:5])
     assert names(rows) != names([*rows, in_another_folder])
+
+
+def test_the_network_of_cells_which_saw_all_images_must_learn_again(finished_maps_run, added):
+    launch(finished_maps_run, "cells")
+    before = step_id(finished_maps_run, "cells")
+    add(finished_maps_run, added)
+    launch(finished_maps_run, "maps")
+    with pytest.raises(ValueError, match=r"was started with other settings.*--restart cells"):
+        launch(finished_maps_run, "cells")
+    with pytest.raises(NotYet, match="cells are complete"):
+        launch(finished_maps_run, "refined")
+    launch(finished_maps_run, "cells", restart=True)
+    assert step_id(finished_maps_run, "cells") != before  # so the refined maps made with it are outdated

@@ -111,7 +111,7 @@ def test_seeds_on_other_cells_than_the_segmenters_are_refused(seeded_run):
 def test_unknown_backbones_are_refused_with_the_configuration(tmp_path):
     with pytest.raises(ValueError, match=r"classifier.backbone: given 'resnet', allowed: vgg16, resnet101, small, or"):
         configured(tmp_path, "classifier.backbone=resnet")
-    with pytest.raises(ValueError, match=r"allowed: 8 g \+ 1, such as 321, for the backbone vgg16"):
+    with pytest.raises(ValueError, match=r"allowed: a multiple of 8 plus 1, such as 321, for the backbone vgg16"):
         configured(tmp_path, "images.input_size=320")
 
 
@@ -163,7 +163,7 @@ def test_files_with_code_are_not_run_and_say_what_they_hold(source, tmp_path):
     torch.save(source, tmp_path / "model.pt")
     torch.save({"state_dict": Malicious()}, tmp_path / "evil.pt")
     with pytest.raises(
-        ValueError, match=r"model.pt holds objects of ficklenet.backbones.LayerChain.*save model.state_"
+        ValueError, match=r"model.pt contains objects of ficklenet.backbones.LayerChain.*save model.state_"
     ):
         loaded(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="could run code, so it was not read"):
@@ -174,7 +174,7 @@ def test_files_with_code_are_not_run_and_say_what_they_hold(source, tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("w.pt", b"no archive", "is no file of torch.save"),
+        ("w.pt", b"no archive", "was not written by torch.save"),
         ("w.pt", b"", "cannot be read by torch"),
         ("w.pt", b"PK\x03\x04 cut", "cannot be read by torch"),
         ("w.safetensors", b"no archive", "is no safetensors file"),
@@ -201,5 +201,5 @@ def test_registry_weights_without_a_network_give_the_remedy(monkeypatch):
         raise RuntimeError("no route")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"timm/resnet10t cannot be downloaded \(no route\)\. Without a network give"):
+    with pytest.raises(ValueError, match=r"timm/resnet10t cannot be downloaded \(no route\)\. Without a network, give"):
         fetch_imagenet_weights("timm/resnet10t", "classifier.weights")

@@ -99,7 +99,7 @@ def test_a_command_explains_itself_by_the_name_that_was_typed(command, run_comma
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist holds no manifest. Is"),
+        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist has no manifest. Is"),
         (["maps", "--rum", "/tmp/x"], "ficklenet maps: --rum: unknown argument. Did you mean --run?"),
         (["run"], "ficklenet run: give --run PATH of a prepared run, or --demo."),
     ],
@@ -170,7 +170,7 @@ def test_the_console_entry_point_is_that_command():
         ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no lists in ImageSets and no XML files"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "/tmp/nowhere.csv"], "/tmp/nowhere.csv: no such file"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "a", "--masks", "b"], "--masks does not go with --csv"),
-        ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "holds no manifest"),
+        ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "has no manifest"),
     ],
 )
 def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence, run_job):
@@ -228,7 +228,7 @@ def test_a_job_without_an_output_ends_well():
 def test_run_without_a_manifest_is_refused_before_a_ray_is_started(job, arguments, tmp_path, monkeypatch):
     module = importlib.import_module(f"jobs.{job}")
     monkeypatch.setattr(compute, "connected", lambda *_, **__: pytest.fail("a Ray was started"))
-    with pytest.raises(ValueError, match="holds no manifest"):
+    with pytest.raises(ValueError, match="has no manifest"):
         module.main(["--run", str(tmp_path), *arguments])
 
 

@@ -42,26 +42,26 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
         ("classifier.kernel_size=4", "classifier.kernel_size: given 4, allowed: odd numbers."),
         (
             'classifier={frozen_stages=4, weights="none"}',
-            "classifier.frozen_stages: given 4 with classifier.weights=none, which would leave random "
-            "weights as they are; give 0, or weights.",
+            "classifier.frozen_stages: given 4 with classifier.weights=none, so random weights would never be trained; "
+            "set frozen_stages to 0, or give weights.",
         ),
         (
             'segmenter={frozen_stages=1, weights="none"}',
-            "segmenter.frozen_stages: given 1 with segmenter.weights=none, which would leave random "
-            "weights as they are; give 0, or weights.",
+            "segmenter.frozen_stages: given 1 with segmenter.weights=none, so random weights would never be trained; "
+            "set frozen_stages to 0, or give weights.",
         ),
         (
             "cluster.training_workers=8..2",
-            "cluster.training_workers: given '8..2', allowed: a number from 1, or a range of them such as 2..8.",
+            "cluster.training_workers: given '8..2', allowed: a number from 1, or a range such as 2..8.",
         ),
         (
             "segmenter.weights=classifier",
-            "segmenter.weights: given 'classifier', allowed: where both have one backbone, but segmenter.backbone is "
-            "vgg16 and classifier.backbone resnet101; give other weights.",
+            "segmenter.weights: given 'classifier', allowed only if both backbones are the same, but "
+            "segmenter.backbone is vgg16 and classifier.backbone is resnet101; give other weights.",
         ),
         (
             "images.input_size=320",
-            "images.input_size: given 320, allowed: 8 g + 1, such as 321, for the backbone resnet101.",
+            "images.input_size: given 320, allowed: a multiple of 8 plus 1, such as 321, for the backbone resnet101.",
         ),
         (
             "maps.num_samples",

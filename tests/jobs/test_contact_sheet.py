@@ -48,7 +48,7 @@ def test_blank_maps_are_explained(finished_maps_run, shown, monkeypatch):
     monkeypatch.setattr(MapStore, "read", blank_first_class)
     draw_contact_sheet(finished_maps_run, num_images=1)
     first, *others = [row.caption for row in shown["rows"]]
-    assert first.endswith(": maps are blank, as no sample found any evidence")
+    assert first.endswith(": the maps are empty, because no sample found evidence")
     assert not any("blank" in caption for caption in others)
 
 

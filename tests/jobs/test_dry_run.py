@@ -61,7 +61,7 @@ def test_evaluation_is_described(finished_maps_run, capsys):
     aggregate_seeds.main(["--run", finished_maps_run.uri])
     capsys.readouterr()
     text = dry_run_of(evaluate, finished_maps_run, capsys, "--split", "val")
-    assert "2 kinds of labels measured on val, 1 unit" in text
+    assert "would measure 2 kinds of labels on val, 1 unit" in text
 
 
 def test_a_manifest_is_described(finished_maps_run, tmp_path, capsys):

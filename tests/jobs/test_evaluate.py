@@ -153,7 +153,7 @@ def test_sweep_reads_masks_of_the_tune_part_only_and_says_so(seeded_run, capsys)
     ]
     assert len(figures) == 4 and {figure.num_images for figure in figures} == {len(tuning)}
     assert not any(figure.left_out for figure in figures)
-    assert "reads the masks of the tune part" in capsys.readouterr().out
+    assert "reads masks of the tune part" in capsys.readouterr().out
     at_default = sweep_settings(seeded_run, "theta=0.35")[0].matrix
     stored = evaluate(seeded_run, part="tune", resolutions=("map",))["seeds", "map"].matrix
     np.testing.assert_array_equal(at_default, stored)
@@ -163,7 +163,7 @@ def test_validation_images_are_measured_apart_and_whole(seeded_run):
     assert evaluate(seeded_run, ["val"], part=None)["seeds", "map"].num_images == 2
     with pytest.raises(ValueError, match="only training splits have parts"):
         evaluate(seeded_run, ["val"], part="tune")
-    with pytest.raises(ValueError, match="measured apart"):
+    with pytest.raises(ValueError, match="not both"):
         evaluate(seeded_run, ["train", "val"])
     for part in (None, "all"):
         with pytest.raises(ValueError, match="on the tune part of training splits only"):
@@ -197,7 +197,7 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
     # the image that could not be read has a mask, and no seeds: all of it is missed
     assert figure.matrix[:, -1].sum() >= 81
     assert figure.skipped == {"missing: no such file": 1}
-    assert "1 image skipped by an earlier step (missing: no such file): all missed." in capsys.readouterr().out
+    assert "skipped by an earlier step (missing: no such file): all pixels are misses." in capsys.readouterr().out
 
 
 def test_nothing_to_measure_is_said(map_images, drawn_images):
@@ -254,7 +254,7 @@ def test_only_what_the_skipping_step_made_misses_an_image(predicted_run, capsys)
         "predictions without CRF",
     }
     assert found["seeds", "image"].skipped == found["densified seeds", "image"].skipped == {}
-    told = "1 image skipped by an earlier step (empty file): all missed by predictions, predictions without CRF.\n"
+    told = "by an earlier step (empty file): all pixels are misses in predictions, predictions without CRF.\n"
     assert told in capsys.readouterr().out
 
 
@@ -275,7 +275,7 @@ def test_masks_of_another_size_are_left_out_and_those_of_other_values_told(map_i
     with connect("in-process") as connection:
         launch_step(run, connection, "seeds")
     capsys.readouterr()
-    assert evaluate(run)["seeds", "map"].left_out == {"mask: not of its image's size": 1}
+    assert evaluate(run)["seeds", "map"].left_out == {"mask: its size differs from the image's": 1}
     printed = capsys.readouterr().out
     assert "evaluate: 1 mask without a pixel of any of the image's classes (first: 'scene_0001'). The known " in printed
     assert "1 star, 2 ring, 3 cross, 4 stripes, 5 moon; all others are ignored.\n" in printed
@@ -351,7 +351,7 @@ def test_a_fully_supervised_network_is_measured_without_maps_and_seeds(trained_r
     assert {labels for labels, _ in found} == {"predictions", "predictions without CRF"}
     assert {resolution for _, resolution in found} == {"map", "image"}
     assert all(figure.classifier is None and figure.num_images == 2 for figure in found.values())
-    assert "the run has no seeds; the other labels are measured" in capsys.readouterr().out
+    assert "the run has no seeds; only the other labels are measured" in capsys.readouterr().out
     assert run_state(run, run.manifest()).steps["evaluation"].state == "done"
     with pytest.raises(ValueError, match="the predictions do not cover train, report part, and there are no seeds"):
         evaluate(run, ["train"], part="report")

@@ -130,7 +130,7 @@ def test_relaunch_with_another_checkpoint_is_refused(mapped_run):
     with torch.no_grad():
         classifier.head.bias += 1
     (folder / "model.pt").write_bytes(pack_classifier(classifier))
-    with pytest.raises(ValueError, match="not the file that the training finished with"):
+    with pytest.raises(ValueError, match="not the file that the training wrote"):
         make_maps(mapped_run)
     record = dict(read_complete(mapped_run.data("classifier")) or {})
     record["sha256"] = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()

@@ -153,7 +153,7 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
 
     monkeypatch.setattr(Predictor, "predict", predict_one)
     predict(segmented_run, "predictions.refine=false", restart=True)
-    sentence = "predictions: every pixel is background. Unless that is true, the network has learnt nothing"
+    sentence = "predictions: every pixel is background. Unless this is right, the network has learnt nothing"
     assert (sentence in capsys.readouterr().out) == is_told
 
 
@@ -209,7 +209,7 @@ def test_new_images_are_continued_by_the_same_command_and_refused_with_others(
     assert "1 of 1 unit to do (2 images)" in capsys.readouterr().out
     (new_images / "day0" / "photo.png").rename(new_images / "day0" / "other.png")
     with pytest.raises(
-        ValueError, match=r"was started with 2 images, and .*october has 2 images now, not the same ones"
+        ValueError, match=r"was started with 2 images, but .*october has other images now"
     ):
         predict_new(predicted_run, new_images, out)
     assert "day0__other" in predict_new(predicted_run, new_images, out, "--restart", "predictions")

@@ -124,7 +124,7 @@ def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, t
     run = open_run(trained_run.uri, None, ["classifier.epochs=9", "maps.num_samples=9"])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
     assert (
-        "classifier.epochs: stays 1; 9 is ignored, because the step classifier was started" in capsys.readouterr().out
+        "classifier.epochs: remains 1; 9 is ignored, because the step classifier was started" in capsys.readouterr().out
     )
     config = open_run(trained_run.uri).config
     assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)

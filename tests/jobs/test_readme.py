@@ -1,4 +1,4 @@
-"""README's commands, run as they stand on a tiny run: only places are replaced, and the first configuration."""
+"""The commands of README and of the page of all steps, run as they stand; only places and the configuration differ."""
 
 import importlib
 import re
@@ -21,7 +21,10 @@ from storage.location import Location
 from storage.voc import VOC_CLASSES
 
 ROOT = Path(__file__).parents[2]
-README, EXAMPLES = (ROOT / "README.md").read_text(), ROOT / "docs" / "examples"
+EXAMPLES = ROOT / "docs" / "examples"
+README, STEPS, DATA, PYTHON = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/steps.md", "docs/data.md", "docs/howto-python.md")
+)
 TINY = """
 unit_size = 8
 images.input_size = 65
@@ -33,13 +36,13 @@ cluster.address = "in-process"
 NOT_RUN = ("make ", "source ", "export ", "ray start", "tensorboard ")  # of a shell, or with a Ray of its own
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def commands(*, is_trial: bool = False) -> list[list[str]]:
-    """Every line of README's shell blocks that runs a job, split into words; those of the trial apart."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands(page: str, *, is_trial: bool = False) -> list[list[str]]:
+    """Every line of a page's shell blocks that runs a job, split into words; those of the trial apart."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     wanted = [line for line in lines if line.strip() and not line.startswith(("#", *NOT_RUN))]
     assert all("python jobs/" in line for line in wanted), "a kind of command that this test does not know"
     wanted = [line for line in wanted if ("/data/trial" in line) == is_trial]
@@ -91,28 +94,46 @@ def places(drawn_images, coco_folder, tmp_path, monkeypatch) -> dict[str, str]:
     }
 
 
-def test_readmes_commands_run_as_they_stand(places, capsys):
-    jobs = [Path(script).stem for script, *_ in commands()]
-    assert len(jobs) >= 15 and {"prepare_dataset", "generate_maps", "predict_masks", "run_pipeline", "status"} <= set(
-        jobs
-    )
-    for script, *words in commands():
+def run_commands(page: str, places: dict[str, str], capsys) -> list[str]:
+    """Runs a page's commands here, and returns the names of the jobs."""
+    for script, *words in commands(page):
         job = Path(script).stem
         for place, here in places.items():
             words = shlex.split(shlex.join(words).replace(place, here))
         tiny = ["--config", "tiny.toml"] if job == "prepare_dataset" else []
         importlib.import_module(f"jobs.{job}").main([*tiny, *words])
         assert capsys.readouterr().out, f"{job} {words} says nothing"
+    return [Path(script).stem for script, *_ in commands(page)]
 
+
+def test_readmes_three_commands_and_its_python_run_as_they_stand(places, capsys):
+    assert run_commands(README, places, capsys) == ["prepare_dataset", "run_pipeline", "export_labels"]
+    (code,) = blocks(README, "python")
+    run = open_run(places["/data/run0"])
+    (image_id, label) = next((row.image_id, row.labels[0]) for row in run.manifest().iter_rows())
+    name = run.manifest().class_names[label]
+    code = code.replace("/data/run0", run.uri).replace("cats__1", image_id).replace("cats", name)
+    space: dict[str, object] = {}
+    exec(code, space)
+    maps, labels, image = space["maps"], space["labels"], space["image"]
+    assert maps.max.shape[0] == 1 and 0 <= maps.max.min() <= maps.max.max() <= 1  # type: ignore[attr-defined]
+    assert labels.shape == image.shape[:2]  # type: ignore[attr-defined]
+
+
+def test_the_commands_of_all_steps_run_as_they_stand(places, capsys):
+    jobs = run_commands(STEPS, places, capsys)
+    assert len(jobs) >= 15 and {"prepare_dataset", "generate_maps", "predict_masks", "run_pipeline", "status"} <= set(
+        jobs
+    )
     run = Path(places["/data/run1"])
     assert len(list((run / "exports").rglob("*.png"))) == 2  # the finest labels: predictions of val
     assert open_run(places["/data/run2"]).manifest().num_images == 14
     assert open_run(places["/data/run3"]).manifest().num_images == 14
-    _read_maps_as_readme_does(run)
+    _read_maps_as_the_page_does(run)
 
 
-def test_readmes_table_says_what_it_says_it_does(tmp_path):
-    (table,) = blocks("csv")
+def test_the_example_of_a_table_says_what_it_says_it_does(tmp_path):
+    (table,) = blocks(DATA, "csv")
     (tmp_path / "labels.csv").write_text(table)
     source = read_image_table(Location(str(tmp_path / "labels.csv")), Location("/data/photos"))
     first, second, third = source.images
@@ -126,8 +147,8 @@ def test_the_trial_of_own_photographs_runs_to_the_report(places, tmp_path):
     """Only its epochs are fewer here, and there is no Ray."""
     trial, fewer = str(tmp_path / "trial"), ["classifier.epochs=2", "segmenter.epochs=1", "cluster.address=in-process"]
     settings = [word for value in fewer for word in ("--set", value)]
-    here = {"/data/trial": trial, "/data/photos": places["/data/photos"], "docs/examples": str(EXAMPLES)}
-    (_, *prepare_words), (_, *pipeline_words) = commands(is_trial=True)
+    here = {"/data/trial": trial, "/data/photos": str(tmp_path / "folders"), "docs/examples": str(EXAMPLES)}
+    (_, *prepare_words), (_, *pipeline_words) = commands(README, is_trial=True)
     for job, words in ((prepare_dataset, [*prepare_words, *settings]), (run_pipeline, pipeline_words)):
         for place, replacement in here.items():
             words = [word.replace(place, replacement) for word in words]
@@ -137,9 +158,9 @@ def test_the_trial_of_own_photographs_runs_to_the_report(places, tmp_path):
     assert (tmp_path / "trial/report/index.html").exists()
 
 
-def _read_maps_as_readme_does(run: Path) -> None:
+def _read_maps_as_the_page_does(run: Path) -> None:
     """The block 'Read one image's maps', and what it claims of shapes and types."""
-    (code,) = blocks("python")
+    (code,) = (block for block in blocks(PYTHON, "python") if "xarray" in block)
     space: dict[str, object] = {}
     exec(code.replace("/data/run1", str(run)).replace("2007_000032", "scene_0003"), space)
     one = space["one"]

@@ -98,10 +98,10 @@ def test_status_tells_of_it_once_it_is_started_and_when_its_teacher_is_another(s
 def test_what_cannot_be_retrained_is_refused(seeded_run, segmented_run):
     with pytest.raises(ValueError, match=r"retrain_segmentation: .* no trained segmentation network.*train_segmentat"):
         retrain(seeded_run)
-    with pytest.raises(ValueError, match=r"supervision=masks learns all there is"):
+    with pytest.raises(ValueError, match=r"supervision=masks the network was trained on all masks"):
         retrain(segmented_run, "segmenter.supervision=masks")
     retrained = open_run(segmented_run.uri, None, ["predictions.network=retrained"])
-    sentence = r"retrained holds no trained segmentation network.*jobs/retrain_segmentation\.py"
+    sentence = r"retrained has no trained segmentation network.*jobs/retrain_segmentation\.py"
     with connect("in-process") as connection, pytest.raises(ValueError, match=sentence):
         launch_step(retrained, connection, "predictions")
     assert not Path(segmented_run.uri, "retrained").exists()

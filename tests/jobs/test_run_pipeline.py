@@ -48,6 +48,21 @@ def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, 
     assert "classifier: already trained" in capsys.readouterr().out
 
 
+def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_when_asked(predicted_run, capsys):
+    changed = open_run(predicted_run.uri, None, ["seeds.theta=0.5"])
+    with connect("in-process") as connection:
+        launch_step(changed, connection, "seeds", restart=True)
+    with pytest.raises(ValueError, match=r"changed: segmenter, predictions\. .* --redo-outdated deletes"):
+        launch(predicted_run)
+    network = predicted_run.step("segmenter").fingerprint()
+    with connect("in-process") as connection:
+        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
+    assert predicted_run.step("segmenter").fingerprint() != network
+    capsys.readouterr()
+    launch(predicted_run)  # nothing is outdated now
+    assert capsys.readouterr().out.count("already trained") == 2
+
+
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
@@ -77,7 +92,7 @@ def test_splits_without_a_usable_image_are_refused_before_the_first_step(trained
 
 def test_a_network_with_nothing_to_teach_is_refused_before_the_first_step(trained_run, capsys):
     settings = ("segmenter.supervision=masks", "predictions.network=retrained")
-    with pytest.raises(ValueError, match="learns all there is to learn"):
+    with pytest.raises(ValueError, match="was trained on all masks already"):
         launch(trained_run, *settings)
     assert "step 1" not in capsys.readouterr().out
 

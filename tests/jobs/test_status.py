@@ -199,5 +199,5 @@ def test_a_driver_at_work_here_is_seen(finished_maps_run):
 
 
 def test_a_run_without_manifest_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="holds no manifest"):
+    with pytest.raises(ValueError, match="has no manifest"):
         status.main(["--run", str(tmp_path)])

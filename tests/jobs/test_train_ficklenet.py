@@ -115,7 +115,7 @@ def test_training_interrupted_in_mid_epoch_continues_to_the_same_weights_and_met
 def test_a_small_set_is_trained_for_more_epochs_than_are_configured(fresh_run, capsys):
     train(fresh_run, "classifier.min_steps=7")  # 1 step an epoch
     printed = capsys.readouterr().out
-    assert "classifier: 12 images in batches of 10: 3 epochs would be 3 steps; trains 7 epochs = 7 steps." in printed
+    assert "12 images in batches of 10: 3 epochs would be 3 steps, so 7 epochs = 7 steps are trained." in printed
     assert len(metrics(fresh_run)) == 7
     assert ["val_map" in line for line in metrics(fresh_run)] == [False, False, True, False, False, True, True]
     assert "epoch 3 of 7" in printed and "epoch 4 of 7" not in printed  # as many lines as configured epochs
@@ -146,7 +146,7 @@ def test_diverging_training_stops_with_a_sentence_and_no_classifier(fresh_run):
     with pytest.raises(ValueError, match=r"loss became .* by step 10 .* Lower classifier\.learning_rate"):
         train(fresh_run, *settings)
     assert not (Path(fresh_run.uri) / "classifier" / "checkpoints").exists()  # none of weights that are no numbers
-    with pytest.raises(ValueError, match="holds no trained classifier"):
+    with pytest.raises(ValueError, match="has no trained classifier"):
         require_network(fresh_run, "classifier", "test")
 
 
@@ -182,7 +182,7 @@ def test_skipped_images_are_told_by_whatever_launch_ends_the_training(fresh_run,
 
 def test_without_a_validation_split_nothing_is_validated(fresh_run, capsys):
     train(fresh_run, "data.val_splits=[]")
-    assert "images (labelled, of the training splits), none to validate on" in capsys.readouterr().out
+    assert "images (labelled, of the training splits), none for validation" in capsys.readouterr().out
     assert "val_map" not in record(fresh_run)["metrics"]
 
 
@@ -197,7 +197,7 @@ def test_training_stops_where_too_many_images_cannot_be_read(fresh_run, drawn_im
 def test_weights_that_are_no_weights_are_refused(fresh_run, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     for name, sentence in (
-        (str(tmp_path / "text.pt"), "is no file of torch.save"),
+        (str(tmp_path / "text.pt"), "was not written by torch.save"),
         ("/nowhere.pt", "no file /nowhere.pt"),
     ):
         with pytest.raises(ValueError, match=sentence):

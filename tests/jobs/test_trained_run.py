@@ -38,5 +38,5 @@ def test_other_settings_and_unknown_classes(predicted_run):
         run.localize(image, ["unicorn"])
     with pytest.raises(KeyError, match="no image 'gone'"):
         run.image("gone")
-    with pytest.raises(ValueError, match="holds no manifest"):
+    with pytest.raises(ValueError, match="has no manifest"):
         open_trained(f"{predicted_run.uri}/nothing")

@@ -16,8 +16,8 @@ def test_a_small_set_is_trained_until_it_has_had_enough_steps_and_says_so():
     small = plan(32)
     assert (small.epoch_steps, small.epochs, small.steps) == (3, 134, 402)
     assert small.raise_in_words == (
-        "32 images in batches of 10: 15 epochs would be 45 steps; trains 134 epochs = 402 steps. "
-        "Set classifier.min_steps (now 400) to change it; 1 trains the epochs that are configured."
+        "32 images in batches of 10: 15 epochs would be 45 steps, so 134 epochs = 402 steps are trained. "
+        "To change this, set classifier.min_steps (now 400); with 1 the configured epochs are trained."
     )
     assert small.fingerprint == {"raised_epochs": 134}
 
@@ -34,7 +34,7 @@ def test_a_set_smaller_than_a_batch_is_one_step():
     tiny = plan(7, batch_size=20, min_steps=50)
     assert (tiny.step_images, tiny.epoch_steps, tiny.epochs) == (7, 1, 50)
     assert tiny.epoch_in_words == "1 step of 7 images"
-    assert tiny.raise_in_words.startswith("7 images in batches of 7: 15 epochs would be 15 steps; trains 50 epochs")
+    assert tiny.raise_in_words.startswith("7 images in batches of 7: 15 epochs would be 15 steps, so 50 epochs")
 
 
 def test_the_learning_rate_is_halved_as_often_as_in_the_configured_epochs():

@@ -87,7 +87,7 @@ def test_results_are_not_read_by_a_manifest_in_another_order(seeded_run):
             run.maps,
             run.seeds,
         ):
-            with pytest.raises(ValueError, match="was made for another list of images or classes"):
+            with pytest.raises(ValueError, match="was made for other images or classes"):
                 read()
 
 
@@ -97,7 +97,7 @@ def test_units_of_another_code_are_named(finished_maps_run, capsys):
     step.write_receipt(replace(receipt, code="0123456789ab"))
     with connect("in-process") as connection:
         launch_step(finished_maps_run, connection, "maps")
-    assert "maps: 1 finished unit computed by another version of the code (0123456789ab" in capsys.readouterr().out
+    assert "maps: another version of the code computed 1 finished unit (0123456789ab" in capsys.readouterr().out
     lines = "\n".join(status_lines(run_status(finished_maps_run)))
     assert (
         "  computed by different versions of the code, all with the same algorithm version: 1 unit by 0123456789ab"

@@ -52,8 +52,8 @@ def test_every_file_says_what_it_is():
     assert all(what.endswith(".") for _, what in rows), "end a docstring's first paragraph with a full stop"
 
 
-def test_readmes_tree_has_a_line_for_every_folder():
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+def test_the_tree_has_a_line_for_every_folder():
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("## The tree")[1].split("```")[1]
     folders = {init.parent.relative_to(ROOT).as_posix() for init in (ROOT / "jobs").rglob("__init__.py")}
     for folder in ("ficklenet", "storage", "cluster", "tests", "docs", *folders):
         assert re.search(rf"^ *{folder}/ +\S", tree, re.M), folder

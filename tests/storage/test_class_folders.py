@@ -44,12 +44,12 @@ def test_other_files_are_passed_over_and_counted(location: Location) -> None:
     found = read_class_folders(location)
     assert [image.image_id for image in found.images] == ["cats__0"]
     assert [note.split(" ")[0] for note in found.notes] == ["2", "1"]
-    assert "suffix" in found.notes[0] and "lie in no class's folder" in found.notes[1]
+    assert "suffix" in found.notes[0] and "are not in a class's folder" in found.notes[1]
 
 
 def test_a_folder_without_class_folders_is_refused_with_the_way_out(location: Location) -> None:
     put(location, "0.jpg", "1.jpg")
-    with pytest.raises(ValueError, match=r"2 images that lie in no folder. --folders needs a folder per class.*--csv"):
+    with pytest.raises(ValueError, match=r"2 images that are not in a folder. --folders needs a folder .*--csv"):
         read_class_folders(location)
     with pytest.raises(ValueError, match="no images"):
         read_class_folders(location / "nowhere")

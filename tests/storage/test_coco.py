@@ -94,7 +94,7 @@ def test_all_three_kinds_of_outline_draw_the_same(folder: Location) -> None:
 def test_chosen_classes_leave_out_images_of_others_and_keep_unlabelled_ones(folder: Location) -> None:
     found = read(folder, content(), class_names=["cat"])
     assert [(image.image_id, image.labels) for image in found.images] == [("a", ("cat",)), ("sub__b", ())]
-    assert (found.class_values, found.notes) == ((17,), ("1 image left out, with none of the chosen classes.",))
+    assert (found.class_values, found.notes) == ((17,), ("1 image left out (none of the chosen classes).",))
 
 
 def test_large_category_ids_take_masks_of_16_bits(folder: Location) -> None:
@@ -137,7 +137,7 @@ def test_an_annotation_without_an_outline_keeps_its_label_and_costs_the_mask(out
     found = read(folder, content() | {"annotations": [annotation(9, 17, SQUARE), annotation(9, 19, outline)]})
     assert found.images[0].labels == ("cat", "horse")
     assert (found.images[0].mask_uri, found.drawings) == (None, {})
-    assert found.notes == ("1 image without a mask, as not all of their annotations have an outline.",)
+    assert found.notes == ("1 image without a mask (an annotation has no outline).",)
 
 
 def test_points_far_away_are_clipped_before_they_cost_memory(folder: Location) -> None:
@@ -149,7 +149,8 @@ def test_points_far_away_are_clipped_before_they_cost_memory(folder: Location) -
 def test_a_path_that_leads_out_of_the_folder_is_a_problem_of_its_image(folder: Location) -> None:
     given = content()
     given["images"][1]["file_name"] = "../../etc/b.jpg"
-    assert read(folder, given).images[1].problem == "the path of its image leads out of the folder; write it absolute"
+    problem = read(folder, given).images[1].problem
+    assert problem == "the path of its image leads out of the folder; write an absolute path"
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     [
         (b"\x89PNG", "not a JSON file"),
         (b"[" * 100_000, "not a JSON file"),
-        ([], "no list 'images'; expected COCO's instances"),
+        ([], "it has no list 'images'; expected COCO's instances"),
         (changed(lambda its: its.pop("annotations")), "no list 'annotations'"),
         (
             changed(lambda its: its["images"][0].pop("file_name")),
@@ -178,14 +179,14 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
             changed(lambda its: its["annotations"][1].update(image_id=None)),
             r"\[1\]\.image_id: given None, expected a number",
         ),
-        (changed(lambda its: its["annotations"][1].update(image_id=77)), "annotations of image 77, which is not among"),
+        (changed(lambda its: its["annotations"][1].update(image_id=77)), "image 77, which is not in the list"),
         (changed(lambda its: its["categories"][0].update(name="cat")), "two categories have the name 'cat'"),
         (changed(lambda its: its["categories"][0].update(id=17)), "two categories have the id 17"),
         (
             changed(lambda its: its["categories"][0].update(id=-1)),
             "category 'horse' has the id -1, allowed: 0 to 65533",
         ),
-        (changed(lambda its: its["categories"].clear() or its["annotations"].clear()), "there must be one at least"),
+        (changed(lambda its: its["categories"].clear() or its["annotations"].clear()), "one category is needed"),
     ],
 )
 def test_a_file_that_is_none_is_refused_in_one_sentence(given: Any, sentence: str, folder: Location) -> None:
@@ -226,7 +227,7 @@ def test_roboflows_layout_has_a_file_beside_the_images_of_each_split(location: L
 def test_one_file_is_one_split(folder: Location) -> None:
     (part,) = coco_parts(folder / "labels.json", [], folder / "photos")
     assert (part.split, part.images) == ("", folder / "photos")
-    with pytest.raises(ValueError, match="one file is one split"):
+    with pytest.raises(ValueError, match="a file is one split"):
         coco_parts(folder / "labels.json", ["train", "val"])
     with pytest.raises(ValueError, match="give the folder that holds annotations/"):
         coco_parts(folder, [])
@@ -237,7 +238,7 @@ def test_files_of_other_categories_do_not_go_together(folder: Location) -> None:
     other = changed(lambda its: its["categories"][2].update(name="brush"))
     (folder / "b.json").write_bytes(json.dumps(other).encode())
     parts = [CocoPart(name, folder / f"{name}.json", folder) for name in "ab"]
-    with pytest.raises(ValueError, match=r"b\.json: its categories are not those of .*a\.json"):
+    with pytest.raises(ValueError, match=r"b\.json: its categories differ from those of .*a\.json"):
         read_coco(parts)
 
 
@@ -257,7 +258,7 @@ def test_categories_from_zero_have_their_id_plus_one_in_masks(folder: Location) 
     assert found.images[0].labels == ("cat", "horse")
     mask = drawn(found).draw()
     assert (mask[2, 2], mask[1, 1], mask[0, 0]) == (1, 2, 0)
-    assert "count from 0" in found.notes[0]
+    assert "ids start at 0" in found.notes[0]
 
 
 def test_roboflows_unused_root_is_no_class_and_a_used_one_is(folder: Location) -> None:

@@ -70,7 +70,7 @@ def test_arrays_survive_faults(faulty_s3) -> None:
 @pytest.mark.parametrize(
     ("faults", "sentence"),
     [
-        ({"throttle": 1.0}, "the server throttles even after all retries"),
+        ({"throttle": 1.0}, "the server still throttles after all retries"),
         ({"fail": 1.0}, "the server answered InternalError after all retries"),
         ({"expire_at": ""}, "the credentials have expired; check the AWS_"),
         ({"deny": "one.png"}, "access denied; check the AWS_"),
@@ -149,14 +149,14 @@ def test_a_server_that_never_ends_its_answer_is_one_sentence(slow_server: str) -
         if slow_server == "drips" and name in ("exists", "write"):
             continue  # these answers have no body
         start = time.monotonic()
-        with pytest.raises(StorageError, match=r"^s3://bucket.*: the server did not answer in full within 2 s") as told:
+        with pytest.raises(StorageError, match=r"^s3://bucket.*: there was no complete answer within 2 s") as told:
             action()
         assert time.monotonic() - start < 20, name
         assert "\n" not in str(told.value)
 
 
 def test_arrays_on_a_server_that_never_answers_are_one_sentence(slow_server: str) -> None:
-    with pytest.raises(StorageError, match="the server did not answer in full within 2 s"):
+    with pytest.raises(StorageError, match="there was no complete answer within 2 s"):
         MapStore.open(Location("s3://bucket/run/maps.zarr"))
 
 
@@ -167,7 +167,7 @@ def test_a_long_wait_is_said(caplog) -> None:
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(wait())
-    assert caplog.messages == ["s3://bucket/x: no complete answer for 0 s; waiting for up to 1090 s."]
+    assert caplog.messages == ["s3://bucket/x: no complete answer after 0 s; waiting for up to 1090 s."]
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "0", "inf", "nan"])

@@ -80,7 +80,7 @@ def test_rows_without_a_picture_and_labels_beyond_the_names(tmp_path: Path) -> N
     rows = {"image": [{"bytes": None, "path": None}, {"bytes": None, "path": "x/1.jpg"}], "label": ["cat", "dog"]}
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     none, path = read_hugging_face(Location(str(tmp_path / "rows.parquet")), Written()).images
-    assert none.problem == "its row holds no image"
+    assert none.problem == "its row has no image"
     assert (path.uri, path.labels) == (str(tmp_path / "x/1.jpg"), ("dog",))
     with pytest.raises(ValueError, match=r"no \.parquet and no \.arrow files"):
         read_hugging_face(Location(str(tmp_path / "nowhere")), Written())

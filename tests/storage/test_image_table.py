@@ -66,13 +66,13 @@ def test_a_row_that_cannot_be_used_is_an_image_with_a_problem(folder: Location) 
     source = read(folder, "\n".join(["image,labels,id", *rows]))
     images, _ = join_images(source.images)
     assert [row.problem for row in manifest_rows(images, ["cat"])] == [
-        "the path of its image leads out of the folder; write it absolute",
-        "its row has 4 fields and the first line 3; put labels with commas in quotes, or separate them by ';'",
+        "the path of its image leads out of the folder; write an absolute path",
+        "its row has 4 fields, but the first line has 3; put labels with commas in quotes, or separate them by ';'",
         "its row names no image",
         "its id is not a plain name: 1 to 200 printable characters, no slash or backslash, no leading dot",
         None,
         "label 'zebra' is not in the class list",
-        "its row has 1 fields and the first line 3; a cell is missing",
+        "its row has 1 fields, but the first line has 3; a cell is missing",
     ]
 
 
@@ -91,7 +91,7 @@ def test_empty_cells_at_the_end_may_be_left_out(folder: Location) -> None:
         ("picture_nr,labels\na,b\n", r"no column 'image'; it has picture_nr, labels. Say .*--image-column picture_nr"),
         ("image,labels,image\na,b,c\n", "two columns are called 'image'; rename one of them"),
         ("image,label,class\na,b,c\n", "columns 'label' and 'class' may both be the labels. .*--label-column label"),
-        ("0.jpg,cat\n1.jpg,dog\n", "its first line is not the names of its columns; put a line such as image,labels"),
+        ("0.jpg,cat\n1.jpg,dog\n", "its first line does not have the names of the columns; add a line such as"),
         ("", "no column 'image'"),
         ('image,labels\n"a,b\n', "line 2: not CSV text"),
     ],
@@ -247,7 +247,7 @@ def test_paths_of_other_forms_are_read(folder: Location, monkeypatch: pytest.Mon
 def test_splits_can_be_chosen(folder: Location) -> None:
     text = "image,labels,split\n0.jpg,cat,train\n1.jpg,cat,test\n"
     assert [image.image_id for image in read(folder, text, splits=("train",)).images] == ["0"]
-    with pytest.raises(ValueError, match="no row is of the split 'val'"):
+    with pytest.raises(ValueError, match="no row has the split 'val'"):
         read(folder, text, splits=("val",))
 
 

@@ -287,7 +287,7 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr("storage.images.simplejpeg.decode_jpeg", refuse)
-    with pytest.raises(BadImage, match="too large for the memory that is left: 64 x 64 pixels"):
+    with pytest.raises(BadImage, match="too large for the free memory: 64 x 64 pixels"):
         read_image(put(Location.parse(str(tmp_path)), PHOTO))
 
 

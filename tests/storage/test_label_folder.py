@@ -65,7 +65,7 @@ def test_a_flipped_bit_of_a_label_file_is_found(tmp_path: Path) -> None:
         bit, data = generator.randrange(8 * len(good)), bytearray(good)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        with pytest.raises(Damaged, match="other bytes than were written"):
+        with pytest.raises(Damaged, match="its bytes have changed"):
             folder.read("a", receipt)
 
 

@@ -49,7 +49,7 @@ def test_shapes_without_an_area_keep_the_label_and_cost_the_mask(location: Locat
     put(location, "a.json", {"label": "cat", "points": [[3, 3]], "shape_type": "point"})
     found = read_labelme(location)
     assert (found.images[0].labels, found.images[0].mask_uri) == (("cat",), None)
-    assert found.notes == ("1 images have shapes that are no area, so they have no mask.",)
+    assert found.notes == ("1 images have no mask, because some of their shapes have no area.",)
 
 
 def test_a_picture_above_the_file_and_windows_paths_are_found(location: Location) -> None:

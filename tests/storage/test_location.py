@@ -120,7 +120,7 @@ def test_other_places_are_refused_with_what_is_expected(text: str) -> None:
 
 @pytest.mark.parametrize("child", ["", "..", "../x", "a/../../x", "/etc/passwd", "a//b", ".", "a\0b"])
 def test_a_child_never_leaves_its_folder(child: str) -> None:
-    with pytest.raises(ValueError, match="is not a name below"):
+    with pytest.raises(ValueError, match="is not a name in"):
         Location.parse("s3://bucket/run") / child
 
 
@@ -159,7 +159,7 @@ def test_wrong_and_insufficient_credentials_stop_without_naming_secrets(bucket, 
         place.write_bytes(b"2")
     for error in (wrong, insufficient):
         assert "\n" not in str(error.value)
-        assert "secret" not in str(error.value).replace("secret key is not", "")
+        assert "secret" not in str(error.value).replace("secret key does not", "")
 
 
 def test_a_dead_endpoint_is_a_storage_error(bucket, monkeypatch) -> None:

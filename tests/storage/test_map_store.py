@@ -145,7 +145,7 @@ def test_largest_classes_are_stored_by_the_integer_rules_of_numpy_2_5(location: 
 
 def test_a_class_number_beyond_the_stored_type_is_refused(location: Location) -> None:
     values = drawn_unit(UNITS[0]) | {"classes": np.array([[0, 1, 32768]] * 4)}
-    with pytest.raises(ValueError, match="32768 given; the store holds class numbers up to 32767"):
+    with pytest.raises(ValueError, match="32768 given; the store can have class numbers up to 32767"):
         create(location).write_unit(UNITS[0], **values)
 
 

@@ -130,7 +130,7 @@ def test_a_mask_is_turned_and_scaled_with_its_picture(place: Location) -> None:
         ("cat", "'cat' is not VALUE=CLASS"),
         ("255=", "'255=' is not VALUE=CLASS"),
         ("#80000=cat", "'#80000=cat' is not VALUE=CLASS"),
-        ("255=cow", "'cow' is no class. Allowed are cat, dog, and background, ignore, and label"),
+        ("255=cow", "'cow' is not a class. Allowed are cat, dog, and background, ignore, and label"),
         ("#800000=cat,255=dog", "give either numbers or colours"),
     ],
 )
@@ -161,5 +161,5 @@ def test_saliency_of_one_bit_and_of_floats_is_read(place: Location) -> None:
     np.testing.assert_array_equal(read_saliency(put(place, Image.fromarray(TRUTH > 0))), TRUTH > 0)
     floats = (TRUTH / 2).astype(np.float32)
     np.testing.assert_array_equal(read_saliency(put(place, Image.fromarray(floats), "TIFF")), floats)
-    with pytest.raises(BadImage, match="floating-point saliency outside of 0 to 1"):
+    with pytest.raises(BadImage, match="floating-point saliency outside 0 to 1"):
         read_saliency(put(place, Image.fromarray(floats * 255), "TIFF"))

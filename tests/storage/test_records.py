@@ -33,10 +33,10 @@ def test_a_record_without_a_seal_has_none_to_break(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b" \n", "it is empty"),
-        (b'{"a": ', "no JSON: "),
+        (b'{"a": ', "not JSON: "),
         (b"[]", "it holds a list, expected an object"),
         (b"null", "it holds a NoneType"),
-        (b"\xff\xff", "no JSON text"),
+        (b"\xff\xff", "not JSON text"),
         (b"[" * 100_000, "no JSON"),
     ],
 )

@@ -58,9 +58,9 @@ def test_labels_that_are_numbers_become_names_of_the_list() -> None:
     assert named("1", "2", first=1) == ["cat", "cow"]
     assert named("1", "x") == ["1", "x"]
     assert named("1", "2", classes=("1", "2")) == ["1", "2"]
-    with pytest.raises(ValueError, match=r"may count from 0 or from 1\. Say which: --first-class 0 or --first-class 1"):
+    with pytest.raises(ValueError, match=r"may start at 0 or at 1\. Say which: --first-class 0 or --first-class 1"):
         named("1", "2")
-    with pytest.raises(ValueError, match="label 7: --classes names 3 classes, numbered from 0 to 2"):
+    with pytest.raises(ValueError, match="label 7: --classes has 3 names, numbered from 0 to 2"):
         named("0", "7")
 
 
@@ -74,7 +74,7 @@ def test_the_labels_of_an_images_rows_are_put_together() -> None:
         ("a", ("cat", "dog"), "/a.png"),
         ("b", ("cat",), None),
     ]
-    assert notes == ["4 rows name 2 different images; the labels of each are put together."]
+    assert notes == ["4 rows name 2 different images; the labels of each image are joined."]
 
 
 def test_rows_that_number_annotations_still_name_one_image() -> None:
@@ -86,7 +86,7 @@ def test_rows_that_number_annotations_still_name_one_image() -> None:
 
 
 def test_an_image_in_two_splits_or_with_two_masks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"image 'a' is in the splits 'train' and 'val'. Give it one, .*--split train"):
+    with pytest.raises(ValueError, match=r"image 'a' is in the splits 'train' and 'val'. Give it one .*--split train"):
         join_images([image("/a.jpg", "cat", split="train"), image("/a.jpg", "dog", split="val")])
     with pytest.raises(ValueError, match=r"image 'a' has two mask files, /1.png and /2.png"):
         join_images([image("/a.jpg", mask_uri="/1.png"), image("/a.jpg", mask_uri="/2.png")])
@@ -101,7 +101,7 @@ def test_lists_that_share_images_give_them_to_the_first_list() -> None:
     ]
     images, notes = join_images(rows, is_split_ordered=True)
     assert [(each.split, each.mask_uri) for each in images] == [("train", "/a.png"), ("train_aug", None)]
-    assert notes == ["1 image is in several splits; each counts in the split named first (first: 'a', in 'train')."]
+    assert notes == ["1 image is in several splits and used only in the first of them (for example 'a', in 'train')."]
 
 
 def test_rows_with_a_problem_are_not_joined() -> None:

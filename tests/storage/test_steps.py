@@ -244,7 +244,7 @@ def test_results_of_other_images_are_not_read(tmp_path: Path) -> None:
     step.require_images("abc")  # never started
     step.open({"a": 1}, COMMAND, images="abc")
     step.require_images("abc")
-    with pytest.raises(ValueError, match=r"another list of images or classes .*--restart maps"):
+    with pytest.raises(ValueError, match=r"other images or classes .*--restart maps"):
         step.require_images("abd")
 
 

@@ -34,7 +34,7 @@ def test_a_named_encoding_is_read() -> None:
         (b"PK\x03\x04....labels.csv", "a ZIP archive; unpack it first"),
         (b"\x1f\x8b....", "compressed by gzip; unpack it first"),
         (b"PAR1....", "a Parquet file; give it with --parquet"),
-        (b"image,labels\n\0\0,cat\n", "it holds zero bytes"),
+        (b"image,labels\n\0\0,cat\n", "it contains zero bytes"),
     ],
 )
 def test_other_files_are_called_by_their_name(data: bytes, sentence: str) -> None:

@@ -68,7 +68,7 @@ def test_a_class_subset_drops_other_labels_and_counts_images_left_out(location: 
     put_text(location / "ImageSets/Segmentation/train.txt", "a\nb\nc\nd\n")
     found = read_voc(location, ["train"], ANIMALS)
     assert [(image.image_id, image.labels) for image in found.images[:2]] == [("a", ("cat",)), ("c", ("cow", "sheep"))]
-    assert found.notes == ("1 image left out, with none of the chosen classes.",)
+    assert found.notes == ("1 image left out (none of the chosen classes).",)
     assert found.images[2].problem == "it has no labels in cls_labels.npy"
     assert [row.labels for row in manifest_rows(found.images, ANIMALS)] == [(0,), (1, 4), ()]
 
@@ -152,7 +152,7 @@ def test_own_classes_number_masks_from_one_in_their_order(location: Location) ->
 def test_classes_that_are_partly_vocs_are_asked_about(location: Location) -> None:
     """Their values in masks may be VOC's or 1, 2, ...: a guess would make wrong figures."""
     devkit = put_devkit(location, {"a": "cat", "b": "rabbit"}, {"train": "a\nb\n"})
-    with pytest.raises(ValueError, match=r"others such as 'rabbit'.* --classes cat,rabbit\."):
+    with pytest.raises(ValueError, match=r"others have classes such as 'rabbit'.* --classes cat,rabbit\."):
         read_voc(devkit)
     found = read_voc(devkit, class_names=["cat", "rabbit"])
     assert (found.class_values, len(found.images)) == ((1, 2), 2)

@@ -50,11 +50,11 @@ def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, t
         figure["skipped"] = {"empty file": 2}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
-    assert "2 images skipped by an earlier step (empty file): all missed<" in html_of(run)
+    assert "2 images skipped by an earlier step (empty file): all pixels are misses<" in html_of(run)
     record["metrics"][0]["skipped"] = {"empty file": 3}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
-    assert "3 images skipped by an earlier step (empty file): all missed by seeds;" in html_of(run)
+    assert "3 images skipped by an earlier step (empty file): all pixels are misses in seeds;" in html_of(run)
 
 
 def test_page_tells_of_masks_of_other_values_and_has_the_figures_of_now_first(finished_run, tmp_path, html_of):
@@ -126,7 +126,7 @@ def test_seeds_of_maps_made_anew_since_are_outdated(finished_run, tmp_path, html
     page = html_of(changed)
     assert '<span class="state outdated">outdated</span>' in page
     assert f"python jobs/aggregate_seeds.py --run {changed.uri} --restart seeds" in page
-    assert "by maps.num_samples = " in page  # how the figures were measured
+    assert "with maps.num_samples = " in page  # how the figures were measured
 
 
 def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_them(finished_run, tmp_path, html_of):
@@ -136,7 +136,7 @@ def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_t
     run = open_run(str(tmp_path / "run"))
     write_report(run)
     assert html_of(run).count('<span class="state outdated">') == 3  # maps, seeds, evaluation
-    assert "by an earlier classifier" in html_of(run)
+    assert "with an earlier classifier" in html_of(run)
 
 
 def test_report_of_a_run_without_a_manifest_is_refused(tmp_path):
@@ -171,10 +171,11 @@ def test_image_that_is_gone_keeps_its_place_and_says_so(tmp_path, handmade_run, 
 
     write_report(run)
 
-    assert "The image cannot be read any more: missing: no such file." in html_of(run)
+    assert "The image is not readable any more: missing: no such file." in html_of(run)
     assert "The mask cannot be read: mask is a JPEG" in html_of(run)
 
 
+@pytest.mark.cluster
 def test_ten_thousand_images_give_a_sample_of_a_few_megabytes(tmp_path, visit, handmade_run, write_picture):
     """3.3 MB with these photographs of noise and two classes each; 200 of VOC's, with 209 classes, gave 2.7 MB."""
     place = Location(str(tmp_path))

@@ -121,15 +121,15 @@ def test_a_network_that_labels_everything_alike_is_flagged(predicted_run, html_o
         place.write_bytes(encode_label_png(labels))
         (predicted_run.location / "predictions/unrefined" / place.name).write_bytes(encode_label_png(labels))
     write_report(predicted_run)
-    assert "tells no class from another" not in html_of(predicted_run)
+    assert "does not tell any classes apart" not in html_of(predicted_run)
     for place in Path(predicted_run.uri, "predictions/labels").iterdir():
         place.write_bytes(encode_label_png(np.zeros_like(np.asarray(Image.open(place)))))
     write_report(predicted_run)
-    assert "tells no class from another" not in html_of(predicted_run)  # only the CRF took the classes away
+    assert "does not tell any classes apart" not in html_of(predicted_run)  # only the CRF took the classes away
     for place in Path(predicted_run.uri, "predictions/unrefined").iterdir():
         place.write_bytes(encode_label_png(np.zeros_like(np.asarray(Image.open(place)))))
     write_report(predicted_run)
-    flag = "Every pixel of the 2 predicted images looked at is background: the network tells no class from another."
+    flag = "Every pixel of the 2 compared images is predicted as background: the network does not tell any"
     assert flag in html_of(predicted_run)
 
 
@@ -148,7 +148,7 @@ def test_figures_of_an_earlier_network_say_so_and_its_images_are_gone(measured_r
     complete.write_bytes(json.dumps(read_complete(complete.parent) | {"sha256": "0" * 64}).encode())
     write_report(measured_run)
     _, _, section = html_of(measured_run).partition('id="network"')
-    assert "by an earlier network" in section
+    assert "with an earlier network" in section
     assert 'id="examples"' not in section
 
 

@@ -1,0 +1,78 @@
+"""The log of a launch in `<run>/logs/`: everything that it printed, and the traceback of an error that ended it.
+
+The name has the start time, the script, the host and the process: `20261126-174500-generate_maps-node1-4711.log`. On a
+disk, the file grows while the job works, so a killed job leaves its log too. On S3, it is written when the job ends.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from jobs.run.directory import LOGS, Run
+
+
+class Copied:
+    """A text stream that also writes into the log; all other calls go to the stream."""
+
+    def __init__(self, stream: Any, log: IO[str]) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # a full disk must not end the job here
+            self._log.write(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def launch_log(run: Run, script: str, *, is_dry_run: bool = False) -> Iterator[None]:
+    """Writes a log during the `with` block; a dry run writes none.
+
+    An error that leaves the block gets a note that names the log.
+    """
+    if is_dry_run:
+        yield
+        return
+    started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    place = run.location / LOGS / f"{started}-{script}-{socket.gethostname()}-{os.getpid()}.log"
+    with _opened(place.uri if place.is_local else None) as log:
+        handler = logging.StreamHandler(log)
+        logging.getLogger().addHandler(handler)
+        log.write(f"{' '.join(sys.argv)}\n")
+        try:
+            with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
+                yield
+        except BaseException as error:
+            log.write("".join(traceback.format_exception(error)))
+            if isinstance(error, Exception):
+                error.add_note(f"log: {place}")
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+            if not place.is_local:
+                log.seek(0)
+                with suppress(OSError):  # the error that ended the job is more important
+                    place.write_bytes(log.read().encode())
+
+
+def _opened(path: str | None) -> IO[str]:
+    if path is None:
+        return TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    except OSError:  # no right to write into the run
+        return _opened(None)
+
+
+def _copied(stream: Any, log: IO[str], redirect: Any) -> Any:
+    return nullcontext() if stream is None else redirect(Copied(stream, log))  # no output: started with `>&-`

@@ -1,0 +1,21 @@
+"""Learns what the feature cells of each class look like, from the maps of many training images.
+
+Reads <run>/classifier and <run>/maps, writes <run>/cells: some cells of each image, and a small network that learned
+them. refine_maps.py needs it. The same command continues an interrupted run.
+"""
+
+from jobs.cli.command_line import run_main
+from jobs.cli.step_command import run_step, step_parser
+
+EXAMPLES = """examples:
+  python jobs/learn_cells.py --run s3://bucket/voc
+  python jobs/learn_cells.py --run s3://bucket/voc --set cells.theta=0.4 --restart cells
+"""
+
+
+def main(arguments: list[str]) -> None:
+    run_step("cells", step_parser("cells", f"{__doc__}\n{EXAMPLES}").parse_args(arguments))
+
+
+if __name__ == "__main__":
+    run_main(main)

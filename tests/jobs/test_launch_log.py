@@ -1,0 +1,57 @@
+"""Every launch leaves a log in the run: what it printed, and the traceback of the error that ended it."""
+
+import sys
+
+import pytest
+
+from jobs import aggregate_seeds, status
+from jobs.cli.command_line import run_main
+from jobs.cli.launch_log import launch_log
+from jobs.run.directory import Run
+
+
+def logs(run: Run) -> list[str]:
+    folder = run.location / "logs"
+    return [(folder / name).read_bytes().decode() for name in folder.list_names()]
+
+
+def test_a_launch_leaves_what_it_printed_and_status_names_the_file(finished_maps_run, capsys):
+    aggregate_seeds.main(["--run", finished_maps_run.uri])
+    printed = capsys.readouterr().out
+    (log,) = logs(finished_maps_run)
+    assert "seeds: 14 images done" in printed
+    assert log.endswith(printed)  # the first line is the command
+    status.main(["--run", finished_maps_run.uri])
+    (name,) = (finished_maps_run.location / "logs").list_names()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"log of the latest launch: {finished_maps_run.uri}/logs/{name}"
+
+
+def test_a_dry_run_leaves_no_log(finished_maps_run, capsys):
+    aggregate_seeds.main(["--run", finished_maps_run.uri, "--dry-run"])
+    assert logs(finished_maps_run) == []
+
+
+def test_an_error_is_one_sentence_then_the_log_with_its_traceback(trained_run, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_main(aggregate_seeds.main, ["--run", trained_run.uri])
+    assert end.value.code == 2
+    sentence, where = capsys.readouterr().err.splitlines()
+    assert "generate_maps.py" in sentence
+    (name,) = (trained_run.location / "logs").list_names()
+    assert where.endswith(f"log: {trained_run.uri}/logs/{name}")
+    (log,) = logs(trained_run)
+    assert "Traceback" in log and "NotYet" in log
+
+
+def test_a_run_that_may_only_be_read_is_launched_without_a_log(trained_run, capsys):
+    (trained_run.location / "logs").write_bytes(b"no folder can be made here")
+    with launch_log(trained_run, "aggregate_seeds"):
+        sys.stdout.write("works\n")
+    assert capsys.readouterr().out == "works\n"
+
+
+def test_a_log_on_s3_is_written_when_the_launch_ends(location, trained_run, capsys):
+    with launch_log(Run(location, trained_run.config), "aggregate_seeds"):
+        sys.stdout.write("on any store\n")
+    assert logs(Run(location, trained_run.config))[0].endswith("on any store\n")

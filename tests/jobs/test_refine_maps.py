@@ -1,0 +1,158 @@
+"""Cells learned from the maps of all training images, and the refined maps that the network of cells makes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.connect import connect
+from ficklenet.cell_classifier import cell_features, cell_probabilities, unpack_cells
+from ficklenet.transforms import normalize, resize_square
+from jobs.cli.launch import launch_step
+from jobs.cli.pipeline import pipeline_steps
+from jobs.maps.cells_job import _present
+from jobs.run.directory import CELL_NETWORK, Run, open_run
+from jobs.steps.networks import load_classifier
+from storage.errors import NotYet
+from storage.images import read_image
+from storage.units import plan_units
+
+QUICK = ("cells.cells_per_image=40", "cells.epochs=2")
+
+
+def launch(run: Run, *names: str, settings: tuple[str, ...] = (), **options) -> Run:
+    changed = open_run(run.uri, None, [*QUICK, *settings])
+    with connect("in-process") as connection:
+        for name in names:
+            launch_step(changed, connection, name, **options)
+    return changed
+
+
+@pytest.fixture(scope="module")
+def refined_folder(mapped_run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("refined") / "run"
+    shutil.copytree(mapped_run_folder, folder)
+    launch(open_run(str(folder)), "cells", "refined")
+    return folder
+
+
+@pytest.fixture
+def refined_run(refined_folder, tmp_path) -> Run:
+    shutil.copytree(refined_folder, tmp_path / "refined_run")
+    return open_run(str(tmp_path / "refined_run"))
+
+
+def stored(run: Run) -> dict[str, bytes]:
+    """Everything below the arrays of the two steps, and the network."""
+    steps = [Path(run.uri) / name for name in ("cells", "refined")]
+    files = [file for step in steps for file in step.rglob("*") if ".zarr/" in str(file) or file.name == CELL_NETWORK]
+    return {str(file.relative_to(run.uri)): file.read_bytes() for file in files if file.is_file()}
+
+
+def test_refined_maps_are_probabilities_among_an_images_own_classes(refined_run):
+    refined, maps = refined_run.maps(step="refined"), refined_run.maps()
+    assert refined.grid == maps.grid and refined.attributes["class_names"] == maps.attributes["class_names"]
+    found = [refined.read(index) for index in range(14)]
+    for index, image in enumerate(found):
+        np.testing.assert_array_equal(image.classes, maps.read(index).classes)
+        np.testing.assert_array_equal(image.score, maps.read(index).score)
+        assert (image.max >= 0).all() and (image.max.astype(float).sum(axis=0) <= 1.002).all()
+        np.testing.assert_array_equal(image.mean, image.max)
+    assert np.concatenate([image.max.ravel() for image in found]).std() > 0.01
+
+
+def test_without_walk_and_crf_they_are_what_the_network_says_of_each_cell(refined_run):
+    run = launch(refined_run, "refined", settings=("refined.walk_steps=0", "refined.refine=false"), restart=True)
+    network = unpack_cells((run.data("cells") / CELL_NETWORK).read_bytes())
+    image = run.maps(step="refined").read(3)
+    pixels = resize_square(read_image(run.manifest().rows(3, 4)[0].uri), run.config.images.input_size)
+    with torch.no_grad():
+        stages = load_classifier(run).backbone.last_stages(normalize(torch.from_numpy(pixels)[None]))
+    expected = cell_probabilities(network, cell_features([stage[0] for stage in stages]), image.classes)
+    np.testing.assert_allclose(image.max, expected[1:], atol=2e-3)
+
+
+def test_relaunch_computes_the_missing_unit_again_with_the_same_bytes(refined_run, capsys):
+    before = stored(refined_run)
+    assert len(before) > 10
+    for name in ("cells", "refined"):
+        (Path(refined_run.uri) / name / "done" / "000002.json").unlink()
+    (Path(refined_run.uri) / "cells" / CELL_NETWORK).unlink()
+    launch(refined_run, "cells", "refined")
+    assert capsys.readouterr().out.count("1 of 4 units to do (4 images)") == 2
+    assert stored(refined_run) == before
+
+
+def test_shards_give_the_same_network_learned_by_the_last_of_them(refined_run, capsys):
+    before = stored(refined_run)
+    launch(refined_run, "cells", restart=True)
+    run = launch(refined_run, "cells", restart=True)
+    shutil.rmtree(Path(run.uri) / "cells")
+    launch(run, "cells", shard=(1, 2))
+    assert not (run.data("cells") / CELL_NETWORK).exists() and "the last shard" in capsys.readouterr().out
+    launch(run, "cells", shard=(2, 2))
+    assert {name: data for name, data in stored(run).items() if name in before} == before
+
+
+def test_only_training_images_are_learned_and_at_most_so_many(refined_run):
+    def images_with_cells(run: Run) -> set[int]:
+        units = plan_units(14, run.config.unit_size)
+        labels = np.concatenate([run.cells().read_unit(unit)[1] for unit in units])
+        return set(np.flatnonzero((labels != 255).any(axis=1)))
+
+    assert images_with_cells(refined_run) <= set(range(12))  # the last two are the validation split
+    assert len(images_with_cells(refined_run)) > 8
+    fewer = launch(refined_run, "cells", settings=("cells.max_images=4",), restart=True)
+    assert 0 < len(images_with_cells(fewer)) < 9
+
+
+def test_cells_are_stored_under_the_labels_of_the_maps(refined_run):
+    unit = plan_units(14, 4)[0]
+    features, labels, classes = refined_run.cells().read_unit(unit)
+    maps = refined_run.maps().read_unit(unit)
+    np.testing.assert_array_equal(classes, maps.classes)
+    for number in range(4):
+        peak = np.nan_to_num(maps.max[number].astype(np.float32)).max(axis=0)
+        known = labels[number][labels[number] != 255]
+        assert set(known) <= {0, *(classes[number][classes[number] >= 0] + 1)}
+        assert (known == 0).sum() == min(20, (peak < 0.3).sum()) and (known > 0).sum() == min(20, (peak > 0.3).sum())
+        assert features[number][labels[number] != 255].any(axis=1).all()
+        assert not features[number][labels[number] == 255].any()
+
+
+def test_seeds_and_pseudo_labels_are_made_of_the_refined_maps_where_so_configured(refined_run):
+    plain = launch(refined_run, "seeds").seeds().read(3)
+    with pytest.raises(ValueError, match=r"seeds.maps: absent -> refined"):
+        launch(refined_run, "seeds", settings=("seeds.maps=refined",))
+    run = launch(refined_run, "seeds", settings=("seeds.maps=refined",), restart=True)
+    assert (run.seeds().read(3) != plain).any()
+    largest = run.maps(step="refined").read(3).max.astype(np.float32).max(axis=0)
+    np.testing.assert_array_equal(run.seeds().read(3) == 0, largest < 0.2)
+    launch(run, "pseudo_labels", settings=("seeds.maps=refined", "pseudo_labels.refine=false"))
+    assert run.step("pseudo_labels").fingerprint()["upstream"].keys() == {"refined"}
+
+
+def test_refining_before_the_cells_are_learned_is_refused_with_the_command(refined_run):
+    (Path(refined_run.uri) / "cells" / CELL_NETWORK).unlink()
+    with pytest.raises(NotYet, match=r"not learned yet. Run 'python jobs/learn_cells.py .*' first"):
+        launch(refined_run, "refined")
+
+
+def test_maps_that_label_no_cell_are_refused_with_the_keys_to_change(refined_run):
+    with pytest.raises(ValueError, match=r"all cells are background.*cells.theta and cells.evidence_threshold"):
+        launch(refined_run, "cells", settings=("cells.theta=1", "cells.evidence_threshold=1"), restart=True)
+
+
+def test_the_pipeline_refines_only_where_the_seeds_are_made_of_refined_maps(refined_run):
+    def names(*settings: str) -> list[str]:
+        return [row.name for row in pipeline_steps(open_run(refined_run.uri, None, settings).config)]
+
+    assert names()[:3] == ["classifier", "maps", "seeds"]
+    assert names("seeds.maps=refined")[:5] == ["classifier", "maps", "cells", "refined", "seeds"]
+
+
+def test_cells_of_an_image_without_classes_are_told_apart_from_every_class():
+    assert _present(np.array([1, -1]), 3).tolist() == [True, False, True, False]
+    assert _present(np.array([-1, -1]), 3).all()
