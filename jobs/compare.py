@@ -1,26 +1,43 @@
 """Compares runs: the settings in which they differ, and their metrics side by side.
 
-Reads each run's run.json and evaluation/metrics.json; writes nothing. Use the metrics of the tune part to choose
-settings, and those of the report part to compare runs.
+Reads each run's run.json and evaluation/metrics.json. Use the metrics of the tune part to choose settings, and those of
+the report part to compare runs. With --page it also reads labels, and writes a web page with pictures of the images
+that changed most.
 """
 
-from jobs.cli.command_line import Parser, run_main
+from jobs.cli.command_line import Parser, run_main, underscored
 
+SHOWN = 25  # images in the page
+COMPARED = 2000  # images, spread evenly over those that all runs have
 EXAMPLES = """examples:
   python jobs/compare.py /data/voc_a /data/voc_b
   python jobs/compare.py s3://bucket/theta_30 s3://bucket/theta_35 s3://bucket/theta_40
+  python jobs/compare.py /data/voc_a /data/voc_b --page /data/a_and_b.html
 """
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="compare", description=f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="two runs or more: folders or s3:// prefixes")
+    parser.add_argument("--page", metavar="FILE", help="write a web page with pictures of the images that changed most")
+    parser.add_argument(
+        "--labels",
+        choices=("seeds", "pseudo_labels", "predictions"),
+        type=underscored,
+        help="with --page: which labels; default: the finest that all runs have finished and have made differently",
+    )
+    parser.add_argument("--images", type=int, metavar="N", help=f"with --page: images in the page ({SHOWN})")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
     given = parser.parse_args(arguments)
     from jobs.run.directory import open_run  # imports take a second, so --help does without
 
     if len(given.runs) < 2:
         raise ValueError(f"compare: given only {given.runs[0]}. Give two runs or more.")
+    for flag in ("images", "labels"):
+        if getattr(given, flag) is not None and not given.page:
+            raise ValueError(f"--{flag}: says what a page shows, so it needs --page FILE.")
+    if given.images is not None and given.images < 1:
+        raise ValueError(f"--images {given.images}: give the number of images in the page, 1 or more.")
     runs = [open_run(path) for path in given.runs]
     for run in runs:
         run.manifest()
@@ -33,8 +50,24 @@ def main(arguments: list[str]) -> None:
     print(aligned([["settings that differ", *names], *settings]) if settings else "  All settings are the same.")
     print()
     print(aligned([["metrics", *names], *metrics]) if metrics else "  None of these runs has metrics; see evaluate.py.")
-    if len({run.manifest().column_hash(["image_id", "labels", "split", "mask_uri"]) for run in runs}) > 1:
+    differ = len({run.manifest().column_hash(["image_id", "labels", "split", "mask_uri"]) for run in runs}) > 1
+    if differ:
         print("\n  Their manifests differ, so metrics may be of different images.")
+    if not given.page:
+        return
+
+    from jobs.reporting.changes import find_changes
+    from jobs.reporting.compare_page import compare_page
+    from jobs.run.directory import parse_output
+
+    place = parse_output(given.page, "--page")
+    changes = find_changes(runs, given.labels or "", most_compared=COMPARED, most_shown=given.images or SHOWN)
+    page = compare_page(names, settings, metrics, changes, runs[0].manifest().class_names, manifests_differ=differ)
+    place.write_bytes(page.encode())
+    print(
+        f"\n  {100 * changes.mean_share:.1f} % of the pixels differ on average, in the {changes.step} of "
+        f"{changes.num_compared:,} images; the most changed ones are in {place}"
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         help="of training splits: a quarter of the ids to tune thresholds on, the rest to report (default), or all",
     )
     parser.add_argument(
-        "--resolution", choices=["map", "image", "both"], default="both", help="where labels meet truth; default: both"
+        "--resolution", choices=["map", "image", "both"], help="where labels meet truth; default: both"
     )
     parser.add_argument("--deterministic", action="store_true", help="beside them, labels of the deterministic maps")
     parser.add_argument(
@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> None:
         help="try values of a seeds.* or pseudo_labels.* key, at map resolution; reads masks, of the tune part only",
     )
     given = parser.parse_args(arguments)
+    if given.sweep and given.resolution not in (None, "map"):
+        raise ValueError(f"--resolution {given.resolution}: --sweep measures at map resolution alone. Leave it out.")
 
     from jobs.cli.launch_log import launch_log  # imports take seconds, so --help does without
     from jobs.evaluation.measuring import evaluate_labels, sweep
@@ -65,7 +67,8 @@ def main(arguments: list[str]) -> None:
         if given.sweep:
             sweep(run, connection, given.sweep, given.split, given.part, **options)
         else:
-            evaluate_labels(run, connection, given.split, given.part, resolutions[given.resolution], **options)
+            chosen = resolutions[given.resolution or "both"]
+            evaluate_labels(run, connection, given.split, given.part, chosen, **options)
 
 
 if __name__ == "__main__":

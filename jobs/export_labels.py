@@ -7,11 +7,13 @@
   cvat          annotations.xml, "CVAT for images 1.1"
   label-studio  tasks.json and label_config.xml
   cityscapes    gtFine/<split>/all/<id>_gtFine_labelIds.png and _color.png
+  hugging-face  data/<split>/*.parquet with the pictures and masks, and README.md, for load_dataset of `datasets`
 
 Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these that is finished, or the step in
 --labels. For npy it reads <run>/maps. COCO's category ids are the data set's own class values. The file name of a PNG
-is the image id, with special characters %-encoded. coco, yolo, cvat and label-studio use the source's image names,
-including folders. The same command continues an interrupted export. import_masks.py imports corrected masks.
+is the image id, with special characters %-encoded. coco, yolo, cvat, label-studio and hugging-face use the source's
+image names, including folders. The same command continues an interrupted export. import_masks.py imports corrected
+masks.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored

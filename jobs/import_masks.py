@@ -1,9 +1,11 @@
 """Imports masks that were corrected in a labelling tool, so that the next training learns from them.
 
-Reads COCO's annotations (.json), "CVAT for images 1.1" (.xml) or a folder of PNGs with the data set's own class values,
-as export_labels writes them. Writes <run>/corrected/<hash>/<id>.png and enters these masks in the run's manifest. Maps
-and seeds do not become outdated, and the segmentation network can be trained again with the new masks. With --table the
-run does not change. Instead a table for a new run is written, in which the corrected images are the split `corrected`.
+Reads what export_labels writes and labelling tools export: COCO's annotations (.json, also of FiftyOne), Label Studio's
+"JSON" (.json), "CVAT for images 1.1" (.xml), or a folder of YOLO's polygons with their data.yaml, of Hugging Face's
+Parquet files, or of PNGs with the data set's own class values. Writes <run>/corrected/<hash>/<id>.png and enters these
+masks in the run's manifest. Maps and seeds do not become outdated, and the segmentation network can be trained again
+with the new masks. With --table the run does not change. Instead a table for a new run is written, in which the
+corrected images are the split `corrected`.
 """
 
 from jobs.cli.command_line import job_parser, run_main
@@ -17,7 +19,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("import_masks", f"{__doc__}\n{EXAMPLES}")
-    parser.add_argument("--masks", required=True, metavar="PLACE", help="a .json, a .xml, or a folder of PNGs")
+    parser.add_argument("--masks", required=True, metavar="PLACE", help="a .json, a .xml, or a folder")
     parser.add_argument(
         "--empty-is-background",
         action="store_true",

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.cli.command_line import job_parser, run_main
+from jobs.preparation.adding import add_images
 from jobs.preparation.moving import move_run_images
 from jobs.preparation.prepare import Options, next_step, prepare
-from jobs.preparation.read_source import read_listing, source_name
+from jobs.preparation.read_source import SOURCE_FLAGS, read_listing, source_name
 from jobs.run.directory import Run, open_run
 from storage.location import Location
 
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   python jobs/prepare_dataset.py --run /data/run5 --coco instances.json --images /data/photos
   python jobs/prepare_dataset.py --run /data/run6 --hugging-face /data/beans
   python jobs/prepare_dataset.py --run /data/run1 --images /mnt/photos              the run's images were moved there
+  python jobs/prepare_dataset.py --run /data/run1 --csv october.csv --add           add images to the run
 
 A table has the columns image and labels, and optionally id, split, mask and saliency:
 
@@ -44,6 +46,11 @@ numbers; 0 is background, and every other value, such as 255, is ignored.
 A relative path in --masks or --saliency is relative to the source's folder.
 """
 
+OF_SOURCES = sorted(
+    {flag for flags in SOURCE_FLAGS.values() for flag in flags if flag != "images"}
+    | {"classes", "split", "val_fraction", "negative_label", "unlabelled_are_negative"}
+)
+
 
 def main(arguments: list[str]) -> None:
     given = make_parser().parse_args(arguments)
@@ -52,8 +59,11 @@ def main(arguments: list[str]) -> None:
         _move(run, given)
         return
     with _root(run, given.dry_run) as root:
-        listing = read_listing(given, root)
+        listing = read_listing(given, root, run.manifest() if given.add else None)
         options = Options(listing.is_found, given.mask_values, listing.source.notes, root, given.dry_run)
+        if given.add:
+            add_images(run, listing.source, options)
+            return
         images, drawings = listing.source.images, listing.source.drawings
         run = prepare(run, images, listing.class_names, listing.class_values, drawings=drawings, options=options)
     if not given.dry_run:
@@ -85,6 +95,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="COCO, tables: the folder that paths are relative to; default: the folder of the table, the split or the "
         "file. Without a source: the new folder of a prepared run's images",
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="add the source's images to a prepared run, behind its own; finished units and trained networks stay",
     )
     parser.add_argument(
         "--classes",
@@ -152,10 +167,13 @@ def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
 
 def _move(run: Run, given: argparse.Namespace) -> None:
     """Records the new folder of a prepared run's images, if no source is given."""
-    if not given.images:
+    if not given.images or given.add:
         raise ValueError(
             "no source of labels. Give one of --folders, --csv, --parquet, --voc, --coco, --labelme and --hugging-face."
         )
+    if others := [flag for flag in OF_SOURCES if getattr(given, flag) not in (None, False)]:
+        name = others[0].replace("_", "-")
+        raise ValueError(f"--{name}: says how a source is read, and --images alone moves a run's images. Leave it out.")
     if not (run.location / "manifest.parquet").exists():
         raise ValueError(
             f"--images {given.images}: without a source, this flag gives the new folder of a prepared run's images, "

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.manifest import Manifest
 
@@ -21,19 +20,29 @@ def images_id(manifest: Manifest) -> str:
 
     It reads one column. The result is cached while the manifest is open in this process.
     """
-    return _images_id(manifest)
+    return images_ids(manifest)[-1]
+
+
+def images_ids(manifest: Manifest) -> tuple[str, ...]:
+    """The id that the manifest had before images were added to it, that after the first addition, and so on to now.
+
+    Added images lie behind the others. So what was stored under an earlier id is read by the manifest as it is now.
+    """
+    return _images_ids(manifest)
 
 
 @lru_cache(maxsize=8)
-def _images_id(manifest: Manifest) -> str:
+def _images_ids(manifest: Manifest) -> tuple[str, ...]:
     lengths, texts = hashlib.sha256(), hashlib.sha256()
-    with manifest.location.open_input() as file:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["image_id"], batch_size=1 << 16):
-            column = batch.column(0).cast(pa.large_string())
+    found = []
+    for start, stop in manifest.parts:
+        for image_ids in manifest.iter_image_ids(start, stop):
+            column = image_ids.cast(pa.large_string())
             _, offsets_buffer, text_buffer = column.buffers()
             offsets = np.frombuffer(offsets_buffer, np.int64)[column.offset : column.offset + len(column) + 1]
             lengths.update(np.diff(offsets).tobytes())
             if text_buffer is not None and len(column):
                 texts.update(memoryview(text_buffer)[offsets[0] : offsets[-1]])
-    whole = [manifest.num_images, manifest.class_names, manifest.class_values, lengths.hexdigest(), texts.hexdigest()]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        whole = [stop, manifest.class_names, manifest.class_values, lengths.hexdigest(), texts.hexdigest()]
+        found.append(hashlib.sha256(json.dumps(whole).encode()).hexdigest())
+    return tuple(found)

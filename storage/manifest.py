@@ -8,6 +8,9 @@ Files are read at their current addresses. An address without a leading ``/`` or
 `moves` gives the new places of moved folders. Fingerprints use the addresses as they were first written. So a run and
 its images can be moved, and no results become outdated. For other readers, the file itself has full addresses, and the
 place of the run when it was written (`home`).
+
+Images may be added behind the others. The file says where each addition begins, so that what was computed of the
+earlier rows is still known to be theirs (`part_hashes`).
 """
 
 import hashlib
@@ -15,7 +18,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -83,6 +86,7 @@ def write_manifest(
     class_values: Sequence[int] | None = None,
     moves: Mapping[str, str] | None = None,
     home: Location | None = None,
+    additions: Sequence[int] = (),
 ) -> int:
     """Write the manifest as a stream, whole or not at all; the same rows give the same bytes.
 
@@ -90,6 +94,7 @@ def write_manifest(
         class_values: the value of each class in source masks; by default 1..C in order.
         moves: folder as in the rows -> its current place.
         home: the run, to which addresses may be relative; by default the manifest's folder.
+        additions: the first row of each group of images that was added behind the others, ascending.
 
     Returns:
         The number of images.
@@ -109,6 +114,7 @@ def write_manifest(
     metadata |= {"moves": json.dumps(dict(moves))} if moves else {}
     home = home or location.parent
     metadata |= {"home": home.uri}
+    metadata |= {"additions": json.dumps(list(additions))} if additions else {}
     schema = _COLUMNS.with_metadata(metadata)
     remaining, count = iter(rows), 0
     with location.open_output() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -128,6 +134,7 @@ class Manifest:
         class_names: the name of class 0, 1, ...
         class_values: the value of each class in source masks (VOC: cat = 8).
         moves: folder as in the rows -> its current place.
+        additions: the first row of each group of images that was added behind the others.
     """
 
     def __init__(self, location: Location, metadata: pq.FileMetaData) -> None:
@@ -143,6 +150,7 @@ class Manifest:
             self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
             self.moves: dict[str, str] = json.loads(stored.get(b"moves", b"{}"))
             self._home = stored.get(b"home", b"").decode()
+            self.additions: tuple[int, ...] = tuple(json.loads(stored.get(b"additions", b"[]")))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
 
@@ -204,6 +212,11 @@ class Manifest:
             batch = {name: table.column(name).to_pylist() for name in columns}
             yield {name: self._resolved(values) if name in _ADDRESSES else values for name, values in batch.items()}
 
+    def iter_image_ids(self, start: int, stop: int) -> Iterator[pa.Array]:
+        """The ids of some rows in order, as Arrow's strings; no text becomes a Python object."""
+        for table in self._iter_tables(["image_id"], start, stop):
+            yield from table.column("image_id").chunks
+
     def max_labels(self) -> int:
         """The largest number of labels of an image, which is the number of slots that the maps need."""
         return max((pc.max(lengths).as_py() or 0 for lengths in self._label_counts()), default=0)
@@ -230,18 +243,32 @@ class Manifest:
             start += len(batch["image_id"])
         raise KeyError(f"{self.location}: no image {image_id!r}.")
 
-    def column_hash(self, columns: Sequence[str]) -> str:
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """The rows (start, stop) that the manifest began with, then those of each addition."""
+        bounds = [0, *self.additions, self.num_images]
+        return list(pairwise(bounds))
+
+    def part_hashes(self, columns: Sequence[str]) -> list[str]:
+        """`column_hash` of each part. Additions change no earlier hash, so the first is that of the first manifest."""
+        return [self.column_hash(columns, start, stop) for start, stop in self.parts]
+
+    def column_hash(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> str:
         """SHA-256 of the named columns and the class list; it does not depend on the file's layout and place.
 
         The hash of the labels includes which images are negative. For a manifest without negative images it is the
         same as in versions that did not know negative images.
 
+        Args:
+            start, stop: only these rows; all unless given.
+
         Raises:
             ValueError: a column is unknown.
         """
+        stop = self.num_images if stop is None else stop
         hashes = {name: hashlib.sha256() for name in columns}
         wanted = [*columns, *(["negative"] if "labels" in columns and "negative" not in columns else [])]
-        for table in self.iter_tables(wanted):
+        for table in self.iter_tables(wanted, start, stop):
             for name in columns:
                 column = table[name]
                 texts = json_texts(self._written_column(column) if name in _ADDRESSES else column)
@@ -249,24 +276,32 @@ class Manifest:
                     texts = pc.if_else(table["negative"], "null", texts)
                 hashes[name].update(joined(texts) + b", ")
         digests = {name: each.hexdigest() for name, each in hashes.items()}
-        whole = [self.num_images, self.class_names, self.class_values, digests]
+        whole = [stop - start, self.class_names, self.class_values, digests]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, pa.Array]]:
+    def iter_tables(
+        self, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[dict[str, pa.Array]]:
         """The named columns in order as Arrow arrays, some row groups at a time: the way to scan millions of rows.
 
         Addresses are as in the file; `resolved` says where the files lie now.
 
+        Args:
+            start, stop: only these rows; all unless given.
+
         Raises:
             ValueError: an unknown column.
         """
-        for table in self._iter_tables(columns):
+        for table in self._iter_tables(columns, start, stop):
             yield {name: table.column(name).combine_chunks() for name in table.column_names}
 
     def _label_counts(self) -> Iterator[pa.Array]:
         return (pc.list_value_length(table["labels"]) for table in self.iter_tables(["labels"]))
 
-    def _iter_tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    def _iter_tables(
+        self, columns: Sequence[str] | None, start: int = 0, stop: int | None = None
+    ) -> Iterator[pa.Table]:
+        stop = self.num_images if stop is None else stop
         unknown = set(columns or ()) - set(_COLUMNS.names)
         if unknown:
             raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
@@ -275,8 +310,12 @@ class Manifest:
             there = parquet.schema_arrow.names
             names = None if columns is None else [name for name in columns if name in there] or ["image_id"]
             for first in range(0, self._metadata.num_row_groups, _GROUPS_AT_ONCE):
-                groups = range(first, min(first + _GROUPS_AT_ONCE, self._metadata.num_row_groups))
-                table = parquet.read_row_groups(groups, columns=names)
+                last = min(first + _GROUPS_AT_ONCE, self._metadata.num_row_groups)
+                begin, end = self._starts[first], self._starts[last]
+                if end <= start or stop <= begin:
+                    continue
+                table = parquet.read_row_groups(range(first, last), columns=names)
+                table = table.slice(max(start - begin, 0), min(stop, end) - max(start, begin))
                 yield _with_later_columns(table, tuple(_LATER) if columns is None else columns)
 
     def _to_rows(self, table: pa.Table) -> list[ManifestRow]:

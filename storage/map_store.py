@@ -17,6 +17,7 @@ import numpy as np
 
 from storage.errors import Damaged
 from storage.location import Location
+from storage.receipts import Receipt
 from storage.unit_arrays import ArraySpec, Mode, UnitArrays
 from storage.units import Unit
 
@@ -149,6 +150,14 @@ class MapStore:
             ValueError: the unit is not written yet.
         """
         return UnitMaps(*self._checked(self._arrays.read_unit(unit)))
+
+    def read_earlier(self, receipt: Receipt) -> UnitMaps:
+        """The maps of an earlier receipt's rows, which were the whole unit before images were added to it.
+
+        Raises:
+            Damaged: they are not what was written then.
+        """
+        return UnitMaps(*self._checked(self._arrays.read_earlier(receipt)))
 
     def _checked(self, found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         is_real = found["classes"] >= 0

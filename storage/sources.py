@@ -100,7 +100,7 @@ def join_images(
         notes.append(
             f"{len(images):,} rows name {len(joined):,} different images; the labels of each image are joined."
         )
-    return _with_ids(joined), notes
+    return with_ids(joined), notes
 
 
 def with_files(
@@ -236,7 +236,7 @@ def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
     return replace(first, labels=labels, is_negative=is_negative, **places)
 
 
-def _with_ids(images: list[SourceImage]) -> list[SourceImage]:
+def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
     """The images with different ids, in which letters are composed (NFC).
 
     Raises:

@@ -26,6 +26,7 @@ from storage.units import Unit
 
 __all__ = ["Receipt", "Skipped", "Step", "differences", "ids_by_reason", "require_complete"]
 
+ADDED = "added"  # of a fingerprint: a hash for each group of images that was added to the manifest, see `fingerprints`
 MOST_DIFFERENCES = 6  # printed in a refusal
 _READERS = 32  # receipts are small, so reading them is nearly all latency
 _LATER_START = re.compile(r"([1-9][0-9]*)-[0-9a-f]{8}")  # the id of a start after a restart: its number, random digits
@@ -43,8 +44,8 @@ class Step:
     def open(self, fingerprint: Mapping[str, Any], command: str, *, restart: bool = False, images: str = "") -> str:
         """Start the step, verify that it was started with the same fingerprint, or start it again.
 
-        The data of earlier starts is deleted unless a living launch works on it. Heartbeats of dead launches are
-        deleted too.
+        If images were added to the manifest since, the record is written again with them. The data of earlier starts
+        is deleted unless a living launch works on it. Heartbeats of dead launches are deleted too.
 
         Args:
             fingerprint: everything that changes the step's results, as plain (nested) data.
@@ -66,6 +67,8 @@ class Step:
             self._record.write_bytes(seal({**record, "start_id": start_id}, indent=1))
         elif not self.is_started_with(fingerprint, command):
             self._record.create_bytes(seal({**record, "start_id": uuid4().hex}, indent=1))
+        elif num_added(fingerprint) > num_added(self.fingerprint() or {}):
+            self._record.write_bytes(seal({**record, "start_id": self.start_id()}, indent=1))
         self.is_started_with(fingerprint, command)  # if another launch was faster, verify its record
         start_id = self.start_id()
         self._delete_starts_before(start_id, {beat.start_id for beat in living_launches(self.location)})
@@ -83,14 +86,16 @@ class Step:
             self.is_started_with(fingerprint, command)
 
     def is_started_with(self, fingerprint: Mapping[str, Any], command: str) -> bool:
-        """Whether the step was started with this fingerprint; False if it never was started. It writes nothing.
+        """Whether the step was started with this fingerprint, or before images were added; False if it never was.
+
+        Writes nothing.
 
         Raises:
             ValueError: as in `open`.
         """
         wanted = json.loads(json.dumps(fingerprint))  # as in the stored record, where tuples are lists
         found = self.fingerprint()
-        if found is not None and found != wanted:
+        if found is not None and found != _before_additions(wanted, num_added(found)):
             raise ValueError(
                 f"{self.location}: was started with other settings ({differences(found, wanted)}). "
                 f"Use another run, or start over with '{command} --restart {self.location.name}'."
@@ -119,22 +124,23 @@ class Step:
         start_id = self.start_id() if start_id is None else start_id
         return self.location / f"start-{start_id}" if _LATER_START.fullmatch(start_id) else self.location
 
-    def require_images(self, images: str) -> None:
+    def require_images(self, *images: str) -> None:
         """Refuse to read the step's results with a manifest that has other images than those they were made for.
 
         Args:
-            images: `image_identity.images_id` of this manifest.
+            images: `image_identity.images_ids` of this manifest: the last is its own, the others are those that it had
+                before images were added.
 
         Raises:
-            ValueError: the images differ.
+            ValueError: the step has none of these ids.
         """
         record = self._read_record()
         recorded = str(record.get("images", "")) if record else ""
-        if recorded and recorded != images:
+        if recorded and recorded not in images:
             raise ValueError(
                 f"{self.location}: was made for other images or classes (id {recorded[:8]}) than those in the manifest "
-                f"now (id {images[:8]}), so its results would be given to wrong images. Put the old manifest.parquet "
-                f"back, use another run, or start again with --restart {self.location.name}."
+                f"now (id {images[-1][:8]}), so its results would be given to wrong images. Put the old "
+                f"manifest.parquet back, use another run, or start again with --restart {self.location.name}."
             )
 
     def require_here(self) -> None:
@@ -204,6 +210,16 @@ class Step:
         receipt = read_receipt(self._done(start_id), receipt_name(unit.index))
         return receipt if receipt and receipt.start_id in _counted(start_id) and _is_of(receipt, unit) else None
 
+    def earlier_receipt(self, unit: Unit, start_id: str) -> Receipt | None:
+        """The receipt of a unit that ended earlier when it was finished, because images were added since; else None.
+
+        Args:
+            start_id: as in `data`.
+        """
+        receipt = read_receipt(self._done(start_id), receipt_name(unit.index))
+        is_earlier = receipt is not None and receipt.start_id in _counted(start_id)
+        return receipt if receipt and is_earlier and receipt.start == unit.start and receipt.stop < unit.stop else None
+
     def forget_units(self, units: Sequence[Unit]) -> None:
         """Delete the receipts of units, so that they count as missing. Their data remains until it is overwritten."""
         done = self._done(self.start_id())
@@ -271,12 +287,23 @@ def _is_of(receipt: Receipt, unit: Unit) -> bool:
     return (receipt.start, receipt.stop) == (unit.start, unit.stop)
 
 
+def num_added(fingerprint: Mapping[str, Any]) -> int:
+    """How many lists of images had been added to the manifest."""
+    return len(fingerprint.get(ADDED, ()))
+
+
+def _before_additions(fingerprint: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The fingerprint as it was when only so many lists of images had been added."""
+    rest = {key: value for key, value in fingerprint.items() if key != ADDED}
+    return rest | ({ADDED: fingerprint.get(ADDED, [])[:number]} if number else {})
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The differences between two fingerprints in words: ``"maps.num_samples: 200 -> 100, ..."``.
 
     A fingerprint has only the ids of upstream steps, so for these it says ``"its maps changed since"``.
     """
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_old, flat_new = _flatten(_in_words(old)), _flatten(_in_words(new))
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
     named = [
         f"its {key.removeprefix('upstream.')} changed since"
@@ -285,6 +312,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for key in keys[:MOST_DIFFERENCES]
     ]
     return ", ".join(named) + (f" and {len(keys) - len(named)} more" if len(keys) > len(named) else "")
+
+
+def _in_words(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint for people: instead of the hashes of added images how often some were added."""
+    rest = {key: value for key, value in fingerprint.items() if key != ADDED}
+    return rest | ({"lists of added images": num_added(fingerprint)} if ADDED in fingerprint else {})
 
 
 def _short(flat: Mapping[str, Any], key: str) -> str:

@@ -82,8 +82,10 @@ class UnitArrays:
     ) -> "UnitArrays":
         """Create the group and its arrays if they are missing, verify existing ones, and open them for writing.
 
+        Arrays of fewer images grow: the caller knows that these are the first ones of the manifest.
+
         Raises:
-            ValueError: existing arrays have another shape, type, unit size or attributes.
+            ValueError: existing arrays have another shape, type, unit size or attributes, or more images.
         """
         wanted = json.loads(json.dumps({"num_images": num_images, "unit_size": unit_size, **attributes}))
         with storage_errors(location.uri), _damage_named(location):
@@ -181,14 +183,27 @@ class UnitArrays:
         receipt = self._receipt(unit)
         if receipt is None or not receipt.objects:
             return {name: self.read(name, unit.start, unit.stop) for name in self._arrays}
-        keys = {name: self._key(name, unit) for name in self._arrays}
+        return self._read_as_receipt_says({name: self._key(name, unit) for name in self._arrays}, receipt)
+
+    def _read_as_receipt_says(self, keys: Mapping[str, str], receipt: Receipt) -> dict[str, np.ndarray]:
+        """A receipt's rows of the arrays, out of objects that are compared with its checksums."""
         with self._lock:
             try:
                 for key in keys.values():
                     self._store.in_memory[key] = self._checked_bytes(key, receipt)
-                return {name: self.read(name, unit.start, unit.stop) for name in self._arrays}
+                return {name: self.read(name, receipt.start, receipt.stop) for name in self._arrays}
             finally:
                 self._store.in_memory.clear()
+
+    def read_earlier(self, receipt: Receipt) -> dict[str, np.ndarray]:
+        """The rows of every array that an earlier receipt of a unit names, before images were added to the unit.
+
+        Raises:
+            Damaged: they are not what was written then; for example, the unit has been written again since.
+        """
+        unit = self.unit_of(receipt.start)
+        keys = {name: self._key(name, unit) for name in self._arrays}
+        return self._read_as_receipt_says(keys, receipt)
 
     def _checked_bytes(self, key: str, receipt: Receipt) -> bytes:
         """The bytes of an object of a finished unit, after comparison with its checksum."""
@@ -260,10 +275,24 @@ def _join_group(location: Location, wanted: dict[str, Any]) -> zarr.Group:
     except ContainsGroupError:
         group = zarr.open_group(store=store, mode="r+")
     found = dict(group.attrs)
-    if found != wanted:
+    if found == wanted:
+        return group
+    if _is_earlier(found, wanted):
+        header_record(location).delete()  # written again at the end, of what is there then
+        for name in group.array_keys():
+            array = cast(zarr.Array, group[name])
+            array.resize((wanted["num_images"], *array.shape[1:]))
+        group.attrs["num_images"] = wanted["num_images"]  # last: an interrupted growth begins again
+    else:
         keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise _Refused(_differs(location, ", ".join(f"{key} {found.get(key)} -> {wanted.get(key)}" for key in keys)))
     return group
+
+
+def _is_earlier(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether the attributes are those of a group of fewer images."""
+    number = found.get("num_images")
+    return isinstance(number, int) and number < wanted["num_images"] and {**wanted, "num_images": number} == found
 
 
 def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_images: int, unit_size: int) -> None:

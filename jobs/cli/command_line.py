@@ -45,9 +45,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         self._given = list(sys.argv[1:] if args is None else args)
-        if sum(word == "--run" or word.startswith("--run=") for word in self._given) > 1:
-            self.error("--run: given twice, but a job works on one run")  # argparse would take the last one
+        self._refuse_repeated()
         return super().parse_known_args(args, namespace)
+
+    def _refuse_repeated(self) -> None:
+        """Refuses a flag of one value that is given twice; argparse would ignore the first."""
+        for action in self._actions:
+            names = action.option_strings if isinstance(action, argparse._StoreAction) else ()
+            if sum(word.partition("=")[0] in names for word in self._given) > 1:
+                why = "a job works on one run" if names[0] == "--run" else "it has one value"
+                self.error(f"{names[0]}: given twice, but {why}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -6,11 +6,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cluster.words import plural
-from jobs.exports.corrected_masks import CorrectedMask, read_corrected_masks
-from jobs.exports.exporter import classes_of
+from jobs.exports.corrections.objects import CorrectedMask
+from jobs.exports.corrections.reading import read_corrected_masks
+from jobs.exports.exporter import classes_of, image_size_of
 from jobs.exports.image_names import ImageNames
 from jobs.run.directory import Run
+from storage.drawings import encode_mask
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.names import safe_name
@@ -38,7 +42,12 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
     manifest = run.manifest()
     row_of = _rows_by_name(manifest)
     masks, empty = dict[int, CorrectedMask](), []
-    for mask in read_corrected_masks(place, classes_of(manifest)):
+
+    def size_of(name: str) -> tuple[int, int] | None:
+        row = _find(row_of, name)
+        return None if row is None else image_size_of(manifest.rows(row, row + 1)[0])
+
+    for mask in read_corrected_masks(place, classes_of(manifest), size_of):
         if mask.num_objects == 0 and not empty_is_background:
             empty.append(mask.name)
             continue
@@ -53,10 +62,14 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
                 f"{place}: {mask.name!r} has {mask.size[1]} x {mask.size[0]} pixels, but the run's image has "
                 f"{entry.width} x {entry.height}. Correct masks on the images of the run."
             )
-        masks[row] = mask
+        masks[row] = mask if mask.data else _background(mask, image_size_of(entry))
     if not masks:
         raise ValueError(f"{place}: has no mask with an object; give --empty-is-background to use empty ones.")
     return Corrections(masks, tuple(empty))
+
+
+def _background(mask: CorrectedMask, size: tuple[int, int]) -> CorrectedMask:
+    return replace(mask, data=encode_mask(np.zeros(size, np.uint8)))
 
 
 def write_masks(run: Run, corrections: Corrections) -> dict[int, Location]:
@@ -83,7 +96,14 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
     rows = list(manifest.iter_written_rows())
     for row, place in places.items():
         rows[row] = replace(rows[row], mask_uri=place.uri.removeprefix(below))
-    write_manifest(run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values, manifest.moves)
+    write_manifest(
+        run.location / "manifest.parquet",
+        rows,
+        manifest.class_names,
+        manifest.class_values,
+        manifest.moves,
+        additions=manifest.additions,
+    )
     splits = sorted({rows[row].split for row in places})
     others = sum(1 for row in rows if row.split in splits and row.mask_uri) - len(places)
     if others:

@@ -117,6 +117,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             "labels": labels,
             "shapes": request.shapes,
             "splits": list(request.splits),
+            "names": names.fingerprint(manifest),
             **({"keys": "source classes"} if format == "npy" else {}),
             UPSTREAM: {labels: step_id(run, labels)},
         },

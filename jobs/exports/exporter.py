@@ -101,16 +101,24 @@ class Exporter:
                 exported = self.export_image(entries[number], unit.start + number, stored, number)
             except BadImage as bad:
                 return Skipped(entries[number].image_id, bad.reason)
-            for name, content in exported.files.items():
-                (self.job.out / name).write_bytes(content)
+            self.write(exported)
             return exported.record
 
         with ThreadPoolExecutor(self.run.config.images.read_concurrency) as pool:
             results = list(pool.map(attempt, usable))
         skipped += [result for result in results if isinstance(result, Skipped)]
         records = [result for result in results if result is not None and not isinstance(result, Skipped)]
+        if FORMATS[self.job.format].has_unit_files:
+            whole = self.module.export_unit(records, unit.name, self.classes)
+            self.write(whole)
+            records = whole.record
         self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
+
+    def write(self, exported: Exported) -> None:
+        """Writes the files of an image or a unit."""
+        for name, content in exported.files.items():
+            (self.job.out / name).write_bytes(content)
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
         """The unit's maps or seeds; for labels at image size, which are one file per image, their receipt."""
@@ -132,11 +140,11 @@ class Exporter:
         """
         if isinstance(stored, UnitMaps):
             evidence = Evidence.of(stored, number, self.geometry)
-            maps = resized(evidence.max, _size(entry), self.geometry)
+            maps = resized(evidence.max, image_size_of(entry), self.geometry)
             data = encode_cam_npy(maps, self._source_keys(evidence.classes))
             return Exported({f"{safe_name(entry.image_id)}.npy": data})
         if isinstance(stored, np.ndarray):
-            labels = self.geometry.resize_labels(stored[number], _size(entry))
+            labels = self.geometry.resize_labels(stored[number], image_size_of(entry))
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         names = self.job.names
@@ -145,6 +153,7 @@ class Exporter:
                 number=names.number(entry, row),
                 image_id=entry.image_id,
                 file_name=names.file_name(entry),
+                uri=entry.uri,
                 split=entry.split,
                 labels=labels,
                 ignored=ignore_value(self.manifest.num_classes),
@@ -174,7 +183,7 @@ def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit], 
         job.module.finish(WholeExport(job.out, classes_of(manifest), job.shapes, records))
 
 
-def _size(entry: ManifestRow) -> tuple[int, int]:
+def image_size_of(entry: ManifestRow) -> tuple[int, int]:
     if entry.height is None or entry.width is None:
         return image_size(entry.uri)
     return entry.height, entry.width

@@ -11,12 +11,14 @@ class FormatRow:
         module: `jobs.exports.formats.<module>` writes it.
         shapes: the values of `--shapes`, the default first; empty if the format has no choice.
         has_labels: whether it has labels; npy has maps.
+        has_unit_files: whether it has files of whole units, which its function `export_unit` makes from the records.
         largest_value: the largest class value, if the format stores the data set's class values; 0: no limit.
     """
 
     module: str
     shapes: tuple[str, ...] = ()
     has_labels: bool = True
+    has_unit_files: bool = False
     largest_value: int = 0
 
 
@@ -28,5 +30,6 @@ FORMATS = {
     "cvat": FormatRow("cvat", ("masks", "polygons")),
     "label-studio": FormatRow("label_studio", ("masks", "polygons")),
     "cityscapes": FormatRow("cityscapes"),
+    "hugging-face": FormatRow("hugging_face", has_unit_files=True),
 }
 SHAPES = tuple(dict.fromkeys(shape for row in FORMATS.values() for shape in row.shapes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from storage.image_paths import id_of_path
 from storage.manifest import Manifest, ManifestRow
@@ -36,6 +37,11 @@ class ImageNames:
             paths.add(_source_path(image_id, uri))
             num_images += 1
         return cls("/".join(folder or []), len(paths - {""}) == num_images, len(numbers - {None}) == num_images)
+
+    def fingerprint(self, manifest: Manifest) -> list[str | int]:
+        """Changes where images were added by which the names or numbers of earlier ones change."""
+        usable = ((row, entry) for row, entry in enumerate(manifest.iter_rows()) if not entry.problem)
+        return [name for row, entry in islice(usable, 1) for name in (self.file_name(entry), self.number(entry, row))]
 
     def file_name(self, entry: ManifestRow) -> str:
         """The image's path below the folder of images."""

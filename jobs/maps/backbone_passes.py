@@ -40,11 +40,12 @@ class UnitImages:
     skipped: tuple[Skipped, ...]
 
 
-def read_unit_images(run: Run, row: Payload) -> UnitImages:
+def read_unit_images(run: Run, row: Payload, num_kept: int = 0) -> UnitImages:
     """A unit's images, fetched concurrently, at the size of the network's input.
 
     Args:
         row: a `jobs.steps.unit_rows.UnitRow`.
+        num_kept: so many first images are left out: neither present nor skipped.
     """
     config, unit = run.config, row["unit"]
     entries = run.manifest().rows(unit.start, unit.stop)
@@ -55,9 +56,9 @@ def read_unit_images(run: Run, row: Payload) -> UnitImages:
 
     images = np.zeros((len(entries), 3, size, size), np.uint8)
     is_present = np.zeros(len(entries), bool)
-    problems = known_problems(row, entries)
+    problems = {number: why for number, why in known_problems(row, entries).items() if number >= num_kept}
     skipped = [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
-    usable = [number for number in range(len(entries)) if number not in problems]
+    usable = [number for number in range(num_kept, len(entries)) if number not in problems]
     uris = [entries[number].uri for number in usable]
     for number, found in zip(usable, read_many(uris, read_input, config.images.read_concurrency), strict=True):
         if isinstance(found, BadImage):

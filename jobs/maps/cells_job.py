@@ -71,6 +71,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
             upstream=["classifier", "maps"],
+            is_of_all_images=True,  # the network learns the cells of all of them
             seed=config.seed,
             data=config.data.result_settings(),
             images=config.images.limits,

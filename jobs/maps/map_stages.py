@@ -15,7 +15,10 @@ from ficklenet.masks import mask_key
 from jobs.maps.backbone_passes import BackbonePasses, batches, read_unit_images
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
-from jobs.steps.unit_rows import ROW_KEYS, finish_unit
+from jobs.steps.unit_rows import ROW_KEYS, earlier_receipt, finish_unit
+from storage.errors import Damaged
+from storage.map_store import UnitMaps
+from storage.receipts import Receipt
 from storage.steps import Step
 
 
@@ -36,7 +39,8 @@ class MapStages:
         """Stage 1: fetches a unit's images concurrently into one tensor; unusable images are zeros, with a reason."""
         started = time.monotonic()
         self.step.require_here()
-        found = read_unit_images(self.run, row)
+        earlier, kept = self.earlier(row)
+        found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0)
         classes = np.full((len(found.entries), self.num_slots), -1, np.int16)
         for number, entry in enumerate(found.entries):
             if found.is_present[number]:
@@ -49,9 +53,21 @@ class MapStages:
             "classes": classes,
             "keys": np.array([mask_key(self.run.config.seed, entry.image_id) for entry in found.entries], np.uint64),
             "to_predict": found.is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
-            "skipped": found.skipped,
+            "kept": kept,
+            "skipped": (*(earlier.skipped if earlier else ()), *found.skipped),
             "seconds": time.monotonic() - started,
         }
+
+    def earlier(self, row: Payload) -> tuple[Receipt | None, UnitMaps | None]:
+        """The maps that the unit had before images were added to it, with their receipt; they stay as they are.
+
+        None of both where there are no such maps, or where they are damaged: then the whole unit is computed.
+        """
+        receipt = earlier_receipt(self.run, self.step, row)
+        try:
+            return (receipt, self.run.maps(start_id=row["start_id"]).read_earlier(receipt)) if receipt else (None, None)
+        except Damaged:
+            return None, None
 
     def trial(self, compute: Compute, row: Payload) -> None:
         """Everything except writing, for the quarantine."""
@@ -61,7 +77,11 @@ class MapStages:
         """Stage 3: writes the unit's shard, then its receipt."""
         started = time.monotonic()
         store = self.run.maps("r+", maps["start_id"])
-        objects = store.write_unit(maps["unit"], maps["max"], maps["mean"], maps["score"], maps["classes"])
+        values = {name: maps[name] for name in ("max", "mean", "score", "classes")}
+        if kept := maps["kept"]:
+            for name, array in values.items():
+                array[: len(kept.classes)] = getattr(kept, name)
+        objects = store.write_unit(maps["unit"], **values)
         return finish_unit(self.step, maps, maps["skipped"], maps["seconds"] + time.monotonic() - started, objects)
 
 
@@ -95,7 +115,7 @@ class MapMaker:
                 computed = batch, found
         _store(results, computed)
         return {
-            **{name: unit[name] for name in ROW_KEYS},
+            **{name: unit[name] for name in (*ROW_KEYS, "kept")},
             **results,
             "seconds": unit["seconds"] + time.monotonic() - started,
         }

@@ -16,7 +16,7 @@ from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.finished import require_finished
 from jobs.steps.unit_driver import UnitStepJob
-from jobs.steps.unit_rows import finish_unit, known_problems
+from jobs.steps.unit_rows import earlier_receipt, finish_unit, known_problems
 from storage.errors import BadImage
 from storage.images import read_image, read_many
 from storage.label_folder import LabelFolder
@@ -93,11 +93,14 @@ class PseudoLabelMaker:
         """
         unit = row["unit"]
         entries, maps = self.run.manifest().rows(unit.start, unit.stop), self.maps().read_unit(unit)
+        earlier = earlier_receipt(self.run, self.run.step("pseudo_labels"), row)
+        num_kept = earlier.stop - earlier.start if earlier else 0  # their files and skips stay
         problems = known_problems(row, entries)
-        skipped = [Skipped(entries[number].image_id, reason) for number, reason in problems.items()]
-        usable = [number for number in range(len(entries)) if number not in problems]
+        skipped = [*(earlier.skipped if earlier else ())]
+        skipped += [Skipped(entries[number].image_id, why) for number, why in problems.items() if number >= num_kept]
+        usable = [number for number in range(num_kept, len(entries)) if number not in problems]
         at_once = self.run.config.images.read_concurrency
-        objects: dict[str, str] = {}
+        objects = dict(earlier.objects) if earlier else {}
         for start in range(0, len(usable), at_once):
             unreadable, stored = self.label(entries, maps, usable[start : start + at_once], folder)
             skipped += unreadable

@@ -30,6 +30,7 @@ from jobs.steps.networks import require_network, require_segmenter
 from storage.images import read_image
 from storage.manifest import ManifestRow
 from storage.map_store import ImageMaps
+from storage.units import plan_units
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ class TrainedRun:
 
     def stored_maps(self, image_id: str) -> ImageMaps:
         """The maps that the step `maps` stored."""
-        return self.run.maps().read(self._row(image_id))
+        store = self.run.maps()
+        return store.read(self._stored_row("maps", image_id, store.num_images, store.unit_size))
 
     def stored_seeds(self, image_id: str) -> np.ndarray:
         """The seeds (h, w): 0 background, class number + 1, 255 unknown."""
-        return self.run.seeds().read(self._row(image_id))
+        store = self.run.seeds()
+        return store.read(self._stored_row("seeds", image_id, store.num_images, store.unit_size))
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
         """The labels (H, W) that the step "predictions" or "pseudo_labels" stored."""
@@ -156,6 +159,13 @@ class TrainedRun:
 
     def _row(self, image_id: str) -> int:
         return self.run.manifest().index_of(image_id)
+
+    def _stored_row(self, name: str, image_id: str, num_images: int, unit_size: int) -> int:
+        """The row of an image whose unit is finished, also where images were added to the unit."""
+        row, units = self._row(image_id), plan_units(num_images, unit_size)
+        if row >= num_images or self.run.receipt(name, units[row // unit_size]) is None:
+            raise ValueError(f"{image_id}: its {name} are not computed yet. Run '{self.run.step_command(name)}'.")
+        return row
 
 
 def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -> TrainedRun:

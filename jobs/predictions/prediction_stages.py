@@ -17,7 +17,7 @@ from ficklenet.transforms import resize_square
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter
-from jobs.steps.unit_rows import finish_unit, known_problems
+from jobs.steps.unit_rows import earlier_receipt, finish_unit, known_problems
 from storage.errors import BadImage
 from storage.images import read_image, read_many
 from storage.manifest import ManifestRow
@@ -65,7 +65,10 @@ class PredictionStages:
         """Stage 1: reads the images of a unit's predicted splits at each input size; leaves unusable images out."""
         started = time.monotonic()
         self.step.require_here()
+        earlier = earlier_receipt(self.run, self.step, row)
+        row = {**row, "num_kept": earlier.stop - earlier.start if earlier else 0}
         entries, problems = self.selected(row)
+        problems += earlier.skipped if earlier else ()
         config, sizes = self.run.config, self.sizes()
 
         def read_inputs(uri: str) -> list[np.ndarray]:
@@ -80,6 +83,7 @@ class PredictionStages:
         usable = [image for image in found if not isinstance(image, BadImage)]
         return {
             **row,
+            "objects": dict(earlier.objects) if earlier else {},
             "inputs": [
                 np.stack([image[number] for image in usable]) if usable else np.zeros((0, 3, size, size), np.uint8)
                 for number, size in enumerate(sizes)
@@ -100,7 +104,7 @@ class PredictionStages:
         """
         started = time.monotonic()
         skipped, found = list(predicted["skipped"]), set[int]()
-        objects: dict[str, str] = {}
+        objects = dict(predicted["objects"])
         folders = {kind: self.run.labels("predictions", kind, predicted["start_id"]) for kind in KINDS}
         for image_id, kind, labels in self.labelled(predicted, skipped):
             objects |= folders[kind].write(image_id, labels)
@@ -123,11 +127,11 @@ class PredictionStages:
                 yield entry.image_id, kind, self.label(logits, image, use_crf=use_crf)
 
     def selected(self, row: Payload) -> tuple[list[ManifestRow], list[Skipped]]:
-        """The unit's images to predict, and the images that are skipped without a try."""
+        """The unit's images to predict, and the images that are skipped without a try; without the kept first ones."""
         unit, splits = row["unit"], self.run.config.predicted_splits
         entries = self.run.manifest().rows(unit.start, unit.stop)
         problems = known_problems(row, entries)
-        chosen = [number for number, entry in enumerate(entries) if entry.split in splits]
+        chosen = [n for n, entry in enumerate(entries) if n >= row["num_kept"] and entry.split in splits]
         return (
             [entries[number] for number in chosen if number not in problems],
             [Skipped(entries[number].image_id, problems[number]) for number in chosen if number in problems],

@@ -85,7 +85,14 @@ def write_moves(
             row.mask_uri or "", run.location, {}
         ):
             rows[number] = replace(rows[number], mask_uri=row.mask_uri)
-    write_manifest(run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values, moves)
+    write_manifest(
+        run.location / "manifest.parquet",
+        rows,
+        manifest.class_names,
+        manifest.class_values,
+        moves,
+        additions=manifest.additions,
+    )
     Manifest.forget()
 
 

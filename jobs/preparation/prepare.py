@@ -8,7 +8,7 @@ from cluster.words import plural
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
-from jobs.preparation.pictures import look_at_pictures, require_a_picture, require_usable
+from jobs.preparation.pictures import Pictures, look_at_pictures, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
 from jobs.run.directory import Run, record_run
 from jobs.steps.dry_run import NOTHING
@@ -72,17 +72,9 @@ def prepare(
     require_usable([(image.image_id, image.problem) for image in images])
     if not class_names:
         raise ValueError("prepare_dataset: no image has a label, so there is no class list. Give --classes.")
-    root = options.root or run.location
 
     # 1. Make the rows, with facts from the pictures' headers and the masks
-    pictures = look_at_pictures(list(manifest_rows(images, class_names)), images, root)
-    require_usable([(row.image_id, row.problem) for row in pictures.rows])
-    require_a_picture(pictures)
-    values = parse_mask_values(options.mask_values, class_names) if options.mask_values else None
-    meaning = Meaning(class_names, class_values, values)
-    files = look_at_label_files(pictures.rows, pictures.headers, drawings or {}, meaning, root)
-    if not options.dry_run:
-        write_label_files(files, run.location)
+    pictures, files = look_at_images(run, images, class_names, class_values, drawings or {}, options)
 
     # 2. Write the manifest, unless steps were started with another one
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +90,7 @@ def prepare(
     for note in (*options.notes, *pictures.notes, *files.notes):
         print(f"  note:    {note}")
     if options.dry_run:
-        _describe_writing(files, size(len(data)) if is_other else "nothing")
+        describe_writing(files, size(len(data)) if is_other else "nothing")
         return run
     if existing and moves:
         write_moves(existing, run, {**existing.moves, **moves}, files.rows)
@@ -109,6 +101,34 @@ def prepare(
         Manifest.forget()
     record_run(run)
     return run
+
+
+def look_at_images(
+    run: Run,
+    images: Sequence[SourceImage],
+    class_names: Sequence[str],
+    class_values: Sequence[int],
+    drawings: dict[str, Drawing],
+    options: Options,
+) -> tuple[Pictures, LabelFiles]:
+    """The images' rows, with what their headers and masks say; writes the run's own label files, but in a dry run.
+
+    Args:
+        drawings: as `prepare` takes them.
+
+    Raises:
+        ValueError: none of the images can be used.
+    """
+    root = options.root or run.location
+    pictures = look_at_pictures(list(manifest_rows(images, class_names)), images, root)
+    require_usable([(row.image_id, row.problem) for row in pictures.rows])
+    require_a_picture(pictures)
+    values = parse_mask_values(options.mask_values, class_names) if options.mask_values else None
+    meaning = Meaning(tuple(class_names), tuple(class_values), values)
+    files = look_at_label_files(pictures.rows, pictures.headers, drawings, meaning, root)
+    if not options.dry_run:
+        write_label_files(files, run.location)
+    return pictures, files
 
 
 def next_step(run: Run) -> str:
@@ -151,7 +171,7 @@ def _splits(manifest: Manifest) -> list[str]:
     return list(found)
 
 
-def _describe_writing(files: LabelFiles, what: str) -> None:
+def describe_writing(files: LabelFiles, what: str) -> None:
     number = len(files.drawings) + len(files.copies)
     drawn = f" and {plural(number, 'mask')}" if number else ""
     print(f"  dry run: {what}{drawn} to write; {NOTHING}")

@@ -14,6 +14,7 @@ from storage.image_table import TableOptions, read_image_table, read_parquet_tab
 from storage.label_cells import SEPARATORS
 from storage.labelme import read_labelme
 from storage.location import Location
+from storage.manifest import Manifest
 from storage.sources import (
     Source,
     SourceImage,
@@ -63,26 +64,30 @@ class Listing:
     is_found: bool
 
 
-def read_listing(given: argparse.Namespace, root: Location) -> Listing:
+def read_listing(given: argparse.Namespace, root: Location, into: Manifest | None = None) -> Listing:
     """Reads the source that the command line names.
 
     Args:
         given: the flags of `prepare_dataset`.
         root: where pictures that are inside the source's files are written.
+        into: the manifest to which the images are added. Its classes hold; the source need not have all of them.
 
     Raises:
         ValueError: the source or a flag cannot be used.
     """
     name = source_name(given)
     _refuse_misplaced(given, name)
-    chosen = read_class_names(given.classes) if given.classes else None
+    if into:
+        _refuse_with_add(given, name)
+    chosen = into.class_names if into else read_class_names(given.classes) if given.classes else None
     source = _read(given, name, chosen, root)
     notes = list(source.notes)
     images = list(source.images)
     if name in ("csv", "parquet", "hugging_face") and chosen:
         images = number_labels(images, chosen, given.first_class)
     if name in ("folders", "hugging_face") and chosen:
-        _require_labels(chosen, label_names(images))
+        if not into:
+            _require_labels(chosen, label_names(images))
         images, note = _with_chosen(images, chosen, given.negative_label)
         notes += note
     if given.negative_label:
@@ -97,6 +102,8 @@ def read_listing(given: argparse.Namespace, root: Location) -> Listing:
     if given.negative_label in names:
         kept = [number for number, each in enumerate(names) if each != given.negative_label]
         names, values = tuple(names[n] for n in kept), tuple(values[n] for n in kept) if values else None
+    if into:
+        return Listing(replace(source, images=tuple(joined), notes=(*notes, *joins)), names, values, is_found=False)
     if name in ("csv", "parquet") and chosen and any(not image.problem for image in joined):
         _require_labels(chosen, [*label_names(joined), *(source.class_names or ())])
     _require_a_label(joined, names)
@@ -212,6 +219,16 @@ def _require_a_label(images: Sequence[SourceImage], class_names: Sequence[str]) 
         raise ValueError(
             f"none of the {plural(len(usable), 'image')} has a label (first: {usable[0].image_id!r}), but the "
             "classifier is trained on labels. Check the column or the annotations that should have them."
+        )
+
+
+def _refuse_with_add(given: argparse.Namespace, name: str) -> None:
+    if given.classes:
+        raise ValueError("--classes does not go with --add: the run's own class list holds. Leave it out.")
+    if name == "hugging_face":
+        raise ValueError(
+            "--add does not go with --hugging-face: the pictures in its files would be written over earlier ones. Save "
+            "them as files, and give a table of them with --csv."
         )
 
 

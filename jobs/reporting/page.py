@@ -3,10 +3,8 @@
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -24,19 +22,18 @@ from jobs.reporting.gallery import Gallery, error_first, finished_rows, make_gal
 from jobs.reporting.measured import headline, measured_metrics
 from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, write_review
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
-from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_of, colour_scale
+from jobs.reporting.templates import PARTS, environment, style
+from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_scale
 from jobs.run.directory import Run
-from jobs.run.selection import measurable_splits
+from jobs.run.selection import measurable_splits, units_of_step
+from jobs.run.steps import BY_NAME
 from jobs.steps.evaluation_state import evaluate_command
-from jobs.steps.progress import duration
 from jobs.steps.states import RunState, StepState, run_state
 from storage.location import Location
 from storage.manifest import Manifest
 
 NUM_IMAGES = 200  # a page of a few MB
-NO_VALUE = "\N{EN DASH}"
 PAGE = "report/index.html"
-PARTS = Path(__file__).parent  # the folder with report.html.j2, report.css, report.js
 
 
 def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]:
@@ -84,7 +81,7 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
     # 3. The page
     script = (PARTS / "report.js").read_text(encoding="utf-8")
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run_uri=run.uri,
@@ -115,7 +112,7 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
             skipped=skipped_images(steps.values()),
             outcome_colours={"right": RIGHT, "false": FALSE, "missed": MISSED},
             colour_scale=colour_scale(),
-            style=Markup((PARTS / "report.css").read_text(encoding="utf-8")),
+            style=style(),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -124,8 +121,10 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
 
 def _review(run: Run) -> list[Doubt]:
     """The images to look at first; an empty list if there are no maps yet."""
-    manifest = run.manifest()
-    receipts = list(run.step("maps").receipts().values())
+    manifest, step = run.manifest(), run.step("maps")
+    units, found = units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()), step.receipts()
+    missing = {unit.index for unit in step.missing_units(units, found)}
+    receipts = [found[unit.index] for unit in units if unit.index not in missing]
     mapped = mapped_images(manifest, receipts, without_labels=run.config.maps.classes == "predicted")
     return review_list(run, manifest, mapped, run.config.seeds.theta) if len(mapped) else []
 
@@ -180,26 +179,3 @@ def _trainings(state: RunState) -> list[dict[str, Any]]:
         for name, training in state.trainings.items()
         if name in state.steps and state.steps[name].state != "not started"
     ]
-
-
-def _environment() -> jinja2.Environment:
-    """The template engine. It escapes all values, because names, ids and reasons come from other people's files."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PARTS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"colour_of": colour_of, "duration": duration, "number": _number, "setting": _setting}
-    return environment
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return NO_VALUE if value is None else f"{value:.{digits}f}"
-
-
-def _setting(value: Any) -> str:
-    if value is None or value in ("", [], ()):
-        return "unset"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

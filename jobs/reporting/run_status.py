@@ -46,6 +46,7 @@ class StepStatus:
         objects, bytes: the number and size of the stored objects in the step's folder.
         codes: the number of finished units by the code, and the packages that differ, that computed them.
         command: the command that starts or continues the step.
+        note: further information, "" for none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class StepStatus:
     drivers: Sequence[Driver]
     codes: Mapping[str, int]
     command: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         drivers=[Driver(beat.launch, beat.host, beat.pid, max(0.0, beat.age), beat.is_stale) for beat in beats],
         codes=makers(state.receipts),
         command=state.command,
+        note=state.note,
     )
 
 
@@ -151,6 +154,7 @@ def _step_lines(step: StepStatus) -> list[str]:
     parts += [f"{step.pace:.2f} {step.unit}/s, about {duration(step.seconds_left or 0)} left"] if step.pace else []
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
+    lines += [f"  {step.note}"] if step.note else []
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
         lines.append(f"  computed by different code or packages, with the same algorithm version: {units}")

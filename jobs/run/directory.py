@@ -13,7 +13,7 @@ from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS
 from jobs.run.versions import package_versions, source_hash
 from storage.cell_store import CellStore
-from storage.image_identity import images_id
+from storage.image_identity import images_ids
 from storage.label_folder import LabelFolder
 from storage.location import Location
 from storage.manifest import Manifest
@@ -81,9 +81,9 @@ class Run:
         Raises:
             ValueError: a step was made for other images than those in the manifest.
         """
-        images = images_id(self.manifest())
+        images = images_ids(self.manifest())
         for name in names:
-            self.step(name).require_images(images)
+            self.step(name).require_images(*images)
         return replace(self, starts={**self.starts, **{name: self.step(name).start_id() for name in names}})
 
     def data(self, name: str, start_id: str | None = None) -> Location:

@@ -1,12 +1,15 @@
 """Fingerprints of steps, in one format for all steps, and the ids by which later steps refer to their results.
 
     algorithm_version   version of the code that computes the step's results
-    manifest            hash of the manifest's columns that the step reads
+    manifest            hash of the manifest's columns that the step reads, of the rows that it began with
+    added               the same for each group of images that was added since; absent if there is none
     <section>           the settings that change its results
     upstream            {name: id} of the steps that it read
 
 A step's id changes when its results may have changed. The id of a training is the sha256 of its network. The id of a
-unit step is the hash of its fingerprint. These ids show which steps are outdated.
+unit step is the hash of its fingerprint. These ids show which steps are outdated. Added images change
+no earlier result, so they change no id: a unit step computes them beside the others, and a trained network stays
+(`jobs.steps.added_images`).
 """
 
 import hashlib
@@ -18,6 +21,7 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.run.training_record import read_complete
+from storage.steps import ADDED
 
 UPSTREAM = "upstream"
 
@@ -45,6 +49,7 @@ def step_fingerprint(
     algorithm_version: int,
     columns: Sequence[str],
     upstream: Iterable[str],
+    is_of_all_images: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
     """Everything that changes a step's results.
@@ -52,11 +57,15 @@ def step_fingerprint(
     Args:
         columns: the columns of the manifest that the step reads.
         upstream: the steps that it reads; all are finished.
+        is_of_all_images: each result depends on all images together, so after an addition the step must start again.
         others: everything else that changes results, such as the device.
     """
+    manifest = run.manifest()
+    first, *added = [manifest.column_hash(columns)] if is_of_all_images else manifest.part_hashes(columns)
     return {
         "algorithm_version": algorithm_version,
-        "manifest": run.manifest().column_hash(columns),
+        "manifest": first,
+        **({ADDED: added} if added else {}),
         **step_settings(BY_NAME[name], run.config),
         UPSTREAM: {other: step_id(run, other) for other in upstream},
         **others,
@@ -73,8 +82,9 @@ def step_id(run: Run, name: str) -> str | None:
 
 
 def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
-    """sha256 of a fingerprint."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    """sha256 of a fingerprint, without what was added: it changes no earlier result."""
+    content = {key: value for key, value in fingerprint.items() if key != ADDED}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def outdated_steps(run: Run) -> set[str]:

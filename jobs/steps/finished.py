@@ -9,7 +9,7 @@ from jobs.run.fingerprints import UPSTREAM, step_id, step_settings, upstream_ids
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.steps.tally import Tally
-from storage.image_identity import images_id
+from storage.image_identity import images_ids
 from storage.steps import Receipt, Skipped, differences, require_complete
 from storage.units import Unit
 
@@ -48,7 +48,7 @@ def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = 
             since, or too many of its images were skipped.
     """
     row, step, manifest = BY_NAME[name], run.step(name), run.manifest()
-    step.require_images(images_id(manifest))
+    step.require_images(*images_ids(manifest))
     command = run.step_command(name)
     fingerprint = step.fingerprint() or {}
     if fingerprint and not as_recorded:

@@ -72,9 +72,15 @@ class UnitPlan:
         return [unit for unit in self.units if unit.index not in missing]
 
     @property
+    def extended(self) -> list[Unit]:
+        """The missing units that were finished before images were added to them."""
+        return [unit for unit in self.missing if (old := self.receipts.get(unit.index)) and old.stop < unit.stop]
+
+    @property
     def num_finished(self) -> int:
         """The number of images in all finished units, also in those outside this launch's shard."""
-        return sum(self.images.get(index, 0) for index in self.receipts)
+        extended = {unit.index for unit in self.extended}
+        return sum(self.images.get(index, 0) for index in self.receipts if index not in extended)
 
     def rows(self, skipped: Mapping[int, tuple[Skipped, ...]]) -> list[UnitRow]:
         """The missing units as rows for the fan-out.

@@ -10,9 +10,10 @@ from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import units_of_step
 from jobs.run.steps import STEPS, TRAININGS, StepRow
 from jobs.run.training_record import TrainingRecord, read_training
+from jobs.steps.added_images import added_in_words
 from jobs.steps.evaluation_state import EvaluationState, evaluation_state
 from jobs.steps.tally import is_refused
-from storage.image_identity import images_id
+from storage.image_identity import images_ids
 from storage.manifest import Manifest
 from storage.steps import Receipt, Skipped
 
@@ -33,6 +34,7 @@ class StepState:
         command: the command that starts or continues the step; "" if there is nothing to run.
         receipts: the receipts of its finished units.
         images: the number of images that count, by unit; for "predictions" only those of the predicted splits.
+        note: further information as a sentence without its full stop; "" for none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class StepState:
     command: str
     receipts: tuple[Receipt, ...] = ()
     images: Mapping[int, int] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
         ValueError: a step was made for other images than those in the manifest, or its record is damaged.
     """
     trainings = {row.name: read_training(run.step(row.name).data()) for row in TRAININGS}
-    outdated, images = outdated_steps(run), images_id(manifest)
+    outdated, images = outdated_steps(run), images_ids(manifest)
     steps = {}
     for row in STEPS:
         fingerprint = run.step(row.name).fingerprint()
         if row.kind == "units":  # trainings do not count images
-            run.step(row.name).require_images(images)
+            run.step(row.name).require_images(*images)
         if row.is_optional and fingerprint is None:
             continue
         match row.kind:
@@ -104,6 +107,7 @@ def _training_state(
         seconds=0.0,
         finished="",
         command=_command(run, row, is_outdated=is_outdated),
+        note=added_in_words(run, row.name) if training.sha256 else "",
     )
 
 

@@ -79,7 +79,7 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
         job.step.check_start(fingerprint, job.command, restart=options.restart)
         plan = UnitPlan.of(job.step, job.units, options)
         if again := units_to_retry(run, plan):
-            plan = replace(plan, missing=sorted([*plan.missing, *again], key=lambda unit: unit.index))
+            plan = replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
         else:
             finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
         print_unit_step(run, connection, job.title, plan, job.device, job.cost)
@@ -117,6 +117,9 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
     tally = finished_images(plan)
     units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
     print(f"{job.title}: {len(plan.missing):,} of {units} to do ({images}).", flush=True)
+    for unit in plan.extended:
+        before = plural(plan.receipts[unit.index].stop - unit.start, "image")
+        print(f"{job.title}: unit {unit.name} was finished with {before}, and images were added to it.", flush=True)
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
         tally.check(job.title, max_fraction, job.command)  # a step that was refused remains refused

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NotRequired, TypedDict
 
 from cluster.fanout import Payload
+from jobs.run.directory import Run
 from jobs.run.versions import code_id, computing_packages
 from storage.manifest import ManifestRow
 from storage.steps import Receipt, Skipped, Step
@@ -43,6 +44,14 @@ def known_problems(row: Payload, entries: Sequence[ManifestRow]) -> dict[int, st
     found = {number: entry.problem for number, entry in enumerate(entries) if entry.problem}
     found |= {n: reasons[entry.image_id] for n, entry in enumerate(entries) if entry.image_id in reasons}
     return found | dict(row.get("left_out", {}))
+
+
+def earlier_receipt(run: Run, step: Step, row: Payload) -> Receipt | None:
+    """The receipt of a unit's first images, where it was finished before the others were added to it; else None."""
+    unit = row["unit"]
+    if not any(unit.start < first < unit.stop for first in run.manifest().additions):
+        return None
+    return step.earlier_receipt(unit, row["start_id"])
 
 
 def finish_unit(

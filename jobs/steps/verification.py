@@ -17,7 +17,7 @@ from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.steps.compute import run_stages
 from jobs.steps.progress import Progress
-from storage.image_identity import images_id
+from storage.image_identity import images_ids
 from storage.steps import Step
 from storage.units import Unit
 from storage.verify import Damage, damaged_receipts, repair, verify_headers, verify_unit
@@ -64,7 +64,7 @@ def verify_step(run: Run, connection: Connection, name: str, sample: int | None 
     fingerprint = step.fingerprint()
     if fingerprint is None:
         return None
-    step.require_images(images_id(manifest))
+    step.require_images(*images_ids(manifest))
     start_id, receipts = step.start_id(), step.receipts()
     all_units = units_of_step(BY_NAME[name], manifest, run.config, fingerprint)
     missing = {unit.index for unit in step.missing_units(all_units, receipts)}

@@ -1,6 +1,7 @@
 """The step `classifier`: FickleNet trained on image-level labels."""
 
 import tempfile
+from typing import Any
 
 from cluster.connect import Connection
 from ficklenet.backbones import require_imagenet_weights
@@ -59,7 +60,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
             device=device,
             precision=precision_name(resolved_precision(config.precision, device)),
             **plan.fingerprint,
-            **({"images_are": "whole"} if frozen else {}),  # if any stage trains, they are random crops
+            **(dict[str, Any](images_are="whole") if frozen else {}),  # if any stage trains, they are random crops
         ),
         keep=config.keep,
         subject=config.backbone,

@@ -13,6 +13,7 @@ from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
 from jobs.run.training_record import read_complete, read_epochs
 from jobs.run.versions import package_versions
+from jobs.steps.added_images import added_in_words, as_trained
 from jobs.steps.dry_run import NOTHING, describe_connection, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
@@ -64,17 +65,20 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
 
     # 1. Create or open the step
     step, command = run.step(name), run.step_command(name)
+    fingerprint = job.fingerprint if options.restart else as_trained(step, job.fingerprint)
     if options.dry_run:
-        step.check_start(job.fingerprint, command, restart=options.restart)
+        step.check_start(fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
-    start_id = step.open(job.fingerprint, command, restart=options.restart)
+    start_id = step.open(fingerprint, command, restart=options.restart)
     record_run(run, name)
     folder = step.data(start_id)
     if read_complete(folder):
         metrics = keep_epoch(folder, name, job.keep)
         script = BY_NAME[name].script
         print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
+        if added := added_in_words(run, name):
+            print(f"{name}: {added}.")
         _print_verdict(job, metrics)
         return
 

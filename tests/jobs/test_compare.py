@@ -2,14 +2,22 @@
 
 import csv
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cluster.connect import connect
 from ficklenet.metrics import disagreement
 from jobs import compare
+from jobs.cli.launch import launch_step
+from jobs.reporting.changes import find_changes
 from jobs.reporting.page import write_report
 from jobs.run.directory import Run, open_run, record_run
+from storage.manifest import write_manifest
+from storage.units import plan_units
 
 
 def measure(run: Run, labels: str, value: float | None, part: str = "report") -> None:
@@ -54,3 +62,75 @@ def test_the_review_list_has_every_mapped_image_the_most_doubtful_first(finished
     assert max(1.0 if value is None else value for value in of_class) == pytest.approx(found[0], abs=1e-4)
     page = Path(finished_maps_run.uri, "report", "index.html").read_text()
     assert "Look at these first" in page and rows[0]["image_id"] in page
+
+
+@pytest.fixture
+def other_seeds(seeded_run, tmp_path) -> Run:
+    """A copy of the run in which the seeds of two images are others: all of one, a third of the other."""
+    shutil.copytree(seeded_run.uri, tmp_path / "other")
+    other = open_run(str(tmp_path / "other"))
+    store = other.seeds("r+")
+    unit = plan_units(14, 4)[1]
+    labels = store.read_unit(unit)
+    labels[1] = (labels[1] + 1) % 3
+    labels[2, :3] = (labels[2, :3] + 1) % 3
+    objects = store.write_unit(unit, labels)
+    place = Path(other.uri, "seeds", "done", "000001.json")
+    receipt = other.receipt("seeds", unit)
+    place.write_bytes(replace(receipt, objects=objects).to_json())
+    return other
+
+
+def test_the_images_that_changed_most_come_first(seeded_run, other_seeds):
+    changes = find_changes([seeded_run, other_seeds], most_compared=100, most_shown=3)
+    assert (changes.step, changes.num_compared) == ("seeds", 14)
+    assert [image.image_id for image in changes.images[:2]] == ["scene_0005", "scene_0006"]
+    assert [image.share for image in changes.images] == pytest.approx([1, 1 / 3, 0], abs=0.04)
+    assert changes.mean_share == pytest.approx((1 + 1 / 3) / 14, abs=0.01)
+    first = changes.images[0]
+    assert len(first.labels) == len(first.right) == 2 and first.truth and first.photograph
+
+
+def test_a_page_shows_the_most_changed_images(seeded_run, other_seeds, tmp_path, capsys):
+    compare.main([seeded_run.uri, other_seeds.uri, "--page", str(tmp_path / "page.html"), "--images", "2"])
+    page = (tmp_path / "page.html").read_text()
+    assert re.findall(r"<strong>(\w+)</strong>", page) == ["scene_0005", "scene_0006"]
+    assert "http" not in page
+    assert "of the pixels differ on average, in the seeds of 14 images" in capsys.readouterr().out
+
+
+def test_runs_without_common_labels_are_refused_for_a_page(seeded_run, finished_maps_run, tmp_path):
+    with pytest.raises(ValueError, match="no labels that all of these runs have finished"):
+        compare.main([seeded_run.uri, finished_maps_run.uri, "--page", str(tmp_path / "page.html")])
+
+
+def test_a_number_of_images_needs_a_page(seeded_run):
+    with pytest.raises(ValueError, match="needs --page"):
+        compare.main([seeded_run.uri, seeded_run.uri, "--images", "3"])
+    with pytest.raises(ValueError, match="needs --page"):
+        compare.main([seeded_run.uri, seeded_run.uri, "--labels", "seeds"])
+    with pytest.raises(ValueError, match="1 or more"):
+        compare.main([seeded_run.uri, seeded_run.uri, "--page", "x.html", "--images", "0"])
+
+
+def test_a_report_between_an_addition_and_the_maps_shows_the_finished_units(finished_maps_run):
+    manifest = finished_maps_run.manifest()
+    rows = [*manifest.iter_written_rows()]
+    further = replace(rows[0], image_id="october")
+    place = finished_maps_run.location / "manifest.parquet"
+    write_manifest(place, [*rows, further], manifest.class_names, additions=[14])
+    write_report(finished_maps_run, 3)
+    with Path(finished_maps_run.uri, "report", "review.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 12  # the last unit has grown, so it is not finished
+
+
+def test_labels_that_were_made_in_the_same_way_are_not_compared(seeded_run, tmp_path):
+    with connect("in-process") as connection:
+        launch_step(open_run(seeded_run.uri, None, ["pseudo_labels.refine=false"]), connection, "pseudo_labels")
+        shutil.copytree(seeded_run.uri, tmp_path / "other")
+        other = open_run(str(tmp_path / "other"), None, ["seeds.theta=0.9"])
+        launch_step(other, connection, "seeds", restart=True)
+    runs, numbers = [open_run(seeded_run.uri), open_run(other.uri)], {"most_compared": 100, "most_shown": 1}
+    assert find_changes(runs, **numbers).step == "seeds"
+    assert find_changes(runs, "pseudo_labels", **numbers).mean_share == 0
+    assert find_changes([runs[0], runs[0]], **numbers).step == "pseudo_labels"

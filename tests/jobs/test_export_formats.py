@@ -39,7 +39,7 @@ def drawn_labels() -> np.ndarray:
 
 
 def labelled(shapes: str) -> LabelledImage:
-    return LabelledImage(7, "a__b", "a/b.jpg", "train", drawn_labels(), 255, CLASSES, shapes)
+    return LabelledImage(7, "a__b", "a/b.jpg", "/photos/a/b.jpg", "train", drawn_labels(), 255, CLASSES, shapes)
 
 
 def whole(out: Location, records: list, shapes: str) -> WholeExport:

@@ -77,15 +77,17 @@ def painted_run(predicted_run) -> Run:
         (["--format", "coco", "--shapes", "polygons"], "annotations.json"),
         (["--format", "cvat"], "annotations.xml"),
         (["--format", "cvat", "--shapes", "polygons"], "annotations.xml"),
+        (["--format", "label-studio"], "tasks.json"),
+        (["--format", "label-studio", "--shapes", "polygons"], "tasks.json"),
+        (["--format", "yolo"], ""),
+        (["--format", "hugging-face"], ""),
         (["--format", "png"], ""),
     ],
-    ids=["coco", "coco-polygons", "cvat", "cvat-polygons", "png"],
+    ids=lambda value: "-".join(value[1::2]) if isinstance(value, list) else "",
 )
 def test_masks_come_back_pixel_for_pixel(painted_run, tmp_path, flags, file):
     before = predicted(painted_run)
     folder = export(painted_run, tmp_path / "out", *flags)
-    if not file:
-        (folder / "ficklenet_export" / "unused").unlink(missing_ok=True)
     bring_back(painted_run, folder / file)
     after = masks_of(painted_run)
     assert set(after) == set(before)
@@ -175,3 +177,97 @@ def test_an_image_without_objects_is_left_out_unless_it_is_said_to_be_background
     assert "1 image without any object left out (first: scene_0012.png)" in capsys.readouterr().out
     bring_back(painted_run, file, "--empty-is-background")
     assert not masks_of(painted_run)["scene_0012"].any()
+
+
+def test_hugging_face_s_own_package_loads_the_export_and_what_it_saves_comes_back(painted_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="`datasets` is not installed (pip install -e '.[dev]')")
+    before = predicted(painted_run)
+    folder = export(painted_run, tmp_path / "out", "--format", "hugging-face")
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"val"}
+    names = ["background", *loaded["val"].features["labels"].feature.names]
+    for row in loaded["val"]:
+        labels = before[row["image_id"]]
+        np.testing.assert_array_equal(np.array(row["mask"]), labels)
+        assert row["image"].size == labels.shape[::-1]
+        shown = {names[label] for label in np.unique(labels) if 0 < label < 255}
+        assert {names[label + 1] for label in row["labels"]} == shown
+
+    def corrected(row: dict) -> dict:
+        pixels = np.array(row["mask"])
+        pixels[:5, :5] = 2
+        return {**row, "mask": Image.fromarray(pixels)}
+
+    changed = loaded["val"].map(corrected, cache_file_name=str(tmp_path / "mapped.arrow"))
+    changed.to_parquet(str(tmp_path / "back" / "0.parquet"))
+    bring_back(painted_run, tmp_path / "back")
+    for name, mask in masks_of(painted_run).items():
+        assert (mask[:5, :5] == 2).all()
+        np.testing.assert_array_equal(mask[5:], before[name][5:])
+
+
+def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):
+    file = export(painted_run, tmp_path / "out", "--format", "label-studio") / "tasks.json"
+    tasks = json.loads(file.read_text())
+    tasks[0]["annotations"] *= 2
+    file.write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=r"has 2 annotations\. Keep one"):
+        bring_back(painted_run, file)
+    tasks[0]["annotations"][0] = {"was_cancelled": True, "result": []}
+    file.write_text(json.dumps(tasks))
+    bring_back(painted_run, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda result: result.update(type="rectanglelabels"), "neither a polygon nor a mask"),
+        (lambda result: result.update(original_width=30), "no brush masks and polygons of one image"),
+        (lambda result: result["value"].update(rle=result["value"]["rle"][:20]), "neither a polygon nor a mask"),
+        (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is no class"),
+    ],
+)
+def test_objects_of_label_studio_that_are_no_masks_are_refused(painted_run, tmp_path, change, sentence):
+    file = export(painted_run, tmp_path / "out", "--format", "label-studio") / "tasks.json"
+    tasks = json.loads(file.read_text())
+    change(tasks[0]["annotations"][0]["result"][0])
+    file.write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=sentence):
+        bring_back(painted_run, file)
+
+
+def test_an_image_without_objects_in_label_studio_can_be_background(painted_run, tmp_path):
+    file = export(painted_run, tmp_path / "out", "--format", "label-studio") / "tasks.json"
+    tasks = json.loads(file.read_text())
+    tasks[0]["annotations"][0]["result"] = []
+    file.write_text(json.dumps(tasks))
+    bring_back(painted_run, file, "--empty-is-background")
+    assert not masks_of(painted_run)["scene_0012"].any()
+
+
+def test_yolo_s_class_numbers_mean_the_names_in_data_yaml(painted_run, tmp_path):
+    before = predicted(painted_run)
+    folder = export(painted_run, tmp_path / "out", "--format", "yolo")
+    names = list(painted_run.manifest().class_names)
+    turned = dict(enumerate(names[::-1]))
+    (folder / "data.yaml").write_text(f"names: {json.dumps([turned[n] for n in range(len(names))])}\n")
+    for file in (folder / "labels").iterdir():
+        lines = [line.split(" ", 1) for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{len(names) - 1 - int(number)} {rest}\n" for number, rest in lines))
+    bring_back(painted_run, folder)
+    for name, mask in masks_of(painted_run).items():
+        np.testing.assert_array_equal(mask, before[name])
+
+
+def test_yolo_s_boxes_and_unknown_classes_are_refused(painted_run, tmp_path):
+    folder = export(painted_run, tmp_path / "boxes", "--format", "yolo", "--shapes", "boxes")
+    with pytest.raises(ValueError, match="a box and no polygon"):
+        bring_back(painted_run, folder)
+    (folder / "labels" / "scene_0012.txt").write_text("77 0 0 0.5 0 0.5 0.5\n")
+    with pytest.raises(ValueError, match=r"class 77, but data\.yaml names 5 classes"):
+        bring_back(painted_run, folder)
+    (folder / "labels" / "other.txt").write_text("0 0 0 0.5 0 0.5 0.5\n")
+    (folder / "labels" / "scene_0012.txt").unlink()
+    with pytest.raises(ValueError, match=r"no image of the run is called 'other.txt'"):
+        bring_back(painted_run, folder)

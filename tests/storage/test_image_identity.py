@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from storage.image_identity import images_id
+from storage.image_identity import images_id, images_ids
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 
@@ -42,3 +42,12 @@ def test_another_order_of_the_classes_changes_the_id(tmp_path: Path) -> None:
 
 def test_a_manifest_that_was_replaced_in_its_place_has_another_id(tmp_path: Path) -> None:
     assert id_of(tmp_path / "a.parquet", ROWS) != id_of(tmp_path / "a.parquet", ROWS[::-1])
+
+
+def test_added_images_keep_the_earlier_ids(tmp_path: Path) -> None:
+    place = Location(str(tmp_path / "a.parquet"))
+    before = [id_of(tmp_path / "a.parquet", ROWS[:number]) for number in (1500, 2500, 3000)]
+    write_manifest(place, ROWS, ("cat", "dog"), additions=(1500, 2500))
+    assert images_ids(Manifest.open(place)) == tuple(before)
+    write_manifest(place, [ROWS[1], ROWS[0], *ROWS[2:]], ("cat", "dog"), additions=(1500, 2500))
+    assert not set(images_ids(Manifest.open(place))) & set(before)

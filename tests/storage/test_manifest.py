@@ -192,3 +192,17 @@ def test_moved_images_are_read_at_their_new_place_and_nothing_becomes_outdated(l
         assert (a.uri, a.mask_uri, b.uri) == (f"{new}/sub/a.jpg", f"{new}/a.png", "/older/b.jpg")
         assert manifest.column_hash(["uri", "mask_uri"]) == before
         assert manifest.class_values == (8, 12, 17)
+
+
+def test_each_part_has_the_hash_of_its_rows_alone(location: Location) -> None:
+    rows, place = drawn_rows(2 * ROW_GROUP_SIZE), location / "manifest.parquet"
+    write_manifest(place, rows[:700], NAMES)
+    first = Manifest.open(place).column_hash(["image_id", "labels"])
+    write_manifest(place, rows, NAMES, additions=(700, 1100))
+    manifest = Manifest.open(place)
+    assert manifest.parts == [(0, 700), (700, 1100), (1100, len(rows))]
+    hashes = manifest.part_hashes(["image_id", "labels"])
+    assert hashes[0] == first and len(set(hashes)) == 3
+    write_manifest(place, [*rows[:-1], ManifestRow("other", "/o.jpg")], NAMES, additions=(700, 1100))
+    assert Manifest.open(place).part_hashes(["image_id", "labels"])[:2] == hashes[:2]
+    assert Manifest.open(place).part_hashes(["image_id", "labels"])[2] != hashes[2]

@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
+import zarr
 
 from storage.location import Location
 from storage.map_store import MapStore
 from storage.seed_store import SeedStore
-from storage.unit_arrays import UnitArrays
+from storage.unit_arrays import UnitArrays, header_record
 from storage.units import Unit, plan_units
+from storage.verify import verify_headers
 
 NUM_IMAGES, NUM_SLOTS, GRID, UNIT_SIZE = 10, 3, (5, 7), 4
 UNITS = plan_units(NUM_IMAGES, UNIT_SIZE)
@@ -221,6 +223,32 @@ def test_a_creation_that_was_interrupted_is_completed(location: Location) -> Non
     (location / "score/zarr.json").delete()
     create(location).write_unit(UNITS[0], **drawn_unit(UNITS[0]))
     assert len(MapStore.open(location).read(2).score) == 2
+
+
+def test_a_store_grows_by_images_and_keeps_its_units(location: Location) -> None:
+    store = create(location)
+    for unit in UNITS:
+        store.write_unit(unit, **drawn_unit(unit))
+    before = stored_bytes(location)
+    grown = create(location, num_images=NUM_IMAGES + 5)
+    kept = {name: data for name, data in stored_bytes(location).items() if "/c/" in name}
+    assert kept == {name: data for name, data in before.items() if "/c/" in name}
+    assert np.array_equal(MapStore.open(location).read(9).max, store.read(9).max)
+    for unit in plan_units(NUM_IMAGES + 5, UNIT_SIZE)[2:]:
+        grown.write_unit(unit, **drawn_unit(unit))
+    assert [len(MapStore.open(location).read(row).classes) for row in (1, 11, 13)] == [1, 3, 1]
+    assert not verify_headers(location.parent)
+    with pytest.raises(ValueError, match=r"num_images 15 -> 10"):
+        create(location)
+
+
+def test_a_growth_that_was_interrupted_is_completed(location: Location) -> None:
+    create(location).write_unit(UNITS[0], **drawn_unit(UNITS[0]))
+    header_record(location).delete()
+    zarr.open_group(location.zarr_store(), mode="r+")["max"].resize((NUM_IMAGES + 3, NUM_SLOTS, *GRID))
+    assert create(location, num_images=NUM_IMAGES + 3).num_images == NUM_IMAGES + 3
+    assert len(MapStore.open(location).read(3).classes) == 3
+    assert not verify_headers(location.parent)
 
 
 def test_opening_nothing_is_a_file_not_found_error(location: Location) -> None:

@@ -1,0 +1,1 @@
+"""Masks that were corrected in other tools: a module for each kind of file."""

@@ -1,0 +1,90 @@
+"""What the readers of corrected masks share: an image's objects become its mask.
+
+Where objects overlap, the smaller one lies on top. What no object covers is background.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.exports.labelled_image import Classes
+from storage.drawings import Drawing, encode_mask, outline
+from storage.location import Location
+
+RunLengths = dict[str, Any]
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class CorrectedMask:
+    """One image's mask.
+
+    Attributes:
+        name: of the image, as the file writes it; of a PNG its path.
+        size: (height, width) as the file writes it; None of files that hold none.
+        num_objects: in the file; of a PNG 1.
+        data: a PNG whose values are the data set's own class values, 0 background.
+    """
+
+    name: str
+    size: Size | None
+    num_objects: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Makes masks of the objects in one file.
+
+    Attributes:
+        place: of the file, named in refusals.
+        classes: of the run.
+    """
+
+    place: Location
+    classes: Classes
+
+    def mask(self, name: str, size: Size, objects: Sequence[tuple[str, Any]]) -> CorrectedMask:
+        """The mask of an image.
+
+        Args:
+            objects: the class's name, and the outline as COCO writes it (polygons or run lengths), of each.
+
+        Raises:
+            ValueError: an unknown class, or something that is no outline of this size.
+        """
+        outlines = [self._outline(name, segmentation, size) for _, segmentation in objects]
+        found = [(self.value(label), each) for (label, _), each in zip(objects, outlines, strict=True)]
+        ignored = 255 if max(self.classes.values) < 255 else 65535
+        drawing = Drawing(*size, tuple(found), (), ignored)
+        return CorrectedMask(name, size, len(objects), encode_mask(drawing.draw()))
+
+    def value(self, label: str) -> int:
+        """A class's value in the data set's own masks.
+
+        Raises:
+            ValueError: the run has no such class.
+        """
+        names = self.classes.names
+        if label not in names:
+            raise ValueError(f"{self.place}: {label!r} is no class of the run; it has {', '.join(names[:20])}.")
+        return self.classes.values[names.index(label)]
+
+    def _outline(self, name: str, segmentation: Any, size: Size) -> RunLengths:
+        found = outline(segmentation, *size)
+        if found is None:
+            raise ValueError(
+                f"{self.place}: image {name!r} has an object that is neither a polygon nor a mask of its {size[1]} x "
+                f"{size[0]} pixels. Make it one, or delete it."
+            )
+        return found
+
+
+def column_runs(mask: np.ndarray) -> RunLengths:
+    """A mask (H, W) of 0 and 1 as COCO's plain run lengths: column by column, the first of 0."""
+    flat = mask.astype(np.uint8).T.reshape(-1)
+    ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    counts = np.diff(ends).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}

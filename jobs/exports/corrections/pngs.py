@@ -1,0 +1,35 @@
+"""A folder of PNGs with the data set's own class values, one for each image, as the export `png` has them."""
+
+from collections.abc import Iterator
+
+from jobs.exports.corrections.objects import CorrectedMask, Objects
+from storage.images import read_many
+from storage.location import Location
+from storage.masks import mask_values
+from storage.tree import files_below
+
+
+def read(objects: Objects) -> Iterator[CorrectedMask]:
+    """The masks below the folder.
+
+    Raises:
+        ValueError: there are none, or one has a value that is no class.
+    """
+    place, classes = objects.place, objects.classes
+    paths = [path for path in files_below(place) if path.lower().endswith(".png")]
+    if not paths:
+        raise ValueError(
+            f"--masks {place}: no masks there. Give a folder of PNGs, of YOLO's text files with their data.yaml or of "
+            "Hugging Face's Parquet files, a .json of COCO or Label Studio, or CVAT's .xml."
+        )
+    uris = [(place / path).uri for path in paths]
+    known = {0, *classes.values, 255, 65535}
+    for path, uri, found in zip(paths, uris, read_many(uris, mask_values), strict=True):
+        if not isinstance(found, tuple):
+            raise ValueError(f"{uri}: {found.reason}.")
+        if wrong := sorted(set(found) - known):
+            raise ValueError(
+                f"{uri}: value {wrong[0]} is no class. The masks' values are the data set's own, as `export_labels "
+                f"--format png` writes them: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 not known."
+            )
+        yield CorrectedMask(path, None, 1, Location.parse(uri).read_bytes())

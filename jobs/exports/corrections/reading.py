@@ -1,0 +1,41 @@
+"""Masks that were corrected in a labelling tool, read back: which kind of file a place holds, and its reader."""
+
+import json
+from collections.abc import Callable, Iterator
+
+from jobs.exports.corrections import coco, cvat, hugging_face, label_studio, pngs, yolo
+from jobs.exports.corrections.objects import CorrectedMask, Objects, Size
+from jobs.exports.labelled_image import Classes
+from storage.location import Location
+from storage.tree import files_below
+
+
+def read_corrected_masks(
+    place: Location, classes: Classes, size_of: Callable[[str], Size | None]
+) -> Iterator[CorrectedMask]:
+    """The masks of a file of COCO, CVAT or Label Studio, or of a folder of YOLO, Hugging Face or PNGs.
+
+    Args:
+        classes: of the run.
+        size_of: gives the (height, width) of the run's image of that name; None where it has none.
+
+    Raises:
+        ValueError: not such a file, or it holds an object that is no mask of a known class.
+        FileNotFoundError: there is no such file.
+    """
+    objects = Objects(place, classes)
+    name = place.uri.lower()
+    if name.endswith(".xml"):
+        return cvat.read(objects)
+    if name.endswith(".json"):
+        try:
+            content = json.loads(place.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{place}: not COCO's instances or Label Studio's tasks (no JSON: {error}).") from error
+        return label_studio.read(content, objects) if isinstance(content, list) else coco.read(content, objects)
+    paths = files_below(place)
+    if any(path.rpartition("/")[2] in yolo.NAMES for path in paths):
+        return yolo.read(objects, size_of)
+    if any(path.endswith(".parquet") for path in paths):
+        return hugging_face.read(objects)
+    return pngs.read(objects)

@@ -1,0 +1,70 @@
+"""YOLO's text files, as Ultralytics, CVAT and others write them: a folder with data.yaml and labels/<image>.txt.
+
+Corners are parts of the image's width and height, so the images' sizes come from the run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import yaml
+
+from jobs.exports.corrections.objects import CorrectedMask, Objects, Size
+from storage.tree import files_below
+
+NAMES = ("data.yaml", "data.yml")
+LABELS = "/labels/"
+
+
+def read(objects: Objects, size_of: Callable[[str], Size | None]) -> Iterator[CorrectedMask]:
+    """The masks of the images that have a text file; an empty one is an image without objects.
+
+    Args:
+        size_of: gives an image's (height, width) by its name; None where there is no such image.
+
+    Raises:
+        ValueError: no class names, no text files, or a line that is no polygon of a known class.
+    """
+    paths = files_below(objects.place)
+    names = _class_names(objects, paths)
+    texts = [path for path in paths if path.endswith(".txt") and LABELS in f"/{path}"]
+    if not texts:
+        raise ValueError(f"{objects.place}: no text files in labels/.")
+    for path in texts:
+        name = f"/{path}".partition(LABELS)[2]
+        lines = [line.split() for line in (objects.place / path).read_bytes().decode("utf-8-sig").splitlines()]
+        size = size_of(name)
+        if size is None:
+            raise ValueError(f"{objects.place / path}: no image of the run is called {name!r}. Were its files renamed?")
+        yield objects.mask(name, size, [_object(objects, path, names, line, size) for line in lines if line])
+
+
+def _class_names(objects: Objects, paths: Sequence[str]) -> dict[int, str]:
+    place = objects.place / next(path for path in paths if path.rpartition("/")[2] in NAMES)
+    try:
+        names = yaml.safe_load(place.read_bytes())["names"]
+        numbered = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(number): str(name) for number, name in numbered}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{place}: holds no class names ({type(error).__name__}).") from error
+
+
+def _object(
+    objects: Objects, path: str, names: dict[int, str], line: Sequence[str], size: Size
+) -> tuple[str, list[list[float]]]:
+    """A line's class and polygon, in pixels.
+
+    Raises:
+        ValueError: it is a box, or no line of YOLO's.
+    """
+    try:
+        number, *parts = int(line[0]), *map(float, line[1:])
+    except ValueError:
+        raise ValueError(f"{objects.place / path}: {' '.join(line)[:60]!r} is no line of YOLO's.") from None
+    if len(parts) < 6 or len(parts) % 2:
+        raise ValueError(
+            f"{objects.place / path}: a line with {len(parts)} numbers after the class, which is a box and no polygon. "
+            "Export polygons (segmentation)."
+        )
+    if number not in names:
+        raise ValueError(f"{objects.place / path}: class {number}, but data.yaml names {len(names)} classes.")
+    corners = [part * size[1 - place % 2] for place, part in enumerate(parts)]
+    return names[number], [corners]

@@ -1,0 +1,41 @@
+"""The templates of web pages: how they are filled, and the style sheet that they share."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from jobs.reporting.thumbnails import colour_of
+from jobs.steps.progress import duration
+
+NO_VALUE = "\N{EN DASH}"
+PARTS = Path(__file__).parent  # of the pages: *.html.j2, report.css, report.js
+
+
+def style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup((PARTS / "report.css").read_text(encoding="utf-8"))
+
+
+def environment() -> jinja2.Environment:
+    """Everything a template is given is escaped: class names, ids and reasons come from other people's files."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"colour_of": colour_of, "duration": duration, "number": _number, "setting": _setting}
+    return environment
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NO_VALUE if value is None else f"{value:.{digits}f}"
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ("", [], ()):
+        return "unset"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
