@@ -131,7 +131,7 @@ def test_labelmes_painted_masks_are_drawn_and_those_beyond_the_picture_cost_the_
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
-        (SQUARE.astype(bool), "1 hold a class that is no label of their image (first: 'dog'"),
+        (SQUARE.astype(bool), "1 have a class that is not a label of their image (first: 'dog'"),
         (SQUARE.astype(np.uint16) * 65535, "65535 in 2. These pixels count as not known. If they are classes: --ma"),
         (np.dstack([SQUARE * 38] * 3), "38 in 2. These pixels count as not known"),
     ],
