@@ -156,9 +156,12 @@ def read_many(uris: Sequence[str], read: Callable[[str], _Result], concurrency: 
         except BadImage as bad:
             return bad
 
-    pool = ThreadPoolExecutor(max(1, min(concurrency, len(uris))))
+    # Some files at a time: for headers of local files, handing over one would take as long as reading it
+    size = max(1, len(uris) // (8 * concurrency))
+    parts = [uris[start : start + size] for start in range(0, len(uris), size)]
+    pool = ThreadPoolExecutor(max(1, min(concurrency, len(parts))))
     try:
-        return list(pool.map(attempt, uris))
+        return [found for part in pool.map(lambda part: [attempt(uri) for uri in part], parts) for found in part]
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -94,6 +94,15 @@ def column_separator(content: str) -> str:
     return max(COLUMN_SEPARATORS, key=lambda sign: counts[sign])  # of equal ones the first
 
 
+def printable(text: str) -> str:
+    """Text for a line of a terminal or a log: letters of all scripts stay, control characters are escaped.
+
+    A name with an escape sequence in it would otherwise change the terminal, one with a newline look like a line of
+    ours: ``"a\\x1b[31m\\n"``.
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def clean_name(name: str) -> str:
     """A class name in the form that is stored: composed letters (NFC), single spaces, no invisible characters."""
     return " ".join(unicodedata.normalize("NFC", name.translate(_INVISIBLE)).split())

@@ -5,6 +5,7 @@ closed it (`| head`); 143 stopped by SIGTERM.
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import io
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cluster.errors import ClusterError
+from jobs.cli.plain_output import PlainOutput
 
 QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
 """Libraries that --debug leaves out, because their debug logs contain signatures and session tokens."""
@@ -97,13 +99,27 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=_plain(sys.stderr),
+    )
     for library in QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that know only ASCII
+    with contextlib.redirect_stdout(_plain(sys.stdout)), contextlib.redirect_stderr(_plain(sys.stderr)):
+        _run(main, given, debug=debug)
+
+
+def _plain(stream: Any) -> Any:
+    """An output that escapes control characters; None stays, where the process has no output."""
+    return None if stream is None else PlainOutput(stream)
+
+
+def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) -> NoReturn:
     try:
         _require_utf8(given)
         main(given)

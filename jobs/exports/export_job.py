@@ -95,7 +95,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             f"--format {format}: class values go up to {max(manifest.class_values)}, but a palette has only 256 "
             "values, and 255 means ignore. Export as coco."
         )
-    known = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
+    known = manifest.splits()
     if wrong := [split for split in request.splits if split not in known]:
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
     names = ImageNames.of(manifest)

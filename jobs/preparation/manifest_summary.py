@@ -9,6 +9,7 @@ from cluster.words import plural
 from jobs.preparation.split_roles import describe_roles
 from jobs.run.config_keys import Config
 from storage.manifest import Manifest
+from storage.text import printable
 
 UNREADABLE_SHOWN = 3
 PAIRS_SHOWN, MOST_NAMES = 5, 2000  # pairs of similar class names that are shown; class names that are compared
@@ -51,7 +52,7 @@ def describe_manifest(
             if problem:
                 problems[problem].append(image_id)
     print(f"prepare: {plural(manifest.num_images, 'image')} in the run {run_uri}")
-    print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
+    print("  splits:  " + ", ".join(f"{printable(name) or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     if num_unlabelled:
         print(f"  without a label: {num_unlabelled:,}; not used for training, mapped only with maps.classes=predicted")

@@ -14,7 +14,7 @@ from storage.manifest import ManifestRow, resolve_address
 from storage.sources import SourceImage
 from storage.spelling import Names
 
-HEADERS_AT_ONCE = 1024
+HEADERS_AT_ONCE = 4096
 
 
 @dataclass

@@ -9,6 +9,7 @@ from jobs.steps.tally import Tally, is_refused
 from storage.errors import MISSING, BadImage
 from storage.headers import read_header
 from storage.images import read_many
+from storage.steps import Skipped
 from storage.units import Unit
 
 LOOKED_AT = 50
@@ -41,24 +42,23 @@ def forget_skipped(title: str, plan: UnitPlan, units: Sequence[Unit]) -> None:
 
 
 def _units_with_found(run: Run, plan: UnitPlan) -> list[Unit]:
-    """All units with missing images, if one image of a sample is back (a folder was mounted, for example)."""
+    """All units with missing files, if one file of a sample is back (a folder was mounted, for example)."""
     tally = finished_images(plan)
     if not is_refused(tally.skipped.total(), tally.total, run.config.images.max_skipped_fraction):
         return []
     missing = {
-        unit: skip.image_id
+        unit: skip
         for unit in plan.finished
         for skip in plan.receipts[unit.index].skipped
-        if skip.reason == MISSING
+        if skip.reason.endswith(MISSING)
     }
     sample = list(missing)[:: max(1, -(-len(missing) // LOOKED_AT))]
-    manifest = run.manifest()
-    uris = [
-        row.uri
-        for unit in sample
-        for row in manifest.rows(unit.start, unit.stop)
-        if row.image_id == missing[unit] and row.uri
-    ]
-    found = read_many(uris, read_header)
+    found = read_many([_address(run, unit, missing[unit]) for unit in sample], read_header)
     is_back = any(not isinstance(each, BadImage) or each.reason != MISSING for each in found)
     return list(missing) if is_back else []
+
+
+def _address(run: Run, unit: Unit, skip: Skipped) -> str:
+    """The file that was missing: an image, or its saliency map."""
+    row = next(row for row in run.manifest().rows(unit.start, unit.stop) if row.image_id == skip.image_id)
+    return row.saliency_uri if skip.reason.startswith("saliency") and row.saliency_uri else row.uri

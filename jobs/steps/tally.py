@@ -37,9 +37,10 @@ class Tally:
             return
         reason = self.skipped.most_common(1)[0][0]
         remedy = f"Repair the images and run '{command} --retry-skipped', or raise this fraction."
-        if reason == MISSING:
+        if reason.endswith(MISSING):
             remedy = (
-                f"Put the images back, or name their new folder with prepare_dataset.py --images. Then run '{command}'."
+                "Put the files back, or name the images' new folder with prepare_dataset.py --images. Then run "
+                f"'{command}'."
             )
         raise ValueError(
             f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: {reason}), "

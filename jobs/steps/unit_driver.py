@@ -16,10 +16,10 @@ from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
-from jobs.run.versions import code_id
 from jobs.steps.compute import run_stages
 from jobs.steps.dry_run import CostEstimate, print_unit_step
 from jobs.steps.launch import LaunchOptions, UnitPlan
+from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
 from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
 from storage.heartbeat import beating
@@ -135,13 +135,13 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
 
 
 def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
-    """Prints a note if some finished units were computed by another version of the code."""
-    others = sorted({receipt.code for receipt in plan.receipts.values()} - {"", code_id()})
+    """Prints a note if some finished units were computed by another version of the code or of its packages."""
+    *others, now = makers(plan.receipts.values(), with_own=True).items()
     if others:
-        count = sum(receipt.code in others for receipt in plan.receipts.values())
         print(
-            f"{job.title}: another version of the code computed {plural(count, 'finished unit')} "
-            f"({', '.join(others)}; now {code_id()}). They are kept, because the step's algorithm version is the same. "
-            f"To compute all units with this code: '{job.command} --restart {job.step.location.name}'.",
+            f"{job.title}: another version of the code or of its packages computed "
+            f"{plural(sum(count for _, count in others), 'finished unit')} ({'; '.join(name for name, _ in others)}; "
+            f"now {now[0]}). They are kept, because the step's algorithm version is the same. To compute all units "
+            f"with this code: '{job.command} --restart {job.step.location.name}'.",
             flush=True,
         )

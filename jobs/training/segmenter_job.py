@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from cluster.connect import Connection
 from ficklenet.backbones import require_imagenet_weights
 from ficklenet.crf import require_pydensecrf
@@ -117,7 +119,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
             f"train_segmentation: no {what} in the training splits {list(config.data.train_splits) or 'given'}. "
             "Set data.train_splits."
         )
-    if settings.strong_splits and settings.supervision == "seeds" and not any(image.mask_uri for image in images):
+    if settings.strong_splits and settings.supervision == "seeds" and not images.has_masks():
         raise ValueError(
             f"segmenter.strong_splits: given {', '.join(settings.strong_splits)}, which has no training image with a "
             "mask. Name another split, or prepare the manifest with masks."
@@ -126,20 +128,20 @@ def check_images(config: Config, manifest: Manifest) -> int:
 
 
 def _require_seeds(run: Run, manifest: Manifest) -> None:
-    """Refuses seeds that are not finished, that have another size, or that have no class."""
+    """Refuses seeds that are not finished, that do not fit the network's cells, or that have no class."""
     finished, store = require_finished(run, "seeds", "train_segmentation"), run.seeds()
-    spec = segmenter_spec(run.config, manifest.class_names)
-    if store.grid != spec.grid or stored_geometry(store) != spec.geometry:
+    spec, geometry = segmenter_spec(run.config, manifest.class_names), stored_geometry(store)
+    if store.grid != (geometry.grid_size(spec.input_size),) * 2 or not spec.geometry.refines(geometry):
         raise ValueError(
-            f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of "
-            f"{stored_geometry(store).in_words}, but {spec.backbone} at images.input_size = {spec.input_size} has "
-            f"{spec.grid[0]} x {spec.grid[1]} of {spec.geometry.in_words}. Use the size that the maps were made with, "
-            "and a segmenter.backbone and segmenter.output_stride with the same cells as the classifier."
+            f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of {geometry.in_words}, but "
+            f"{spec.backbone} at images.input_size = {spec.input_size} has {spec.grid[0]} x {spec.grid[1]} of "
+            f"{spec.geometry.in_words}. Use the size that the maps were made with, and a segmenter.backbone and "
+            "segmenter.output_stride with the same cells as the classifier, or with a half or a quarter of the stride."
         )
-    rows = {image.row for image in training_images(manifest, run.config)}
+    rows = training_images(manifest, run.config).rows
     num_background = num_unknown = 0
     for unit in finished.units:
-        mine = [row - unit.start for row in range(unit.start, unit.stop) if row in rows]
+        mine = rows[slice(*np.searchsorted(rows, (unit.start, unit.stop)))] - unit.start
         seeds = store.read_unit(unit)[mine]
         if ((seeds > 0) & (seeds <= manifest.num_classes)).any():
             return

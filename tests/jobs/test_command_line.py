@@ -276,6 +276,22 @@ def test_debug_prints_no_request_of_s3(monkeypatch, capfd):
     assert "a line of ours" in printed and "SECRET" not in printed
 
 
+def test_control_characters_of_names_do_not_reach_the_terminal(monkeypatch, capfd):
+    def main(_: list[str]) -> None:
+        sys.stdout.write("a class named \x1b]0;title\x07 or \x9b31m\rmaps: done; Läufe\tand a bar\n")
+        sys.stderr.write("\rmaps: 50%")
+        logging.getLogger("jobs").warning("of host \x1b[2J")
+        raise ValueError("no image \x1b[31m here")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process of its own
+    with pytest.raises(SystemExit):
+        run_main(main, [])
+    out, err = capfd.readouterr()
+    assert out == "a class named \\x1b]0;title\\x07 or \\x9b31m\\rmaps: done; Läufe\tand a bar\n"
+    assert err.startswith("\rmaps: 50%") and "host \\x1b[2J" in err and "image \\x1b[31m here" in err
+
+
 def test_names_beyond_ascii_are_printed_where_the_output_is_ascii(finished_maps_run, tmp_path):
     folder = tmp_path / "Läufe ß"
     shutil.copytree(finished_maps_run.uri, folder)

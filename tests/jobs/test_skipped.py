@@ -46,7 +46,7 @@ def state(run: Run, name: str) -> str:
 def test_images_that_are_away_refuse_the_step_on_every_launch_until_they_are_back(run, photos, capsys):
     away = photos.rename(photos.parent / "unmounted")
     for dry_run in (False, False, True):
-        with pytest.raises(ValueError, match=r"maps: \d+ of 14 images had to be skipped .*Put the images back"):
+        with pytest.raises(ValueError, match=r"maps: \d+ of 14 images had to be skipped .*Put the files back"):
             launch(run, "maps", dry_run=dry_run)
     assert state(run, "maps") == "refused"
     assert any(line.startswith("  try again: ") and line.endswith("--retry-skipped") for line in lines(run))
@@ -77,7 +77,7 @@ def test_images_that_are_damaged_refuse_the_step_until_they_are_tried_again(run,
 def test_images_named_at_their_new_place_are_tried_again(run, photos, capsys):
     launch(run, "maps")
     moved = photos.rename(photos.parent / "elsewhere")
-    with pytest.raises(ValueError, match=r"Put the images back, or name their new folder with prepare_dataset\.py"):
+    with pytest.raises(ValueError, match=r"name the images' new folder with prepare_dataset\.py"):
         launch(run, "pseudo_labels")
     prepare_dataset.main(["--run", run.uri, "--images", str(moved)])
     capsys.readouterr()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.text import clean_name, column_separator, csv_rows, decode_text
+from storage.text import clean_name, column_separator, csv_rows, decode_text, printable
 
 TABLE = "image,labels\n0.jpg,Käse\n"
 
@@ -71,3 +71,7 @@ def test_a_separator_inside_quotes_does_not_count() -> None:
 
 def test_names_are_composed_and_without_invisible_signs() -> None:
     assert clean_name("\ufeff Ka\u0308se\u200b\u00a0 gelb ") == "Käse gelb"
+
+
+def test_a_line_of_text_holds_no_control_characters() -> None:
+    assert printable("Läufe 中\x1b[31m\n\x9b\u202e") == "Läufe 中\\x1b[31m\\n\\x9b\\u202e"
