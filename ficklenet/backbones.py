@@ -65,10 +65,10 @@ class Backbone(Protocol):
 
     @property
     def low_level(self) -> LowLevel | None:
-        """The early features that ``with_low_level`` gives; None where there are none, as in a vision transformer."""
+        """The early features that ``with_low_level`` gives; None if there are none, as in a vision transformer."""
 
     def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of ``low_level`` and the last ones, of one pass. Called only where ``low_level`` is not None."""
+        """The features of ``low_level`` and the last ones, from one pass. Called only if ``low_level`` is not None."""
 
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """The outputs of the last two or three stages, the last stage at the end: (B, K', h', w') each.

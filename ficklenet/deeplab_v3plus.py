@@ -16,7 +16,7 @@ from ficklenet.backbones import LowLevel
 from ficklenet.geometry import GridGeometry
 
 WIDTH = 256  # channels of every branch and of the decoder
-LOW_WIDTH = 48  # channels that the early features are reduced to, fewer than the last ones' so that these count more
+LOW_WIDTH = 48  # the early features are reduced to these channels: fewer, so that the last features count more
 NUM_GROUPS = 32  # of group norm; it divides WIDTH
 LOW_GROUPS = 16
 

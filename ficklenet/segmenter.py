@@ -70,7 +70,7 @@ class SegmenterSpec:
 
     @property
     def input_geometry(self) -> GridGeometry:
-        """Where the cells of the backbone lie, which an input must fill; those of the logits are never coarser."""
+        """Where the cells of the backbone lie; an input must fill them. The cells of the logits are never coarser."""
         return backbone_geometry(self.backbone, self.output_stride)
 
     @property

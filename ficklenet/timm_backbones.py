@@ -111,7 +111,7 @@ class TimmBackbone(nn.Module):
         return low_BKHW, last_BKHW
 
     def _translated(self, images_BCHW: Tensor) -> Tensor:
-        """Images normalised by ImageNet's mean and deviation, normalised by the network's own instead."""
+        """Takes images normalised by ImageNet's mean and deviation; returns them normalised by the network's own."""
         return images_BCHW * self.scale + self.shift
 
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -306,7 +306,7 @@ def _geometry(network: Any, stride: int, is_final: bool, is_normed: bool) -> Gri
 
 
 def _low_level(network: Any, geometry: GridGeometry) -> tuple[int, LowLevel] | tuple[None, None]:
-    """The last of the features at the finest of ``LOW_STRIDES``, in the frame of the last ones; None without such."""
+    """The last features at the finest of ``LOW_STRIDES``, in the frame of the final ones; None if there are none."""
     side = geometry.nearest_input_size(PROBE_CELLS * geometry.stride)
     for stride in LOW_STRIDES:
         finer = GridGeometry(stride, geometry.frame)

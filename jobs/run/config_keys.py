@@ -324,7 +324,7 @@ class SegmenterConfig(NetworkConfig):
         "Unset: 5e-4 on seeds, else 1e-3; 2.5e-4 for deeper networks than vgg16",
     )
     layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="each stage of the backbone learns at this times the rate of the stage behind it"
+        1.0, description="the learning rate of each stage of the backbone is that of the next stage times this"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(

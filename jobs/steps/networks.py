@@ -58,7 +58,7 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
 
 
 def require_segmenter(run: Run, name: str, asked_by: str) -> SegmenterSpec:
-    """What a finished segmentation network of a run is built by; arguments and errors as of `require_network`."""
+    """The specification of a finished segmentation network; arguments and errors as in `require_network`."""
     spec = require_network(run, name, asked_by).spec
     assert isinstance(spec, SegmenterSpec)
     return spec

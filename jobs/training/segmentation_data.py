@@ -57,9 +57,7 @@ class SegmentationImages(Dataset):
         uses_seeds: False in retraining, which uses another network's labels. Full supervision never has seeds.
     """
 
-    def __init__(
-        self, run: Run, images: Sequence[ListedImage], manifest: Manifest, *, uses_seeds: bool = True
-    ) -> None:
+    def __init__(self, run: Run, images: Sequence[ListedImage], manifest: Manifest, *, uses_seeds: bool = True) -> None:
         self.run, self.config = run, run.config
         self.images = images.read() if isinstance(images, ImageList) else images
         self.num_classes, self.class_values = manifest.num_classes, manifest.class_values

@@ -206,7 +206,7 @@ def test_weights_are_read_from_an_installed_package_that_is_not_imported(source,
     file = str(package / "models" / "weights.pth")
     assert weights_hash("package:some_weights", "") == weights_hash(file, "")
     torch.save({}, package / "more.pt")
-    with pytest.raises(ValueError, match="the package holds 2 files of weights"):
+    with pytest.raises(ValueError, match="the package has 2 files of weights"):
         weights_hash("package:some_weights", "classifier.weights")
 
 

@@ -199,7 +199,7 @@ def test_json_and_lists_of_classes_are_read_with_a_mark_and_as_utf_16(encoding, 
         b"sep=\t\r\nimage\tlabels\r\n0.jpg\tcat;dog\r\n1.jpg\tcat\r\n",
         b'\xef\xbb\xbf"image";"labels";\r\n"0.jpg";"cat|dog";\r\n"1.jpg";"cat";\r\n;;\r\n',
         b"image,labels\r0.jpg,cat;dog\r1.jpg,cat\r",  # an old Mac
-        b"image,labels\n0.jpg,\"[\"\"cat\"\", \"\"dog\"\"]\"\n1.jpg,{'cat'}\n",
+        b'image,labels\n0.jpg,"[""cat"", ""dog""]"\n1.jpg,{\'cat\'}\n',
     ],
 )
 def test_tables_of_other_programs_are_one_table(text, tmp_path):
