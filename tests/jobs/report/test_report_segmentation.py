@@ -140,7 +140,7 @@ def test_predictions_without_masks_are_shown(predicted_run, html_of):
     write_manifest(predicted_run.location / "manifest.parquet", rows, manifest.class_names)
     write_report(predicted_run)
     _, _, section = html_of(predicted_run).partition('id="network"')
-    assert "Not measured, as no predicted image has a mask." in section
+    assert "Not measured, because no predicted image has a mask." in section
     assert "Some images" in section and section.count('<figure class="tile prediction">') == 2
 
 
