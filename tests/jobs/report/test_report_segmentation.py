@@ -14,7 +14,8 @@ from ficklenet.metrics import label_metrics
 from jobs.evaluation.measuring import evaluate_labels
 from jobs.evaluation.metrics import MeasuredLabels
 from jobs.reporting.measured import Measured
-from jobs.reporting.page import NO_VALUE, write_report
+from jobs.reporting.page import write_report
+from jobs.reporting.templates import NO_VALUE
 from jobs.reporting.segmentation import comparisons
 from jobs.run.directory import Run, open_run
 from jobs.run.training_record import read_complete
