@@ -15,8 +15,8 @@ from jobs.evaluation.measuring import evaluate_labels
 from jobs.evaluation.metrics import MeasuredLabels
 from jobs.reporting.measured import Measured
 from jobs.reporting.page import write_report
-from jobs.reporting.templates import NO_VALUE
 from jobs.reporting.segmentation import comparisons
+from jobs.reporting.templates import NO_VALUE
 from jobs.run.directory import Run, open_run
 from jobs.run.training_record import read_complete
 from storage.label_folder import encode_label_png
