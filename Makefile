@@ -17,7 +17,8 @@ coverage: $(VENV)/.installed    ## which lines the tests run, in this process; w
 test-cluster: $(VENV)/.installed ## the long tests of Ray itself
 	$(BIN)/python -m pytest -m cluster
 
-chaos: $(VENV)/.installed       ## kill a small job at random times, again and again, and compare its bytes
+chaos: $(VENV)/.installed       ## kill, stop, restart and damage a small job at random times, and compare its bytes
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos_faults.py
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos.py
 
 lint: $(VENV)/.installed        ## style and types

@@ -57,8 +57,8 @@ class Patience:
 
     factor: float = 4.0
     floor_seconds: float = 60.0
-    silent_seconds: float = 30.0
-    poll_seconds: float = 5.0
+    silent_seconds: float = 20.0  # four beats
+    poll_seconds: float = 2.0
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""FickleNet's method, arrays in and arrays out: networks, losses, masks, maps. No files, no cluster."""
+"""The FickleNet method as functions of arrays: networks, losses, masks, maps. It uses no files and no cluster."""

@@ -1,9 +1,9 @@
 """Backbones by name: VGG-16 as DeepLab-LargeFOV uses it, ResNet-101, a small one for drawn scenes, and timm's.
 
-All have stages that can be frozen from the input on. With the pooling (3 x 3, padding 1) of the first three an
-input of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i lies exactly at input pixel 8 i: 321 -> 41, 129 -> 17.
-``timm/<name>`` is any network of timm that has features (``ficklenet.timm_backbones``); where its cells lie is in its
-geometry.
+All have stages that can be frozen, starting at the input. With the pooling (3 x 3, padding 1) of the first three, an
+input of 8 g + 1 pixels gives a grid of g + 1 cells, and cell i is exactly at input pixel 8 i: 321 -> 41, 129 -> 17.
+``timm/<name>`` is any network of timm that has features (``ficklenet.timm_backbones``); its geometry says where its
+cells are.
 
 To add a backbone of your own, write an ``nn.Module`` with the attributes and methods of ``Backbone``, and return it
 from ``build_backbone`` under a name of ``BACKBONE_NAMES``. Nothing else needs to know it.
@@ -29,7 +29,7 @@ IMAGENET_WEIGHTS = {"vgg16": "VGG16_Weights.IMAGENET1K_V1", "resnet101": "ResNet
 
 
 class Backbone(Protocol):
-    """What the rest of the project asks of a backbone, which is an ``nn.Module``.
+    """The attributes and methods that a backbone, an ``nn.Module``, must have.
 
     Attributes:
         out_channels: K, the channels of the output.
@@ -48,19 +48,19 @@ class Backbone(Protocol):
         """
 
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
-        """The outputs of the last two or three stages, the last one behind the others: (B, K', h', w') each.
+        """The outputs of the last two or three stages, the last stage at the end: (B, K', h', w') each.
 
         Images as in ``__call__``. Earlier stages may have finer grids; all have the same corners or the same centres.
         """
 
     def stage_weights(self) -> list[list[nn.Parameter]]:
-        """The weights that can be trained, stage by stage from the input on."""
+        """The weights that can be trained, stage by stage, starting at the input."""
 
     def freeze_stages(self, num_frozen: NumFrozen) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        """Stops the training of the first stages' weights and resumes it for the others; "all" stops every stage."""
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The backbone's part, under its own names, of a state dict under the names that it is published with."""
+        """The backbone's weights, under its own names, from a state dict with the published names."""
 
     def state_dict(self) -> dict[str, Any]:
         """As ``nn.Module`` has it."""
@@ -96,7 +96,7 @@ class LayerChain(nn.Module):
         return [before_last, self.stages(self.num_stages - 1, self.num_stages)(before_last)]
 
     def stages(self, start: int, stop: int) -> nn.Sequential:
-        """The layers of stages ``start`` to ``stop - 1``, themselves, not copies."""
+        """The layers of stages ``start`` to ``stop - 1``; they are not copied."""
         return nn.Sequential(
             *(layer for stage, layer in zip(self._stage_of_layer, self.features, strict=True) if start <= stage < stop)
         )
@@ -106,7 +106,7 @@ class LayerChain(nn.Module):
         return [list(self.stages(number, number + 1).parameters()) for number in range(self.num_stages)]
 
     def freeze_stages(self, num_frozen: NumFrozen) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        """Stops the training of the first stages' weights and resumes it for the others; "all" stops every stage."""
         freeze_first(self.stage_weights(), num_frozen)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -149,9 +149,9 @@ def build_backbone(name: str, output_stride: int = 8) -> Backbone:
     """A new backbone by name, with random weights.
 
     Args:
-        name: of ``BACKBONE_NAMES``, or ``timm/<name>``.
-        output_stride: 8, 16 or 32, for networks of timm that can be dilated: a larger stride gives a coarser grid in
-            less time. Other networks of timm keep their own stride; this project's take 8 alone.
+        name: a name of ``BACKBONE_NAMES``, or ``timm/<name>``.
+        output_stride: 8, 16 or 32, for networks of timm that can be dilated; a larger stride gives a coarser grid in
+            less time. Other networks of timm keep their own stride. The project's own backbones allow only 8.
 
     Raises:
         ValueError: there is none of that name or of that stride, or it has no features on a grid, or timm is not
@@ -177,7 +177,7 @@ def build_backbone(name: str, output_stride: int = 8) -> Backbone:
 
 @cache
 def backbone_geometry(name: str, output_stride: int = 8) -> GridGeometry:
-    """Where the cells of a backbone's output lie, without a network in memory. Arguments as in ``build_backbone``."""
+    """Where the cells of a backbone's output are, without building it. Arguments as in ``build_backbone``."""
     require_backbone_name(name)
     if name.startswith(TIMM_PREFIX):
         from ficklenet.timm_backbones import probe
@@ -188,7 +188,7 @@ def backbone_geometry(name: str, output_stride: int = 8) -> GridGeometry:
 
 
 def require_backbone_name(name: str, key: str = "backbone") -> None:
-    """Raises ValueError, beginning with the key, for a name that no backbone has; says the nearest names."""
+    """Raises ValueError for an unknown name; the message begins with the key and suggests similar names."""
     if name in BACKBONE_NAMES:
         return
     known = list(BACKBONE_NAMES)
@@ -208,11 +208,11 @@ def require_backbone_name(name: str, key: str = "backbone") -> None:
 
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
-    """Copies published weights into the backbone, whatever their precision.
+    """Copies published weights of any precision into the backbone.
 
     Args:
-        backbone: changed in place.
-        state_dict: under the names the network is published with, of the whole network or of the backbone alone.
+        backbone: the backbone, which is changed in place.
+        state_dict: weights with the published names, of the whole network or only of the backbone.
 
     Raises:
         ValueError: a weight is missing, unknown or of another shape; the backbone is unchanged.
@@ -235,7 +235,7 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
                 f"backbone weights: {name} has shape {tuple(value.shape)}, here it must be "
                 f"{tuple(wanted[name].shape)}. Give the weights of this backbone."
             )
-    backbone.load_state_dict(given, strict=False)  # all but the counts of batches
+    backbone.load_state_dict(given, strict=False)  # all except the counts of batches
     if hasattr(backbone, "keep_statistics"):
         backbone.keep_statistics()
 
@@ -265,7 +265,7 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
 
 
 def require_imagenet_weights(name: str, key: str = "backbone weights") -> None:
-    """Raises ValueError, beginning with the key, for a backbone without pretrained weights; downloads nothing."""
+    """Raises ValueError for a backbone without pretrained weights; the message begins with the key. No download."""
     if name in IMAGENET_WEIGHTS:
         return
     if name.startswith(TIMM_PREFIX):
@@ -277,7 +277,7 @@ def require_imagenet_weights(name: str, key: str = "backbone weights") -> None:
 
 
 def _is_count(name: str) -> bool:
-    """Whether a weight is batch norm's count of batches, which nothing here uses."""
+    """Whether a weight is batch norm's count of batches, which is not used here."""
     return name.endswith(".num_batches_tracked")
 
 

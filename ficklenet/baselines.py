@@ -1,8 +1,8 @@
-"""Maps that need no sampling or no classifier at all: what seeds have to beat before a claim about them holds.
+"""Baseline maps that need no sampling or no classifier. Seeds must be better than these before they prove anything.
 
-A set whose images have one class and one large object in the middle is segmented well by a centred Gaussian. There a
-good figure measures how much of the image is covered, not where the object is. So these maps are measured beside the
-seeds, on the same images and with the same thresholds.
+If the images of a set have one class and one large object in the middle, a centred Gaussian segments them well. On such
+a set a good metric shows how much of the image is covered, not where the object is. So these maps are measured together
+with the seeds, on the same images and with the same thresholds.
 
 All functions return float32 maps in [0, 1].
 
@@ -16,7 +16,7 @@ Maps = NDArray[np.float32]
 
 
 def all_ones(num_slots: int, grid: tuple[int, int]) -> Maps:
-    """Every class everywhere: (S, H, W)."""
+    """Maps of ones for every class: (S, H, W)."""
     return np.ones((num_slots, *grid), np.float32)
 
 
@@ -24,7 +24,7 @@ def centred_gaussian(num_slots: int, grid: tuple[int, int], width: float) -> Map
     """A Gaussian in the middle of the image, the same for every class: (S, H, W), 1 in the centre.
 
     Args:
-        width: the standard deviation, in half sides of the image: at 1 the middle of each side has exp(-1/2).
+        width: the standard deviation in units of half a side of the image; at 1 the middle of each side has exp(-1/2).
     """
     if width <= 0:
         raise ValueError(f"centred_gaussian: width {width} given; give a positive number of half sides, such as 0.5.")
@@ -34,12 +34,12 @@ def centred_gaussian(num_slots: int, grid: tuple[int, int], width: float) -> Map
 
 
 def blurred(maps_SHW: NDArray[np.floating], sigma: float) -> Maps:
-    """Each map after a Gaussian blur, divided by its maximum; an all-zero map stays zero.
+    """Each map after a Gaussian blur, divided by its maximum; an all-zero map remains zero.
 
     Args:
         maps_SHW: maps in [0, 1].
-        sigma: the standard deviation in cells; 0 leaves the shape as it is. Beyond the border the map counts as zero,
-            as the classifier's windows do.
+        sigma: the standard deviation in cells; 0 does not blur. Outside the border the map is zero, as in the
+            classifier's windows.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -48,11 +48,11 @@ def blurred(maps_SHW: NDArray[np.floating], sigma: float) -> Maps:
 
 
 def dilated(maps_SHW: NDArray[np.floating], radius: int) -> Maps:
-    """Each cell's value is the largest within a disc around it: (S, H, W).
+    """Maps (S, H, W) in which each cell has the largest value in a disc around it.
 
     Args:
         maps_SHW: maps in [0, 1].
-        radius: of the disc, in cells; 0 leaves the maps as they are.
+        radius: the radius of the disc in cells; 0 does not change the maps.
     """
     from scipy.ndimage import grey_dilation
 
@@ -62,6 +62,6 @@ def dilated(maps_SHW: NDArray[np.floating], radius: int) -> Maps:
 
 
 def divided_by_maximum(maps_SHW: NDArray[np.floating]) -> Maps:
-    """Each map divided by its largest value; an all-zero map stays zero."""
+    """Each map divided by its largest value; an all-zero map remains zero."""
     largest_S11 = maps_SHW.max(axis=(1, 2), keepdims=True)
     return (maps_SHW / np.where(largest_S11 > 0, largest_S11, 1)).astype(np.float32)

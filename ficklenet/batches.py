@@ -1,6 +1,6 @@
-"""Addressed training data: a global step names its images, whatever the number of workers.
+"""Addressed training data: the number of a global step decides its images, for any number of workers.
 
-Not a sampler with state: resume and resize need only the step number.
+There is no sampler with a state. To resume a training or to change its number of workers, only the step is needed.
 """
 
 import hashlib
@@ -11,28 +11,28 @@ import numpy as np
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches of an epoch; the images left over differ from epoch to epoch. At least 1."""
+    """The number of whole batches in an epoch, at least 1; the images that are left out differ between epochs."""
     return max(1, num_images // batch_size)
 
 
 def keyed_generator(seed: int, *address: int | str) -> np.random.Generator:
-    """A random generator that is a function of its address, the same in every process.
+    """A random generator that depends only on the seed and its address; it is the same in every process.
 
     Args:
         seed: the run's seed.
-        address: what is drawn for, for example ("augmentation", epoch, image_id).
+        address: the purpose of the random numbers, such as ("augmentation", epoch, image_id).
     """
     digest = hashlib.blake2b(repr((seed, *address)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def batch_indices(step: int, num_images: int, batch_size: int, seed: int) -> np.ndarray:
-    """Images of a global step: a slice of the permutation keyed (seed, epoch).
+    """The images of a global step: a slice of a permutation that depends on (seed, epoch).
 
     Args:
-        step: global step, 0-based, counted over all epochs.
+        step: global step, counted from 0 over all epochs.
         num_images: length of the training list.
-        batch_size: images per step over all workers.
+        batch_size: images per step, of all workers together.
         seed: the run's seed.
 
     Returns:
@@ -47,7 +47,7 @@ def addressed_batches(
 ) -> Iterator[list[tuple[int, int]]]:
     """One rank's share of each step as (epoch, position) addresses: every world_size-th image of the batch.
 
-    The shares of all ranks together are the batch of one worker.
+    The shares of all ranks together are the batch that a single worker would have.
     """
     for step in steps:
         epoch = step // steps_per_epoch(num_images, batch_size)
@@ -55,7 +55,7 @@ def addressed_batches(
         yield [(epoch, int(position)) for position in share]
 
 
-@lru_cache(maxsize=2)  # the epoch that is read and, ahead of it, the next: a permutation of millions takes a while
+@lru_cache(maxsize=2)  # the current and the next epoch, because a permutation of millions takes time
 def _epoch_order(epoch: int, num_images: int, seed: int) -> np.ndarray:
     order = keyed_generator(seed, "order", epoch).permutation(num_images)
     order.setflags(write=False)

@@ -1,8 +1,8 @@
-"""Theta without masks: each class's threshold from images that are labelled without the class.
+"""Theta without masks: the threshold of each class is chosen on the images that do not have the class.
 
-Where an image does not have a class, every cell above the class's threshold is wrong. So the threshold is set where a
-given share of these cells lies above it. The maps must be comparable between images, so this takes evidence before the
-division by each map's own maximum, which would make 1 of the strongest cell of any image, with the class or without.
+In an image without a class, every cell above the class's threshold is wrong. So the threshold is chosen such that a
+given share of these cells is above it. The maps must be comparable between images, so they must not be divided by their
+own maximum: after that, the strongest cell of every image is 1, with or without the class.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 
 def theta_without_masks(evidence_of_absent_class: Sequence[NDArray[np.floating]], false_positive_rate: float) -> float:
-    """The least theta at which at most this share of cells lies above it.
+    """The least theta that at most this share of the cells exceeds.
 
     Args:
-        evidence_of_absent_class: maps of one class in images labelled without it, of any shapes.
-        false_positive_rate: the share of these maps' cells that may exceed theta, in [0, 1).
+        evidence_of_absent_class: maps of a class in images without this class, of any shapes.
+        false_positive_rate: the share of the cells of these maps that may exceed theta, in [0, 1).
 
     Raises:
-        ValueError: no map, or a rate outside [0, 1).
+        ValueError: there is no map, or the rate is outside [0, 1).
     """
     if not 0 <= false_positive_rate < 1:
         raise ValueError(f"false_positive_rate: {false_positive_rate} given; give a share from 0 to below 1.")
     if not evidence_of_absent_class:
-        raise ValueError("theta_without_masks: no image without the class given. Set the class's theta by hand.")
+        raise ValueError("theta_without_masks: given no image without the class. Set the theta of this class by hand.")
     values = np.sort(np.concatenate([np.asarray(evidence).ravel() for evidence in evidence_of_absent_class]))
     num_allowed = int(false_positive_rate * len(values))
     return float(values[len(values) - 1 - num_allowed])

@@ -1,9 +1,9 @@
-"""A classifier of cells that learns from seeds: what the images of a set have in common corrects each single one.
+"""A classifier of cells that is trained on seeds: all images of a set together correct the seeds of each image.
 
-A map of one image cannot know that grass is background. All images together can. Cells are labelled by their images'
-own seeds. A small network learns to tell the labels apart from the features of several stages. Then every image is
-labelled again, among its own classes and the background. Wrong seeds disagree with each other, so the right ones win.
-It takes seconds where a segmentation network takes hours, and it reads no mask.
+From the map of one image nobody can know that grass is background. From all images together it can be learnt. The seeds
+of each image label its cells. A small network is trained on these labels, with the features of several stages. Then
+every image is labelled again, with its own classes and the background. Wrong seeds contradict each other, so the right
+ones prevail. This takes seconds, while a segmentation network takes hours, and it reads no masks.
 
 Shape legend: N cells, K channels, L labels (background and classes), H W grid, S slots (an image's classes).
 """
@@ -24,12 +24,12 @@ FILE_FORMAT = "ficklenet-cells-1"
 
 @dataclass(frozen=True)
 class CellSpec:
-    """All of a network of cells that is not a weight.
+    """Everything about a network of cells except its weights.
 
     Attributes:
-        in_channels: K, of ``cell_features``.
+        in_channels: K, the channels of ``cell_features``.
         num_labels: L.
-        hidden: units of its hidden layer.
+        hidden: the units of its hidden layer.
     """
 
     in_channels: int
@@ -39,13 +39,13 @@ class CellSpec:
 
 @dataclass(frozen=True)
 class LabelledCells:
-    """Cells of many images.
+    """Labelled cells of many images.
 
     Attributes:
-        features_NK: of ``cell_features``, float16 or float32.
+        features_NK: the results of ``cell_features``, float16 or float32.
         labels_N: int64, 0 background.
-        present_NL: bool, whether the cell's image has the label; the softmax runs over these alone, as the image's
-            labels already exclude the others.
+        present_NL: bool, whether the cell's image has the label. The softmax runs only over these labels, because the
+            labels of the image already exclude the others.
     """
 
     features_NK: Tensor
@@ -54,10 +54,10 @@ class LabelledCells:
 
 
 def cell_features(stages: Sequence[Tensor]) -> Tensor:
-    """Features of all cells of one image, float32 (K, H, W): several stages side by side, each at mean square 1.
+    """The features of all cells of an image, float32 (K, H, W): several stages, each scaled to mean square 1.
 
     Args:
-        stages: (K', H, W) each, on one grid.
+        stages: each (K', H, W), all on the same grid.
     """
     parts = [stage.float() for stage in stages]
     return torch.cat([part / part.square().mean().sqrt().clamp_min(1e-12) for part in parts])
@@ -66,7 +66,7 @@ def cell_features(stages: Sequence[Tensor]) -> Tensor:
 def choose_cells(
     labels_HW: NDArray[np.integer], ignore_value: int, num_cells: int, generator: np.random.Generator
 ) -> NDArray[np.intp]:
-    """The positions of at most so many labelled cells, row-major: half background, half classes, where there are."""
+    """The positions of at most ``num_cells`` labelled cells, row-major: half background, half classes if possible."""
     flat = labels_HW.ravel()
     background, classes = flat == 0, (flat > 0) & (flat != ignore_value)
     return np.concatenate(
@@ -75,7 +75,7 @@ def choose_cells(
 
 
 def cell_network(spec: CellSpec) -> nn.Sequential:
-    """Features of a cell (N, K) -> logits (N, L), with random weights."""
+    """A network with random weights: features of cells (N, K) -> logits (N, L)."""
     return nn.Sequential(
         nn.Linear(spec.in_channels, spec.hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(spec.hidden, spec.num_labels)
     )
@@ -84,11 +84,11 @@ def cell_network(spec: CellSpec) -> nn.Sequential:
 def learn_cells(
     spec: CellSpec, cells: LabelledCells, *, num_rounds: int, num_epochs: int, learning_rate: float, seed: int
 ) -> nn.Sequential:
-    """A network that learned the cells' labels; in each round after the first, the labels that the last one gives.
+    """A network trained on the cells' labels. Each round after the first uses the predictions of the previous one.
 
     Args:
-        num_rounds: from 1.
-        seed: of the first weights, dropout and the order of the cells. The caller's random numbers stay as they are.
+        num_rounds: the number of rounds, from 1.
+        seed: the seed of the first weights, dropout and the order of the cells. The caller's random state is kept.
     """
     labels_N = cells.labels_N
     with torch.random.fork_rng(devices=[]):
@@ -105,13 +105,11 @@ def learn_cells(
     return network
 
 
-def train_cells(
-    network: nn.Sequential, cells: LabelledCells, *, num_epochs: int, learning_rate: float
-) -> list[float]:
-    """Trains in place by Adam, in an order drawn from torch's generator.
+def train_cells(network: nn.Sequential, cells: LabelledCells, *, num_epochs: int, learning_rate: float) -> list[float]:
+    """Trains in place with Adam, in an order drawn from torch's generator.
 
     Returns:
-        Each epoch's mean loss.
+        The mean loss of each epoch.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, weight_decay=1e-4)
     losses = []
@@ -138,7 +136,7 @@ def best_labels(network: nn.Sequential, cells: LabelledCells) -> Tensor:
 
 
 def _among_present(network: nn.Sequential, cells: LabelledCells, chosen: Tensor) -> Tensor:
-    """Logits (n, L) of the chosen cells, minus infinity for labels that their image does not have."""
+    """The logits (n, L) of the chosen cells; minus infinity for labels that their image does not have."""
     return network(cells.features_NK[chosen].float()).masked_fill(~cells.present_NL[chosen], -torch.inf)
 
 
@@ -146,27 +144,27 @@ def _among_present(network: nn.Sequential, cells: LabelledCells, chosen: Tensor)
 def cell_probabilities(
     network: nn.Sequential, features_KHW: Tensor, classes_S: Sequence[int] | NDArray[np.integer]
 ) -> NDArray[np.float32]:
-    """Probabilities of the background and of an image's classes, (1 + S, H, W), that sum to 1 in each cell."""
+    """The probabilities of the background and of an image's classes, (1 + S, H, W), which sum to 1 in each cell."""
     logits_VL = network(features_KHW.float().flatten(1).T)
     wanted = [0, *(int(number) + 1 for number in classes_S)]
     return logits_VL[:, wanted].softmax(1).T.reshape(len(wanted), *features_KHW.shape[1:]).numpy()
 
 
 def pack_cells(network: nn.Sequential, spec: CellSpec) -> bytes:
-    """The network as a file: a torch archive of plain types and tensors (``weights_only``)."""
+    """The network as the bytes of a file: a torch archive of plain types and tensors (``weights_only``)."""
     return pack_model(FILE_FORMAT, spec, network)
 
 
 def unpack_cells(data: bytes) -> nn.Sequential:
-    """The network of such a file, in evaluation mode; runs no code from the file.
+    """The network from such a file, in evaluation mode; it runs no code from the file.
 
     Raises:
-        ValueError: the bytes are no such file.
+        ValueError: the bytes are not such a file.
     """
     try:
         return unpack_model(data, FILE_FORMAT, lambda spec: cell_network(CellSpec(**spec)))
     except ValueError as error:
         raise ValueError(
-            f"network of cells: {len(data)} bytes given that are no such network ({error}). Run learn_cells.py again; "
+            f"network of cells: the given {len(data)} bytes are not one ({error}). Run learn_cells.py again; "
             "it writes the file again."
         ) from error

@@ -24,8 +24,8 @@ class ClassifierSpec:
         backbone: a name of ``ficklenet.backbones.build_backbone``.
         class_names: the classes in order; class number = index.
         kernel_size: s of the head, odd.
-        drop_rate: p of training and of the expected logit, from 0 (plain, no dropout) to 1.
-        input_size: side of the square input in pixels, which the backbone's cells must fill: 8 g + 1 at stride 8.
+        drop_rate: p of training and of the expected logit, from 0 (no dropout) to 1.
+        input_size: side of the square input in pixels. It must fit the backbone's cells: 8 g + 1 at stride 8.
         output_stride: as in ``build_backbone``.
     """
 
@@ -39,7 +39,7 @@ class ClassifierSpec:
     def __post_init__(self) -> None:
         self.geometry.require_input_size(self.input_size)
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, each once.")
+            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, without repetitions.")
         kernel_radius(self.kernel_size)
         keep_rate(self.drop_rate)
 
@@ -56,7 +56,7 @@ class ClassifierSpec:
 
 
 class FickleNet(nn.Module):
-    """Multilabel classifier whose head sees randomly thinned windows (FickleNet, section 3)."""
+    """A multilabel classifier. Random cells are dropped in each window of its head (FickleNet, section 3)."""
 
     def __init__(self, spec: ClassifierSpec) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class FickleNet(nn.Module):
         return self.head(self.backbone(images_BCHW), masks_BDV)
 
     def expected_logits(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, C) in expectation over the masks: for validation and for predicted classes."""
+        """The expectation of the logits (B, C) over the masks, for validation and for predicted classes."""
         return self.head.expected_logits(self.backbone(images_BCHW), self.spec.drop_rate)
 
 
@@ -78,15 +78,15 @@ def predicted_classes(logits: Tensor, threshold: float, max_classes: int, num_sl
 
     Args:
         logits: (B, C) expected logits.
-        threshold: least sigmoid of a class.
-        max_classes: at most so many per image.
-        num_slots: width of the result.
+        threshold: the least sigmoid of a predicted class.
+        max_classes: the most classes per image.
+        num_slots: the width of the result.
 
     Returns:
         int64 (B, num_slots), -1 in empty slots.
     """
     best = logits.sigmoid().topk(min(max_classes, logits.shape[1]))
-    absent = logits.shape[1]  # sorts behind every class
+    absent = logits.shape[1]  # sorted after all classes
     chosen = torch.where(best.values >= threshold, best.indices, absent).sort(dim=1).values
     slots = torch.full((len(logits), num_slots), absent, device=logits.device)
     slots[:, : chosen.shape[1]] = chosen
@@ -94,24 +94,24 @@ def predicted_classes(logits: Tensor, threshold: float, max_classes: int, num_sl
 
 
 def pack_classifier(model: FickleNet, about: Mapping[str, Any] | None = None) -> bytes:
-    """The classifier as a file: a torch archive of plain types and CPU tensors (``weights_only``).
+    """The classifier as the bytes of a file: a torch archive of plain types and CPU tensors (``weights_only``).
 
     Args:
-        about: where it comes from, as plain (nested) data, for ``ficklenet.model_file.model_record``.
+        about: the origin of the network, as plain (nested) data, for ``ficklenet.model_file.model_record``.
     """
     return pack_model(FILE_FORMAT, model.spec, model, about)
 
 
 def unpack_classifier(data: bytes) -> FickleNet:
-    """The classifier of such a file, on the CPU, in evaluation mode; runs no code from the file.
+    """The classifier from such a file, on the CPU and in evaluation mode; it runs no code from the file.
 
     Raises:
-        ValueError: the bytes are no classifier file, or its weights do not fit its geometry.
+        ValueError: the bytes are not a classifier file, or its weights do not fit its specification.
     """
     try:
         return unpack_model(data, FILE_FORMAT, lambda spec: FickleNet(ClassifierSpec(**spec)))
     except ValueError as error:
         raise ValueError(
-            f"classifier file: {len(data)} bytes given that are no classifier of this project ({error}). "
+            f"classifier file: the given {len(data)} bytes are not a classifier of this project ({error}). "
             "Give the model.pt that train_ficklenet wrote."
         ) from error

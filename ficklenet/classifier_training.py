@@ -1,4 +1,4 @@
-"""The classifier's training step: a batch in, better weights and a loss out. No loop, no workers, no files."""
+"""The classifier's training step: it takes a batch, changes the weights and returns a loss. No loop, no files."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,20 +22,20 @@ def training_loss(
     weights_B: Tensor | None = None,
     total_weight: float | None = None,
 ) -> Tensor:
-    """The loss of one batch under this epoch's masks.
+    """The loss of one batch with this epoch's masks.
 
     Args:
         model: a ``FickleNet``, or one wrapped for distributed training.
         images_BCHW: uint8 RGB (B, 3, size, size), on the model's device.
-        targets_BC: 1 where the image has the class, else 0.
-        keys: one ``ficklenet.masks.mask_key`` per image; the epoch counts as the sample, so an image's masks
-            depend on the run's seed, its id and the epoch alone, not on its batch or worker.
-        epoch: from 0.
-        weights_B: each image's weight, 1 unless given.
+        targets_BC: 1 if the image has the class, else 0.
+        keys: one ``ficklenet.masks.mask_key`` per image. The epoch is used as the sample number, so an image's masks
+            depend only on the run's seed, its id and the epoch, not on its batch or worker.
+        epoch: the number of the epoch, from 0.
+        weights_B: each image's weight; by default 1.
         total_weight: as in ``multilabel_loss``.
 
     Returns:
-        Scalar loss with its graph.
+        The scalar loss with its graph.
     """
     spec = unwrapped(model).spec
     masks_B1DV = dropout_masks(
@@ -69,13 +69,13 @@ def training_step(
     """One step of the optimiser on one batch.
 
     Args:
-        model, images_BCHW, targets_BC, keys, epoch, weights_B: as in ``training_loss``; the tensors on the model's
+        model, images_BCHW, targets_BC, keys, epoch, weights_B: as in ``training_loss``; the tensors are on the model's
             device.
         total_weight, micro_batch_size: as in ``step_in_micro_batches``.
-        precision: of the network; the loss and the weights stay float32.
+        precision: the precision of the network; the loss and the weights remain float32.
 
     Returns:
-        Scalar loss of the batch, detached.
+        The scalar loss of the batch, detached.
     """
 
     def loss_of(chosen: slice, total: float) -> Tensor:
@@ -98,25 +98,26 @@ def step_in_micro_batches(
     total_weight: float | None = None,
     micro_batch_size: int = 0,
 ) -> Tensor:
-    """One step of the optimiser on one batch, in portions where the batch does not fit the device at once.
+    """One step of the optimiser on one batch, in micro-batches if the whole batch does not fit the device.
 
-    The portions' gradients add up to the batch's, since every portion's loss is divided by the whole batch's weight.
+    The gradients of the micro-batches add up to the gradient of the batch, because the loss of each is divided by the
+    weight of the whole batch.
 
     Args:
-        loss_of: the loss of some of the batch's images, divided by the weight given with them.
+        loss_of: returns the loss of some of the batch's images, divided by the given weight.
         weights_B: each image's weight.
         total_weight: as in ``ficklenet.classifier_losses.average_over_images``.
-        micro_batch_size: images in a portion; 0 for all at once.
+        micro_batch_size: images in a micro-batch; 0 for the whole batch.
 
     Returns:
-        Scalar loss of the batch, detached.
+        The scalar loss of the batch, detached.
     """
     size = micro_batch_size or len(weights_B)
     total_weight = float(weights_B.sum()) if total_weight is None else total_weight
     loss = weights_B.new_zeros(())
     optimizer.zero_grad(set_to_none=True)
     for start in range(0, len(weights_B), size):
-        # Workers average their gradients once, with the last portion
+        # Workers average their gradients once, with the last micro-batch
         with nullcontext() if start + size >= len(weights_B) else getattr(model, "no_sync", nullcontext)():
             micro_batch_loss = loss_of(slice(start, start + size), total_weight)
             micro_batch_loss.backward()
@@ -126,8 +127,8 @@ def step_in_micro_batches(
 
 
 PRETRAINED_FACTOR = 0.01
-"""The share of the head's learning rate for a backbone with pretrained weights. With Adam, VGG-16 learns nothing at
-1e-3 (validation mAP 0.25, loss stuck at 0.51), little at 1e-4 (0.40 after 3 epochs) and well at 1e-5 (0.92)."""
+"""The learning rate of a pretrained backbone, divided by that of the head. With Adam, VGG-16 learns nothing at 1e-3
+(validation mAP 0.25, the loss remains at 0.51), little at 1e-4 (0.40 after 3 epochs) and well at 1e-5 (0.92)."""
 
 
 def make_optimizer(
@@ -138,14 +139,14 @@ def make_optimizer(
     backbone_factor: float = PRETRAINED_FACTOR,
     layer_decay: float = 1.0,
 ) -> torch.optim.Adam:
-    """Adam over the weights that train: the head at the learning rate, the backbone at a factor of it.
+    """Adam for the weights that are trained: the head at the learning rate, the backbone at this rate times a factor.
 
     Args:
-        backbone_factor: 1 for a backbone with random weights.
-        layer_decay: each stage of the backbone learns at this times the rate of the stage behind it.
+        backbone_factor: the backbone's factor; 1 for a backbone with random weights.
+        layer_decay: the learning rate of each backbone stage is that of the next stage times this.
 
     Raises:
-        ValueError: the decay is not more than 0 and at most 1.
+        ValueError: the decay is not above 0 and at most 1.
     """
     groups = [(list(model.head.parameters()), 1.0)]
     stages = model.backbone.stage_weights()
@@ -167,7 +168,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets every group's rate to ``learning_rate`` times the group's own factor."""
+    """Sets the learning rate of every group to ``learning_rate`` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["factor"]
 

@@ -1,12 +1,12 @@
-"""The CPU sampler, compiled: masks drawn in registers and summed into maps, one image and one thread at a time;
-``ficklenet.compiled_fold`` normalises and folds them.
+"""The compiled CPU sampler: it draws masks in registers and sums them into maps, one image at a time in one thread;
+``ficklenet.compiled_fold`` normalises and folds the maps.
 
-The same masks as ``ficklenet.masks`` bit for bit; maps equal to the plain torch path up to the order of
-float32 sums. Needs numba; imported only where that is installed.
+The masks are those of ``ficklenet.masks``, bit for bit. The maps equal those of plain torch, except for the order of
+float32 sums. This module needs numba and is imported only if numba is installed.
 
-Positions are worked on in tiles and samples in groups, so that what is read again lies in the cache, and every
-inner loop runs over neighbouring positions in vector registers. Rows are passed as slices: with computed indices
-the compiler would gather and scatter.
+It works on tiles of positions and groups of samples. So data that is read again is in the cache, and every inner loop
+runs over neighbouring positions in vector registers. Rows are passed as slices, because with computed indices the
+compiler would gather and scatter.
 
 Shape legend: B images, S classes, N samples, D offsets, V positions; G draws of O = 10 offsets (those besides
 the centre, padded); L positions of a tile, M samples of a group, W = 4 words of a call of the generator.
@@ -37,7 +37,7 @@ from ficklenet.masks import (
 from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW
 
 TILE = 64  # L, positions worked on together
-GROUP = 8  # M, samples drawn and summed together, as many as _add_kept names
+GROUP = 8  # M, samples drawn and summed together; _add_kept has a variable for each
 
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(PHILOX_MULTIPLIERS[0]), np.uint64(PHILOX_MULTIPLIERS[1])
 _KEY_STEP_0, _KEY_STEP_1 = np.uint64(PHILOX_KEY_STEPS[0]), np.uint64(PHILOX_KEY_STEPS[1])
@@ -57,7 +57,7 @@ def fold_samples(
     normalization: Normalization,
     vote_threshold: float | None = None,
 ) -> SampleFold:
-    """Draws, normalises and folds some samples, an image at a time: (B, S, H, W).
+    """Draws, normalises and folds some samples, one image at a time: (B, S, H, W).
 
     Args:
         affinity_BSDV: float32 on the CPU, the affinity of the wanted classes.
@@ -66,7 +66,7 @@ def fold_samples(
         grid: (H, W).
         drop_rate: p.
         normalization: how each sample's map is scaled before the fold.
-        vote_threshold: the votes count the samples above it; None: no votes.
+        vote_threshold: votes count the samples above this; None: no votes.
     """
     rank, is_voting = normalization.rank(grid[0] * grid[1]), vote_threshold is not None
     folds = []
@@ -100,7 +100,7 @@ def sample_maps(
     return maps_SNV
 
 
-# "contract" fuses a multiplication and an addition: a product by 0 or 1 is exact, so that no sum changes.
+# "contract" fuses a multiplication with an addition. Products by 0 or 1 are exact, so this changes no sum.
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _sample_maps(
     affinity: NDArray[np.float32],
@@ -112,9 +112,9 @@ def _sample_maps(
     num_draws: int,
     maps: NDArray[np.float32],
 ) -> None:
-    """Fills ``maps`` (S, N, V): the centre's affinity plus every kept offset's, negative sums set to zero.
+    """Fills ``maps`` (S, N, V): the affinity of the centre plus that of every kept offset; negative sums become zero.
 
-    ``scale`` (D, V) multiplies the affinity: 1 / V, and 0 where the window lies off the grid.
+    ``scale`` (D, V) multiplies the affinity: it is 1 / V, and 0 where the window is outside the grid.
     """
     num_classes, _, num_positions = affinity.shape
     num_samples, num_calls = maps.shape[1], -(-num_draws // WORDS_PER_CALL)
@@ -158,15 +158,15 @@ def _cut_tile(
     first: int,
     width: int,
 ) -> None:
-    """The affinity (S, D, V) of a tile's positions, scaled: the centre's in ``centre`` (S, L), all other offsets' in
-    ``values`` (S, G, O, L), where the padding stays zero.
+    """Copies the scaled affinity (S, D, V) of a tile's positions: of the centre into ``centre`` (S, L), of all other
+    offsets into ``values`` (S, G, O, L), where the padding remains zero.
 
-    A last tile that is narrower leaves the rest as it was: what is computed there is not stored.
+    If the last tile is narrower, the rest keeps old values; the results there are not stored.
     """
     num_classes, num_offsets = affinity.shape[:2]
     for c in range(num_classes):
         for d in range(num_offsets):
-            other = d if d < num_offsets // 2 else d - 1  # counted without the centre
+            other = d if d < num_offsets // 2 else d - 1  # the number without the centre
             row = values[c, other // OFFSETS_PER_DRAW, other % OFFSETS_PER_DRAW] if d != num_offsets // 2 else centre[c]
             given, factors = affinity[c, d, first : first + width], scale[d, first : first + width]
             for i in range(width):
@@ -175,7 +175,7 @@ def _cut_tile(
 
 @numba.njit(inline="always")
 def _draw_positions(lows: NDArray[np.uint32], products: NDArray[np.uint64], first: int, key_1: np.uint64) -> None:
-    """What the first two rounds of Philox multiply for a tile's positions (L), whatever the call and sample."""
+    """The products of the first two rounds of Philox for a tile's positions (L), the same for all calls and samples."""
     for i in range(TILE):
         product = np.uint64(first + i) * _MULTIPLIER_0
         lows[i] = product & _WORD
@@ -194,8 +194,8 @@ def _draw(
 ) -> None:
     """The draws (W, L) of one call of the generator at every position of a tile.
 
-    In the first two rounds of Philox either multiplication sees the position alone (``_draw_positions``) or the
-    sample and call alone, so that they cost the positions no multiplication.
+    In the first two rounds of Philox, each multiplication depends either only on the position (``_draw_positions``) or
+    only on the sample and call. So these rounds need no multiplication per position.
     """
     product_1 = np.uint64(sample) * _MULTIPLIER_1
     product_0 = ((product_1 >> _SHIFT) ^ np.uint64(call) ^ key_0) * _MULTIPLIER_0
@@ -218,7 +218,7 @@ def _draw(
 def _look_up(
     patterns: NDArray[np.int32], entries: NDArray[np.int32], draws: NDArray[np.int32], table: NDArray[np.int32]
 ) -> None:
-    """The patterns (L) that some draws stand for; ``entries`` is room for what the table says."""
+    """Looks up the patterns (L) of some draws; ``entries`` is space for the entries of the table."""
     for i in range(TILE):
         entries[i] = table[draws[i] & _COLUMN]
     for i in range(TILE):
@@ -228,7 +228,7 @@ def _look_up(
 
 @numba.njit(inline="always")
 def _unpack(kept: NDArray[np.float32], patterns: NDArray[np.int32]) -> None:
-    """The decisions (O, L) of some patterns, as 0 and 1: unpacked once for all classes."""
+    """Unpacks patterns into decisions (O, L), 0 or 1, once for all classes."""
     for bit in range(OFFSETS_PER_DRAW):
         for i in range(TILE):
             kept[bit, i] = np.float32((patterns[i] >> np.int32(bit)) & np.int32(1))
@@ -238,7 +238,7 @@ def _unpack(kept: NDArray[np.float32], patterns: NDArray[np.int32]) -> None:
 def _last_rounds(
     c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, key_0: np.uint64, key_1: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """Philox4x32-10 of one counter from its third round on, all in uint64 with 32 bits used."""
+    """The rounds of Philox4x32-10 from the third on, for one counter; 32 bits of each uint64 are used."""
     for _ in range(PHILOX_ROUNDS - 2):
         key_0, key_1 = (key_0 + _KEY_STEP_0) & _WORD, (key_1 + _KEY_STEP_1) & _WORD
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
@@ -249,9 +249,9 @@ def _last_rounds(
 
 @numba.njit(inline="always")
 def _add_kept(sums: NDArray[np.float32], affinity: NDArray[np.float32], kept: NDArray[np.float32]) -> None:
-    """Adds ten offsets (O, L) to each sample of a group, (M, L), where it keeps them, (M, O, L)."""
+    """Adds ten offsets (O, L) to the sums (M, L) of each sample in a group, if it keeps them (M, O, L)."""
     for i in range(TILE):
-        # By name, so that they stay in registers while each value is read once for all of them.
+        # One variable per sample, so that they stay in registers and each value is read once for all samples.
         sum_0, sum_1, sum_2, sum_3 = sums[0, i], sums[1, i], sums[2, i], sums[3, i]
         sum_4, sum_5, sum_6, sum_7 = sums[4, i], sums[5, i], sums[6, i], sums[7, i]
         for d in range(OFFSETS_PER_DRAW):
@@ -270,6 +270,6 @@ def _add_kept(sums: NDArray[np.float32], affinity: NDArray[np.float32], kept: ND
 
 @numba.njit(inline="always")
 def _store(values: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
-    """Sums (L) after ReLU: no zero is negative, and what is no number stays so and shows in the fold."""
+    """Stores sums (L) after ReLU. There are no negative zeros, and NaN remains NaN and is visible in the fold."""
     for i in range(len(values)):
         values[i] = _ZERO if sums[i] <= _ZERO else sums[i]

@@ -1,7 +1,6 @@
-"""From the maps of the compiled sampler to their fold: each is divided by its value of a rank, then maximum, sum and
-votes.
+"""Folds the maps of the compiled sampler: each is divided by its value of a given rank, then maximum, sum and votes.
 
-The same as ``ficklenet.folding`` in one pass over each map. Needs numba.
+It does the same as ``ficklenet.folding``, in one pass over each map. It needs numba.
 
 Shape legend: S classes, N samples, V positions.
 """
@@ -11,32 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 BEYOND_INFINITY = np.int32(0x7F800001)  # above the bit pattern of every float32 that is not NaN
-REACH = 2**19  # about 5 % of a value, in bit patterns: how far most samples' values of a rank lie apart
+REACH = 2**19  # about 5 % of a value, in bit patterns: most samples' values of a rank differ by less
 
 
 @numba.njit(cache=True, nogil=True)
 def normalize_and_fold(
     maps: NDArray[np.float32], rank: int, is_voting: bool, vote_threshold: np.float32
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int32]]:
-    """Divides each of the maps (S, N, V) by its value of that rank, clips to 1, folds over samples to maximum, sum
-    and the number of values above the threshold, (S, V) each; the last is (0, V) where ``is_voting`` is false.
+    """Divides each of the maps (S, N, V) by its value of this rank, clips to 1 and folds over the samples: maximum, sum
+    and number of values above the threshold, each (S, V). The last is (0, V) if ``is_voting`` is false.
 
-    Non-negative floats are ordered like their bit patterns, and integers are compared and counted without regard
-    to NaN: that is what the compiler turns into vector instructions.
+    Non-negative floats have the same order as their bit patterns. The compiler makes vector instructions from
+    comparisons of integers, because integers have no NaN.
     """
     num_classes, num_samples, num_positions = maps.shape
     maximum = np.zeros((num_classes, num_positions), np.float32)
     total = np.zeros((num_classes, num_positions), np.float64)
     votes = np.zeros((num_classes if is_voting else 0, num_positions), np.int32)
     found = np.zeros(1, np.int32)
-    divisor = found.view(np.float32)  # the float of the pattern that is found
+    divisor = found.view(np.float32)  # the found pattern as a float
     for c in range(num_classes):
         for sample in range(num_samples):
             values = maps[c, sample]
             patterns = values.view(np.int32)
             if rank == num_positions:
                 found[0] = _largest(patterns)
-            else:  # the sample before gives the guess
+            else:  # the previous sample's value is the guess
                 found[0] = pattern_of_rank(patterns, rank, found[0])
             if found[0] == 0:
                 found[0] = _largest(patterns)
@@ -68,13 +67,14 @@ def _vote(
 
 @numba.njit(cache=True, nogil=True)
 def pattern_of_rank(patterns: NDArray[np.int32], rank: int, guess: int) -> int:
-    """The bit pattern of a rank, from 1, among those of non-negative floats: exact, without sorting.
+    """The bit pattern with a given rank (from 1) among those of non-negative floats, exact and without sorting.
 
-    Counts how many lie below a trial, first on both sides of the guess, such as the answer for a similar map, then
-    by turns where the counts so far suggest it and, so that it ends whatever the values are, in the middle.
+    It counts the patterns below a limit. The first limits are on both sides of the guess, which is the result for a
+    similar map. Then limits alternate between the place that the counts suggest and the middle of the remaining range,
+    so that the search ends for all values.
     """
-    low, below_low = 0, 0  # the answer is not below it, as fewer than rank are
-    high, below_high = int(BEYOND_INFINITY), len(patterns)  # the answer is below it, as at least rank are
+    low, below_low = 0, 0  # the result is not below it, because fewer than rank patterns are
+    high, below_high = int(BEYOND_INFINITY), len(patterns)  # the result is below it, because at least rank patterns are
     passes = 0
     while below_low < rank - 1 and below_high > rank and high - low > 1:
         if passes == 0:

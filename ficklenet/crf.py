@@ -1,7 +1,7 @@
-"""The fully connected CRF (Kraehenbuehl and Koltun, NIPS 2011) that pulls labels to the image's edges; on CPU.
+"""The fully connected CRF (Kraehenbuehl and Koltun, NIPS 2011), which moves label borders to image edges; on CPU.
 
-The work is pydensecrf's. Its parameters are those of DeepLab and DSRG, at image size and at map size, where every
-distance is 1/12 of the former (Huang et al., CVPR 2018).
+pydensecrf computes it. The parameters are those of DeepLab and DSRG: one set for image size, and one for map size with
+distances of 1/12 (Huang et al., CVPR 2018).
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_PROBABILITY = 1e-5  # its logarithm is the unary term's limit
+LEAST_PROBABILITY = 1e-5  # limits the logarithm in the unary term
 
 
 @dataclass(frozen=True)
 class CrfParameters:
-    """Weights of the two pairwise terms and how far they reach.
+    """The weights of the two pairwise terms, and their ranges.
 
     Attributes:
         bilateral_distance, gaussian_distance: standard deviations in pixels (or cells) of the given image.
-        bilateral_colour: standard deviation in steps of 8-bit colour.
+        bilateral_colour: standard deviation in units of 8-bit colour.
     """
 
     bilateral_distance: float
@@ -39,12 +39,13 @@ LIGHT_AT_MAP_SIZE = CrfParameters(bilateral_distance=10.0, gaussian_distance=3.0
 def refine(
     probabilities_LHW: NDArray[np.floating], image_HWC: NDArray[np.uint8], parameters: CrfParameters = AT_IMAGE_SIZE
 ) -> NDArray[np.float32]:
-    """Marginals of the CRF after mean-field inference: float32 (L, H, W) that sum to 1 over the labels.
+    """The marginals of the CRF after mean-field inference: float32 (L, H, W), which sum to 1 over the labels.
 
     Args:
-        probabilities_LHW: of each label, in [0, 1], summing to 1; the unary term is their negative logarithm.
+        probabilities_LHW: the probabilities of the labels, in [0, 1], which sum to 1. The unary term is their negative
+            logarithm.
         image_HWC: uint8 RGB of the same height and width.
-        parameters: by default those for full-size images.
+        parameters: by default those for image size.
 
     Raises:
         ValueError: the sizes differ, or pydensecrf is not installed.
@@ -70,10 +71,10 @@ def refine(
 
 
 def require_pydensecrf() -> ModuleType:
-    """The module behind `refine`; ask before a long job.
+    """The module that `refine` uses; call this before a long job.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: pydensecrf is not installed.
     """
     try:
         from pydensecrf import densecrf

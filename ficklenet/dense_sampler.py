@@ -1,4 +1,4 @@
-"""The sampler in plain torch, on any device and in any precision: the fallback and the reference of the others.
+"""The sampler in plain torch, for any device and precision: the fallback, and the reference for the other samplers.
 
 Shape legend: B images, S slots (an image's wanted classes), N samples, D offsets, H W feature grid, V = H * W
 positions.
@@ -14,7 +14,7 @@ from torch import Tensor
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.masks import INFERENCE_STREAM, dropout_masks, expected_mask
 
-MASK_ELEMENTS_PER_CHUNK = 2**24  # bounds the memory: 64 MiB of float32 masks at a time
+MASK_ELEMENTS_PER_CHUNK = 2**24  # limits the memory to 64 MiB of float32 masks at a time
 
 
 def fold_samples(
@@ -50,14 +50,14 @@ def fold_samples(
 
 
 def sample_evidence(affinity_BSDV: Tensor, masks_BNDV: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Each sample's Grad-CAM before ReLU, (N, B, S, H, W); it sums to the sample's logit less the bias."""
+    """Each sample's Grad-CAM before ReLU, (N, B, S, H, W); its sum is the sample's logit minus the bias."""
     masks_BNDV = masks_BNDV.to(affinity_BSDV.dtype)
     evidence = torch.einsum("bndv,bsdv->nbsv", masks_BNDV, affinity_BSDV) / affinity_BSDV.shape[-1]
     return evidence.unflatten(-1, grid)
 
 
 def expected_evidence(affinity_BSDV: Tensor, grid: tuple[int, int], drop_rate: float) -> Tensor:
-    """The same in expectation over the masks, (B, S, H, W)."""
+    """The expectation of the Grad-CAM before ReLU over the masks, (B, S, H, W)."""
     mask_DV = _expected_mask_for(affinity_BSDV, grid, drop_rate)
     return ((affinity_BSDV * mask_DV).sum(2) / affinity_BSDV.shape[-1]).unflatten(-1, grid)
 

@@ -1,12 +1,12 @@
 """Drawn scenes for the demo and the tests: images, labels and exact masks without any download.
 
-What FickleNet is for, in small: every object is a large plain body with one small tell-tale badge. The badge
-alone tells the class; the body's colour only hints at it, since neighbouring classes share half of their
-hues. A plain classifier looks at badges; the maps should cover bodies. The ground is cluttered with shapes
-that belong to no class.
+They are a small version of the problem that FickleNet solves. Every object is a large plain body with one small badge.
+Only the badge identifies the class. The body's colour is a weak hint, because neighbouring classes share half of their
+hues. A plain classifier looks at the badges, but the maps should cover the bodies. The background has many shapes that
+belong to no class.
 
-Frame: x to the right and y down in pixels. A shape is a signed distance in pixels, negative inside, so that
-its edge can be softened.
+Frame: x to the right and y down, in pixels. A shape is a signed distance in pixels, negative inside, so that its edge
+can be softened.
 """
 
 import colorsys
@@ -21,14 +21,14 @@ BADGE_COLOURS = ((0.85, 0.1, 0.1), (0.1, 0.25, 0.85), (0.05, 0.5, 0.2), (0.1, 0.
 MAX_OBJECTS = 3
 NUM_CLUTTER = 26
 PLACEMENT_TRIES = 60
-BADGE_SIZE = 0.45  # of the body's smaller radius
+BADGE_SIZE = 0.45  # relative to the body's smaller radius
 
 Pixels = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """One scene: image uint8 RGB (H, W, 3); labels ascending; mask uint8 (H, W), label + 1, ground 0."""
+    """A scene: image uint8 RGB (H, W, 3); labels, ascending; mask uint8 (H, W): label + 1, background 0."""
 
     image: NDArray[np.uint8]
     labels: tuple[int, ...]
@@ -37,7 +37,7 @@ class DrawnScene:
 
 @dataclass(frozen=True)
 class _Body:
-    """An ellipse; the badge lies at the positive end of its long axis."""
+    """An ellipse; the badge is at the positive end of its long axis."""
 
     label: int
     x: float
@@ -54,16 +54,16 @@ def draw_scene(
     size: tuple[int, int] = (120, 160),
     num_classes: int = len(DRAWN_CLASS_NAMES),
 ) -> DrawnScene:
-    """Draws scene ``index`` of the endless sequence of a seed; the same arguments draw the same scene.
+    """Draws scene number ``index`` of the endless sequence of a seed; the same arguments draw the same scene.
 
     Args:
-        index: number of the scene, from 0.
-        seed: of the sequence; training and validation scenes differ in seed or in index.
+        index: the number of the scene, from 0.
+        seed: the seed of the sequence; training and validation scenes have another seed or index.
         size: (height, width) in pixels.
-        num_classes: how many of ``DRAWN_CLASS_NAMES`` occur.
+        num_classes: the number of ``DRAWN_CLASS_NAMES`` that occur.
 
     Raises:
-        ValueError: more classes than there are, or less than one.
+        ValueError: there are not so many classes, or fewer than one is asked for.
     """
     if not 1 <= num_classes <= len(DRAWN_CLASS_NAMES):
         raise ValueError(f"num_classes: {num_classes} given; give 1 to {len(DRAWN_CLASS_NAMES)}.")
@@ -79,7 +79,7 @@ def draw_scene(
 
 
 def _draw_ground(size: tuple[int, int], generator: np.random.Generator) -> Pixels:
-    """A muted ground with clutter: discs, bars and rings of every hue, smaller than any body."""
+    """A background of weak colour with small discs, bars and rings of every hue, all smaller than any body."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     image = np.empty((*size, 3), np.float32)
     image[:] = _colour(generator.uniform(), 0.16, generator.uniform(0.55, 0.8))
@@ -129,13 +129,13 @@ def _place_bodies(size: tuple[int, int], num_classes: int, generator: np.random.
 def _draw_body(
     image: Pixels, mask: NDArray[np.uint8], body: _Body, num_classes: int, generator: np.random.Generator
 ) -> None:
-    """Paints shadow, outline, body and badge, and the body's truth."""
+    """Paints the shadow, outline, body and badge into the image, and the body into the mask."""
     window, along, across = _frame(mask.shape, body.x, body.y, body.angle, reach=body.radius + 4)
     target = image[window]
     distance = (np.hypot(along, across / body.flatness) - body.radius) * body.flatness
     mask[window][distance < 0] = body.label + 1
 
-    # The hue hints at the class: ranges as wide as two classes, so that each hue occurs in two of them.
+    # The hue is a hint of the class. The ranges of neighbouring classes overlap, so each hue occurs in two classes.
     hue = (body.label + generator.uniform(-1, 1)) / num_classes
     saturation, value = generator.uniform(0.45, 0.7), generator.uniform(0.7, 0.95)
     downwards = np.sin(body.angle) * along + np.cos(body.angle) * across
@@ -151,7 +151,7 @@ def _draw_body(
 
 
 def _symbol(label: int, u: Pixels, v: Pixels) -> Pixels:
-    """Signed distance of a class's symbol, in a badge of radius 1."""
+    """The signed distance of a class's symbol in a badge of radius 1."""
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     match DRAWN_CLASS_NAMES[label]:
         case "star":
@@ -169,7 +169,7 @@ def _symbol(label: int, u: Pixels, v: Pixels) -> Pixels:
 def _frame(
     size: tuple[int, ...], x: float, y: float, angle: float, reach: float
 ) -> tuple[tuple[slice, slice], Pixels, Pixels]:
-    """The pixels within reach of a place, and their coordinates along and across an axis through it."""
+    """The pixels within a distance of a point, and their coordinates along and across an axis through it."""
     top, left = max(0, int(y - reach)), max(0, int(x - reach))
     window = np.s_[top : min(size[0], int(y + reach) + 2), left : min(size[1], int(x + reach) + 2)]
     rows, cols = np.mgrid[window].astype(np.float32)
@@ -179,7 +179,7 @@ def _frame(
 
 
 def _paint(target: Pixels, distance: Pixels, colour: ArrayLike, opacity: float = 1.0) -> None:
-    """Blends a colour over the pixels inside a shape, one pixel of edge softened."""
+    """Blends a colour over the pixels inside a shape; the edge is softened over one pixel."""
     cover = np.clip(0.5 - distance, 0, 1)[..., None] * opacity
     target += cover * (np.asarray(colour, np.float32) - target)
 

@@ -1,8 +1,8 @@
-"""The paper's own way, literally: map expansion, a strided convolution and autograd Grad-CAM.
+"""The literal method of the paper: map expansion, a strided convolution and Grad-CAM by autograd.
 
-The oracle of the tests and the peer of the benchmarks. The expanded map takes D times the memory of the
-features (279 MB for one image at paper size) and every sample needs a forward and a backward pass; nothing
-else in the project uses it.
+The tests use it as reference, and the benchmarks compare with it; nothing else in the project uses it. The expanded map
+takes D times the memory of the features (279 MB for one image at paper size), and every sample needs a forward and a
+backward pass.
 
 Shape legend: B images, K channels, C classes, H W feature grid, D = s * s offsets, V = H * W positions.
 """
@@ -15,8 +15,7 @@ from ficklenet.masks import kernel_radius
 
 
 def expand(features_BKHW: Tensor, kernel_size: int) -> Tensor:
-    """The expanded map (B, K, s * H, s * W): every s x s window of the zero-padded features, laid out side by
-    side.
+    """The expanded map (B, K, s * H, s * W): all s x s windows of the zero-padded features, side by side.
 
     ``expanded[k, s * u + d + r] = padded[k, u + d]`` (FickleNet, section 3.3 and figure 3).
     """
@@ -29,7 +28,7 @@ def expand(features_BKHW: Tensor, kernel_size: int) -> Tensor:
 def expand_masks(masks_BDV: Tensor, grid: tuple[int, int], kernel_size: int) -> Tensor:
     """Masks on the expanded map (B, 1, s * H, s * W): ``m[u, d] = M[d, u + d]``, 0 where u + d is padding.
 
-    Window u of offset d is read off the window expansion of ``M[d]``, at its own offset.
+    The value for window u and offset d is in the expansion of ``M[d]``, in window u at offset d.
     """
     masks_BDHW = masks_BDV.unflatten(2, grid)
     expanded = expand(masks_BDHW, kernel_size)  # (B, D, s * H, s * W): every M[d] at every offset
@@ -40,7 +39,7 @@ def expand_masks(masks_BDV: Tensor, grid: tuple[int, int], kernel_size: int) -> 
 
 
 def literal_logits(features_BKHW: Tensor, weight: Tensor, bias: Tensor, masks_BDV: Tensor) -> Tensor:
-    """Logits (B, C): expand, drop, convolve with stride s, average. ``weight`` is (C, K, s, s)."""
+    """Logits (B, C): expands, drops, convolves with stride s and averages. ``weight`` is (C, K, s, s)."""
     height, width = features_BKHW.shape[2:]
     kernel_size = weight.shape[-1]
     masks = expand_masks(masks_BDV.to(features_BKHW.dtype), (height, width), kernel_size)
@@ -59,16 +58,16 @@ def literal_maps(features_BKHW: Tensor, weight: Tensor, bias: Tensor, masks_BDV:
 
 
 def expanded_logits(expanded: Tensor, weight: Tensor, bias: Tensor, expanded_mask: Tensor) -> Tensor:
-    """Logits (B, C) of a map that is expanded already, under a mask (B, 1, s * H, s * W) of its cells."""
+    """Logits (B, C) of an expanded map with a mask (B, 1, s * H, s * W) of its cells."""
     score_BCHW = functional.conv2d(expanded * expanded_mask, weight, bias, stride=weight.shape[-1])
     return score_BCHW.mean((2, 3))
 
 
 def expanded_map(expanded: Tensor, weight: Tensor, bias: Tensor, expanded_mask: Tensor) -> Tensor:
-    """One class's Grad-CAM before ReLU (B, H, W) of a map that is expanded already: the cheapest literal form.
+    """One class's Grad-CAM before ReLU (B, H, W) of an expanded map: the cheapest literal form.
 
-    The same as ``literal_maps``. The map is expanded once for all samples, and the gradient is multiplied and summed
-    over channels where it arises, so that one channel instead of K is added up over the windows.
+    The result is that of ``literal_maps``. The map is expanded only once for all samples. The gradient is multiplied
+    and summed over channels on the expanded map, so that only one channel instead of K is summed over the windows.
     """
     kernel_size = weight.shape[-1]
     batch, _, height, width = expanded.shape

@@ -1,4 +1,4 @@
-"""From one sample's Grad-CAM to the fold of many: normalisation, then maximum, mean and votes.
+"""Normalises the Grad-CAM of each sample and folds many of them: maximum, mean and votes.
 
 Shape legend: any leading dimensions, then H W of the feature grid.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalization:
-    """How one sample's map is scaled to [0, 1] before the fold.
+    """How the map of a sample is scaled to [0, 1] before the fold.
 
-    ``"max"`` divides a map by its largest value. ``"percentile"`` divides by an order statistic and clips to
-    1: with V positions, the value of rank ``ceil(percentile * V / 100)`` in ascending order (the first has
-    rank 1; no interpolation). A map with so few positive positions that this value is 0 is divided by its
-    largest value; an all-zero map stays zero.
+    ``"max"`` divides a map by its largest value. ``"percentile"`` divides it by an order statistic and clips to 1: with
+    V positions, the value of rank ``ceil(percentile * V / 100)`` in ascending order (the first has rank 1; no
+    interpolation). If this value is 0, because too few positions are positive, the map is divided by its largest value.
+    An all-zero map remains zero.
     """
 
     kind: Literal["max", "percentile"] = "max"
@@ -31,7 +31,7 @@ class Normalization:
             raise ValueError(f"normalization percentile: {self.percentile} given; give more than 0, at most 100.")
 
     def rank(self, num_positions: int) -> int:
-        """Rank, from 1, of the value to divide by among a map's values in ascending order."""
+        """The rank, from 1, of the divisor among a map's values in ascending order."""
         return num_positions if self.kind == "max" else math.ceil(self.percentile * num_positions / 100)
 
     def apply(self, maps: Tensor) -> Tensor:
@@ -47,15 +47,15 @@ class Normalization:
 
 @dataclass(frozen=True)
 class SampleFold:
-    """Maximum, sum and votes over some samples' maps. Folds of disjoint samples merge in any order and grouping.
+    """The maximum, sum and votes over the maps of some samples. Folds of disjoint samples can be merged in any order.
 
-    The sum is kept in float64, so that grouping changes a mean only beyond float32's precision.
+    The sum is in float64, so the order changes a mean only beyond the precision of float32.
 
     Attributes:
         maximum: float32 (..., H, W).
         total: float64 (..., H, W), the sum.
-        count: how many samples.
-        votes: int32 (..., H, W), how many samples exceed the vote threshold; None without one.
+        count: the number of samples.
+        votes: int32 (..., H, W), the number of samples above the vote threshold; None without a threshold.
     """
 
     maximum: Tensor
@@ -65,12 +65,12 @@ class SampleFold:
 
     @classmethod
     def of(cls, maps: Tensor, dim: int = 0, vote_threshold: float | None = None) -> "SampleFold":
-        """Folds maps over the dimension that counts samples."""
+        """Folds maps over the dimension of the samples."""
         votes = None if vote_threshold is None else (maps > vote_threshold).sum(dim, dtype=torch.int32)
         return cls(maps.amax(dim), maps.sum(dim, dtype=torch.float64), maps.shape[dim], votes)
 
     def merge(self, other: "SampleFold") -> "SampleFold":
-        """The fold of both folds' samples. Either both have votes or neither."""
+        """The fold of the samples of both folds. Either both or neither must have votes."""
         assert (self.votes is None) == (other.votes is None)
         votes = None if self.votes is None or other.votes is None else self.votes + other.votes
         return SampleFold(

@@ -1,10 +1,10 @@
-"""Training the classifier's head alone, on features of a frozen backbone that were computed once.
+"""Trains only the classifier's head, on features of a frozen backbone that are computed once.
 
-A frozen backbone gives the same features in every epoch, so they are computed once per image (and once for its mirror
-image) and kept. What remains of a step is the stochastic head: one product with this epoch's masks and one linear
-layer. On one CPU core that takes 5 to 10 ms an image where VGG-16 takes 0.8 s.
+A frozen backbone gives the same features in every epoch. So they are computed once per image and once for its mirror
+image, and kept. A step computes only the stochastic head: one product with this epoch's masks and one linear layer. On
+one CPU core this takes 5 to 10 ms per image; VGG-16 would take 0.8 s.
 
-There is no random crop here: an image's features are those of the whole image. No loop over workers, no files.
+There are no random crops here: the features are those of the whole image. No loop over workers, no files.
 
 Shape legend: B images, K channels, H W feature grid, C classes, D offsets, V = H * W positions.
 """
@@ -24,12 +24,13 @@ from ficklenet.masks import TRAINING_STREAM, dropout_masks
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Some images' kept features and labels.
+    """The kept features and labels of some images.
 
     Attributes:
-        features_BKHW: the frozen backbone's output, of any float type (float16 halves the space), on the head's device.
-        targets_BC: 1 where the image has the class, else 0.
-        keys: one ``ficklenet.masks.mask_key`` per image; a mirror image has its image's key.
+        features_BKHW: the output of the frozen backbone, of any float type (float16 halves the space), on the head's
+            device.
+        targets_BC: 1 if the image has the class, else 0.
+        keys: one ``ficklenet.masks.mask_key`` per image; a mirror image has the key of its image.
         weights_B: each image's weight; 0 leaves an unreadable image out. None: 1 for each.
     """
 
@@ -40,7 +41,7 @@ class FeatureBatch:
 
 
 def head_loss(head: nn.Module, batch: FeatureBatch, epoch: int, *, drop_rate: float) -> Tensor:
-    """The loss of one batch under this epoch's masks: the same masks as ``ficklenet.classifier_training`` draws."""
+    """The loss of one batch with this epoch's masks, which are the same as in ``ficklenet.classifier_training``."""
     return _loss(head, batch, slice(None), epoch, drop_rate, _weights(batch), None)
 
 
@@ -57,13 +58,13 @@ def head_step(
     """One step of the optimiser on one batch of kept features.
 
     Args:
-        head: a ``StochasticHead``, or one wrapped for distributed training; the optimiser holds its weights.
-        epoch: from 0; it counts as the sample of the training stream of masks.
+        head: a ``StochasticHead``, or one wrapped for distributed training; the optimiser has its weights.
+        epoch: the number of the epoch, from 0; it is the sample number in the training stream of masks.
         drop_rate: p.
         total_weight, micro_batch_size: as in ``ficklenet.classifier_training.step_in_micro_batches``.
 
     Returns:
-        Scalar loss of the batch, detached.
+        The scalar loss of the batch, detached.
     """
     weights_B = _weights(batch)
 
@@ -84,17 +85,18 @@ def train_head(
     learning_rate: float,
     halve_every: int = 10,
 ) -> list[float]:
-    """Trains the head by Adam, in place.
+    """Trains the head in place with Adam.
 
     Args:
-        batches_of_epoch: the batches of an epoch, counted from 0, in the order of training.
-        learning_rate: of the first epoch, halved after every ``halve_every`` epochs (FickleNet, section 4.1).
+        batches_of_epoch: returns the batches of an epoch (from 0) in the order of training.
+        learning_rate: the rate of the first epoch; it is halved after every ``halve_every`` epochs (FickleNet, section
+            4.1).
 
     Returns:
-        Each epoch's mean loss over its batches.
+        The mean loss over the batches of each epoch.
 
     Raises:
-        ValueError: an epoch without a batch.
+        ValueError: an epoch has no batch.
     """
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     losses = []

@@ -1,12 +1,13 @@
-"""Where the cells of a feature grid lie on the network's input, and how maps are resized in that frame.
+"""Where the cells of a feature grid are on the network's input, and how maps must be resized.
 
-Two kinds of networks exist. Convolutions with odd, symmetrically padded kernels (VGG-16 here, ResNets, EfficientNets)
-put cell i exactly at input pixel ``stride * i``; an input of ``stride * g + 1`` pixels gives g + 1 cells, and the first
-and the last cell lie on the first and the last pixel. Networks that cut the image into patches (vision transformers,
-ConvNeXt) put cell i at the centre of the pixels ``stride * i`` to ``stride * (i + 1) - 1``; an input of ``stride * g``
-pixels gives g cells. So the corners of the grid are aligned with the image in the first frame and half-pixel resizing
-is right in the second. (The image itself is always resized with aligned corners; against patches this is off by at
-most half of the ratio of the two sizes, in pixels of the image, at its border.)
+There are two kinds of networks. In networks with odd, symmetrically padded kernels (VGG-16 here, ResNets,
+EfficientNets), cell i is exactly at input pixel ``stride * i``. An input of ``stride * g + 1`` pixels gives g + 1
+cells, and the first and the last cell are at the first and the last pixel. So maps are resized with aligned corners.
+
+Networks that cut the image into patches (vision transformers, ConvNeXt) have cell i at the centre of the pixels
+``stride * i`` to ``stride * (i + 1) - 1``. An input of ``stride * g`` pixels gives g cells. So half-pixel resizing is
+right for their maps. The image itself is always resized with aligned corners. For patches this causes an error, which
+is largest at the image's border: half of the ratio of the two sizes, in pixels of the image.
 """
 
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class GridGeometry:
     """The feature grid of a network.
 
     Attributes:
-        stride: input pixels from one cell to the next.
-        frame: "corners": cell i lies at pixel ``stride * i``; "centres": at the centre of the i-th patch.
+        stride: the distance of neighbouring cells in input pixels.
+        frame: "corners": cell i is at pixel ``stride * i``; "centres": it is at the centre of the i-th patch.
     """
 
     stride: int
@@ -43,21 +44,21 @@ class GridGeometry:
 
     @property
     def in_words(self) -> str:
-        """'8 pixels, corners aligned' or '16 pixels, patches'."""
+        """The geometry in words, such as '8 pixels, corners aligned' or '16 pixels, patches'."""
         return f"{self.stride} pixels, {'patches' if self.is_patches else 'corners aligned'}"
 
     def grid_size(self, input_size: int) -> int:
-        """Cells along a side of the grid for an input of that many pixels."""
+        """The number of cells along a side of the grid, for an input with this side in pixels."""
         return input_size // self.stride if self.is_patches else (input_size - 1) // self.stride + 1
 
     def nearest_input_size(self, pixels: float) -> int:
-        """The nearest side that the cells fill exactly; at least two cells."""
+        """The nearest side that fits the cells exactly, with at least two cells."""
         extra = 0 if self.is_patches else 1
         num_steps = max(round((pixels - extra) / self.stride), 2 - extra)
         return self.stride * num_steps + extra
 
     def require_input_size(self, input_size: int, key: str = "input_size") -> None:
-        """Raises ValueError, beginning with the key, for a side that the cells do not fill exactly."""
+        """Raises ValueError for a side that does not fit the cells exactly; the message begins with the key."""
         nearest = self.nearest_input_size(input_size)
         if nearest == input_size:
             return
@@ -70,7 +71,7 @@ class GridGeometry:
         raise ValueError(f"{key}: {input_size} given; {sizes}, such as {nearest}.")
 
     def at_cells(self, images_BCHW: Tensor) -> Tensor:
-        """The pixels (B, C, h, w) that the cells lie at, of network inputs (B, C, H, W)."""
+        """The pixels (B, C, h, w) of network inputs (B, C, H, W) at the positions of the cells."""
         first = self.stride // 2 if self.is_patches else 0
         return images_BCHW[:, :, first :: self.stride, first :: self.stride]
 
@@ -82,7 +83,7 @@ class GridGeometry:
         return functional.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
     def resize_labels(self, labels_HW: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
-        """A label map (H, W) of the grid or of any size of the image at another size, by its nearest neighbour."""
+        """A label map (H, W) on the grid, or at any size of the image, resized by nearest neighbour."""
         if not self.is_patches:
             return resize_labels(labels_HW, size)
         rows, cols = (
@@ -93,9 +94,9 @@ class GridGeometry:
 
     @property
     def default_kernel_size(self) -> int:
-        """The classifier's s in cells: the odd number whose window spans about as many pixels as the paper's."""
+        """The classifier's s in cells: the odd number with a window of about as many pixels as in the paper."""
         return 2 * round((WINDOW / self.stride - 1) / 2) + 1
 
     def dilations_like(self, dilations_at_8: tuple[int, ...]) -> tuple[int, ...]:
-        """Dilations of the segmentation head that reach as many pixels as these do at stride 8; each once."""
+        """Dilations of the segmentation head that span as many pixels as these at stride 8, without repetitions."""
         return tuple(dict.fromkeys(max(1, round(8 * dilation / self.stride)) for dilation in dilations_at_8))

@@ -1,7 +1,7 @@
 """Seeded region growing (Huang et al., CVPR 2018, section 3.3): seeds spread into confident neighbours.
 
-On the device of its arguments, for a whole batch: the seeds' labels flow between 8-connected pixels of equal label
-until nothing changes.
+It works for a whole batch, on the device of its arguments. The labels of seeds spread between 8-connected pixels with
+the same label until nothing changes.
 
 Label maps: 0 background, class number + 1; every other value (255 in the stores) is unknown.
 
@@ -16,7 +16,7 @@ from ficklenet.segmentation_losses import is_known
 
 FOREGROUND_CONFIDENCE = 0.85
 BACKGROUND_CONFIDENCE = 0.99
-STEPS_BETWEEN_LOOKS = 8  # looking whether anything changed waits for the device
+STEPS_BETWEEN_LOOKS = 8  # checking for changes waits for the device
 
 
 @torch.no_grad()
@@ -28,16 +28,16 @@ def grow_seeds(
     foreground_confidence: float = FOREGROUND_CONFIDENCE,
     background_confidence: float = BACKGROUND_CONFIDENCE,
 ) -> Tensor:
-    """Grown seeds (B, H, W): the seeds, and every pixel that is connected with a seed of its own label.
+    """Grown seeds (B, H, W): the seeds, and all pixels that are connected to a seed of the same label.
 
-    A pixel's own label is the most probable of the image's labels where that one is confident, else its seed. The
-    seeds themselves stay as they are; what neither is seeded nor reached keeps its unknown value.
+    Here a pixel's label is the most probable of the image's labels if its probability is high enough, else its seed.
+    The seeds themselves do not change. Pixels that are not seeds and are not reached remain unknown.
 
     Args:
-        seeds_BHW: integer label maps; every training step starts from the original ones.
-        probabilities_BLHW: refined by the CRF; no gradient flows into them.
+        seeds_BHW: integer label maps; every training step starts from the original seeds.
+        probabilities_BLHW: probabilities that were refined by the CRF; no gradient flows into them.
         present_BL: bool, whether the image has the label; True for the background.
-        foreground_confidence, background_confidence: what a probability must exceed.
+        foreground_confidence, background_confidence: a probability must be above this to count.
     """
     likely_BHW, label_BHW = probabilities_BLHW.masked_fill(~present_BL[:, :, None, None], -1.0).max(1)
     needed_BHW = torch.where(label_BHW == 0, background_confidence, foreground_confidence)
@@ -48,8 +48,8 @@ def grow_seeds(
 
 
 def _connected(labels_BHW: Tensor, sources_BHW: Tensor) -> Tensor:
-    """The pixels that a path of equal labels joins with a source, bool (B, H, W)."""
-    neighbours_BNHW = _neighbours(labels_BHW.float() + 1)  # beyond the edge lies 0, which no label is
+    """The pixels that are connected to a source through pixels of the same label, bool (B, H, W)."""
+    neighbours_BNHW = _neighbours(labels_BHW.float() + 1)  # outside the edge is 0, which is not a label
     is_open_BNHW = (neighbours_BNHW == labels_BHW.float()[:, None] + 1).float()
     reached_B1HW = sources_BHW[:, None].float()
     while True:
@@ -61,6 +61,6 @@ def _connected(labels_BHW: Tensor, sources_BHW: Tensor) -> Tensor:
 
 
 def _neighbours(values_BHW: Tensor) -> Tensor:
-    """Each pixel's 3 x 3 neighbourhood, (B, 9, H, W); 0 beyond the edge."""
+    """Each pixel's 3 x 3 neighbourhood, (B, 9, H, W); 0 outside the edge."""
     columns = functional.unfold(values_BHW[:, None], kernel_size=3, padding=1)
     return columns.view(len(values_BHW), 9, *values_BHW.shape[1:])

@@ -1,15 +1,15 @@
 """The stochastic classifier head, without the map expansion.
 
-FickleNet slides an s x s window over the features, drops features of each window at random, applies one s x s
-convolution K -> C and averages over all windows. Everything after the backbone is linear, so the average can
-be taken first: with the masks ``M[d, v]`` of ``ficklenet.masks`` and V = H * W positions
+FickleNet slides an s x s window over the features, drops random features of each window, applies one s x s convolution
+K -> C and averages over all windows. Everything after the backbone is linear, so the average can be taken first. With
+the masks ``M[d, v]`` of ``ficklenet.masks`` and V = H * W positions:
 
     G[k, d]    = 1/V sum_v M[d, v] x[k, v]              pooled features, one (K x V)(V x D) product
     S[c]       = b[c] + sum_{k,d} W[c, k, d] G[k, d]    logit: a linear layer on G
-    A[c, d, v] = sum_k W[c, k, d] x[k, v]               affinity: what v says for c when seen at offset d
+    A[c, d, v] = sum_k W[c, k, d] x[k, v]               affinity: the contribution of v to c at offset d
 
-Equal to the paper's expansion (``ficklenet.expansion``) in logits, gradients and Grad-CAM maps; no expanded
-map exists.
+Logits, gradients and Grad-CAM maps equal those of the paper's expansion (``ficklenet.expansion``), but no expanded map
+is made.
 
 Shape legend: B images, S slots (wanted classes), C classes, K channels, H W feature grid, D offsets, V
 positions.
@@ -22,7 +22,7 @@ from ficklenet.masks import expected_mask, kernel_radius
 
 
 class StochasticHead(nn.Module):
-    """One s x s convolution K -> C over randomly thinned windows, averaged (FickleNet, section 3.1)."""
+    """One s x s convolution K -> C over windows with random dropout, then the average (FickleNet, section 3.1)."""
 
     def __init__(self, in_channels: int, num_classes: int, kernel_size: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class StochasticHead(nn.Module):
         return self.weight.shape[0]
 
     def forward(self, features_BKHW: Tensor, masks_BDV: Tensor) -> Tensor:
-        """Logits (B, C) of one stochastic pass; the masks may also be one expectation for all, (1, D, V)."""
+        """Logits (B, C) of one stochastic pass; the masks may also be an expectation for all images, (1, D, V)."""
         features_BKV = features_BKHW.flatten(2)
         masks_BDV = masks_BDV.to(features_BKV.dtype).expand(len(features_BKV), -1, -1)
         pooled_BKD = features_BKV @ masks_BDV.mT / features_BKV.shape[2]
         return nn.functional.linear(pooled_BKD.flatten(1), self.weight.flatten(1), self.bias)
 
     def expected_logits(self, features_BKHW: Tensor, drop_rate: float) -> Tensor:
-        """Logits (B, C) in expectation over the masks: the plain score, free of sampling noise."""
+        """The expectation of the logits (B, C) over the masks: a score without sampling noise."""
         height, width = features_BKHW.shape[2:]
         mask_DV = expected_mask(
             self.kernel_size,
@@ -56,7 +56,7 @@ class StochasticHead(nn.Module):
         return self(features_BKHW, mask_DV[None])
 
     def affinity(self, features_BKHW: Tensor, classes_BS: Tensor) -> Tensor:
-        """The affinity (B, S, D, V) of each image's wanted classes; every class number must be in [0, C)."""
+        """The affinity (B, S, D, V) of each image's wanted classes; all class numbers must be in [0, C)."""
         weight_BSDK = self.weight.flatten(2).mT[classes_BS]
         affinity = weight_BSDK.flatten(1, 2) @ features_BKHW.flatten(2)  # (B, S * D, V)
         return affinity.unflatten(1, weight_BSDK.shape[1:3])

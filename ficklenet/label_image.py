@@ -1,4 +1,4 @@
-"""The one way from scores to a label image: resize, refine by the dense CRF, take the best label, enlarge."""
+"""Makes a label image from scores: resizes them, refines them with the dense CRF, takes the best label, enlarges it."""
 
 from collections.abc import Callable
 
@@ -23,14 +23,14 @@ def label_image(
     """The index of the highest score at every pixel, (H, W); of equal scores the lowest index.
 
     Args:
-        scores_at: the scores of all labels, (L, H, W), at a size (height, width). For the CRF they are probabilities:
-            in [0, 1], summing to 1 over the labels.
-        image_HWC: uint8 RGB; gives the size, and the edges where the CRF is used.
-        use_crf: refine by the CRF first.
-        max_side: a longer image is labelled at this size, and its labels are enlarged.
+        scores_at: returns the scores of all labels, (L, H, W), at a size (height, width). For the CRF they must be
+            probabilities, which are in [0, 1] and sum to 1 over the labels.
+        image_HWC: uint8 RGB; it gives the size, and the edges for the CRF.
+        use_crf: refine with the CRF first.
+        max_side: an image with a longer side is labelled at this size, and its labels are enlarged.
 
     Raises:
-        ValueError: the CRF is wanted and pydensecrf is not installed.
+        ValueError: the CRF is wanted, but pydensecrf is not installed.
     """
     size = image_HWC.shape[0], image_HWC.shape[1]
     shrink = min(1.0, (max_side or max(size)) / max(size))

@@ -1,12 +1,12 @@
 """Localisation maps: N stochastic Grad-CAMs per image and wanted class, folded to their maximum, mean and votes.
 
-With the affinity ``A[c, d, v]`` of ``ficklenet.head`` the Grad-CAM of one sample is ``ReLU(1/V sum_d M[d, v]
-A[c, d, v])``: exactly ``ReLU(sum_k x_k dS^c / dx_k)`` of that sample's logit, without autograd. The backbone
-runs once per image.
+With the affinity ``A[c, d, v]`` of ``ficklenet.head``, the Grad-CAM of a sample is ``ReLU(1/V sum_d M[d, v] A[c, d,
+v])``. It equals ``ReLU(sum_k x_k dS^c / dx_k)`` of this sample's logit exactly, without autograd. The backbone runs
+once per image.
 
-The samples are drawn by ``ficklenet.dense_sampler`` in plain torch on any device, by ``ficklenet.compiled`` on a CPU
-where numba is installed, or by ``ficklenet.triton_sampler`` on a GPU where Triton is: the same masks bit for bit, maps
-equal to rounding.
+Three samplers draw the same masks, bit for bit, and give the same maps up to rounding: ``ficklenet.dense_sampler`` in
+plain torch on any device, ``ficklenet.compiled`` on a CPU with numba, and ``ficklenet.triton_sampler`` on a GPU with
+Triton.
 
 Shape legend: B images, S slots (an image's wanted classes, -1 = empty), N samples, K channels, H W feature
 grid, D offsets, V = H * W positions.
@@ -37,13 +37,13 @@ SAMPLER_NEEDS: dict[Sampler, str] = {
 
 @dataclass(frozen=True)
 class LocalizationMaps:
-    """Folded maps of a batch.
+    """The folded maps of a batch.
 
     Attributes:
         max_BSHW, mean_BSHW: float32 in [0, 1], NaN in empty slots.
         score_BS: float32, the expected logit, NaN in empty slots.
-        votes_BSHW: uint8, the share of the samples whose normalised map exceeds the vote threshold, as
-            ``255 * count / N`` rounded to the nearest number (halves up); 0 in empty slots. None without a threshold.
+        votes_BSHW: uint8, the share of the samples with a normalised map above the vote threshold, as
+            ``255 * count / N``, rounded (halves up); 0 in empty slots. None without a threshold.
     """
 
     max_BSHW: Tensor
@@ -75,17 +75,16 @@ def localize(
         num_samples: N; the samples are 0 .. N - 1 of the inference stream.
         drop_rate: p, the probability of dropping an offset other than the centre.
         normalization: how each sample's map is scaled before the fold.
-        sampler: which one draws; by default the first of ``samplers_for`` these features.
-        vote_threshold: theta, from 0, below 1: a sample votes for the cells where its normalised map exceeds it.
-            None: the votes are not computed and cost nothing.
+        sampler: the sampler to use; by default the first one of ``samplers_for``.
+        vote_threshold: theta, from 0 to below 1: a sample votes for the cells where its normalised map exceeds it.
+            None: votes are not computed and take no time.
 
     Returns:
-        Maps, votes and expected logits on the features' device. Cell (row, col) lies at input pixel (8 * row,
-        8 * col).
+        Maps, votes and expected logits, on the device of the features.
 
     Raises:
-        ValueError: classes outside the class list, keys or rows of classes that do not match the images, no
-            samples, a vote threshold out of range, or a sampler where it cannot run.
+        ValueError: classes are outside the class list, keys or rows of classes do not match the images, there are no
+            samples, the vote threshold is out of range, or the sampler cannot run here.
     """
     _check_request(features_BKHW, head, classes_BS, keys)
     if num_samples < 1:
@@ -95,11 +94,11 @@ def localize(
     if sampler not in usable:
         raise ValueError(f'sampler: "{sampler}" given; it needs {SAMPLER_NEEDS[sampler]}. Give "dense".')
     if vote_threshold is not None and not 0.0 <= vote_threshold < 1.0:
-        raise ValueError(f"vote_threshold: {vote_threshold} given; maps lie in [0, 1], give a number from 0, below 1.")
+        raise ValueError(f"vote_threshold: {vote_threshold} given; maps are in [0, 1], so give 0 to below 1.")
     grid = _grid(features_BKHW)
     maps = _blank_maps((*classes_BS.shape, *grid), features_BKHW.device, has_votes=vote_threshold is not None)
     module = {"compiled": _compiled(), "triton": _triton_sampler(), "dense": dense_sampler}[sampler]
-    assert module is not None  # it is usable
+    assert module is not None  # it can run here
     fold_samples = functools.partial(
         module.fold_samples,
         samples=range(num_samples),
@@ -147,7 +146,7 @@ def samplers_for(device: torch.device | str, dtype: torch.dtype = torch.float32)
 
 
 def _blank_maps(shape: tuple[int, ...], device: torch.device, *, has_votes: bool) -> LocalizationMaps:
-    """Maps (B, S, H, W) as they are where every slot is empty."""
+    """Maps (B, S, H, W) in which every slot is empty."""
     maximum, mean = (torch.full(shape, math.nan, device=device) for _ in range(2))
     votes = torch.zeros(shape, dtype=torch.uint8, device=device) if has_votes else None
     return LocalizationMaps(maximum, mean, torch.full(shape[:2], math.nan, device=device), votes)
@@ -162,7 +161,7 @@ def _fill_image_by_image(
     keys: Sequence[int],
     drop_rate: float,
 ) -> None:
-    """For the compiled and the plain torch sampler: one image after another bounds the memory."""
+    """For the compiled and the plain torch sampler: one image at a time, to limit the memory."""
     for image, key in enumerate(keys):
         slots_1S = (classes_BS[image] >= 0).nonzero().T
         if slots_1S.numel() == 0:
@@ -183,7 +182,7 @@ def _fill_all_rows(
     keys: Sequence[int],
     drop_rate: float,
 ) -> None:
-    """For the GPU sampler: all images at once, a row for each filled slot, image by image."""
+    """For the GPU sampler: all images together, with one row for each used slot, image by image."""
     images_R, slots_R = (classes_BS >= 0).nonzero(as_tuple=True)
     if len(images_R) == 0:
         return
@@ -194,7 +193,7 @@ def _fill_all_rows(
 
 
 def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFold, score: Tensor) -> None:
-    """Writes a fold and its scores to slots of images; all are of one shape before H and W."""
+    """Writes a fold and its scores into slots of images; the shapes before H and W are the same."""
     maps.max_BSHW[images, slots] = fold.maximum.float()
     maps.mean_BSHW[images, slots] = fold.mean.float()
     maps.score_BS[images, slots] = score.float()
@@ -205,7 +204,7 @@ def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFol
 
 @functools.cache
 def _compiled() -> ModuleType | None:
-    """The compiled sampler, or None where numba is absent (a bare GPU machine)."""
+    """The compiled sampler, or None if numba is not installed, as on some GPU machines."""
     try:
         from ficklenet import compiled
     except ImportError:
@@ -215,7 +214,7 @@ def _compiled() -> ModuleType | None:
 
 @functools.cache
 def _triton_sampler() -> ModuleType | None:
-    """The GPU sampler, or None where Triton is absent."""
+    """The GPU sampler, or None if Triton is not installed."""
     try:
         from ficklenet import triton_sampler
     except ImportError:

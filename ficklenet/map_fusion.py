@@ -1,4 +1,4 @@
-"""One map of several: the same image's maps at other scales and of its mirror image, brought to one grid and averaged.
+"""Averages the maps of several views of an image (other scales, the mirror image) on one grid.
 
 Shape legend: S slots, H W the grid of the result, h w the grid of a view.
 """
@@ -26,12 +26,12 @@ class View:
 
 
 def fuse(views: Sequence[View], grid: tuple[int, int]) -> Tensor:
-    """The views' mean on a grid: (S, H, W) in [0, 1].
+    """The mean of the views on a grid: (S, H, W) in [0, 1].
 
-    Every view has the whole image, so its corners lie on the grid's corners, whatever its scale.
+    Every view shows the whole image, so its corners are the corners of the grid at any scale.
 
     Raises:
-        ValueError: no view.
+        ValueError: there is no view.
     """
     if not views:
         raise ValueError("fuse: no view of the image given; give at least the image itself.")

@@ -1,12 +1,12 @@
-"""Which features each window keeps: the dropout masks, as a pure function of (run seed, image id, sample).
+"""The dropout masks, which say which features each window keeps: a pure function of (run seed, image id, sample).
 
-Every window centre ``u`` keeps its own centre feature always, and each other feature ``v = u + d`` of the
-window with probability ``1 - drop_rate`` (FickleNet, section 3.1; no rescaling). The pair (u, d) maps one to
-one to (v, d), so masks are drawn directly where they are used: ``M[d, v]`` says whether the window centred at
-``v - d`` keeps the feature at ``v``.
+Every window with centre ``u`` always keeps the feature at its centre. It keeps each other feature ``v = u + d`` with
+probability ``1 - drop_rate`` (FickleNet, section 3.1; no rescaling). Each pair (u, d) corresponds to one pair (v, d),
+so masks are drawn directly in the form in which they are used: ``M[d, v]`` says whether the window centred at ``v - d``
+keeps the feature at ``v``.
 
-The random words come from the counter-based generator Philox4x32-10 (Salmon et al., SC 2011), so that every path
-(CPU, compiled, GPU, reference) computes the same bits without sharing any state:
+The random words come from the counter-based generator Philox4x32-10 (Salmon et al., SC 2011). So all samplers (CPU,
+compiled, GPU, reference) compute the same bits without sharing any state:
 
     key      the two 32-bit halves of ``mask_key(seed, image_id)``, low half first
     counter  (position v, call, sample n, stream)
@@ -57,14 +57,14 @@ def keep_rate(drop_rate: float) -> float:
 
 
 @functools.cache
-@torch.inference_mode(False)  # what is kept for later calls must be usable in training too
+@torch.inference_mode(False)  # the cached tensor must also be usable in training
 def table_entries(drop_rate: float, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The 1024 entries of ``draw_table`` on a device, not to be changed."""
+    """The 1024 entries of ``draw_table`` on a device; do not change the tensor."""
     return torch.tensor(draw_table(drop_rate).entries, dtype=dtype, device=device)
 
 
 def num_draws(kernel_size: int) -> int:
-    """G, how many draws decide the offsets of one position."""
+    """G, the number of draws for the offsets of one position."""
     return -(-(kernel_size**2 - 1) // OFFSETS_PER_DRAW)
 
 
@@ -81,7 +81,7 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(PHILOX_ROUNDS):
-        # The 64-bit products wrap into the sign bit; shifting and masking recovers their unsigned halves.
+        # The 64-bit products overflow into the sign bit; shifting and masking gives their unsigned halves.
         product0, product1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((product1 >> 32) & WORD) ^ c1 ^ k0,
@@ -94,9 +94,9 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]
 
 
 @functools.cache
-@torch.inference_mode(False)  # what is kept for later calls must be usable in training too
+@torch.inference_mode(False)  # the cached tensor must also be usable in training
 def windows_inside(kernel_size: int, grid: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Whether the window that sees position v at offset d is centred on the grid: bool (D, V), not to be changed."""
+    """Whether the centre of the window with position v at offset d is on the grid: bool (D, V); do not change it."""
     radius = kernel_radius(kernel_size)
     height, width = grid
     offsets = torch.arange(-radius, radius + 1, device=device)
@@ -125,9 +125,9 @@ def dropout_masks(
         samples: sample numbers in [0, 2**32): the sample in inference, the epoch in training.
         kernel_size: s, odd.
         grid: (H, W) of the feature grid.
-        drop_rate: probability p of dropping an offset other than the centre.
+        drop_rate: p, the probability of dropping an offset other than the centre.
         stream: ``INFERENCE_STREAM`` or ``TRAINING_STREAM``.
-        device: where to draw; the bits do not depend on it.
+        device: the device to draw on; the bits do not depend on it.
 
     Returns:
         bool (B, N, D, V): True where the window centred at ``v - d`` exists and keeps the feature at v.
@@ -164,7 +164,7 @@ def drawn_patterns(
     Returns:
         int64 (B, N, G, V) in [0, 1024): bit i of draw g decides offset number 10 * g + i, without the centre.
     """
-    # 1. One Philox call per (image, sample, call, position); the words of a call follow one another.
+    # 1. One Philox call per (image, sample, call, position); the words of a call are consecutive.
     num_calls = -(-num_draws(kernel_size) // WORDS_PER_CALL)
     key_low = torch.tensor([key & WORD for key in keys], device=device)
     key_high = torch.tensor([key >> 32 for key in keys], device=device)
@@ -179,7 +179,7 @@ def drawn_patterns(
     )
     draws_BNGV = torch.stack(words, dim=3).flatten(2, 3)[:, :, : num_draws(kernel_size)] >> 1
 
-    # 2. One look into the table per draw.
+    # 2. One table look-up per draw.
     columns, heights = draws_BNGV % NUM_PATTERNS, draws_BNGV // NUM_PATTERNS
     entries = table_entries(drop_rate, torch.int64, device)[columns]
     return torch.where(heights < entries // NUM_PATTERNS, columns, entries % NUM_PATTERNS)
@@ -193,7 +193,7 @@ def expected_mask(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The masks' expectation (D, V): 1 at the centre, ``keep_rate(drop_rate)`` elsewhere, 0 off the grid."""
+    """The expectation of the masks (D, V): 1 at the centre, ``keep_rate(drop_rate)`` elsewhere, 0 outside the grid."""
     inside_DV = windows_inside(kernel_size, grid, device).to(dtype)
     keep_D1 = torch.full((kernel_size**2, 1), keep_rate(drop_rate), dtype=dtype, device=device)
     keep_D1[kernel_size**2 // 2] = 1.0

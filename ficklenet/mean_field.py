@@ -1,11 +1,12 @@
-"""The fully connected CRF without approximation: mean field over every pair of cells, in plain torch, for batches.
+"""The fully connected CRF without approximation: mean field over all pairs of cells, in plain torch, for batches.
 
-At 41 x 41 the bilateral kernel is a dense matrix of 1,681 x 1,681 (11 MB an image), made once per image and step. It is
-the fast way on a GPU; on a CPU it is the oracle of ``ficklenet.crf``, whose lattice approximates the same kernel. The
-Gaussian kernel is a product of one over rows and one over columns, and never made as a whole.
+At 41 x 41 the bilateral kernel is a dense matrix of 1,681 x 1,681 (11 MB per image), which is made once per image and
+step. This is fast on a GPU. On a CPU it is the reference for ``ficklenet.crf``, which approximates the same kernel on a
+lattice. The Gaussian kernel is the product of a kernel over rows and a kernel over columns, so it is never made as a
+whole.
 
-All labels take part, also those that an image does not have: they get some probability in every iteration, so leaving
-them out would change the result. They cost little, since each iteration reads the kernel once for all labels.
+All labels take part, also those that an image does not have. They get some probability in every iteration, so leaving
+them out would change the result. They cost little, because each iteration reads the kernel once for all labels.
 
 Shape legend: B images, L labels, H W grid, V = H * W cells, F features of a cell.
 """
@@ -20,15 +21,16 @@ _BYTE = 256
 
 @torch.no_grad()
 def refine_exactly(probabilities_BLHW: Tensor, images_BCHW: Tensor, parameters: CrfParameters) -> Tensor:
-    """Marginals after mean-field inference (Kraehenbuehl and Koltun, NIPS 2011, algorithm 1): (B, L, H, W).
+    """The marginals after mean-field inference (Kraehenbuehl and Koltun, NIPS 2011, algorithm 1): (B, L, H, W).
 
-    Both kernels are divided by the roots of both cells' sums, and a cell is its own neighbour too, as pydensecrf does
-    it by default.
+    As by default in pydensecrf, both kernels are divided by the square roots of both cells' sums, and each cell is also
+    its own neighbour.
 
     Args:
-        probabilities_BLHW: float, of each label, summing to 1; the unary term is their negative logarithm.
-        images_BCHW: RGB in 0..255, (B, 3, H, W), any dtype. Whole numbers give exact distances of colour.
-        parameters: distances in cells of this grid.
+        probabilities_BLHW: the probabilities of the labels, float, which sum to 1. The unary term is their negative
+            logarithm.
+        images_BCHW: RGB in 0..255, (B, 3, H, W), any dtype. With whole numbers, colour distances are exact.
+        parameters: the parameters, with distances in cells of this grid.
     """
     evidence_BLHW = probabilities_BLHW.clamp(min=LEAST_PROBABILITY).log()
     alike_BVV = bilateral_kernel(images_BCHW, parameters)
@@ -41,16 +43,16 @@ def refine_exactly(probabilities_BLHW: Tensor, images_BCHW: Tensor, parameters: 
     for _ in range(parameters.num_iterations):
         support_BLV = (marginals_BLHW.flatten(2) * root_B1V) @ alike_BVV * root_B1V
         support_BLHW = parameters.gaussian_weight * (near_HH @ marginals_BLHW @ near_WW)
-        # Potts model: cells of equal label support each other.
+        # Potts model: cells with the same label support each other.
         marginals_BLHW = (evidence_BLHW + support_BLV.view_as(support_BLHW) + support_BLHW).softmax(1)
     return marginals_BLHW
 
 
 def bilateral_kernel(images_BCHW: Tensor, parameters: CrfParameters) -> Tensor:
-    """How alike and near each pair of cells is, in (0, 1], not yet weighted or normalised: symmetric float32 (B, V, V).
+    """The similarity of each pair of cells in colour and position, in (0, 1]: symmetric float32 (B, V, V).
 
-    The squared distance of two colours is one matrix product of whole numbers up to 761, whose sums stay below 2^24: it
-    is exact, also where a GPU multiplies in TF32.
+    It is not weighted or normalised yet. The squared distances of colours are a matrix product of whole numbers up to
+    761 with sums below 2^24, so they are exact, even if a GPU multiplies in TF32.
     """
     height, width = images_BCHW.shape[2:]
     colours_BVC = images_BCHW.float().flatten(2).transpose(1, 2)
@@ -63,15 +65,15 @@ def bilateral_kernel(images_BCHW: Tensor, parameters: CrfParameters) -> Tensor:
     ticks = [torch.arange(length, device=images_BCHW.device, dtype=torch.float32) for length in (height, width)]
     row_V, col_V = torch.cartesian_prod(*ticks).view(-1, 2).T
     apart_VV = (row_V[:, None] - row_V).square() + (col_V[:, None] - col_V).square()
-    squared_BVV = torch.bmm(left_BVF, right_BFV)  # not baddbmm: it would scale before it sums, and round
+    squared_BVV = torch.bmm(left_BVF, right_BFV)  # not baddbmm, which scales before it sums and so rounds
     near_VV = apart_VV * (-0.5 / parameters.bilateral_distance**2)
     return torch.add(near_VV, squared_BVV, alpha=-0.5 / parameters.bilateral_colour**2, out=squared_BVV).exp_()
 
 
 def _normalized_gaussian(length: int, distance: float, like: Tensor) -> Tensor:
-    """The Gaussian kernel along one side, each value divided by the roots of both cells' sums: (length, length).
+    """The Gaussian kernel along one side, divided by the square roots of both cells' sums: (length, length).
 
-    The kernel of two cells is the product over rows and columns, and so are its sums.
+    The kernel of two cells, and its sums, are products over rows and columns.
     """
     ticks = torch.arange(length, device=like.device, dtype=like.dtype)
     kernel = ((ticks[:, None] - ticks).square() * (-0.5 / distance**2)).exp()

@@ -1,7 +1,8 @@
-"""Figures of merit, of classifiers and of label maps.
+"""Metrics of classifiers and of label maps.
 
-Label maps are measured from one confusion matrix, int64 (L, L + 1) with L = background + classes: row = true label,
-column = predicted label, the last column = ignored by the prediction. Matrices of disjoint images add up.
+The metrics of label maps come from a confusion matrix, int64 (L, L + 1) with L = background + classes. Rows are true
+labels, columns are predicted labels, and the last column is for pixels that the prediction ignores. Matrices of
+different images can be added.
 """
 
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ ConfusionMatrix = NDArray[np.int64]
 
 
 def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
-    """Mean over classes of the average precision (area under precision over recall, no interpolation).
+    """The mean over classes of the average precision (area under the precision-recall curve, without interpolation).
 
     Args:
-        logits_NC: scores of N images for C classes.
-        targets_NC: 1 where the image has the class, else 0.
+        logits_NC: the scores of N images for C classes.
+        targets_NC: 1 if the image has the class, else 0.
 
     Returns:
-        In [0, 1]; classes that no image has are left out; NaN where no image has any.
+        A number in [0, 1]. Classes that no image has are left out; NaN if no image has any class.
     """
     from torchmetrics.functional.classification import binary_average_precision
 
@@ -35,10 +36,10 @@ def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
 
 
 def _ranks(logits_N: Tensor) -> Tensor:
-    """The place of each logit among the distinct ones, float64 in [0, 1].
+    """The rank of each logit among the different logits, float64 in [0, 1].
 
-    Average precision depends on the order alone. torchmetrics takes the sigmoid of what lies outside [0, 1], and in
-    float32 the sigmoid of every logit above 17 is 1: distinct logits would tie.
+    Average precision depends only on the order. torchmetrics applies the sigmoid to values outside [0, 1]. In float32
+    the sigmoid of every logit above 17 is 1, so different logits would become equal.
     """
     distinct, place_N = logits_N.unique(return_inverse=True)
     return place_N.double() / len(distinct)
@@ -47,23 +48,23 @@ def _ranks(logits_N: Tensor) -> Tensor:
 def confusion_matrix(
     truth: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int, ignore_value: int
 ) -> ConfusionMatrix:
-    """Counts of one or more label maps, 0 background, class number + 1.
+    """The counts for one or more label maps (0 background, class number + 1).
 
     Args:
-        truth: true labels; those of the ignore value are left out.
-        predicted: labels of the same shape; those of the ignore value are counted in the last column.
+        truth: true labels; pixels with the ignore value are left out.
+        predicted: labels of the same shape; pixels with the ignore value are counted in the last column.
 
     Raises:
-        ValueError: the shapes differ, or a label is neither of the class list nor the ignore value.
+        ValueError: the shapes differ, or a label is neither in the class list nor the ignore value.
     """
     if truth.shape != predicted.shape:
-        raise ValueError(f"truth is {truth.shape}, the prediction {predicted.shape}; resize one to the other's frame.")
+        raise ValueError(f"truth is {truth.shape}, the prediction is {predicted.shape}; resize one of them.")
     num_labels = num_classes + 1
     is_known = truth != ignore_value
     rows, given = truth[is_known].astype(np.int64), predicted[is_known].astype(np.int64)
     labels = np.concatenate([rows, given[given != ignore_value]])
     if labels.size and not 0 <= labels.min() <= labels.max() <= num_classes:
-        raise ValueError(f"label maps hold 0 to {num_classes} and {ignore_value} (ignore); these hold other values.")
+        raise ValueError(f"label maps have 0 to {num_classes} and {ignore_value} (ignore); these have other values.")
     columns = np.where(given == ignore_value, num_labels, given)
     counts = np.bincount(rows * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
     return counts.reshape(num_labels, num_labels + 1)
@@ -71,16 +72,16 @@ def confusion_matrix(
 
 @dataclass(frozen=True)
 class LabelMetrics:
-    """How good label maps are; each in [0, 1], NaN where nothing counts for it.
+    """The quality of label maps; each metric is in [0, 1], or NaN if no pixel counts for it.
 
     Attributes:
-        iou: of the background and each class; a pixel that the prediction ignores is a miss of its true class. NaN
-            for a label in neither truth nor prediction.
-        mean_iou: over the labels that have one.
-        foreground_precision: share of the pixels given a class that have this class.
-        foreground_recall: share of the true classes' pixels given their class.
-        background_precision, background_recall: the same of the background.
-        coverage: share of pixels that are not ignored.
+        iou: the IoU of the background and each class. A pixel that the prediction ignores is a miss of its true class.
+            NaN for a label that is in neither truth nor prediction.
+        mean_iou: the mean over the labels that have an IoU.
+        foreground_precision: of the pixels predicted as a class, the share that truly has this class.
+        foreground_recall: of the pixels that truly have a class, the share predicted as this class.
+        background_precision, background_recall: the same for the background.
+        coverage: the share of pixels that are not ignored.
     """
 
     iou: tuple[float, ...]
@@ -93,7 +94,7 @@ class LabelMetrics:
 
 
 def label_metrics(matrix: ConfusionMatrix) -> LabelMetrics:
-    """The figures of a pooled confusion matrix."""
+    """The metrics of a confusion matrix over all images."""
     right = matrix.diagonal()
     true, given = matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)
     iou = tuple(_ratio(*counts) for counts in zip(right, true + given - right, strict=True))
@@ -114,10 +115,10 @@ def _ratio(part: np.integer, whole: np.integer) -> float:
 
 
 def disagreement(max_hw: NDArray[np.floating], mean_hw: NDArray[np.floating], theta: float) -> float | None:
-    """1 - |mean > theta| / |maximum > theta|, in [0, 1]: how far the samples of one map disagree; needs no mask.
+    """1 - |mean > theta| / |maximum > theta|, in [0, 1]: how much the samples of a class disagree; it needs no mask.
 
-    It is the share of the cells above theta in some sample that are not above theta on average. None where no sample
-    reaches theta.
+    Of the cells above theta in some sample, it is the share that is not above theta in the mean. None if no sample
+    exceeds theta.
 
     Args:
         max_hw, mean_hw: a class's maximum and mean over the samples, in [0, 1].
@@ -127,6 +128,6 @@ def disagreement(max_hw: NDArray[np.floating], mean_hw: NDArray[np.floating], th
 
 
 def seed_error(is_seed_hw: NDArray[np.bool_], is_true_hw: NDArray[np.bool_]) -> float | None:
-    """1 - IoU of a class's seeds with its truth, in [0, 1]; None where both are empty."""
+    """1 - IoU of a class's seeds with its truth, in [0, 1]; None if both are empty."""
     union = int((is_seed_hw | is_true_hw).sum())
     return 1 - int((is_seed_hw & is_true_hw).sum()) / union if union else None

@@ -1,4 +1,4 @@
-"""Networks as portable files: a torch archive of plain types and CPU tensors, read without running its code."""
+"""Networks as portable files: torch archives of plain types and CPU tensors; reading them runs no code."""
 
 import dataclasses
 import io
@@ -13,12 +13,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def pack_model(file_format: str, spec: Any, model: nn.Module, about: Mapping[str, Any] | None = None) -> bytes:
-    """The file of a network.
+    """The bytes of a network's file.
 
     Args:
-        file_format: name and version of what is kept.
-        spec: a dataclass of numbers, texts and tuples of them: all of the network that is not a weight.
-        about: where it comes from, as plain (nested) data, for ``model_record``.
+        file_format: name and version of the format.
+        spec: a dataclass of numbers, texts and tuples: everything about the network except its weights.
+        about: the origin of the network, as plain (nested) data, for ``model_record``.
     """
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in _fields(spec).items()}
@@ -28,19 +28,20 @@ def pack_model(file_format: str, spec: Any, model: nn.Module, about: Mapping[str
 
 
 def model_record(data: bytes) -> dict[str, Any]:
-    """What such a file says about itself beside its weights: ``spec``, and ``about`` as it was given ({} if not)."""
+    """The content of such a file without the weights: ``spec``, and ``about`` ({} if it was not given)."""
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return {"spec": content["spec"], "about": content.get("about", {})}
 
 
 def unpack_model(data: bytes, file_format: str, build: Callable[[Mapping[str, Any]], Model]) -> Model:
-    """The network of such a file, on the CPU, in evaluation mode.
+    """The network from such a file, on the CPU and in evaluation mode.
 
     Args:
-        build: makes the untrained network from the specification's fields.
+        build: makes the untrained network from the fields of the specification.
 
     Raises:
-        ValueError: the bytes are no such file, or its weights do not fit its specification; the sentence is the reason.
+        ValueError: the bytes are not such a file, or its weights do not fit its specification; the message is only the
+            reason.
     """
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,17 +1,17 @@
-"""Ten dropout decisions by one random draw: a table of the patterns in which ten offsets are kept.
+"""Ten dropout decisions from one random draw, with a table of the 1024 patterns of ten kept or dropped offsets.
 
-A decision of its own for every offset costs many random numbers: at drop rate 0.9 each carries less than half a bit. So
-ten offsets are decided together. Their *pattern* is a number below 1024 whose bit i says that offset i is kept;
-independent offsets with keep rate q have a pattern with k bits set with probability q ** k * (1 - q) ** (10 - k). A
-draw from 1024 outcomes takes one 31-bit random number and one look into a table (Walker's alias method, ACM
-TOMS 1977, in the integer form of Vose, IEEE TSE 1991), whatever the drop rate:
+A random number for every offset would be wasteful: at drop rate 0.9, a decision has less than half a bit of
+information. So ten offsets are decided together. Their *pattern* is a number below 1024; bit i says that offset i is
+kept. For independent offsets with keep rate q, the probability of a pattern with k bits set is
+q ** k * (1 - q) ** (10 - k). For any drop rate, a draw from the 1024 patterns takes one 31-bit random number and one
+table look-up (Walker's alias method, ACM TOMS 1977, in the integer form of Vose, IEEE TSE 1991):
 
     column = draw & 1023, height = draw >> 10, entry = table[column]
     pattern = column if height < entry >> 10 else entry & 1023
 
-All probabilities are multiples of 2 ** -31, and all patterns with equally many bits have the same one. So every
-offset is kept with exactly the same probability, ``DrawTable.keep_rate``, within 1e-7 of ``1 - drop_rate``. The
-expectation over the masks uses this number.
+All probabilities are multiples of 2 ** -31, and all patterns with the same number of bits have the same probability. So
+all offsets are kept with exactly the same probability, ``DrawTable.keep_rate``, which differs from ``1 - drop_rate`` by
+less than 1e-7. The expectation over the masks uses this number.
 """
 
 import functools
@@ -21,15 +21,15 @@ from typing import NamedTuple
 
 OFFSETS_PER_DRAW = 10
 NUM_PATTERNS = 2**OFFSETS_PER_DRAW
-DRAW_BITS = 31  # so that draws and entries are non-negative int32 on every path
+DRAW_BITS = 31  # so that draws and entries are non-negative int32 in all samplers
 _HEIGHT = 2 ** (DRAW_BITS - OFFSETS_PER_DRAW)  # the weight of one column
 
 
 class DrawTable(NamedTuple):
-    """What a draw decides.
+    """The table that turns draws into patterns.
 
     Attributes:
-        entries: 1024 integers in [0, 2**31): a height, shifted left by 10, plus the pattern that lies above it.
+        entries: 1024 integers in [0, 2**31): a height, shifted left by 10, plus the pattern above this height.
         keep_rate: the exact probability that an offset is kept.
     """
 
@@ -39,7 +39,7 @@ class DrawTable(NamedTuple):
 
 @functools.cache
 def draw_table(drop_rate: float) -> DrawTable:
-    """The table for a drop rate. It is made with integers only, so that it is the same on every machine.
+    """The table for a drop rate. It is made with exact numbers only, so it is the same on every machine.
 
     Raises:
         ValueError: ``drop_rate`` is not in [0, 1].
@@ -53,22 +53,22 @@ def draw_table(drop_rate: float) -> DrawTable:
 
 
 def _weights_by_num_kept(keep_rate: Fraction) -> list[int]:
-    """How many of the 2**31 draws give one pattern with k offsets kept, for k = 0 .. 10."""
+    """The number of the 2**31 draws that give one pattern with k kept offsets, for k = 0 .. 10."""
     size = OFFSETS_PER_DRAW
     weights = [round(keep_rate**k * (1 - keep_rate) ** (size - k) * 2**DRAW_BITS) for k in range(size + 1)]
     missing = 2**DRAW_BITS - sum(comb(size, k) * weight for k, weight in enumerate(weights))
-    # The rounding's remainder goes to "none kept" or "all kept", which are one pattern each, whichever is likelier.
+    # The remainder of the rounding goes to "none kept" or "all kept", whichever is likelier; each is a single pattern.
     weights[0 if weights[0] >= weights[size] else size] += missing
     return weights
 
 
 def _alias_entries(weights: list[int]) -> list[int]:
-    """Fills columns of equal height with at most two patterns each: the column's own below, an alias above."""
+    """Fills columns of equal height with at most two patterns each: its own pattern below, and an alias above."""
     left = list(weights)
-    entries = [_entry(_HEIGHT - 1, pattern) for pattern in range(NUM_PATTERNS)]  # a column full of its own pattern
+    entries = [_entry(_HEIGHT - 1, pattern) for pattern in range(NUM_PATTERNS)]  # a column with only its own pattern
     small = [pattern for pattern in range(NUM_PATTERNS) if left[pattern] < _HEIGHT]
     large = [pattern for pattern in range(NUM_PATTERNS) if left[pattern] > _HEIGHT]
-    while small:  # the weights sum to the columns' size, so that a large one is left for every small one
+    while small:  # the weights sum to the size of all columns, so there is a large one for every small one
         column, alias = small.pop(), large[-1]
         entries[column] = _entry(left[column], alias)
         left[alias] -= _HEIGHT - left[column]

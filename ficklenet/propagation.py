@@ -1,8 +1,8 @@
-"""Spreading maps along affinities between cells: evidence flows to what looks alike, and stops at what does not.
+"""Spreads maps along affinities between cells: evidence spreads to cells that look alike and stops at other cells.
 
-A random walk as in PSA (Ahn and Kwak, CVPR 2018) and IRN (Ahn et al., CVPR 2019), but without a network for the
-affinities. Two cells near each other are alike where the backbone's features, of several stages, have a high cosine and
-their colours are near. The same pass that makes the maps has these features.
+It is a random walk as in PSA (Ahn and Kwak, CVPR 2018) and IRN (Ahn et al., CVPR 2019), but without a network for the
+affinities. Two neighbouring cells have a high affinity if the cosines of their features in several stages of the
+backbone are high and their colours are similar. The pass that makes the maps also computes these features.
 
 Shape legend: S slots, K channels, H W grid, V = H * W cells, row-major.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike two cells are.
+    """The parameters of the affinity of two cells.
 
     Attributes:
-        radius: only cells at most so many cells apart are joined.
-        power: the cosine of every stage is raised to it; the stages' values are multiplied.
-        colour_deviation: standard deviation of the Gaussian of the difference of 8-bit colours; None leaves them out.
+        radius: the largest distance, in cells, of two cells with an affinity.
+        power: the cosine of every stage is raised to this power; the results of all stages are multiplied.
+        colour_deviation: the standard deviation of a Gaussian of the difference of 8-bit colours; None: no colours.
     """
 
     radius: int = 5
@@ -36,11 +36,11 @@ class Likeness:
 def transitions(
     stages: Sequence[NDArray[np.floating]], colours_HWC: NDArray[np.uint8] | None, likeness: Likeness
 ) -> "csr_matrix":
-    """The walk's matrix (V, V): row i says from which cells cell i takes its evidence, in shares that sum to 1.
+    """The matrix (V, V) of the walk: row i has the shares, which sum to 1, that cell i takes from other cells.
 
     Args:
-        stages: features (K, H, W) of one or more stages on one grid. A negative cosine counts as 0.
-        colours_HWC: the image at the grid's size, or None where ``likeness`` leaves colours out.
+        stages: features (K, H, W) of one or more stages on the same grid. A negative cosine counts as 0.
+        colours_HWC: the image at the size of the grid, or None if ``likeness`` uses no colours.
     """
     from scipy.sparse import csr_matrix, diags
 
@@ -74,10 +74,10 @@ def transitions(
 def walk(
     transitions_VV: "csr_matrix", maps_SHW: NDArray[np.floating], num_steps: int, restart: float = 0.0
 ) -> NDArray[np.float32]:
-    """Maps after so many steps of the walk: (S, H, W), in the range of the given maps.
+    """The maps after ``num_steps`` steps of the walk: (S, H, W), in the range of the given maps.
 
     Args:
-        restart: the share of the given map that each step keeps; 0 forgets it, so that many steps flatten the map.
+        restart: the share of the given map in the result of each step; with 0, many steps flatten the map.
     """
     start_VS = maps_SHW.reshape(len(maps_SHW), -1).T.astype(np.float32)
     current_VS = start_VS
@@ -93,7 +93,7 @@ def _unit_vectors(features_KHW: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _half_disc(radius: int) -> list[tuple[int, int]]:
-    """The offsets (down, right) within the radius, each pair of opposite ones once, without (0, 0)."""
+    """The offsets (down, right) within the radius, without (0, 0); of two opposite offsets only one."""
     offsets = range(-radius, radius + 1)
     return [
         (down, right)

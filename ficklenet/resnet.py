@@ -1,7 +1,7 @@
-"""ResNet-101 at output stride 8: the last two stages dilated instead of strided, batch norm frozen.
+"""ResNet-101 at output stride 8: the last two stages are dilated instead of strided, and batch norm is frozen.
 
-Its layers are torchvision's, under torchvision's names. All kernels are odd and padded by half of their reach, so an
-input of 8 g + 1 pixels gives g + 1 cells and cell i lies at input pixel 8 i, as in ``ficklenet.backbones``.
+The layers and their names are torchvision's. All kernels are odd and padded by half of their size, so an input of
+8 g + 1 pixels gives g + 1 cells, and cell i is at input pixel 8 i, as in ``ficklenet.backbones``.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from ficklenet.stages import NumFrozen, freeze_first
 
 BLOCKS = (3, 4, 23, 3)
 RESIDUAL_SCALE = 0.2
-"""Scale of a block's residual in a network with random weights. Batch norm has no statistics there; at scale 1 the
-variance would double in each of the 33 blocks."""
+"""The scale of a block's residual in a network with random weights. Batch norm has no statistics there, so at scale 1
+the variance would double in each of the 33 blocks."""
 
 
 class ResNet101(nn.Module):
     """Five stages: the stem, and four of bottleneck blocks.
 
-    A batch of 10 is too small to measure statistics, so batch norm keeps the loaded ones, in training too. It has no
-    weights that train.
+    A batch of 10 is too small to measure statistics, so batch norm keeps the loaded statistics also in training. Its
+    weights are not trained.
 
     Attributes:
         out_channels: K, the channels of the output.
-        geometry: of stride 8.
-        num_stages: how many stages can be frozen.
+        geometry: the geometry of stride 8.
+        num_stages: the number of stages that can be frozen.
     """
 
     out_channels = 512 * Bottleneck.expansion
@@ -66,9 +66,9 @@ class ResNet101(nn.Module):
         return [list(stage.parameters()) for stage in stages]
 
     def freeze_stages(self, num_frozen: NumFrozen) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        """Stops the training of the first stages' weights and resumes it for the others; "all" stops every stage."""
         freeze_first(self.stage_weights(), num_frozen)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All of torchvision's network but its last layer."""
+        """The weights of torchvision's network without its last layer."""
         return without_classifier(state_dict)

@@ -1,7 +1,7 @@
-"""From localisation maps to label maps: seeds (only where the maps are sure) and densified seeds (everywhere).
+"""Makes label maps from localisation maps: seeds (only where the maps are confident) and densified seeds (everywhere).
 
-Label maps: 0 background, class number + 1, an ignore value where nothing is known. All arrays are one image's, in
-any common frame (height, width); an image without mapped classes is all ignored, since nothing is known of it.
+Label maps: 0 background, class number + 1, and an ignore value for unknown. All arrays are of one image and have the
+same size (height, width). In an image without mapped classes all is unknown.
 
 Shape legend: S slots (an image's mapped classes, ascending), H W rows and columns of the grid or the image.
 """
@@ -22,13 +22,13 @@ def background_cue(
     saliency_threshold: float,
     evidence_threshold: float,
 ) -> NDArray[np.bool_]:
-    """Where an image is surely background.
+    """Where an image is certainly background.
 
     Args:
         max_SHW: maximum over the samples, in [0, 1].
-        saliency_HW: a saliency map in [0, 1], or None where there is none.
-        saliency_threshold: background is less salient than this (0.06: Huang et al., CVPR 2018).
-        evidence_threshold: without saliency, background is where every class's maximum is below this.
+        saliency_HW: a saliency map in [0, 1], or None if there is none.
+        saliency_threshold: cells with saliency below this are background (0.06: Huang et al., CVPR 2018).
+        evidence_threshold: without saliency, cells are background if the maximum of every class is below this.
     """
     if saliency_HW is not None:
         return np.asarray(saliency_HW < saliency_threshold)
@@ -47,16 +47,17 @@ def aggregate(
 ) -> Labels:
     """Seeds of one image (Lee et al., CVPR 2019, section 3.3).
 
-    A class is seeded where its maximum over the samples exceeds theta; of several, the one with the highest mean (of
-    equal means the lowest class number). Nothing is seeded where no class is, but for the background cue.
+    A cell becomes a seed of a class if the class's maximum over the samples exceeds theta. If several classes exceed
+    theta, the class with the highest mean gets the cell (of equal means the lowest class number). Cells without a seed
+    of a class are unknown or, by the background cue, background.
 
     Args:
         max_SHW, mean_SHW: maximum and mean over the samples, in [0, 1].
         classes_S: class numbers.
         background_HW: the background cue.
         theta: the threshold, exclusive.
-        priority: which cue holds where both are.
-        ignore_value: the label of unseeded cells.
+        priority: which label a cell gets if it is both background and a seed of a class.
+        ignore_value: the label of unknown cells.
     """
     if len(classes_S) == 0:
         return np.full(background_HW.shape, ignore_value, np.int64)
@@ -78,8 +79,8 @@ def dense_scores(
     Args:
         max_SHW: maximum over the samples, in [0, 1]; at least one slot.
         saliency_HW: a saliency map in [0, 1]; its complement is the background's evidence.
-        background_exponent: without saliency the background's evidence is (1 - highest maximum) to this power (Ahn
-            and Kwak, CVPR 2018, equation 2); below 1 the background grows.
+        background_exponent: without saliency, the background's evidence is (1 - highest maximum) to this power (Ahn
+            and Kwak, CVPR 2018, equation 2); with values below 1 the background grows.
     """
     if saliency_HW is not None:
         background_HW = 1 - saliency_HW
@@ -89,7 +90,7 @@ def dense_scores(
 
 
 def densify(scores_LHW: NDArray[np.floating], classes_S: NDArray[np.integer]) -> Labels:
-    """The label of the highest score everywhere; of equal scores the lowest label.
+    """The label with the highest score in every cell; of equal scores the lowest label.
 
     Args:
         scores_LHW: scores of the background and of each slot, L = 1 + S.
@@ -100,10 +101,7 @@ def densify(scores_LHW: NDArray[np.floating], classes_S: NDArray[np.integer]) ->
 
 
 def resize_labels(labels_HW: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
-    """Labels at another size by their nearest neighbour, corners aligned as in ``ficklenet.transforms``.
-
-    Enlarging spreads each cell around its place; shrinking takes the label at each cell's place.
-    """
+    """Labels at another size by nearest neighbour, with aligned corners as in ``ficklenet.transforms``."""
     rows, cols = (
         np.rint(np.linspace(0, before - 1, after)).astype(int)
         for before, after in zip(labels_HW.shape, size, strict=True)

@@ -1,8 +1,8 @@
-"""From images to label logits on the grid, and from these to label maps of any size.
+"""Predicts label logits on the grid, and enlarges them to probabilities at any size.
 
-The logits (not the probabilities) of several input sizes and of the mirrored image are summed, as DSRG's released code
-tests (Huang et al., CVPR 2018). They are summed on the finest of their grids; their sum, enlarged to the image, gives
-the probabilities that the CRF refines (Chen et al., ICLR 2015).
+The logits (not the probabilities) of several input sizes and of the mirrored image are summed, as in the tests of
+DSRG's released code (Huang et al., CVPR 2018). They are summed on the finest of their grids. The sum, enlarged to the
+image, gives the probabilities that the CRF refines (Chen et al., ICLR 2015).
 
 Shape legend: B images, L labels (background and classes), h w grid, H W pixels.
 """
@@ -21,10 +21,10 @@ from ficklenet.transforms import normalize
 
 
 def input_sizes(input_size: int, scales: Sequence[float], geometry: GridGeometry = STRIDE_8) -> tuple[int, ...]:
-    """The sides nearest to ``scales`` times the size trained with that the cells fill: 8 g + 1 at stride 8.
+    """The input sizes for some scales of the training size, rounded to sizes that fit the cells: 8 g + 1 at stride 8.
 
     Raises:
-        ValueError: no scale, or one that leaves no cell.
+        ValueError: there is no scale, or a scale leaves no cell.
     """
     if not scales or min(scales) * input_size <= geometry.stride:
         raise ValueError(f"scales: {list(scales)} given; give one or more, such as 0.75, 1, 1.25.")
@@ -41,7 +41,7 @@ def predict_grid(
         model: in evaluation mode.
         inputs: the same whole images at each input size, uint8 RGB (B, 3, size, size), on the model's device.
         mirror: sum over the image and its mirror image.
-        precision: of the network.
+        precision: the precision of the network.
     """
     geometry = model.spec.geometry
     side = max(geometry.grid_size(images_BCHW.shape[-1]) for images_BCHW in inputs)
@@ -63,7 +63,7 @@ def enlarged_probabilities(
     """One image's label probabilities at another size, float32 (L, H, W): the softmax of its enlarged logits.
 
     Args:
-        logits_Lhw: of one image, on the grid, as ``predict_grid`` gives them.
-        geometry: of the network that predicted them.
+        logits_Lhw: the logits of one image on the grid, from ``predict_grid``.
+        geometry: the geometry of the network that predicted them.
     """
     return geometry.resize_maps(torch.from_numpy(logits_Lhw.astype(np.float32)), size).softmax(0).numpy()

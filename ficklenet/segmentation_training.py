@@ -1,8 +1,8 @@
-"""The segmentation network's training step: a batch in, losses out; its optimiser and its schedule.
+"""The segmentation network's training step with its losses, its optimiser and its learning rates.
 
-DSRG (Huang et al., CVPR 2018) as FickleNet trains it (Lee et al., CVPR 2019, sections 3.4 and 4.1): the CRF refines the
-prediction, the refined prediction grows the seeds, grown seeds and boundaries are learnt; an image with a mask learns
-the mask too. No loop, no workers, no checkpoints.
+It is DSRG (Huang et al., CVPR 2018) as used in FickleNet (Lee et al., CVPR 2019, sections 3.4 and 4.1). The CRF refines
+the prediction, and the refined prediction grows the seeds. The network is trained on the grown seeds, on boundaries,
+and on masks of images that have one. No loop, no workers, no checkpoints.
 
 Shape legend: B images, L labels (background and classes), H W pixels of the network input, h w the backbone's grid.
 """
@@ -23,25 +23,24 @@ from ficklenet.segmenter import FC_HEADS, Segmenter, SegmenterSpec
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 
-NEW_FACTOR = 10.0  # of the learning rate: for layers that start from random weights
+NEW_FACTOR = 10.0  # factor of the learning rate of layers that start from random weights
 BIAS_FACTOR = 2.0
 MOMENTUM = 0.9
-DECAY = 0.33  # of the learning rate, from one stage of the schedule to the next
+DECAY = 0.33  # factor of the learning rate between stages of the schedule
 NUM_STAGES = 8  # every 1,000 of 8,000 iterations in DSRG
-POLY_POWER = 0.9  # of DSRG's retraining and of DeepLab
+POLY_POWER = 0.9  # as in DSRG's retraining and in DeepLab
 
 Schedule = Literal["steps", "poly"]
 
 
 class SegmentationBatch(NamedTuple):
-    """Whole images resized to the network's input and what is known of them.
+    """Whole images, resized to the network's input, with their seeds, labels and masks.
 
     Attributes:
         images: uint8 RGB (B, 3, H, W).
         seeds: integer (B, h, w): 0 background, class number + 1, any other value unknown.
-        present: bool (B, L): labels that may grow, the image's classes and the background.
-        truth: integer (B, h, w) like the seeds; all unknown for images without a mask, or images whose mask may not be
-            read.
+        present: bool (B, L): the labels that may grow, which are the image's classes and the background.
+        truth: integer (B, h, w) like the seeds; all unknown if the image has no mask or the mask may not be read.
         weights: float (B,); 0 leaves an unreadable image out.
     """
 
@@ -56,16 +55,16 @@ class SegmentationBatch(NamedTuple):
         return SegmentationBatch(*(values.to(device, non_blocking=True) for values in self))
 
     def micro_batch(self, chosen: slice) -> "SegmentationBatch":
-        """Some of its images."""
+        """Some of the batch's images."""
         return SegmentationBatch(*(values[chosen] for values in self))
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts. With seed and boundary 0 neither CRF nor growing runs: full supervision.
+    """The weight of each loss. If seed and boundary are 0 (full supervision), the CRF and growing do not run.
 
     Attributes:
-        full: alpha, on images with masks, which also take the other two.
+        full: alpha, for images with masks; the other two losses apply to them too.
     """
 
     seed: float = 1.0
@@ -92,20 +91,20 @@ def segmentation_loss(
     Args:
         model: a ``Segmenter``, or one wrapped for distributed training.
         batch: on the model's device.
-        loss_weights: what each loss counts.
+        loss_weights: the weight of each loss.
         total_weight: as in ``ficklenet.classifier_losses.average_over_images``.
-        precision: of the network; everything after its logits is float32.
+        precision: the precision of the network; everything after its logits is float32.
         crf_method, map_images: as in ``ficklenet.training_crf.refine_batch``.
 
     Returns:
-        Scalars: "loss" with its graph, and its parts "seed", "boundary" and "full", unweighted, without.
+        Scalars: "loss" with its graph, and its unweighted parts "seed", "boundary" and "full" without a graph.
     """
     # 1. Predict
     probabilities_BLhw = _predict(model, batch.images, precision)
     nothing_B = probabilities_BLhw.new_zeros(len(batch.images))
     parts = {"seed": nothing_B, "boundary": nothing_B, "full": full_loss(probabilities_BLhw, batch.truth)}
 
-    # 2. Refine by the image and grow the original seeds; both are data to the losses
+    # 2. Refine the prediction and grow the original seeds; no gradient flows into either
     if loss_weights.uses_crf:
         geometry = _geometry(model)
         refined_BLhw = refine_batch(
@@ -117,7 +116,7 @@ def segmentation_loss(
         )
         grown_Bhw = grow_seeds(batch.seeds, refined_BLhw, batch.present)
 
-        # 3. Learn
+        # 3. Compute the losses
         parts["seed"] = seed_loss(probabilities_BLhw, grown_Bhw)
         parts["boundary"] = boundary_loss(probabilities_BLhw, refined_BLhw)
     averages = {name: average_over_images(loss_B, batch.weights, total_weight) for name, loss_B in parts.items()}
@@ -136,7 +135,7 @@ def segmentation_step(
     precision: torch.dtype = torch.float32,
     map_images: Map = map,
 ) -> Tensor:
-    """One step of the optimiser on one batch; its scalar loss, detached.
+    """Makes one step of the optimiser on one batch and returns its scalar loss, detached.
 
     Args:
         model, batch, loss_weights, precision, map_images: as in ``segmentation_loss``.
@@ -161,12 +160,12 @@ def relabelled_batch(
     precision: torch.dtype = torch.float32,
     map_images: Map = map,
 ) -> SegmentationBatch:
-    """The batch with another network's labels as truth where there is no mask: DSRG's retraining (Huang et al., CVPR
-    2018, section 4.1).
+    """The batch in which images without a mask get another network's labels as truth: DSRG's retraining (Huang et al.,
+    CVPR 2018, section 4.1).
 
     Args:
-        teacher: in evaluation mode, on the batch's device. Its probabilities are refined by the CRF; the most probable
-            of an image's labels is the truth.
+        teacher: the other network, in evaluation mode, on the batch's device. The CRF refines its probabilities, and
+            the most probable of an image's labels becomes the truth.
         micro_batch_size: images in one pass of the teacher; 0: all.
         precision, map_images: as in ``segmentation_loss``.
     """
@@ -192,7 +191,7 @@ def _predict(model: nn.Module, images_BCHW: Tensor, precision: torch.dtype) -> T
 
 
 def crf_parameters(geometry: GridGeometry) -> CrfParameters:
-    """The CRF's parameters at map size: distances that span as many pixels as DSRG's do at stride 8."""
+    """The CRF's parameters at map size; their distances are as many pixels as those of DSRG at stride 8."""
     ratio = 8 / geometry.stride
     return replace(
         AT_MAP_SIZE,
@@ -202,7 +201,7 @@ def crf_parameters(geometry: GridGeometry) -> CrfParameters:
 
 
 def _geometry(model: nn.Module) -> GridGeometry:
-    """Where the logits of a network with a ``SegmenterSpec`` lie, wrapped for distributed training or not."""
+    """The geometry of the logits of a ``Segmenter``, wrapped for distributed training or not."""
     inner = getattr(model, "module", model)
     spec = getattr(inner, "spec", None)
     if not isinstance(spec, SegmenterSpec):
@@ -211,7 +210,7 @@ def _geometry(model: nn.Module) -> GridGeometry:
 
 
 def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4) -> torch.optim.SGD:
-    """SGD over the weights that train: new layers at 10 times the rate, biases at twice theirs and without decay."""
+    """SGD for the weights that are trained: new layers at 10 times the rate, biases at twice the rate without decay."""
     new = {id(weight) for weight in model.head.new_layers().parameters()}
     groups = [
         {
@@ -232,7 +231,7 @@ def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: floa
 
 
 def default_learning_rate(backbone: str, schedule: Schedule) -> float:
-    """The backbone's rate at the start: DSRG's for VGG-16, DeepLab's for deeper networks."""
+    """The backbone's learning rate at the start: that of DSRG for VGG-16, that of DeepLab for deeper networks."""
     if backbone not in FC_HEADS:
         return 2.5e-4
     return 5e-4 if schedule == "steps" else 1e-3
@@ -242,11 +241,11 @@ def learning_rate_at(step: int, num_steps: int, base: float, schedule: Schedule 
     """The learning rate of a step.
 
     Args:
-        step: from 0.
-        num_steps: of the whole training.
+        step: the step, from 0.
+        num_steps: the steps of the whole training.
         base: the rate at the start.
-        schedule: "steps": multiplied by 0.33 after each eighth of the training, as DSRG trains on seeds; "poly":
-            ``base * (1 - step / num_steps) ** 0.9``, as DSRG retrains and DeepLab trains on masks.
+        schedule: "steps": multiplied by 0.33 after each eighth of the training, as in DSRG's training on seeds; "poly":
+            ``base * (1 - step / num_steps) ** 0.9``, as in DSRG's retraining and in DeepLab's training on masks.
     """
     if schedule == "poly":
         return base * (1 - step / num_steps) ** POLY_POWER

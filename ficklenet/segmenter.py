@@ -1,8 +1,8 @@
 """The segmentation network: DeepLab-LargeFOV or DeepLab with ASPP on a backbone, and its portable file.
 
-LargeFOV (Chen et al., ICLR 2015): pool5 and pool5a, then fc6, a 3 x 3 convolution of dilation 12, fc7 and fc8, both
-1 x 1. ASPP (Chen et al., TPAMI 2018) sums four such branches of dilations 6, 12, 18 and 24. On ResNet-101, and on any
-network of timm, a branch is one 3 x 3 convolution.
+LargeFOV (Chen et al., ICLR 2015) has pool5 and pool5a, then fc6 (a 3 x 3 convolution of dilation 12), fc7 and fc8 (both
+1 x 1). ASPP (Chen et al., TPAMI 2018) sums four such branches with dilations 6, 12, 18 and 24. On ResNet-101 and on
+networks of timm, a branch is one 3 x 3 convolution.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,11 +19,11 @@ from ficklenet.model_file import pack_model, unpack_model
 FILE_FORMAT = "ficklenet-segmenter-1"
 LARGEFOV = (12,)
 ASPP = (6, 12, 18, 24)
-FC_HEADS = ("vgg16", "small")  # backbones without fully connected layers of their own, which fc6 and fc7 stand for
+FC_HEADS = ("vgg16", "small")  # backbones that end before the fully connected layers; fc6 and fc7 replace these
 FC_DEVIATIONS = {"vgg16": 0.005}
-"""Deviation of the random weights of fc6 and fc7, as Caffe fills them; backbones not named here take He's rule.
-VGG-16's ImageNet features are large (root mean square 16). By He's rule the outputs of fc7 would be so large that the
-first step at DSRG's rates saturates every pixel at one label, from which it does not recover."""
+"""The standard deviation of the random weights of fc6 and fc7, as in Caffe; other backbones use He's rule. VGG-16's
+ImageNet features are large (root mean square 16). With He's rule, the outputs of fc7 would be so large that the first
+step at DSRG's rates saturates every pixel at one label, and the training does not recover."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class SegmenterSpec:
     Attributes:
         backbone: a name of ``ficklenet.backbones.build_backbone``.
         class_names: the classes in order; label = index + 1, background 0.
-        dilations: of fc6, one per branch of the head; (12,) is LargeFOV, (6, 12, 18, 24) ASPP. Smaller inputs want
-            smaller ones.
-        input_size: side of the square input in pixels, which the backbone's cells must fill: 8 g + 1 at stride 8.
+        dilations: the dilation of fc6 in each branch of the head; (12,) is LargeFOV, (6, 12, 18, 24) is ASPP. Smaller
+            inputs need smaller dilations.
+        input_size: side of the square input in pixels. It must fit the backbone's cells: 8 g + 1 at stride 8.
         output_stride: as in ``build_backbone``.
     """
 
@@ -50,11 +50,11 @@ class SegmenterSpec:
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations: {list(self.dilations)} given; give one or more from 1, such as 12.")
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, each once.")
+            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, without repetitions.")
 
     @property
     def num_labels(self) -> int:
-        """Background and classes."""
+        """The number of labels: the background and the classes."""
         return len(self.class_names) + 1
 
     @property
@@ -70,7 +70,7 @@ class SegmenterSpec:
 
 
 class Segmenter(nn.Module):
-    """Label logits on the backbone's grid."""
+    """A network that gives label logits on the backbone's grid."""
 
     def __init__(self, spec: SegmenterSpec) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ class Segmenter(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """The sum of its branches.
+    """A head that sums its branches.
 
     Attributes:
-        has_fc_weights: fc6 and fc7 started from trained weights, so fc8 alone is new.
+        has_fc_weights: fc6 and fc7 started from trained weights, so only fc8 is new.
     """
 
     def __init__(self, branches: Iterable[nn.Module]) -> None:
@@ -111,13 +111,13 @@ class SegmentationHead(nn.Module):
 
 
 def load_fc_weights(head: SegmentationHead, state_dict: Mapping[str, Tensor]) -> None:
-    """Fills fc6 and fc7 of every branch from VGG-16's fully connected layers, where the state dict has them.
+    """Fills fc6 and fc7 of every branch from VGG-16's fully connected layers, if the state dict has them.
 
-    They are thinned out as in DeepLab-LargeFOV (Chen et al., ICLR 2015, section 3.1): every fourth unit, and of fc6's
-    7 x 7 window every third row and column.
+    As in DeepLab-LargeFOV (Chen et al., ICLR 2015, section 3.1), only every fourth unit is used, and of fc6's 7 x 7
+    window every third row and column.
 
     Args:
-        head: of a ``Segmenter`` on VGG-16; others are left as they are.
+        head: the head of a ``Segmenter`` on VGG-16; other heads do not change.
         state_dict: torchvision's names, ``classifier.0`` (4,096, 512 * 7 * 7) and ``classifier.3`` (4,096, 4,096).
     """
     fc6, fc7 = (state_dict.get(f"classifier.{number}.weight") for number in (0, 3))
@@ -139,7 +139,7 @@ def _branch(in_channels: int, num_labels: int, dilation: int, *, fc_deviation: f
     """pool5, pool5a, fc6, fc7 and fc8; fc6 and fc7 have twice the backbone's channels, which is VGG-16's 1,024.
 
     Args:
-        fc_deviation: of the weights of fc6 and fc7; None: He's rule.
+        fc_deviation: the standard deviation of the weights of fc6 and fc7; None: He's rule.
     """
     width = 2 * in_channels
     fc6 = nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation)
@@ -167,24 +167,24 @@ def _plain_branch(in_channels: int, num_labels: int, dilation: int) -> nn.Conv2d
 
 
 def pack_segmenter(model: Segmenter, about: Mapping[str, Any] | None = None) -> bytes:
-    """The segmentation network as a file: a torch archive of plain types and CPU tensors (``weights_only``).
+    """The segmentation network as the bytes of a file: a torch archive of plain types and CPU tensors.
 
     Args:
-        about: where it comes from, as plain (nested) data, for ``ficklenet.model_file.model_record``.
+        about: the origin of the network, as plain (nested) data, for ``ficklenet.model_file.model_record``.
     """
     return pack_model(FILE_FORMAT, model.spec, model, about)
 
 
 def unpack_segmenter(data: bytes) -> Segmenter:
-    """The network of such a file, on the CPU, in evaluation mode; runs no code from the file.
+    """The network from such a file, on the CPU and in evaluation mode; it runs no code from the file.
 
     Raises:
-        ValueError: the bytes are no segmenter file, or its weights do not fit its geometry.
+        ValueError: the bytes are not a segmenter file, or its weights do not fit its specification.
     """
     try:
         return unpack_model(data, FILE_FORMAT, lambda spec: Segmenter(SegmenterSpec(**spec)))
     except ValueError as error:
         raise ValueError(
-            f"segmenter file: {len(data)} bytes given that are no segmentation network of this project ({error}). "
+            f"segmenter file: the given {len(data)} bytes are not a segmentation network of this project ({error}). "
             "Give the model.pt that train_segmentation wrote."
         ) from error

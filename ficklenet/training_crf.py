@@ -1,7 +1,7 @@
-"""The CRF of a training step: a batch at map size, two ways behind one function.
+"""The CRF of a training step, for a batch at map size: one function with two implementations.
 
-``exact`` is ``ficklenet.mean_field`` on the batch's device, ``lattice`` is pydensecrf on the CPU, an image at a time.
-They solve the same problem; the lattice approximates the kernel (docs/method.md says what that does to the losses).
+``exact`` is ``ficklenet.mean_field`` on the batch's device. ``lattice`` is pydensecrf on the CPU, one image at a time.
+They solve the same problem, but the lattice approximates the kernel (docs/method.md shows the effect on the losses).
 """
 
 from collections.abc import Callable, Iterable
@@ -30,15 +30,15 @@ def refine_batch(
     """The CRF's marginals for a batch: float32 (B, L, H, W) on its device, without a gradient.
 
     Args:
-        probabilities_BLHW: of each label, summing to 1.
-        images_BCHW: uint8 RGB (B, 3, H, W) of the same grid.
+        probabilities_BLHW: the probabilities of the labels, which sum to 1.
+        images_BCHW: uint8 RGB (B, 3, H, W) on the same grid.
         parameters: by default those for map size.
         method: auto: lattice on the CPU, exact elsewhere.
-        map_images: runs the lattice's images, as ``map`` does; give an executor's ``map`` to run them in processes
-            (threads wait for each other, pydensecrf holds the interpreter).
+        map_images: runs the images of the lattice, like ``map``. Give an executor's ``map`` to run them in processes;
+            threads would not help, because pydensecrf does not release the interpreter lock.
 
     Raises:
-        ValueError: lattice without pydensecrf.
+        ValueError: lattice is used, but pydensecrf is not installed.
     """
     if method == "auto":
         method = "lattice" if probabilities_BLHW.device.type == "cpu" else "exact"

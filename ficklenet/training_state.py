@@ -1,4 +1,4 @@
-"""What a training continues from, as bytes: weights, optimiser, and how far it is. No place and no schedule."""
+"""The state of a training as bytes, from which it can continue: weights, optimiser and progress."""
 
 import io
 from typing import Any
@@ -19,7 +19,7 @@ def pack_training(model: nn.Module, optimizer: torch.optim.Optimizer, progress: 
 
 
 def unpack_training(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts the state back into model and optimiser, on whatever device they are; returns the progress."""
+    """Restores the state of model and optimiser, on any device, and returns the progress."""
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -27,5 +27,5 @@ def unpack_training(data: bytes, model: nn.Module, optimizer: torch.optim.Optimi
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether every weight is a number: a step from an infinite gradient leaves some that are not."""
+    """Whether every weight is finite; after a step with an infinite gradient some weights are not."""
     return bool(torch.stack([weight.isfinite().all() for weight in model.parameters()]).all())

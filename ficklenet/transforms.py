@@ -1,8 +1,7 @@
-"""Geometry and colour: from decoded images to network inputs, and from maps back to images.
+"""Geometry and colour: turns decoded images into network inputs, and resizes maps to images.
 
-One frame everywhere: corners are aligned. Cell i of the stride-8 grid lies at input pixel 8 i, and pixel 0
-and the last pixel of an image lie on pixel 0 and the last pixel of the input. Half-pixel resizing would shift
-borders by half a cell.
+Corners are always aligned. Cell i of the stride-8 grid is at input pixel 8 i, and the first and the last pixel of an
+image are at the first and the last pixel of the input. Half-pixel resizing would shift borders by half a cell.
 """
 
 from functools import lru_cache
@@ -16,9 +15,9 @@ from torch.nn import functional
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
-MEAN_COLOUR = tuple(round(255 * value) for value in MEAN)  # padding that normalises to (nearly) zero
+MEAN_COLOUR = tuple(round(255 * value) for value in MEAN)  # for padding: it becomes nearly zero after normalisation
 
-LARGEST_CROP_SCALE = 12 / 7  # of the image's longer side to the crop: 448 to 768 for 448 (Ahn and Kwak, CVPR 2018)
+LARGEST_CROP_SCALE = 12 / 7  # the image's longer side divided by the crop: up to 768 for 448 (Ahn and Kwak, CVPR 2018)
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:
@@ -29,11 +28,10 @@ def normalize(images_BCHW: Tensor) -> Tensor:
 
 
 def resize_square(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The whole image, uint8 RGB (H, W, 3), as a square network input (3, size, size); the aspect ratio is
-    not kept.
+    """The whole image, uint8 RGB (H, W, 3), as a square network input (3, size, size); the aspect ratio changes.
 
-    Bilinear with aligned corners, rounded once at the end. Along a side that shrinks, the triangle is widened by
-    the ratio, so that fine texture averages out instead of aliasing.
+    It is resized bilinearly with aligned corners and rounded once at the end. Along a side that shrinks, the triangle
+    is widened by the ratio, so that fine texture is averaged and does not alias.
     """
     return _resample(image_HWC, (size, size), slice(0, size), slice(0, size))
 
@@ -41,9 +39,9 @@ def resize_square(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def training_crop(image_HWC: NDArray[np.uint8], size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
     """A random square crop of a randomly scaled, possibly mirrored image: uint8 (3, size, size).
 
-    The longer side is scaled to between ``size`` and 12/7 of it, aspect ratio kept, so that a crop fits along
-    it; where the shorter side is less than ``size``, the image lies at a random place on the mean colour.
-    Only the crop is resampled.
+    The longer side is scaled to a length between ``size`` and 12/7 of it, with the same aspect ratio, so that a crop
+    fits along it. If the shorter side is less than ``size``, the image is at a random place on the mean colour. Only
+    the crop is resampled.
     """
     height, width = image_HWC.shape[:2]
     scale = generator.uniform(1.0, LARGEST_CROP_SCALE) * size / max(height, width)
@@ -63,7 +61,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _random_window(length: int, size: int, generator: np.random.Generator) -> tuple[slice, slice]:
-    """Along one side: the slice of the scaled image that is taken, and where on the canvas it lands."""
+    """Along one side: the slice of the scaled image, and its place in the crop."""
     start = int(generator.integers(abs(length - size) + 1))
     if length >= size:
         return slice(start, start + size), slice(0, size)
@@ -77,15 +75,15 @@ def _resample(image_HWC: NDArray[np.uint8], scaled: tuple[int, int], rows: slice
     by_col = np.ascontiguousarray(by_row.reshape(-1, width, channels).transpose(1, 2, 0)).reshape(width, -1)
     values = _resample_first_axis(by_col, scaled[1], cols)  # (w, 3 * h)
     values += 0.5
-    pixels = values.astype(np.uint8)  # rounded; averages of 0 to 255 stay within it
+    pixels = values.astype(np.uint8)  # rounded; averages of 0 to 255 remain in this range
     return np.ascontiguousarray(pixels.reshape(len(values), channels, -1).transpose(1, 2, 0))
 
 
 def _resample_first_axis(values: NDArray[np.float32], num_out: int, wanted: slice) -> NDArray[np.float32]:
-    """Some of the outputs when the first axis is resized to ``num_out``.
+    """Some of the outputs if the first axis is resized to ``num_out``.
 
-    Each output sees few inputs: a dense product would multiply mostly by zero. Without scipy the same sums are made in
-    the same order, in twice the time.
+    Each output depends on few inputs, so a dense product would mostly multiply by zero. Without scipy, the same sums
+    are computed in the same order in twice the time.
     """
     first, weights = _resize_weights(len(values), num_out, wanted.start, wanted.stop)
     matrix = _sparse(len(values), num_out, wanted.start, wanted.stop)
@@ -97,10 +95,10 @@ def _resample_first_axis(values: NDArray[np.float32], num_out: int, wanted: slic
     return resampled
 
 
-@lru_cache(maxsize=256)  # most images of a set share a few sizes
+@lru_cache(maxsize=256)  # most images of a data set have one of a few sizes
 def _resize_weights(num_in: int, num_out: int, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """For outputs ``start`` to ``stop``: the first input each sees, and the weights of that and the following ones
-    (outputs, taps): a triangle around the output's place, cut off at the border."""
+    """For outputs ``start`` to ``stop``: the first input of each, and the weights of this and the following inputs
+    (outputs, taps): a triangle around the output's position, cut off at the border."""
     step = (num_in - 1) / (num_out - 1) if num_out > 1 else 0.0
     radius = max(step, 1.0)
     place = np.arange(start, stop) * step
@@ -112,13 +110,13 @@ def _resize_weights(num_in: int, num_out: int, start: int, stop: int) -> tuple[N
 
 @lru_cache(maxsize=256)
 def _sparse(num_in: int, num_out: int, start: int, stop: int) -> Any:
-    """The weights as a sparse matrix (outputs, inputs); None where scipy is not installed."""
+    """The weights as a sparse matrix (outputs, inputs); None if scipy is not installed."""
     try:
         from scipy.sparse import csr_array
     except ImportError:
         return None
     first, weights = _resize_weights(num_in, num_out, start, stop)
     num_taps = weights.shape[1]
-    inputs = np.minimum(first[:, None] + np.arange(num_taps, dtype=np.int32), num_in - 1)  # beyond it weigh 0
+    inputs = np.minimum(first[:, None] + np.arange(num_taps, dtype=np.int32), num_in - 1)  # outside: weight 0
     row_ends = np.arange(0, weights.size + 1, num_taps, dtype=np.int32)
     return csr_array((weights.ravel(), inputs.ravel(), row_ends), shape=(len(weights), num_in))

@@ -3,7 +3,7 @@
 """The three kernels of the GPU sampler: draw, sum, and normalise and fold. ``ficklenet.triton_sampler`` runs them.
 
 Shape legend: B images, R rows (the wanted classes of all images, image by image), N samples, D offsets, V
-positions, G draws of ten offsets, P parts of the samples that are folded apart.
+positions, G draws of ten offsets, P parts of the samples that are folded separately.
 """
 
 import triton
@@ -32,7 +32,7 @@ def draw_patterns(
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The patterns of one image, of GROUP samples, at TILE positions. Blocks are (sample, position)."""
+    """Draws the patterns of one image, for GROUP samples at TILE positions. Blocks are (sample, position)."""
     image = tl.program_id(2).to(tl.int64)  # as the addresses
     numbers = (tl.program_id(1) * GROUP + tl.arange(0, GROUP))[:, None]
     positions = (tl.program_id(0) * TILE + tl.arange(0, TILE))[None, :]
@@ -77,7 +77,7 @@ def sum_maps(
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The maps of at most ROWS rows of one image, of GROUP samples, at TILE positions. Blocks are (row, sample,
+    """Sums the maps of at most ROWS rows of one image, for GROUP samples at TILE positions. Blocks are (row, sample,
     position)."""
     image = (tl.program_id(2) % num_images).to(tl.int64)  # as the addresses
     first_row = tl.load(first_row_B1 + image) + tl.program_id(2) // num_images * ROWS
@@ -100,7 +100,7 @@ def sum_maps(
     for draw_number in range(NUM_DRAWS):
         pattern = tl.load(patterns + draw_number * num_positions, mask=is_drawn, other=0).to(tl.int32)
         for bit in tl.static_range(_OFFSETS_PER_DRAW):
-            other = draw_number * _OFFSETS_PER_DRAW + bit  # counted without the centre
+            other = draw_number * _OFFSETS_PER_DRAW + bit  # the number without the centre
             offset = other + (other >= centre)
             centre_rows = positions // width - (offset // KERNEL_SIZE - KERNEL_SIZE // 2)
             centre_cols = positions % width - (offset % KERNEL_SIZE - KERNEL_SIZE // 2)
@@ -110,7 +110,7 @@ def sum_maps(
             sums = tl.where((pattern >> bit) & 1 != 0, sums + values, sums)
 
     maps = maps_RNV + (rows * num_samples + numbers) * num_positions + positions
-    positive = tl.where(sums < 0, 0.0, sums)  # a ReLU that lets NaN through
+    positive = tl.where(sums < 0, 0.0, sums)  # a ReLU that keeps NaN
     tl.store(maps, positive, mask=is_row & is_drawn)
 
 
@@ -128,11 +128,11 @@ def normalize_and_fold(
     SAMPLES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row's fold of SAMPLES samples, each map divided by its value of a rank first.
+    """Folds SAMPLES samples of one row, after each map is divided by its value of a given rank.
 
-    A map is divided by its largest value where that of the rank is 0, and by 1 where that is 0 too. Non-negative
-    floats are ordered like their bit patterns, so the bits of the value of a rank are found from the highest down: it
-    is the largest pattern that fewer than ``rank`` values lie below. Exact, without sorting.
+    If this value is 0, a map is divided by its largest value, and if that is 0 too, by 1. Non-negative floats have the
+    same order as their bit patterns, so the bits of the value are found from the highest to the lowest: it is the
+    largest pattern with fewer than ``rank`` values below it. This is exact and does not sort.
     """
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)  # as the addresses
     positions = tl.arange(0, BLOCK)
@@ -153,7 +153,7 @@ def normalize_and_fold(
             found = tl.where(answer > 0, answer, found)
         divisor = found.to(tl.float32, bitcast=True)
         scaled = values / tl.where(found > 0, divisor, 1.0)
-        scaled = tl.where(scaled > 1.0, 1.0, scaled)  # lets NaN through
+        scaled = tl.where(scaled > 1.0, 1.0, scaled)  # keeps NaN
         maximum = tl.where(scaled > maximum, scaled, maximum)
         total += scaled.to(tl.float64)
         if IS_VOTING:

@@ -1,14 +1,14 @@
 """The GPU sampler, in three kernels (``ficklenet.triton_kernels``): draw, sum, and normalise and fold.
 
-The same masks as ``ficklenet.masks`` bit for bit; maps equal to the plain torch path up to the order of
-float32 sums. Needs Triton, which comes with torch's CUDA builds; imported only where that is installed. Under
-Triton's interpreter (``TRITON_INTERPRET=1``) it runs on a CPU, for tests.
+The masks are those of ``ficklenet.masks``, bit for bit. The maps equal those of plain torch, except for the order of
+float32 sums. This module needs Triton, which comes with torch's CUDA builds, and is imported only if it is installed.
+Under Triton's interpreter (``TRITON_INTERPRET=1``) it runs on a CPU, for tests.
 
-What lies in memory, a chunk of samples at a time: the draws of each image (16 bits for ten offsets), which serve all
-of its classes, and each sample's map, which is written once and read once.
+The memory contains, for one chunk of samples at a time, the draws of each image (16 bits for ten offsets), which all
+its classes use, and the map of each sample, which is written once and read once.
 
 Shape legend: B images, R rows (the wanted classes of all images, image by image), N samples, D offsets, V
-positions, G draws of ten offsets, P parts of the samples that are folded apart.
+positions, G draws of ten offsets, P parts of the samples that are folded separately.
 """
 
 import math
@@ -22,12 +22,12 @@ from ficklenet import triton_kernels
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.masks import num_draws, table_entries
 
-BYTES_PER_CHUNK = 2**28  # of draws and maps together
+BYTES_PER_CHUNK = 2**28  # for draws and maps together
 
-# A program of the first two kernels: some samples at some positions; in the second, of some rows of one image. Its
-# draws serve all of its rows, and its reads of the affinity all of its samples; both sit in registers.
+# A program of the first two kernels works on some samples at some positions; in the second kernel, on some rows of one
+# image. All its rows use the same draws, and all its samples the same values of the affinity; both are in registers.
 MOST_ROWS, GROUP, TILE = 4, 8, 128
-SAMPLES_PER_PART = 8  # of a program of the third kernel, which has one row
+SAMPLES_PER_PART = 8  # for a program of the third kernel, which works on one row
 FOLD_VALUES_PER_WARP = 512
 
 
@@ -58,7 +58,7 @@ def fold_samples(
         grid: (H, W).
         drop_rate: p.
         normalization: how each sample's map is scaled before the fold.
-        vote_threshold: the votes count the samples above it; None: no votes.
+        vote_threshold: votes count the samples above this; None: no votes.
     """
     num_rows, num_offsets, num_positions = affinity_RDV.shape
     rank = normalization.rank(num_positions)
@@ -86,7 +86,7 @@ def sample_maps(
     grid: tuple[int, int],
     drop_rate: float,
 ) -> Tensor:
-    """V times every sample's Grad-CAM after ReLU, float32 (R, N, V); normalisation removes the factor."""
+    """Every sample's Grad-CAM after ReLU, times V: float32 (R, N, V); normalisation removes this factor."""
     num_rows, num_offsets, num_positions = affinity_RDV.shape
     device, kernel_size = affinity_RDV.device, math.isqrt(num_offsets)
     patterns_BNGV = drawn_patterns(
@@ -150,7 +150,7 @@ def drawn_patterns(
 
 
 def normalize_and_fold(maps_RNV: Tensor, rank: int, vote_threshold: float | None = None) -> SampleFold:
-    """Divides each map by its value of that rank, as ``Normalization`` defines it, clips to 1 and folds: (R, V)."""
+    """Divides each map by its value of this rank (see ``Normalization``), clips to 1 and folds: (R, V)."""
     num_rows, num_samples, num_positions = maps_RNV.shape
     num_parts, is_voting = triton.cdiv(num_samples, SAMPLES_PER_PART), vote_threshold is not None
     maximum_RPV = maps_RNV.new_empty(num_rows, num_parts, num_positions)

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     from jobs.run.directory import open_run  # imports take a second, so --help does without
 
     if len(given.runs) < 2:
-        raise ValueError(f"compare: given {given.runs[0]} alone. Give two runs or more.")
+        raise ValueError(f"compare: given only {given.runs[0]}. Give two runs or more.")
     for flag in ("images", "labels"):
         if getattr(given, flag) is not None and not given.page:
             raise ValueError(f"--{flag}: says what a page shows, so it needs --page FILE.")

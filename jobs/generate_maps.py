@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
         run_step("maps", given)
         return
     if given.restart or given.dry_run or given.retry_skipped or given.shard != "1/1":
-        raise ValueError("give --run PATH; without it the demo runs, which takes --config, --set and --debug alone.")
+        raise ValueError("give --run PATH; without it the demo runs, which allows only --config, --set and --debug.")
 
     from jobs.cli.demo import run_demo  # torch and Ray take seconds to import
 

@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("prepare_dataset", f"{__doc__}\n{EXAMPLES}")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--folders", metavar="FOLDER", help="a folder per class, also below train/, val/ and test/")
-    source.add_argument("--csv", metavar="FILE", help="table of images and labels, as text")
+    source.add_argument("--csv", metavar="FILE", help="table of images and labels, as text or as Excel's .xlsx")
     source.add_argument("--parquet", metavar="FILE", help="the same table as Parquet; its labels may be lists")
     source.add_argument(
         "--voc", metavar="FOLDER", help="VOC's layout: the folder with JPEGImages, or one with images and XML files"

@@ -1,8 +1,10 @@
 """Compares all data stored by a run's unit steps with the checksums in the receipts, and repairs damage.
 
 Finds flipped bits, and lost, shortened or exchanged files. With --repair the damaged units are computed again with the
-settings of their steps, and the same bytes are stored. Without --repair nothing is written. Exit code 2 means that
-something is damaged. Networks are not checked here, because each job that loads a network checks it.
+settings of their steps, and the same bytes are stored. With --recompute some units are computed again on this machine,
+in a temporary folder, and compared. Without --repair nothing in the run is written. Exit code 2 means that something
+is damaged, or that this machine computes other results. Networks are not checked here, because each job that loads a
+network checks it.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored
@@ -11,6 +13,7 @@ from jobs.run.steps import UNIT_STEPS
 EXAMPLES = """examples:
   python jobs/verify.py --run /data/voc
   python jobs/verify.py --run s3://bucket/voc --sample 20
+  python jobs/verify.py --run /data/voc --recompute 2
   python jobs/verify.py --run /data/voc --repair
 """
 
@@ -20,10 +23,17 @@ def main(arguments: list[str]) -> None:
     parser = job_parser("verify", f"{__doc__}\n{EXAMPLES}")
     parser.add_argument("--step", choices=names, type=underscored, help="only this step; default: all started steps")
     parser.add_argument("--sample", type=int, metavar="N", help="only N units of each step, chosen at random")
+    parser.add_argument(
+        "--recompute",
+        type=int,
+        metavar="K",
+        help="also compute K units of each step again on this machine, and compare the results with the stored bytes",
+    )
     parser.add_argument("--repair", action="store_true", help="compute the damaged units again")
     given = parser.parse_args(arguments)
-    if given.sample is not None and given.sample < 1:
-        raise ValueError(f"--sample {given.sample}: give the number of units, 1 or more.")
+    for flag, count in (("--sample", given.sample), ("--recompute", given.recompute)):
+        if count is not None and count < 1:
+            raise ValueError(f"{flag} {count}: give the number of units, 1 or more.")
     from jobs.run.directory import open_run  # imports take a second, so --help does without
 
     run = open_run(given.run, given.config, given.set)
@@ -34,8 +44,10 @@ def main(arguments: list[str]) -> None:
         print(f"verify, dry run: would check {', '.join(started) or 'nothing: no unit step was started'}.")
         return
 
-    from jobs.cli.launch import launch_step
+    from cluster.connect import connect
+    from jobs.cli.launch import job_maker, launch_step
     from jobs.steps.compute import connected
+    from jobs.steps.recomputation import recompute_step
     from jobs.steps.verification import verify_run
 
     with connected(run.config.cluster) as connection:
@@ -48,6 +60,16 @@ def main(arguments: list[str]) -> None:
         )
     if not is_sound:
         raise ValueError(f"verify: the run is damaged. Run '{run.command('verify', '--repair')}'.")
+    if given.recompute:
+        started = [name for name in chosen if run.step(name).fingerprint() is not None]
+        with connect("in-process") as here:
+            found = [recompute_step(run, here, name, given.recompute, job_maker(name)) for name in started]
+        print("\n".join(line for each in found for line in each.lines))
+        if any(each.differing for each in found):
+            raise ValueError(
+                "verify: this machine computes other results than are stored, though the stored bytes are those that "
+                "were written. Versions of packages, the processor or the code differ."
+            )
 
 
 if __name__ == "__main__":

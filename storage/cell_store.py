@@ -1,10 +1,10 @@
-"""``cells.zarr``: some labelled feature cells of each image, which the network of cells learns.
+"""``cells.zarr``: some labelled feature cells of each image, on which the network of cells is trained.
 
-Arrays (a cell is a place of the feature grid; its features are those of several stages of the backbone):
+Arrays (a cell is a position of the feature grid; its features come from several stages of the backbone):
 
     features  float16 (image, cell, channel)  0 in unused places; chunk = one image, shard = one unit
     label     uint8 or uint16 (image, cell)   0 background, class number + 1, the ignore value in unused places
-    classes   int16 (image, slot)             the image's class numbers, ascending, then -1; none: all may be meant
+    classes   int16 (image, slot)             the image's class numbers, ascending, then -1; none: all classes
 """
 
 from typing import cast
@@ -20,7 +20,7 @@ _NAMES = ("features", "label", "classes")
 
 
 class CellStore:
-    """The cells of a run, made by `create` (the driver, before the fan-out) or `open` (workers, readers)."""
+    """The cells of a run. The driver makes it with `create`, before the fan-out; workers and readers use `open`."""
 
     def __init__(self, arrays: UnitArrays) -> None:
         self._arrays = arrays
@@ -37,14 +37,14 @@ class CellStore:
         shape: tuple[int, int],
         unit_size: int,
     ) -> "CellStore":
-        """Create the arrays, or verify and join those already there.
+        """Create the arrays, or verify and open existing ones.
 
         Args:
-            num_slots: the most classes of any image.
+            num_slots: the largest number of classes of an image.
             shape: (cells of an image, channels).
 
         Raises:
-            ValueError: what is there was made for something else.
+            ValueError: the existing arrays were made for something else.
         """
         dtype, ignore = str(label_dtype(num_classes)), ignore_value(num_classes)
         specs = [
@@ -60,7 +60,7 @@ class CellStore:
         """Open an existing store: ``"r"`` to read, ``"r+"`` to write units.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         return cls(UnitArrays.open(location, _NAMES, mode))
 
@@ -76,7 +76,7 @@ class CellStore:
             The checksums of the written objects, for the unit's receipt.
 
         Raises:
-            ValueError: not one of the store's units, another shape, or features that are not finite in float16.
+            ValueError: it is not one of the store's units, it has another shape, or features are not finite in float16.
         """
         with np.errstate(over="ignore"):  # an overflow to infinity is refused below
             stored = np.asarray(features, np.float16)
@@ -90,11 +90,11 @@ class CellStore:
         return self._arrays.write(unit, values)
 
     def read_unit(self, unit: Unit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A whole unit's features, labels and classes, as `write_unit` takes them.
+        """A whole unit's features, labels and classes, in the form of `write_unit`.
 
         Raises:
-            Damaged: they are not what was written.
-            ValueError: the unit is not written.
+            Damaged: they have changed since they were written.
+            ValueError: the unit is not written yet.
         """
         found = self._arrays.read_unit(unit)
         return found["features"], found["label"], found["classes"]

@@ -64,7 +64,7 @@ def coco_parts(place: Location, splits: Sequence[str], images: Location | None =
         found = {name: place / name / ROBOFLOW_FILE for name in folders}
     unknown = [split for split in splits if split not in found]
     if unknown or not found:
-        known = f"there are the splits {', '.join(found)}" if found else "give the folder that holds annotations/"
+        known = f"there are the splits {', '.join(found)}" if found else "give the folder with annotations/"
         missing = unknown[0] if unknown else "<split>"
         raise ValueError(
             f"{place}: no annotations/instances_{missing}.json and no {missing}/{ROBOFLOW_FILE}; {known}, or one .json "
@@ -202,9 +202,7 @@ class _Reader:
         for what, values in (("name", [name for _, name in pairs]), ("id", [category for category, _ in pairs])):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ValueError(
-                    f"{self.place}: two categories have the {what} {twice!r}. Give each its own {what}."
-                )
+                raise ValueError(f"{self.place}: two categories have the {what} {twice!r}. Give each its own {what}.")
         if not pairs:
             raise ValueError(f"{self.place}: the list categories is empty; at least one category is needed.")
         return {name: category for category, name in sorted(pairs)}

@@ -70,6 +70,11 @@ def outline(segmentation: Any, height: int, width: int) -> RunLengths | None:
     return found
 
 
+def painted(mask: np.ndarray) -> RunLengths:
+    """The pixels of an (H, W) mask that are not 0, as run lengths."""
+    return run_lengths.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
 def _polygons(given: Sequence[Any], height: int, width: int) -> Iterator[list[float]]:
     """Polygons of three points or more, clipped to the image, which limits the cost of drawing them."""
     for polygon in given:

@@ -1,5 +1,7 @@
 """The errors that can stop a step or an image; each kind is handled differently."""
 
+MISSING = "missing: no such file"  # a `BadImage` with this reason may come back, as when a folder is mounted
+
 
 class StorageError(OSError):
     """The store itself failed: access denied, expired credentials, no such bucket, disk full, throttling.

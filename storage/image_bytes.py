@@ -7,7 +7,7 @@ import errno
 import re
 from collections.abc import Callable
 
-from storage.errors import BadImage, StorageError
+from storage.errors import MISSING, BadImage, StorageError
 from storage.location import IrregularFile, Location, TooLarge
 
 MAX_BYTES = 256 << 20
@@ -73,7 +73,7 @@ def _read(uri: str, read: Callable[[Location], bytes]) -> bytes:
     try:
         data = read(location)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadImage("missing: no such file") from error
+        raise BadImage(MISSING) from error
     except IsADirectoryError as error:
         raise BadImage("a folder, not a file") from error
     except IrregularFile as error:

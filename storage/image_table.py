@@ -1,4 +1,4 @@
-"""A table of images and their labels, CSV or Parquet, as a label source.
+"""A table of images and their labels, CSV, Excel or Parquet, as a label source.
 
 It has the columns ``image`` and ``labels``, and optionally ``id``, ``split``, ``mask`` and ``saliency``. Other columns
 are ignored.
@@ -25,6 +25,7 @@ from storage.location import Location
 from storage.sources import Source, SourceImage
 from storage.table_columns import KNOWN, Columns, find_columns
 from storage.text import csv_rows, decode_text
+from storage.workbook import is_workbook, workbook_rows
 
 MinusOne = Literal["absent", "present", "skip"]
 
@@ -55,20 +56,27 @@ class TableOptions:
 
 
 def read_image_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
-    """Read a CSV table; an unusable row becomes an image with a problem.
+    """Read a table in CSV text or in an Excel workbook; an unusable row becomes an image with a problem.
 
     Raises:
-        ValueError: a column is missing or misspelt, or the file is not CSV text.
+        ValueError: a column is missing or misspelt, or the file is neither CSV nor a workbook.
         FileNotFoundError, IsADirectoryError: there is no such table.
     """
     try:
-        text = decode_text(table.read_bytes(), options.encoding, "CSV text")
-        (_, header), *numbered = list(csv_rows(text.content)) or [(1, [])]
-        source = _read(header, [row for _, row in numbered], [f"line {line}" for line, _ in numbered], folder, options)
+        data = table.read_bytes()
+        numbered, note = workbook_rows(data) if is_workbook(data) else _csv_rows(data, options.encoding)
+        (_, header), *rows = numbered or [(1, [])]
+        source = _read(header, [row for _, row in rows], [f"line {line}" for line, _ in rows], folder, options)
     except ValueError as error:
         raise ValueError(f"{table}: {str(error).rstrip('.')}.") from error
-    notes = (f"{table.name} is read as {text.encoding}.",) if text.encoding not in ("UTF-8", options.encoding) else ()
-    return _with_notes(table, source, notes)
+    return _with_notes(table, source, [note] if note else [])
+
+
+def _csv_rows(data: bytes, encoding: str | None) -> tuple[list[tuple[int, list[str]]], str]:
+    """The rows of CSV text with their line numbers, and a sentence if the encoding is neither UTF-8 nor as given."""
+    text = decode_text(data, encoding, "CSV text")
+    note = f"read as {text.encoding}." if text.encoding not in ("UTF-8", encoding) else ""
+    return list(csv_rows(text.content)), note
 
 
 def read_parquet_table(table: Location, folder: Location, options: TableOptions = TableOptions()) -> Source:
@@ -112,9 +120,9 @@ def _read(
         raise ValueError(f"no row has the split {options.splits[0]!r}. Its column split has other names; see --split")
     notes = [*columns.notes]
     if reader.num_lists:
-        notes.append(f"reads the labels of {reader.num_lists:,} rows as lists, such as {reader.first_list}.")
+        notes.append(f"the labels of {reader.num_lists:,} rows are read as lists, such as {reader.first_list}.")
     if reader.num_unsure:
-        notes.append(f"leaves out {reader.num_unsure:,} rows with -1.")
+        notes.append(f"{reader.num_unsure:,} rows with -1 are left out.")
     return Source(tuple(images), tuple(columns.classes) or None, notes=tuple(notes))
 
 
@@ -195,8 +203,8 @@ class _RowReader:
 
 
 def _with_notes(table: Location, source: Source, notes: Sequence[str]) -> Source:
-    said = tuple(f"{table.name} {note}" if note.startswith(("reads", "leaves")) else note for note in source.notes)
-    return Source(source.images, source.class_names, source.class_values, source.drawings, (*notes, *said))
+    said = tuple(f"{table.name}: {note}" for note in (*notes, *source.notes))
+    return Source(source.images, source.class_names, source.class_values, source.drawings, said)
 
 
 # Parquet's cells

@@ -20,12 +20,14 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from storage.errors import BadImage
+from storage.foreign_files import name_foreign_file
 from storage.image_bytes import MAX_BYTES, file_header, num_jpeg_scans, whole_file
 from storage.label_values import translation_table
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 MAX_SCANS = 64  # encoders write about 10
+BITS_USED = (8, 10, 12, 14, 16)  # of the 16 in a file
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -50,8 +52,9 @@ def read_image(
 ) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit pixels are converted (from 16 bits the high byte is taken). Transparent pixels are
-    drawn on white. If there are several frames, the first is read.
+    Grey, palette, CMYK and 16-bit pixels are converted. Transparent pixels are drawn on white. If there are several
+    frames, the first is read. Cameras and microscopes write 10, 12 or 14 bits into files of 16 bits, so grey pixels of
+    16 bits keep the 8 highest of the bits that the brightest pixel uses.
 
     Args:
         max_pixels: larger images are refused before decoding, by their header. Pillow's own limit (89,478,485 pixels)
@@ -153,9 +156,12 @@ def read_many(uris: Sequence[str], read: Callable[[str], _Result], concurrency: 
         except BadImage as bad:
             return bad
 
-    pool = ThreadPoolExecutor(max(1, min(concurrency, len(uris))))
+    # Some files at a time: for headers of local files, handing over one would take as long as reading it
+    size = max(1, len(uris) // (8 * concurrency))
+    parts = [uris[start : start + size] for start in range(0, len(uris), size)]
+    pool = ThreadPoolExecutor(max(1, min(concurrency, len(parts))))
     try:
-        return list(pool.map(attempt, uris))
+        return [found for part in pool.map(lambda part: [attempt(uri) for uri in part], parts) for found in part]
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -217,7 +223,7 @@ def _open(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             return Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise BadImage(f"not an image ({', '.join(FORMATS)} are read)") from error
+        raise BadImage(name_foreign_file(data) or f"not an image ({', '.join(FORMATS)} are read)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
     except Exception as error:  # the same isolation, for errors in the header
@@ -227,14 +233,27 @@ def _open(data: bytes) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16L", "I;16B"):
         values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        bits = next(bits for bits in BITS_USED if values.max() < 1 << bits)
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode == "F":
         raise BadImage("floating-point pixels; expected 8 or 16 bits per channel")
     return image
 
 
+def _require_high_bytes(image: Image.Image) -> None:
+    """Refuses colours of 10 or 12 bits in files of 16: Pillow keeps only the high byte, so they would be black."""
+    if 0 < np.asarray(image.convert("RGB")).max() < 16:
+        raise BadImage(
+            "16 bits per channel, but the highest 4 are never used, so it would be read as black; save it with 8 "
+            "bits per channel"
+        )
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    has_cut_colours = image.mode[0] != "I" and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     image = _to_8_bits(image)
+    if has_cut_colours:
+        _require_high_bytes(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,12 +1,17 @@
 """labelme's JSON files as a label source: shapes become image-level labels, and outlines become label masks."""
 
+import base64
 import hashlib
+import io
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from storage.drawings import Drawing, RunLengths, outline
+import numpy as np
+from PIL import Image
+
+from storage.drawings import Drawing, RunLengths, outline, painted
 from storage.image_paths import id_of_path, resolve_path
 from storage.images import MAX_PIXELS
 from storage.location import Location
@@ -88,7 +93,7 @@ def _names(record: dict[str, Any]) -> list[str]:
 
 
 def _drawing(shapes: list[Any], size: tuple[int, int], values: dict[str, int]) -> Drawing | None:
-    """The mask to draw; None if a shape of a class has no area or is a painted mask."""
+    """The mask to draw; None if a shape of a class has no area."""
     if size[0] * size[1] > MAX_PIXELS:
         return None
     instances: list[tuple[int, RunLengths]] = []
@@ -96,12 +101,30 @@ def _drawing(shapes: list[Any], size: tuple[int, int], values: dict[str, int]) -
         value = values.get(clean_name(str(shape.get("label") or ""))) if isinstance(shape, dict) else None
         if value is None:
             continue
-        polygon = _polygon(shape)
-        found = outline([polygon], *size) if polygon else None
+        if shape.get("shape_type") == "mask":
+            found = _painted(shape, size)
+        else:
+            polygon = _polygon(shape)
+            found = outline([polygon], *size) if polygon else None
         if found is None:
             return None
         instances.append((value, found))
     return Drawing(*size, tuple(instances), (), 255 if max(values.values()) < 255 else 65535)
+
+
+def _painted(shape: dict[str, Any], size: tuple[int, int]) -> RunLengths | None:
+    """A shape from labelme's AI tools: a PNG of the pixels between two corners; None if the PNG does not fit."""
+    try:
+        left, top = (round(float(value)) for value in shape["points"][0])
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as image:
+            right, bottom = left + image.width, top + image.height
+            if min(left, top) < 0 or right > size[1] or bottom > size[0]:
+                return None
+            mask = np.zeros(size, np.uint8)
+            mask[top:bottom, left:right] = np.asarray(image.convert("L")) > 0
+    except (KeyError, IndexError, TypeError, ValueError, OSError, SyntaxError):  # a damaged PNG too
+        return None
+    return painted(mask)
 
 
 def _polygon(shape: dict[str, Any]) -> list[float] | None:

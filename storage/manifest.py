@@ -22,12 +22,15 @@ from itertools import islice, pairwise
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.column_text import joined, json_texts
 from storage.label_values import translation_table
 from storage.location import Location
 
 ROW_GROUP_SIZE = 1024
+_GROUPS_AT_ONCE = 16  # of a walk over all rows
 
 _COLUMNS = pa.schema(
     [
@@ -187,7 +190,7 @@ class Manifest:
         return found
 
     def iter_rows(self) -> Iterator[ManifestRow]:
-        """All rows in order; one row group is read at a time."""
+        """All rows in order; some row groups are read at a time."""
         for table in self._iter_tables(None):
             yield from self._to_rows(table)
 
@@ -200,7 +203,7 @@ class Manifest:
             yield from map(_to_row, records)
 
     def iter_columns(self, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-        """The named columns in order, as lists, one row group at a time; much cheaper than whole rows.
+        """The named columns in order, as lists, some row groups at a time; much cheaper than whole rows.
 
         Raises:
             ValueError: a column is unknown.
@@ -216,12 +219,16 @@ class Manifest:
 
     def max_labels(self) -> int:
         """The largest number of labels of an image, which is the number of slots that the maps need."""
-        lengths = (len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
-        return max(lengths, default=0)
+        return max((pc.max(lengths).as_py() or 0 for lengths in self._label_counts()), default=0)
 
     def num_labels(self) -> int:
         """The number of labels of all images together."""
-        return sum(len(labels) for batch in self.iter_columns(["labels"]) for labels in batch["labels"])
+        return sum(pc.sum(lengths).as_py() or 0 for lengths in self._label_counts())
+
+    def splits(self) -> list[str]:
+        """The names of the splits that occur, in the order of their first images."""
+        found = (pc.unique(table["split"]).to_pylist() for table in self.iter_tables(["split"]))
+        return list(dict.fromkeys(name for names in found for name in names))
 
     def index_of(self, image_id: str) -> int:
         """The first row of an image id.
@@ -261,18 +268,35 @@ class Manifest:
         stop = self.num_images if stop is None else stop
         hashes = {name: hashlib.sha256() for name in columns}
         wanted = [*columns, *(["negative"] if "labels" in columns and "negative" not in columns else [])]
-        for table in self._iter_tables(wanted, start, stop):
+        for table in self.iter_tables(wanted, start, stop):
             for name in columns:
-                values = table.column(name).to_pylist()
+                column = table[name]
+                texts = json_texts(self._written_column(column) if name in _ADDRESSES else column)
                 if name == "labels":
-                    is_negative = table.column("negative").to_pylist()
-                    values = [None if no else labels for labels, no in zip(values, is_negative, strict=True)]
-                if name in _ADDRESSES:
-                    values = [self._written(address) for address in values]
-                hashes[name].update((json.dumps(values)[1:-1] + ", ").encode())
+                    texts = pc.if_else(table["negative"], "null", texts)
+                hashes[name].update(joined(texts) + b", ")
         digests = {name: each.hexdigest() for name, each in hashes.items()}
         whole = [stop - start, self.class_names, self.class_values, digests]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def iter_tables(
+        self, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[dict[str, pa.Array]]:
+        """The named columns in order as Arrow arrays, some row groups at a time: the way to scan millions of rows.
+
+        Addresses are as in the file; `resolved` says where the files lie now.
+
+        Args:
+            start, stop: only these rows; all unless given.
+
+        Raises:
+            ValueError: an unknown column.
+        """
+        for table in self._iter_tables(columns, start, stop):
+            yield {name: table.column(name).combine_chunks() for name in table.column_names}
+
+    def _label_counts(self) -> Iterator[pa.Array]:
+        return (pc.list_value_length(table["labels"]) for table in self.iter_tables(["labels"]))
 
     def _iter_tables(
         self, columns: Sequence[str] | None, start: int = 0, stop: int | None = None
@@ -282,12 +306,16 @@ class Manifest:
         if unknown:
             raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
         with self.location.open_input() as file:
-            parquet = pq.ParquetFile(file, metadata=self._metadata)
-            for group, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
-                if end <= start or stop <= first:
+            parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True)
+            there = parquet.schema_arrow.names
+            names = None if columns is None else [name for name in columns if name in there] or ["image_id"]
+            for first in range(0, self._metadata.num_row_groups, _GROUPS_AT_ONCE):
+                groups = range(first, min(first + _GROUPS_AT_ONCE, self._metadata.num_row_groups))
+                begin, end = self._starts[first], self._starts[groups.stop]
+                if end <= start or stop <= begin:
                     continue
-                table = parquet.read_row_group(group, columns=None if columns is None else list(columns))
-                table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
+                table = parquet.read_row_groups(groups, columns=names)
+                table = table.slice(max(start - begin, 0), min(stop, end) - max(start, begin))
                 yield _with_later_columns(table, tuple(_LATER) if columns is None else columns)
 
     def _to_rows(self, table: pa.Table) -> list[ManifestRow]:
@@ -301,6 +329,17 @@ class Manifest:
         """The current addresses of files."""
         run = self.location.parent
         return [address and resolve_address(self._written(address) or "", run, self.moves) for address in addresses]
+
+    def resolved(self, address: str) -> str:
+        """Where a file lies now, from its address in the file."""
+        return self._resolved([address])[0]
+
+    def _written_column(self, addresses: pa.Array) -> pa.Array:
+        prefix = f"{self._home}/"
+        if not self._home:
+            return addresses
+        is_below = pc.starts_with(addresses, pattern=prefix)
+        return pc.if_else(is_below, pc.utf8_slice_codeunits(addresses, start=len(prefix)), addresses)
 
     def _written(self, address: str | None) -> str | None:
         """An address as in the row: relative to the run, or full."""

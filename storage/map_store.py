@@ -33,7 +33,7 @@ class ImageMaps:
 
     Attributes:
         classes: (S,) int16, ascending.
-        max, mean: (S, h, w) float16 in [0, 1]; cell (i, j) lies at input pixel (8 i, 8 j).
+        max, mean: (S, h, w) float16 in [0, 1]; the store's attributes give the positions of the cells.
         score: (S,) float32, the expected logit.
     """
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from storage.location import Location
 from storage.records import is_seal_broken, seal
+from storage.text import printable
 
 _OBJECTS = b', "objects": {'  # the last key before the checksum; JSON strings have no unescaped quotes, so it is unique
 
@@ -35,6 +36,7 @@ class Receipt:
         finished: when it was finished, in seconds since 1970 (UTC).
         start_id: the id of the step's start that the unit belongs to; "" in receipts of earlier versions.
         code: the version of the code that computed the unit, such as the source's hash; "" if it was not recorded.
+        packages: the versions of the packages that it used, "numpy 2.4.6, torch 2.14.1"; "" if they were not recorded.
         objects: the checksums of all stored objects, by path in the start's data folder; empty in receipts of earlier
             versions, and if they were not read.
     """
@@ -47,6 +49,7 @@ class Receipt:
     skipped: tuple[Skipped, ...] = field(default=())
     start_id: str = ""
     code: str = ""
+    packages: str = ""
     objects: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -75,16 +78,19 @@ class Receipt:
                 head, mark, _ = data.partition(_OBJECTS)
                 data = head + b"}" if mark else data
             found = json.loads(data)
-            skipped = tuple(Skipped(str(each["image_id"]), str(each["reason"])) for each in found["skipped"])
+            skipped = tuple(
+                Skipped(str(each["image_id"]), printable(str(each["reason"]))) for each in found["skipped"]
+            )
             unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
             times = float(found["seconds"]), float(found["finished"])
             if not all(math.isfinite(value) and abs(value) < _LATEST for value in times):
                 raise ValueError("its times are impossible")
-            ids = str(found.get("start_id", "")), str(found.get("code", ""))
+            start_id = str(found.get("start_id", ""))
+            code, packages = printable(str(found.get("code", ""))), printable(str(found.get("packages", "")))
             objects = (
                 {str(path): str(value) for path, value in found.get("objects", {}).items()} if with_objects else {}
             )
-            return cls(unit, start, stop, *times, skipped, *ids, objects)
+            return cls(unit, start, stop, *times, skipped, start_id, code, packages, objects)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a receipt: {error!r}") from error
 

@@ -110,6 +110,8 @@ def with_files(
 
     If a folder is given, it is the only source of its kind: an image without a file in it has no mask or saliency map.
     """
+    if masks is None and saliency is None:
+        return list(images)
     mask_of, saliency_of = files_by_stem(masks), files_by_stem(saliency)
 
     def file_of(image: SourceImage, found: dict[str, str]) -> str | None:
@@ -170,6 +172,8 @@ def with_negatives(
     """
 
     def marked(image: SourceImage) -> SourceImage:
+        if label not in image.labels and (image.labels or not is_unlabelled_negative):
+            return image  # millions of images stay as they are
         labels = tuple(name for name in image.labels if name != label)
         is_said = is_unlabelled_negative if not image.labels else not labels
         return replace(image, labels=labels, is_negative=not labels and (image.is_negative or is_said))
@@ -238,7 +242,12 @@ def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
     Raises:
         ValueError: the source gives two images the same id.
     """
-    images = [replace(image, image_id=unicodedata.normalize("NFC", image.image_id)) for image in images]
+    images = [
+        image
+        if unicodedata.is_normalized("NFC", image.image_id)
+        else replace(image, image_id=unicodedata.normalize("NFC", image.image_id))
+        for image in images
+    ]
     owner: dict[str, SourceImage] = {}
     for image in images:
         if not image.has_own_id or image.problem:
@@ -251,7 +260,7 @@ def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
             )
     made = {number: image.uri for number, image in enumerate(images) if not (image.has_own_id or image.problem)}
     longer = tell_apart(made, [image.image_id for image in images])
-    return [replace(image, image_id=longer.get(number, image.image_id)) for number, image in enumerate(images)]
+    return [replace(image, image_id=longer[n]) if n in longer else image for n, image in enumerate(images)]
 
 
 def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | None:

@@ -61,6 +61,8 @@ def find_columns(
             file.
     """
     plain = [clean_name(name).casefold() for name in header]
+    if not any(plain):
+        raise ValueError("the table is empty; its first line must name the columns, such as image,labels")
     _require_different(header, plain)
     found, notes = dict[str, int](), []
     for meaning, names in NAMES.items():
@@ -79,27 +81,29 @@ def find_columns(
     if "image" not in found and any(map(is_image_name, header)):
         raise ValueError("its first line does not have the names of the columns; add a line such as image,labels")
     if "image" not in found:
-        first = next((name for name in header if name), "NAME")
+        named = [name for name in header if name]
+        more = "" if "labels" in found else ", and which names the labels: --label-column NAME"
         raise ValueError(
-            f"no column 'image'; it has {words(header)}. Say which column names the images: --image-column {first}"
+            f"no column 'image'; it has {words(named)}. Say which column names the images: --image-column "
+            f"{named[0]}{more}"
         )
     classes = {} if "labels" in found else _class_columns(header, plain, rows, found, class_names)
     if needs_labels and "labels" not in found and not classes:
         raise ValueError(
-            f"no column 'labels', and no columns of 0 and 1; it has {words(header)}. Say which column names the "
-            "labels, as in --label-column breed, or give one column per class with 0 and 1"
+            f"no column 'labels', and no columns of 0 and 1; it has {words([name for name in header if name])}. "
+            "Say which column names the labels, as in --label-column breed, or give one column per class with 0 and 1"
         )
     read_as = [
-        f"the {meaning} in column {header[position]!r}"
+        f"column {header[position]!r} is read as the {meaning}"
         for meaning, position in found.items()
         if plain[position] != meaning and meaning not in given
     ]
     if read_as:
-        notes.append(f"reads {' and '.join(read_as)}.")
+        notes.append(f"{', '.join(read_as)}.")
     if classes:
         rest = [name for n, name in enumerate(header) if name and n not in {*found.values(), *classes.values()}]
         more = f"; not read: {words(rest)}" if rest else ""
-        notes.append(f"reads one column per class, with 0 and 1: {words(list(classes))}{more}.")
+        notes.append(f"one column per class, with 0 and 1: {words(list(classes))}{more}.")
     return Columns(found, classes, tuple(notes))
 
 

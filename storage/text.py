@@ -21,10 +21,15 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
 _OTHER_FILES = (
-    (b"\xd0\xcf\x11\xe0", "an Excel workbook; save it in Excel as 'CSV UTF-8 (Comma delimited)'"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook of the old kind, or one with a password; save it in Excel as .xlsx"),
     (b"\x1f\x8b", "compressed by gzip; unpack it first, with 'gunzip --keep FILE'"),
     (b"PAR1", "a Parquet file; give it with --parquet"),
     (b"%PDF", "a PDF file"),
+)
+_ARCHIVES = (  # ZIP files, by their content
+    (b"xl/workbook", "an Excel workbook; save it in Excel as 'CSV UTF-8 (Comma delimited)'"),
+    (b"opendocument.spreadsheet", "a LibreOffice workbook; save it as .xlsx or .csv"),
+    (b"Index/Document.iwa", "a Numbers document; export it as Excel or CSV"),
 )
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\xad"))  # byte order mark, zero-width spaces, soft hyphen
 
@@ -69,8 +74,9 @@ def csv_rows(content: str, separator: str | None = None) -> Iterator[tuple[int, 
     """
     first, _, rest = content.partition("\n")
     skipped = 0
-    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
-        separator, content, skipped = separator or first.strip()[4], rest, 1
+    named = first.strip(" \r")  # the separator may be a tab
+    if named.lower().startswith("sep=") and len(named) == 5:
+        separator, content, skipped = separator or named[4], rest, 1
     reader = csv.reader(StringIO(content, newline=""), delimiter=separator or column_separator(content), strict=True)
     try:
         for row in reader:
@@ -85,7 +91,16 @@ def column_separator(content: str) -> str:
     """The separator that gives the first row with content the most cells; a comma if there is none."""
     first = next((line for line in content.splitlines() if line.strip(" ,;\t|")), "")
     counts = {sign: len(next(csv.reader([first], delimiter=sign), [])) for sign in COLUMN_SEPARATORS}
-    return max(COLUMN_SEPARATORS, key=lambda sign: counts[sign])  # the first of equals
+    return max(COLUMN_SEPARATORS, key=lambda sign: counts[sign])  # of equal ones the first
+
+
+def printable(text: str) -> str:
+    """Text for a line of a terminal or a log: letters of all scripts stay, control characters are escaped.
+
+    A name with an escape sequence in it would otherwise change the terminal, one with a newline look like a line of
+    ours: ``"a\\x1b[31m\\n"``.
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def clean_name(name: str) -> str:
@@ -104,8 +119,7 @@ def _encoding(data: bytes, given: str | None, kind: str) -> tuple[str, str]:
         if data.startswith(mark):
             return codec, name
     if data.startswith(b"PK\x03\x04"):
-        is_workbook = b"xl/" in data
-        what = _OTHER_FILES[0][1] if is_workbook else "a ZIP archive; unpack it first, with 'unzip FILE'"
+        what = next((what for mark, what in _ARCHIVES if mark in data), "a ZIP archive; unpack it first")
         raise ValueError(f"not {kind} but {what}")
     for start, what in _OTHER_FILES:
         if data.startswith(start):

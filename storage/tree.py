@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from storage.location import Location
 from storage.s3 import file_system, storage_errors
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".mpo", ".jp2")
+# Suffixes of pictures. Formats that are not read are listed too, so that each file is skipped with its reason
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo"),
+    *(".avif", ".heic", ".heif", ".jp2"),
+)
 
 
 def files_below(folder: Location) -> list[str]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 Shard = tuple[int, int]
 """(i, n): every n-th unit, starting at the i-th."""
 
@@ -51,17 +53,16 @@ def plan_units(num_images: int, unit_size: int) -> list[Unit]:
     return [Unit(index, start, min(start + unit_size, num_images)) for index, start in enumerate(starts)]
 
 
-def units_with(is_wanted: Sequence[bool], unit_size: int) -> list[Unit]:
+def units_with(is_wanted: Sequence[bool] | np.ndarray, unit_size: int) -> list[Unit]:
     """The units with a wanted row, in order; only wanted rows count as images.
 
     Args:
         is_wanted: whether each row of the manifest is wanted.
     """
-    units = [
-        replace(unit, others=unit.num_rows - sum(is_wanted[unit.start : unit.stop]))
-        for unit in plan_units(len(is_wanted), unit_size)
-    ]
-    return [unit for unit in units if unit.num_images]
+    units = plan_units(len(is_wanted), unit_size)
+    starts = [unit.start for unit in units]
+    counts = np.add.reduceat(np.asarray(is_wanted, bool), starts, dtype=np.int64).tolist() if units else []
+    return [replace(unit, others=unit.num_rows - count) for unit, count in zip(units, counts, strict=True) if count]
 
 
 def parse_shard(text: str) -> Shard:

@@ -101,7 +101,13 @@ def _choose(devkit: Location, images: Sequence[SourceImage], class_names: Sequen
     if num_left_out := len(chosen) - len(kept):
         notes.append(f"{num_left_out:,} image{'s' * (num_left_out > 1)} left out (none of the chosen classes).")
     if not is_voc:
-        notes.append(f"the classes come from the XML files; in masks they are 1 to {len(names)}, in the order below.")
+        numbered = words([f"{number} {name}" for number, name in enumerate(names, start=1)])
+        notes.append(f"the classes come from the XML files. Their values in masks are {numbered}.")
+    elif class_names is None and found and len(found) < len(VOC_CLASSES):
+        notes.append(
+            f"the classes are VOC's 20, of which {len(VOC_CLASSES) - len(found)} have no image. To leave those out: "
+            f"--classes {','.join(found)}."
+        )
     return Source(tuple(kept), names, tuple(voc_class_values(names)), notes=tuple(notes))
 
 
@@ -145,7 +151,10 @@ def _read_split(devkit: Location, split: str, lists: dict[str, Location], pictur
     if not is_safe_id(split):
         raise ValueError(f"--split {split!r}: expected the name of a list in ImageSets/Segmentation, e.g. train_aug.")
     if split not in lists:
-        raise ValueError(f"{devkit}: no list {split!r} in ImageSets; there are {words(sorted(lists))}.")
+        raise ValueError(
+            f"{devkit}: no list {split!r} in ImageSets; there are {words(sorted(lists))}. Name one of these: "
+            f"--split {min(lists)}."
+        )
     try:
         text = decode_text(lists[split].read_bytes()).content
     except ValueError as error:

@@ -5,7 +5,9 @@ closed it (`| head`); 143 stopped by SIGTERM.
 """
 
 import argparse
+import contextlib
 import difflib
+import errno
 import io
 import logging
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cluster.errors import ClusterError
+from jobs.cli.plain_output import PlainOutput
 
 QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
 """Libraries that --debug leaves out, because their debug logs contain signatures and session tokens."""
@@ -98,18 +101,34 @@ def underscored(text: str) -> str:
 
 def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> NoReturn:
     """Runs a job's main and ends the process with an exit code and, if the job failed, one sentence."""
+    if arguments is None:
+        _use_utf8()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=_plain(sys.stderr),
+    )
     for library in QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that know only ASCII
+    with contextlib.redirect_stdout(_plain(sys.stdout)), contextlib.redirect_stderr(_plain(sys.stderr)):
+        _run(main, given, debug=debug)
+
+
+def _plain(stream: Any) -> Any:
+    """An output that escapes control characters; None stays, where the process has no output."""
+    return None if stream is None else PlainOutput(stream)
+
+
+def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) -> NoReturn:
     try:
-        _require_locale(given)
+        _require_utf8(given)
         main(given)
         if sys.stdout is not None:
             sys.stdout.flush()  # here a closed output can be told apart from other errors
@@ -130,6 +149,9 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
         message, code = str(error), 2 if isinstance(error, ValueError) else 1
         if isinstance(error, FileNotFoundError) and error.filename:
             message, code = f"{error.filename}: no such file.", 2
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # the store has its own words
+            place = f"{error.filename}: " if error.filename else ""
+            message = f"{place}the disk or quota is full; free some space, then run the same command again."
         name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
         for note in getattr(error, "__notes__", []):  # where the log of this launch is
@@ -138,13 +160,23 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     _exit(0)
 
 
-def _require_locale(arguments: list[str]) -> None:
-    """Refuses a path with letters that this locale cannot express; Python stores these letters as bytes."""
+def _use_utf8() -> None:
+    """Starts this process again in Python's UTF-8 mode if the locale has only ASCII.
+
+    Otherwise Python could not open files with other letters in their names. Python chooses this mode by itself, unless
+    the environment forbids it.
+    """
+    if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Refuses a path that is not UTF-8 text, as from an old archive; Python writes its bytes as surrogates."""
     for argument in arguments:
         if not argument.isascii() and any("\udc80" <= letter <= "\udcff" for letter in argument):
             raise ValueError(
-                f"{argument.encode('utf-8', 'backslashreplace').decode()}: contains letters that the locale cannot "
-                "express. Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, then run the same command."
+                f"{argument.encode('utf-8', 'backslashreplace').decode()}: contains bytes that are no UTF-8 letters. "
+                "Rename the file or folder, then run the command with the new name."
             )
 
 

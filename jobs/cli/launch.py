@@ -1,6 +1,8 @@
 """Launches a step of the table: its module says what to do, and the driver of its kind does it."""
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from cluster.connect import Connection
 from jobs.run.directory import Run
@@ -32,7 +34,10 @@ def launch_step(
         NotYet: a step that this step reads is not finished.
         ValueError: the step refuses this launch; the sentence says why and what to do.
     """
-    row = BY_NAME[name]
-    job = import_module(f"jobs.{row.module}").make_job(run, connection)
-    drive = run_unit_step if row.kind == "units" else run_training_job
-    drive(run, connection, job, LaunchOptions(shard, restart, retry_skipped, dry_run))
+    drive = run_unit_step if BY_NAME[name].kind == "units" else run_training_job
+    drive(run, connection, job_maker(name)(run, connection), LaunchOptions(shard, restart, retry_skipped, dry_run))
+
+
+def job_maker(name: str) -> Callable[[Run, Connection], Any]:
+    """`make_job` of the module of a step."""
+    return import_module(f"jobs.{BY_NAME[name].module}").make_job

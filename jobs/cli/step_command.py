@@ -31,7 +31,7 @@ def run_step(name: str, given: argparse.Namespace, assignments: Sequence[str] = 
     """Runs a step as its command line asks.
 
     Args:
-        given: what `step_parser` parsed.
+        given: the arguments that `step_parser` parsed.
         assignments: further "key=value" settings, after those of --set.
 
     Raises:
@@ -54,8 +54,8 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
     shard = parse_shard(getattr(given, "shard", "1/1"))
     if given.restart and shard != (1, 1):
         raise ValueError(
-            f"--restart deletes the results of all shards: launch it without --shard first, then every shard without "
-            f"--restart {name}."
+            f"--restart {name} deletes the results of all shards. First launch it without --shard, then launch every "
+            f"shard without --restart {name}."
         )
 
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import

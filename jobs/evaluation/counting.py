@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cluster.connect import Connection
 from cluster.fanout import Stages
 from jobs.evaluation.unit_meter import MADE_BY, Counts, Measurement, Recipe, Resolution, UnitMeter
@@ -55,12 +59,13 @@ def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> 
     Raises:
         ValueError: no selected image has a mask.
     """
-    is_selected, has_mask, others = [], False, set[str]()
-    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
-        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
-            is_selected.append(selection.includes(image_id, split))
-            has_mask |= is_selected[-1] and bool(mask_uri)
-            others |= {split} if mask_uri else set()
+    is_selected, has_mask, others = [np.zeros(0, bool)], False, set[str]()
+    for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
+        chosen = selection.of(table["image_id"], table["split"])
+        with_mask = table["mask_uri"].is_valid().to_numpy(zero_copy_only=False)
+        has_mask |= bool((chosen & with_mask).any())
+        others.update(pc.unique(table["split"].filter(pa.array(with_mask))).to_pylist())
+        is_selected.append(chosen)
     if not has_mask:
         elsewhere = sorted(others - set(selection.splits))
         remedy = (
@@ -71,7 +76,7 @@ def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> 
             else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
         )
         raise ValueError(f"evaluate: no image of {named(selection)} has a mask. {remedy}")
-    return units_with(is_selected, unit_size)
+    return units_with(np.concatenate(is_selected), unit_size)
 
 
 def named(selection: Selection) -> str:

@@ -217,7 +217,8 @@ def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Select
         known = ", ".join(f"{value} {name}" for name, value in values) + (", ..." if manifest.num_classes > 10 else "")
         print(
             f"evaluate: {plural(total.num_foreign, 'mask')} without a pixel of any of the image's classes (first: "
-            f"{total.first_foreign!r}). The known values are 0 background, {known}; all others are ignored."
+            f"{total.first_foreign!r}). The known values are 0 background, {known}; all others are ignored. "
+            "To give other values a meaning, prepare the run again with --mask-values."
         )
     if total.num_images - total.num_several >= SINGLE_CLASS_SHARE * total.num_images:
         print(

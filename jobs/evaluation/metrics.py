@@ -10,6 +10,7 @@ from cluster.words import plural
 from ficklenet.metrics import ConfusionMatrix, label_metrics
 from jobs.run.directory import Run
 from jobs.steps.evaluation_state import read_metrics
+from storage.records import seal
 
 IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # newer metrics replace those with equal values
 
@@ -101,7 +102,7 @@ def store_metrics(run: Run, measured: Sequence[MeasuredLabels], class_names: Seq
     records = [json.loads(json.dumps(each.record(class_names))) for each in measured]
     replaced = [_identity(record) for record in records]
     kept = [record for record in read_metrics(run) if _identity(record) not in replaced]
-    place.write_bytes(json.dumps({"metrics": kept + records}, indent=1).encode())
+    place.write_bytes(seal({"metrics": kept + records}, indent=1))
 
 
 def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:

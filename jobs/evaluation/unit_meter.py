@@ -173,7 +173,7 @@ class UnitMeter:
         """Some images of a unit; for an image with an unreadable mask, the reason instead.
 
         Args:
-            maps: the unit's maps that are measured. Where there are any, the maps of the samples are among them.
+            maps: the unit's maps that are measured. If there are any, the maps of the samples are among them.
         """
         side = self.geometry.grid_size(self.run.config.images.input_size)
         grid = (side, side) if not maps else (maps["maps"].max.shape[2], maps["maps"].max.shape[3])

@@ -1,1 +1,1 @@
-"""Labels and maps in other programs' formats."""
+"""Exports labels and maps in other programs' formats, and imports corrected masks."""

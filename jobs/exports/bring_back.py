@@ -1,4 +1,4 @@
-"""Corrected masks become a run's masks, or a table for a new run in which they are a split of their own."""
+"""Puts corrected masks into a run, or writes a table for a new run in which they are a separate split."""
 
 import csv
 import hashlib
@@ -19,12 +19,12 @@ from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.names import safe_name
 
-SPLIT = "corrected"  # of corrected images in a table
+SPLIT = "corrected"  # the split of corrected images in a table
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """Masks by the row of their image in the manifest, and the names of images without any object."""
+    """The masks, by the row of their image in the manifest, and the names of images without any object."""
 
     masks: dict[int, CorrectedMask]
     empty: tuple[str, ...]
@@ -34,10 +34,10 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
     """Reads corrected masks and finds their images in the run.
 
     Args:
-        empty_is_background: take images without an object, too: all of their pixels are background.
+        empty_is_background: also use images without an object; all their pixels are background.
 
     Raises:
-        ValueError: a file that cannot be read, an image that the run does not have, or a mask of another size.
+        ValueError: a file cannot be read, an image is not in the run, or a mask has another size.
     """
     manifest = run.manifest()
     row_of = _rows_by_name(manifest)
@@ -55,16 +55,16 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
         if row is None:
             raise ValueError(f"{place}: no image of {run.uri} is called {mask.name!r}. Were its files renamed?")
         if row in masks:
-            raise ValueError(f"{place}: two masks of the image {mask.name!r}. Keep one.")
+            raise ValueError(f"{place}: the image {mask.name!r} has two masks. Keep one.")
         entry = manifest.rows(row, row + 1)[0]
         if mask.size and entry.height and (entry.height, entry.width) != mask.size:
             raise ValueError(
-                f"{place}: {mask.name!r} has {mask.size[1]} x {mask.size[0]} pixels, the run's image {entry.width} x "
-                f"{entry.height}. Correct masks on the images of the run."
+                f"{place}: {mask.name!r} has {mask.size[1]} x {mask.size[0]} pixels, but the run's image has "
+                f"{entry.width} x {entry.height}. Correct masks on the images of the run."
             )
         masks[row] = mask if mask.data else _background(mask, image_size_of(entry))
     if not masks:
-        raise ValueError(f"{place}: holds no mask with an object; give --empty-is-background to take empty ones.")
+        raise ValueError(f"{place}: has no mask with an object; give --empty-is-background to use empty ones.")
     return Corrections(masks, tuple(empty))
 
 
@@ -73,7 +73,7 @@ def _background(mask: CorrectedMask, size: tuple[int, int]) -> CorrectedMask:
 
 
 def write_masks(run: Run, corrections: Corrections) -> dict[int, Location]:
-    """Writes the masks below the run, in a folder named after their content; the same masks go to the same place."""
+    """Writes the masks into the run, in a folder named after their content; equal masks go to the same folder."""
     manifest = run.manifest()
     digest = hashlib.sha256()
     for row, mask in sorted(corrections.masks.items()):
@@ -87,7 +87,7 @@ def write_masks(run: Run, corrections: Corrections) -> dict[int, Location]:
 
 
 def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
-    """Makes the masks those of the run's images; all else of the manifest stays, so no map or seed is outdated.
+    """Enters the masks in the run's manifest. Nothing else in it changes, so maps and seeds do not become outdated.
 
     Returns:
         The splits of the images.
@@ -108,17 +108,17 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
     others = sum(1 for row in rows if row.split in splits and row.mask_uri) - len(places)
     if others:
         print(
-            f"import: {plural(others, 'other image')} of {', '.join(splits)} has a mask already, and is learnt, too, "
-            "where that split is strong. For a split of the corrected images alone: --table."
+            f"import: {plural(others, 'other image')} of {', '.join(splits)} with masks: these masks are also used if "
+            "this split is strong. For a split with only the corrected images, give --table."
         )
     return splits
 
 
 def write_table(run: Run, places: dict[int, Location], table: Location) -> str:
-    """Writes all images of the run as a table for a new one; the corrected ones are the split `SPLIT`.
+    """Writes all images of the run as a table for a new run; the corrected images are the split `SPLIT`.
 
     Returns:
-        The flags of prepare_dataset that belong to it.
+        The flags of prepare_dataset for this table.
     """
     manifest = run.manifest()
     text = io.StringIO()
@@ -141,7 +141,7 @@ def _cells(row: ManifestRow, class_names: Sequence[str], mask: Location | None) 
 
 
 def _rows_by_name(manifest: Manifest) -> dict[str, int]:
-    """Rows by what exports call an image: its file name, and its id, plain and as a file name; without suffixes."""
+    """Rows by the names of images in exports (file name, id, id as file name), without suffixes."""
     names, found = ImageNames.of(manifest), dict[str, int]()
     for number, entry in enumerate(manifest.iter_rows()):
         if not entry.problem:
@@ -151,7 +151,7 @@ def _rows_by_name(manifest: Manifest) -> dict[str, int]:
 
 
 def _find(row_of: dict[str, int], name: str) -> int | None:
-    """The row of a file name, with its folders, or without the first ones that a tool may have put before it."""
+    """The row of a file name with its folders, or without the first folders, which a tool may have added."""
     parts = _stem(name).split("/")
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((row_of[end] for end in ends if end in row_of), None)

@@ -1,4 +1,4 @@
-"""An export as a unit step: it resumes, and refuses what is not finished, as every step does."""
+"""An export as a unit step: like every step, it resumes, and it refuses to read unfinished steps."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +26,9 @@ class ExportRequest:
 
     Attributes:
         format: a name of `FORMATS`.
-        labels: of which step; "" for the finest that the run has. Of no meaning to npy, which holds maps.
+        labels: the step with the labels; "" for the finest labels of the run. npy ignores it, because it has maps.
         shapes: how objects are written; "" for the format's default.
-        splits: whose images; empty for all.
+        splits: the splits to export; empty for all.
     """
 
     format: str
@@ -37,34 +37,34 @@ class ExportRequest:
     splits: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Refuses flags that have no meaning for the format.
+        """Refuses flags that the format does not allow.
 
         Raises:
-            ValueError: which, and what is allowed.
+            ValueError: a flag is not allowed; the message says what is.
         """
         row = FORMATS[self.format]
         if self.labels and not row.has_labels:
-            raise ValueError(f"--labels {self.labels}: --format {self.format} holds maps, not labels. Leave it out.")
+            raise ValueError(f"--labels {self.labels}: --format {self.format} exports maps, not labels. Leave it out.")
         if self.shapes and self.shapes not in row.shapes:
             allowed = " or ".join(row.shapes)
-            hint = f"allowed: {allowed}." if allowed else "this format leaves no choice. Leave it out."
+            hint = f"allowed: {allowed}." if allowed else "this format has no choice of shapes. Leave it out."
             raise ValueError(f"--shapes {self.shapes} does not go with --format {self.format}; {hint}")
 
     def resolved(self, run: Run) -> "ExportRequest":
-        """The request with its defaults filled in; `check` first."""
+        """The request with its defaults filled in; call `check` first."""
         row = FORMATS[self.format]
         labels = self.labels or (finest_labels(run) if row.has_labels else "maps")
         return ExportRequest(self.format, labels, self.shapes or (row.shapes[0] if row.shapes else ""), self.splits)
 
     @property
     def folder_name(self) -> str:
-        """The name of the default folder: 'coco-predictions', and what else was asked for."""
+        """The name of the default folder, such as 'coco-predictions', with other options of the request."""
         is_default = self.shapes in ("", *FORMATS[self.format].shapes[:1])
         return "-".join([self.format, self.labels, *([] if is_default else [self.shapes]), *self.splits])
 
 
 def finest_labels(run: Run) -> str:
-    """The step with the finest labels that a run has finished; "seeds" where it has none."""
+    """The finished step with the finest labels; "seeds" if there is none."""
     manifest = run.manifest()
     for name in reversed(LABELS):
         fingerprint = run.step(name).fingerprint()
@@ -79,23 +79,23 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     """Writes the missing files of an export.
 
     Args:
-        request: resolved.
-        out: the folder for the files; `PROGRESS` in it holds the export's own records.
+        request: the resolved request.
+        out: the folder for the files; its subfolder `PROGRESS` has the export's own records.
 
     Raises:
-        NotYet: what is exported is not finished.
-        ValueError: it was made with other settings, or the format cannot hold it.
+        NotYet: the step to export is not finished.
+        ValueError: it was made with other settings, or the format cannot store it.
     """
     manifest, format, labels = run.manifest(), request.format, request.labels
-    run = run.reading(labels)  # before it is looked at: what follows is of this start
+    run = run.reading(labels)  # from here on, all reads are of this start
     source = require_finished(run, labels, "export_labels")
     largest = FORMATS[format].largest_value
     if largest and max(manifest.class_values) > largest:
         raise ValueError(
-            f"--format {format}: class values go up to {max(manifest.class_values)}, but 255 means ignore and a "
-            "palette ends there. Export as coco."
+            f"--format {format}: class values go up to {max(manifest.class_values)}, but a palette has only 256 "
+            "values, and 255 means ignore. Export as coco."
         )
-    known = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
+    known = manifest.splits()
     if wrong := [split for split in request.splits if split not in known]:
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
     names = ImageNames.of(manifest)
@@ -133,7 +133,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
 
 
 def export_folder(run: Run, request: ExportRequest, out: str | None) -> Location:
-    """Where an export goes: what was asked for, else a folder of its own in the run for each resolved request."""
+    """The folder of an export: the given one, else a folder in the run for each resolved request."""
     if out is None:
         return run.location / "exports" / request.folder_name
     return parse_output(out, "--out")

@@ -1,4 +1,4 @@
-"""What workers do to export a unit: its maps or labels in a file format of the field, at image size."""
+"""The workers' part of an export: writes a unit's maps or labels in another program's format, at image size."""
 
 import json
 import time
@@ -33,20 +33,20 @@ from storage.seed_store import SeedStore
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
 
-PROGRESS = "ficklenet_export"  # folder of the export's own records; a name that no user's folder has
+PROGRESS = "ficklenet_export"  # folder of the export's own records; users have no folder with this name
 
 LABELS = ("seeds", "pseudo_labels", "predictions")  # the coarsest first
 
 
 @dataclass(frozen=True)
 class ExportStages:
-    """What every worker needs to know.
+    """Everything that a worker needs.
 
     Attributes:
         format: a name of `FORMATS`.
         labels: the step that is read, one of `LABELS`; "maps" for npy.
-        shapes: how the format writes objects; "" where it leaves no choice.
-        splits: whose images are exported; empty for all.
+        shapes: how objects are written; "" if the format has no choice.
+        splits: the splits to export; empty for all.
     """
 
     run: Run
@@ -67,11 +67,11 @@ class ExportStages:
         return import_module(f"jobs.exports.formats.{FORMATS[self.format].module}")
 
     def part_location(self, unit: Unit, start_id: str) -> Location:
-        """A unit's records, of a start of the export, for formats that hold all images in one file."""
+        """The file with a unit's records, of a start of the export, for formats with one file for all images."""
         return self.step.data(start_id) / "parts" / f"{unit.name}.json"
 
     def includes(self, entry: ManifestRow) -> bool:
-        """Whether there is anything of this image."""
+        """Whether this image is exported."""
         if self.splits and entry.split not in self.splits:
             return False
         of_all = self.format == "npy" or self.labels != "predictions"
@@ -79,7 +79,7 @@ class ExportStages:
 
 
 class Exporter:
-    """An actor that exports whole units, a few images at once."""
+    """An actor that exports whole units, a few images at the same time."""
 
     def __init__(self, job: ExportStages) -> None:
         torch.set_num_threads(1)  # the pool has an actor per CPU
@@ -121,7 +121,7 @@ class Exporter:
             (self.job.out / name).write_bytes(content)
 
     def read_unit(self, unit: Unit) -> UnitMaps | np.ndarray | Receipt | None:
-        """The unit's maps or seeds; for labels of image size, which are a file each, their receipt."""
+        """The unit's maps or seeds; for labels at image size, which are one file per image, their receipt."""
         return self.store.read_unit(unit) if self.store else self.run.receipt(self.job.labels, unit)
 
     def _store(self) -> MapStore | SeedStore | None:
@@ -135,8 +135,8 @@ class Exporter:
         """One image's files and its record.
 
         Args:
-            row: of the image in the manifest.
-            number: of the image in the unit.
+            row: the row of the image in the manifest.
+            number: the number of the image in the unit.
         """
         if isinstance(stored, UnitMaps):
             evidence = Evidence.of(stored, number, self.geometry)
@@ -163,7 +163,7 @@ class Exporter:
         )
 
     def _source_keys(self, classes: np.ndarray) -> np.ndarray:
-        """IRN's keys: 0-based classes of the data set's own masks, so VOC's cat, of value 8, is 7."""
+        """IRN's keys: the data set's own class values, counted from 0. VOC's cat with the value 8 is 7."""
         return np.asarray(self.manifest.class_values)[classes] - 1
 
 
@@ -173,7 +173,7 @@ def classes_of(manifest: Manifest) -> Classes:
 
 
 def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
-    """Writes what is about all images, of the units' records."""
+    """Writes the files for all images, from the records of the units."""
 
     def records() -> Iterator[Any]:
         for unit in units:

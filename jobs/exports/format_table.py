@@ -1,4 +1,4 @@
-"""The table of export formats: which module writes one, and how it can hold an object. It imports nothing slow."""
+"""The table of export formats: the module that writes each, and its shapes of objects. It imports nothing slow."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ class FormatRow:
 
     Attributes:
         module: `jobs.exports.formats.<module>` writes it.
-        shapes: what `--shapes` may be, the default first; empty where the format leaves no choice.
-        has_labels: whether it holds labels; npy holds maps.
+        shapes: the values of `--shapes`, the default first; empty if the format has no choice.
+        has_labels: whether it has labels; npy has maps.
         has_unit_files: whether it has files of whole units, which its function `export_unit` makes of the records.
-        largest_value: of a class that the format can hold, where it holds the data set's class values; 0: any.
+        largest_value: the largest class value, if the format stores the data set's class values; 0: no limit.
     """
 
     module: str

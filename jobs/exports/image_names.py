@@ -1,4 +1,4 @@
-"""How an export names images: by the file names and numbers that the source gave them."""
+"""The names of images in an export: the file names and numbers that the source gave them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class ImageNames:
     """The rule for a whole manifest.
 
     Attributes:
-        folder: what file names are below where the source's own paths cannot be used.
-        has_source_paths: an image's file name is the end of its address that its id was made of.
-        has_source_numbers: the source numbers its images, or their ids are numbers; else an image's number is its place
-            in the manifest, from 1 on.
+        folder: file names are relative to this folder if the source's own paths cannot be used.
+        has_source_paths: an image's file name is the end of its address from which its id was made.
+        has_source_numbers: the source numbers its images, or their ids are numbers; otherwise an image's number is its
+            position in the manifest, from 1.
     """
 
     folder: str
@@ -25,7 +25,7 @@ class ImageNames:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "ImageNames":
-        """The rule by which all usable images of a manifest have different names and numbers."""
+        """The rule that gives all usable images of a manifest different names and numbers."""
         folder: list[str] | None = None
         numbers: set[int | None] = set()
         paths: set[str] = set()
@@ -53,7 +53,7 @@ class ImageNames:
         """The image's number, different from all others.
 
         Args:
-            row: of the image in the manifest.
+            row: the row of the image in the manifest.
         """
         number = _number(entry.image_id, entry.source_number) if self.has_source_numbers else None
         return row + 1 if number is None else number
@@ -68,20 +68,20 @@ def _usable(manifest: Manifest) -> Iterator[tuple[str, str, int | None]]:
 
 
 def _common(first: list[str], second: list[str]) -> list[str]:
-    """The parts that two addresses begin with."""
+    """The parts at the beginning of two addresses that are the same."""
     length = next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
     return first[: len(second)] if length is None else first[:length]
 
 
 def _number(image_id: str, source_number: int | None) -> int | None:
-    """The source's number, else the number that an id is, as in 000000000139; None for none."""
+    """The source's number, else the id as a number, as in 000000000139; None if there is none."""
     if source_number is not None:
         return source_number
     return int(image_id) if image_id.isascii() and image_id.isdigit() else None
 
 
 def _source_path(image_id: str, uri: str) -> str:
-    """The end of an address that the image's id was made of; "" where it was made otherwise."""
+    """The end of an address from which the image's id was made; "" if the id was not made from the address."""
     parts = uri.split("/")
     ends = ("/".join(parts[-depth:]) for depth in range(1, len(parts)))
     return next((end for end in ends if id_of_path(end) == image_id), "")

@@ -1,4 +1,4 @@
-"""What a format is given and what it gives back: one image with its labels, its files, and the export as a whole."""
+"""The inputs and outputs of formats: an image with its labels, the files of an image, and the whole export."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from storage.location import Location
 
 @dataclass(frozen=True)
 class Classes:
-    """The class list: the name of class 0, 1, ... and its value in the data set's own masks."""
+    """The class list: the names of class 0, 1, ... and their values in the data set's own masks."""
 
     names: tuple[str, ...]
     values: tuple[int, ...]
@@ -20,15 +20,15 @@ class Classes:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image as a format writes it.
+    """One image, for a format to write.
 
     Attributes:
-        number: of the image, in files that number images.
-        file_name: its path below the folder of images, as the source wrote it.
-        uri: where the picture lies.
-        split: its part of the data set, "" for none.
-        labels: (H, W) at image size: 0 background, class number + 1, `ignored` where nothing is known.
-        shapes: how objects are written, as `--shapes` says; "" where the format leaves no choice.
+        number: the number of the image, for files that number images.
+        file_name: its path in the folder of images, as in the source.
+        uri: the address of the picture.
+        split: its part of the data set; "" for none.
+        labels: (H, W) at image size: 0 background, class number + 1, `ignored` for unknown pixels.
+        shapes: how objects are written, as in `--shapes`; "" if the format has no choice.
     """
 
     number: int
@@ -56,11 +56,11 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an image becomes.
+    """The result for one image.
 
     Attributes:
-        files: contents by name below the export's folder.
-        record: plain data for the file that holds all images, or a unit's images; None where there is no such file.
+        files: the contents of files, by name in the export's folder.
+        record: plain data for the file with all images, or with those of a unit; None if there is no such file.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -69,11 +69,11 @@ class Exported:
 
 @dataclass(frozen=True)
 class WholeExport:
-    """All images, once each of them is exported.
+    """The whole export, after each image was exported.
 
     Attributes:
         out: the export's folder.
-        records: reads the images' records again from the start, in order, a unit at a time.
+        records: reads the records of all images from the start, in order, one unit at a time.
     """
 
     out: Location

@@ -1,4 +1,4 @@
-"""The objects in an image's labels: 8-connected components of each class, as masks with boxes and as polygons."""
+"""Finds the objects in an image's labels: the 8-connected components of each class, as masks with boxes or polygons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Region:
 
     Attributes:
         class_number: 0..C-1.
-        left, top: of its box, in pixels.
-        mask: bool (height, width), the component inside its box, which it touches on all four sides.
+        left, top: the corner of its box, in pixels.
+        mask: bool (height, width), the component in its box, which it touches on all four sides.
     """
 
     class_number: int
@@ -46,7 +46,7 @@ class Region:
 
 
 def regions(labels: np.ndarray, num_classes: int) -> Iterator[Region]:
-    """All components in an image's labels (H, W), by class, in reading order; ignored pixels belong to none."""
+    """All components in an image's labels (H, W), by class and in reading order; ignored pixels are in none."""
     for label in np.unique(labels):
         if 1 <= label <= num_classes:
             numbered, _ = ndimage.label(labels == label, structure=_EIGHT_NEIGHBOURS)
@@ -58,9 +58,9 @@ def regions(labels: np.ndarray, num_classes: int) -> Iterator[Region]:
 def polygon(region: Region) -> np.ndarray:
     """A component as one closed polygon along the sides of its pixels: int (N, 2), x and y of the corners.
 
-    Pixel (row, col) is the square from (col, row) to (col + 1, row + 1), and covers whatever has its centre inside. So
-    the polygon loses nothing where it is filled by pixel centres. Holes are joined to the outline by a cut of no width,
-    because most formats know one ring per object.
+    Pixel (row, col) is the square from (col, row) to (col + 1, row + 1). If a tool fills a pixel when its centre is
+    inside, the polygon is exact. Holes are joined to the outline by a cut of zero width, because most formats have only
+    one ring per object.
     """
     outline, *holes = _rings(region.mask)
     for hole in holes:
@@ -69,7 +69,7 @@ def polygon(region: Region) -> np.ndarray:
 
 
 def _rings(mask: np.ndarray) -> list[np.ndarray]:
-    """The rings of a component's border, each (N, 2) corners x, y; the outer one, which starts first, first."""
+    """The rings of a component's border, each (N, 2) corners x, y; the outer ring is first."""
     steps = _border_steps(mask)
     rings = []
     while steps:
@@ -85,10 +85,10 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _border_steps(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Steps of length 1 along the border by their starting point, the component to their right; in reading order."""
+    """Steps of length 1 along the border, by their starting point, in reading order; the component is on the right."""
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
-    sides = (  # the neighbour across the side, where the side starts, which way it goes
+    sides = (  # the neighbour across the side, the start of the side, its direction
         (padded[:-2, 1:-1], (0, 0), _RIGHT),
         (padded[1:-1, 2:], (1, 0), _DOWN),
         (padded[2:, 1:-1], (1, 1), _LEFT),
@@ -107,7 +107,7 @@ def _border_steps(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int
 def _take(
     steps: dict[tuple[int, int], list[tuple[int, int]]], point: tuple[int, int], before: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Removes and returns the step to go on with; of two it turns left, so that diagonal neighbours stay together."""
+    """Removes and returns the next step; of two it takes the left one, which keeps diagonal neighbours together."""
     choices = steps[point]
     left_turn = (before[1], -before[0]) if before else choices[0]
     step = left_turn if left_turn in choices else choices[0]
@@ -118,7 +118,7 @@ def _take(
 
 
 def _joined(outline: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The outline with a way to a hole, around it and back, where the two are nearest."""
+    """The outline with a path to a hole, around it and back, at the place where the two are nearest."""
     squared = ((outline[:, None] - hole[None]) ** 2).sum(2)
     here, there = np.unravel_index(squared.argmin(), squared.shape)
     around = np.concatenate([hole[there:], hole[: there + 1]])

@@ -1,4 +1,4 @@
-"""A unit's images as the backbone's inputs, and its passes over them in batches of one size."""
+"""Reads a unit's images as inputs of the backbone, and runs the backbone on them in batches of one size."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class UnitImages:
     """The images of a unit.
 
     Attributes:
-        entries: their rows of the manifest.
-        images: uint8 (n, 3, side, side); zeros where an image is not usable.
-        is_present: bool (n,), whether it is usable.
-        skipped: those that are not, with the reason.
+        entries: the rows of the manifest.
+        images: uint8 (n, 3, side, side); zeros for unusable images.
+        is_present: bool (n,), whether an image is usable.
+        skipped: the unusable images, with the reasons.
     """
 
     entries: list[ManifestRow]
@@ -70,7 +70,7 @@ def read_unit_images(run: Run, row: Payload, num_kept: int = 0) -> UnitImages:
 
 @dataclass(frozen=True)
 class BackbonePasses:
-    """How images pass through a backbone: on which device, in what precision, how many at once."""
+    """How images run through a backbone: the device, the precision, and the number of images at a time."""
 
     device: str
     precision: torch.dtype
@@ -78,24 +78,27 @@ class BackbonePasses:
 
     @classmethod
     def of(cls, config: MapsConfig, device: str) -> "BackbonePasses":
-        """Those that the configuration asks for on a device, "cpu" or "cuda"."""
+        """The configured passes on a device, "cpu" or "cuda"."""
         batch_size = config.batch_size or (GPU_BATCH if device == "cuda" else CPU_BATCH)
         return cls(device, resolved_precision(config.precision, device), batch_size)
 
     def run(self, network: Callable[[torch.Tensor], Output], images: np.ndarray) -> Output:
-        """What a network makes of at most one batch of images uint8 (n, 3, H, W), normalised.
+        """The network's output for at most one batch of images uint8 (n, 3, H, W), after normalising them.
 
-        A short batch is filled up with zeros, and the result has a row for each of these too: one shape, hence the same
-        bits always.
+        A short batch is padded with zeros, and the output has rows for the padding too: the same shape always gives the
+        same bits.
         """
         missing = self.batch_size - len(images)
         full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
-        inputs = normalize(torch.from_numpy(full).to(self.device)).contiguous(memory_format=torch.channels_last)
+        pixels = torch.from_numpy(full)
+        if self.device == "cuda":
+            pixels = pixels.pin_memory()  # without this, the copy would wait for the batch before
+        inputs = normalize(pixels.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
             return network(inputs)
 
 
 def batches(num_images: int, batch_size: int) -> Iterator[slice]:
-    """The images of a unit, a batch at a time; the last may be shorter."""
+    """The images of a unit in batches; the last batch may be shorter."""
     for start in range(0, num_images, batch_size):
         yield slice(start, min(start + batch_size, num_images))

@@ -1,4 +1,4 @@
-"""The features that cells are told apart by: one image's last stages of the classifier's backbone, on one grid."""
+"""The features of cells: the outputs of the last stages of the classifier's backbone, on one grid."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from jobs.steps.networks import load_classifier
 
 
 class CellStages:
-    """The run's classifier, for passes whose stages are wanted instead of its logits; in an actor."""
+    """The run's classifier in an actor, to get the outputs of its backbone's stages instead of its logits."""
 
     def __init__(self, run: Run, device: str) -> None:
         if device == "cpu":
@@ -27,7 +27,7 @@ class CellStages:
 
     @torch.inference_mode()
     def of(self, images: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[int, list[Tensor]]]:
-        """The stages of the wanted images, float32 (K', h, w) each on the classifier's grid, by number.
+        """The number of each wanted image and its stages, each float32 (K', h, w) on the classifier's grid.
 
         Args:
             images: uint8 (n, 3, side, side).
@@ -47,7 +47,7 @@ class CellStages:
 
 
 def num_channels(spec: ClassifierSpec | SegmenterSpec) -> int:
-    """K of ``ficklenet.cell_classifier.cell_features``: the channels of all stages together; computes no feature."""
+    """K of ``ficklenet.cell_classifier.cell_features``, the channels of all stages together, without a real pass."""
     with torch.device("meta"), torch.inference_mode(), torch.random.fork_rng(devices=[]):
         backbone = build_backbone(spec.backbone, spec.output_stride)
         stages = backbone.last_stages(torch.empty(1, 3, spec.input_size, spec.input_size))

@@ -1,6 +1,7 @@
-"""The step `cells`: some cells of each training image, labelled by its maps, and the network that learned them.
+"""The step `cells`: some cells of each training image, labelled by its maps, and the network trained on them.
 
-Units store cells. When none is missing, the driver learns them: thousands of images are a minute of one core.
+Each unit stores cells. When no unit is missing, the driver trains the network, which takes a minute of one core for
+thousands of images.
 """
 
 import time
@@ -43,7 +44,7 @@ from storage.manifest import Manifest, ManifestRow
 from storage.steps import Skipped
 from storage.units import Unit
 
-ALGORITHM_VERSION = 1  # of all that happens between images and maps and the stored cells and network
+ALGORITHM_VERSION = 1  # raise it when code between images and maps and the stored cells and network changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "saliency_uri", "problem")
 
 
@@ -52,10 +53,10 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
     Raises:
         NotYet: the classifier is not trained, or the maps are incomplete.
-        ValueError: they were made with other settings than this launch has, or no image is trained on.
+        ValueError: they were made with settings that differ from this launch, or there is no training image.
     """
     manifest, config = run.manifest(), run.config
-    run = run.reading("maps")  # before they are looked at: what follows is of this start
+    run = run.reading("maps")  # from here on, all reads are of this start of the maps
     classifier = require_network(run, "classifier", "learn_cells")
     maps, store = require_finished(run, "maps", "learn_cells"), run.maps()
     device = resolved_device(config.maps.device, connection)
@@ -97,17 +98,17 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 
 def is_learned(entry: ManifestRow, config: Config) -> bool:
-    """Whether an image is one of the training splits' that has labels, or is known to have none."""
+    """Whether an image is in a training split and has labels or is negative."""
     chosen, validation = config.data.train_splits, config.data.val_splits
     is_of_training = entry.split not in validation and (not chosen or entry.split in chosen)
     return is_of_training and (bool(entry.labels) or entry.negative)
 
 
 def _share(manifest: Manifest, config: Config) -> float:
-    """The share of the images to learn that are learned.
+    """The share of the possible images whose cells are used.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no possible images.
     """
     num_images = sum(is_learned(entry, config) for entry in manifest.iter_rows())
     if num_images == 0:
@@ -117,7 +118,7 @@ def _share(manifest: Manifest, config: Config) -> float:
 
 @dataclass
 class CellMaker:
-    """All of a unit, in an actor: the backbone takes most of the time."""
+    """Does all work of a unit in one actor: the backbone takes most of the time."""
 
     run: Run
     share: float
@@ -137,11 +138,11 @@ class CellMaker:
         return finish_unit(self.run.step("cells"), row, skipped, time.monotonic() - started, objects)
 
     def attempt(self, row: Payload) -> None:
-        """Everything but the storing, for the quarantine."""
+        """Everything except storing, for the quarantine."""
         self.cells_of(row)
 
     def cells_of(self, row: Payload) -> tuple[list[Skipped], np.ndarray, np.ndarray, np.ndarray]:
-        """The images that have no cells because they cannot be read; features, labels and classes as stored."""
+        """The unreadable images, which have no cells, and the features, labels and classes to store."""
         config, spec, unit = self.config, self.stages.spec, row["unit"]
         num_cells, ignore = config.cells.cells_per_image, ignore_value(len(spec.class_names))
         found, maps = read_unit_images(self.run, row), self.run.maps().read_unit(unit)
@@ -164,18 +165,18 @@ class CellMaker:
         return skipped, features, labels, maps.classes
 
     def is_chosen(self, entry: ManifestRow) -> bool:
-        """Whether an image is among those whose cells are learned, by its id alone."""
+        """Whether the cells of an image are used; this depends only on its id."""
         return keyed_generator(self.run.config.seed, "cells of", 0, entry.image_id).random() < self.share
 
 
 def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
-    """Learns the stored cells and writes the network, unless units of another shard are missing.
+    """Trains the network on the stored cells and writes it, unless units of another shard are missing.
 
     Raises:
         ValueError: the cells have fewer than two labels.
     """
     if plan.step.missing_units(units):
-        print("cells: learned by the launch that finishes the last shard.", flush=True)
+        print("cells: the launch that finishes the last shard trains the network.", flush=True)
         return
     settings = run.config.cells
     cells = stored_cells(run, units, plan.start_id)
@@ -184,7 +185,7 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
     if len(seen) < 2:
         raise ValueError(
             f"learn_cells: {'all cells are ' + names[seen[0]] if seen else 'no cell has a label'}, so there is nothing "
-            "to tell apart. Look at the maps, and choose cells.theta and cells.evidence_threshold between their values."
+            "to tell apart. Look at the maps, and set cells.theta and cells.evidence_threshold between their values."
         )
     spec = CellSpec(cells.features_NK.shape[1], len(names), settings.hidden)
     with one_thread():
@@ -202,7 +203,7 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums do not depend on the number of this machine's cores inside."""
+    """Uses one thread during the block, so that sums do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -212,7 +213,7 @@ def one_thread() -> Iterator[None]:
 
 
 def stored_cells(run: Run, units: Sequence[Unit], start_id: str) -> LabelledCells:
-    """All cells that have a label."""
+    """All stored cells with a label."""
     store, ignore = run.cells(start_id=start_id), ignore_value(run.manifest().num_classes)
     features, labels, present = [], [], []
     for unit in units:
@@ -226,9 +227,9 @@ def stored_cells(run: Run, units: Sequence[Unit], start_id: str) -> LabelledCell
 
 
 def _present(classes_S: np.ndarray, num_classes: int) -> np.ndarray:
-    """Which labels a cell is told apart from: the background and its image's classes; all where it has no class.
+    """The labels among which a cell is classified: the background and the classes of its image.
 
-    An image without a class is one that is known to show none: its cells are background, and no class.
+    If the image has no class, they are all labels. Such an image is known to show no class: its cells are background.
     """
     classes = classes_S[classes_S >= 0]
     present_L = np.zeros(num_classes + 1, bool)

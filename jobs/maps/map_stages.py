@@ -99,29 +99,35 @@ class MapMaker:
         started = time.monotonic()
         self.job.step.require_here()
         num_images, num_slots = unit["classes"].shape
-        max_maps, mean_maps = (np.full((num_images, num_slots, *self.job.grid), np.nan, np.float32) for _ in range(2))
-        score = np.full((num_images, num_slots), np.nan, np.float32)
-        classes = unit["classes"].copy()
+        shape = (num_images, num_slots, *self.job.grid)
+        results = {
+            "classes": unit["classes"].copy(),
+            "max": np.full(shape, np.nan, np.float16),
+            "mean": np.full(shape, np.nan, np.float16),
+            "score": np.full(shape[:2], np.nan, np.float32),
+        }
+        computed: tuple[slice, Arriving] | None = None  # the last batch that was given to the device
         for batch in batches(num_images, self.passes.batch_size):
-            if (classes[batch] >= 0).any() or unit["to_predict"][batch].any():
-                found = self.localize(
-                    unit["images"][batch], classes[batch], unit["to_predict"][batch], unit["keys"][batch]
-                )
-                classes[batch], max_maps[batch], mean_maps[batch], score[batch] = found
+            classes, to_predict = unit["classes"][batch], unit["to_predict"][batch]
+            if (classes >= 0).any() or to_predict.any():
+                found = Arriving(self.localize(unit["images"][batch], classes, to_predict, unit["keys"][batch]))
+                _store(results, computed)  # while the device computes this batch
+                computed = batch, found
+        _store(results, computed)
         return {
             **{name: unit[name] for name in (*ROW_KEYS, "kept")},
-            "classes": classes,
-            "max": max_maps,
-            "mean": mean_maps,
-            "score": score,
+            **results,
             "seconds": unit["seconds"] + time.monotonic() - started,
         }
 
     @torch.inference_mode()
     def localize(
         self, images: np.ndarray, classes: np.ndarray, to_predict: np.ndarray, keys: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Classes (n, slot), max and mean (n, slot, h, w) and score (n, slot) of at most one batch."""
+    ) -> dict[str, Tensor]:
+        """Classes (n, slot), max and mean float16 (n, slot, h, w) and score (n, slot) of at most one batch.
+
+        They are on the device, which may still be computing them.
+        """
         maps = self.job.run.config.maps
         features = self.features(images)
         classes_BS = torch.from_numpy(classes.astype(np.int64)).to(self.job.device)
@@ -138,9 +144,37 @@ class MapMaker:
             drop_rate=self.model.spec.drop_rate if maps.drop_rate is None else maps.drop_rate,
             normalization=Normalization(maps.normalization, maps.percentile),
         )
-        arrays = (classes_BS, found.max_BSHW, found.mean_BSHW, found.score_BS)
-        return tuple(array.cpu().numpy() for array in arrays)  # type: ignore[return-value]
+        return {
+            "classes": classes_BS.to(torch.int16),
+            "max": found.max_BSHW.half(),  # as the store keeps them
+            "mean": found.mean_BSHW.half(),
+            "score": found.score_BS,
+        }
 
     def features(self, images: np.ndarray) -> Tensor:
         """Backbone features, float32."""
         return self.passes.run(self.model.backbone, images)[: len(images)].float().contiguous()
+
+
+class Arriving:
+    """Tensors that are being copied from the device, while it computes the next batch."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        is_on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        self._copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+        self._copied = torch.cuda.Event() if is_on_gpu else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays; waits until they are complete."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: copy.numpy() for name, copy in self._copies.items()}
+
+
+def _store(results: dict[str, np.ndarray], computed: tuple[slice, Arriving] | None) -> None:
+    if computed is not None:
+        batch, found = computed
+        for name, array in found.arrays().items():
+            results[name][batch] = array

@@ -19,7 +19,7 @@ from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.units import plan_units
 
-ALGORITHM_VERSION = 3  # raise it when code between an image's bytes and its stored maps changes results
+ALGORITHM_VERSION = 4  # raise it when code between an image's bytes and its stored maps changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
 
 

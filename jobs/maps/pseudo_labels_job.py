@@ -72,7 +72,7 @@ class PseudoLabelMaker:
         self.geometry = stored_geometry(self.maps())
 
     def maps(self) -> MapStore:
-        """The maps that the labels are made of."""
+        """The maps from which the labels are made."""
         return self.run.maps(step=self.run.config.seeds.maps)
 
     def __call__(self, row: Payload) -> Payload:

@@ -1,7 +1,7 @@
-"""The step `refined`: maps that the network of cells makes of an image's features, stored as the maps are.
+"""The step `refined`: maps that the network of cells makes from an image's features, stored in the format of the maps.
 
-An image's cells get their probabilities among the background and the classes that it has in the maps. A walk spreads
-them to cells that look alike, then the CRF pulls them to the image's edges.
+Each cell gets probabilities of the background and of the classes that its image has in the maps. A walk spreads them to
+cells that look alike. Then the CRF moves their borders to the edges of the image.
 """
 
 import time
@@ -30,7 +30,7 @@ from storage.errors import NotYet
 from storage.map_store import MapStore, UnitMaps
 from storage.steps import Skipped
 
-ALGORITHM_VERSION = 1  # of all that happens between images and the stored refined maps
+ALGORITHM_VERSION = 1  # raise it when code between images and the stored refined maps changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "problem")
 
 
@@ -39,17 +39,17 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
     Raises:
         NotYet: the maps or the cells are incomplete.
-        ValueError: they were made with other settings than this launch has.
+        ValueError: they were made with settings that differ from this launch.
     """
     manifest, config = run.manifest(), run.config
     if config.refined.refine:
         require_pydensecrf()
-    run = run.reading("maps", "cells")  # before they are looked at: what follows is of this start
+    run = run.reading("maps", "cells")  # from here on, all reads are of these starts
     require_network(run, "classifier", "refine_maps")
     maps, store = require_finished(run, "maps", "refine_maps"), run.maps()
     require_finished(run, "cells", "refine_maps")
     if not (run.data("cells") / CELL_NETWORK).exists():
-        raise NotYet(f"refine_maps: the cells are not learned yet. Run '{run.step_command('cells')}' first.")
+        raise NotYet(f"refine_maps: the network of cells is not trained yet. Run '{run.step_command('cells')}' first.")
     device = resolved_device(config.maps.device, connection)
     passes = BackbonePasses.of(config.maps, device)
     return UnitStepJob(
@@ -79,13 +79,13 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
 
 
 def _attributes(store: MapStore) -> dict[str, object]:
-    """What the maps' store says about itself, for readers of the refined ones."""
+    """The attributes of the maps' store, which the store of the refined maps also gets."""
     return {key: value for key, value in store.attributes.items() if key not in ("num_images", "unit_size")}
 
 
 @dataclass
 class Refiner:
-    """All of a unit, in an actor: the backbone, the walk and the CRF take most of the time."""
+    """Does all work of a unit in one actor: the backbone, the walk and the CRF take most of the time."""
 
     run: Run
     device: str
@@ -103,11 +103,11 @@ class Refiner:
         return finish_unit(self.run.step("refined"), row, skipped, time.monotonic() - started, objects)
 
     def attempt(self, row: Payload) -> None:
-        """Everything but the storing, for the quarantine."""
+        """Everything except storing, for the quarantine."""
         self.refined(row)
 
     def refined(self, row: Payload) -> tuple[tuple[Skipped, ...], UnitMaps]:
-        """The images that have no maps because they cannot be read, and the unit's maps."""
+        """The unreadable images, which have no maps, and the unit's maps."""
         found, maps = read_unit_images(self.run, row), self.run.maps().read_unit(row["unit"])
         classes = np.where(found.is_present[:, None], maps.classes, -1)
         is_real = classes >= 0
@@ -118,7 +118,7 @@ class Refiner:
         return found.skipped, UnitMaps(classes, refined, refined, np.where(is_real, maps.score, np.nan))
 
     def refine(self, stages: list[Tensor], colours_HWC: np.ndarray, classes_S: np.ndarray) -> np.ndarray:
-        """An image's maps (S, H, W): probabilities, so that those of the background and all classes sum to 1."""
+        """An image's maps (S, H, W): probabilities; with that of the background they sum to 1."""
         settings = self.run.config.refined
         probabilities = cell_probabilities(self.network, cell_features(stages), classes_S)
         if settings.walk_steps:
@@ -129,6 +129,6 @@ class Refiner:
         return probabilities[1:]
 
     def _colours(self, image: np.ndarray) -> np.ndarray:
-        """The pixels that the cells lie at: uint8 (H, W, 3)."""
+        """The pixels at the positions of the cells: uint8 (H, W, 3)."""
         pixels = self.stages.spec.geometry.at_cells(torch.from_numpy(image)[None])[0]
         return pixels.permute(1, 2, 0).contiguous().numpy()

@@ -1,1 +1,1 @@
-"""What notebooks and other programs call: a trained run, its networks on single images, its results."""
+"""Functions for notebooks and other programs: a trained run, its networks on single images, its results."""

@@ -1,12 +1,13 @@
-"""A trained run for notebooks and other programs: its networks on one image, and what its steps have stored.
+"""A trained run for notebooks and other programs: its networks on one image, and the stored results of its steps.
 
     run = open_trained("/data/voc")
     image = run.image("2007_000032")
     maps = run.localize(image, ["person"], image_id="2007_000032")
     labels = run.predict(image)
 
-The functions compute in this process and write nothing. On the same device they give what the jobs store, bit for bit;
-of JPEGs whose sides are four times the network's input or more, nearly so: the jobs decode those at a smaller size.
+The functions compute in this process and write nothing. On the same device, their results equal the stored ones, bit
+for bit. There is one exception: if the sides of a JPEG are four times the network's input or more, the results are only
+nearly equal, because the jobs decode such images at a smaller size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,17 +35,17 @@ from storage.units import plan_units
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with trained networks; make it with `open_trained`. Networks are read when they are first used.
+    """A run with trained networks; make it with `open_trained`. A network is read when it is first used.
 
     Attributes:
-        run: the run as the jobs know it: `run.config`, `run.manifest()`, `run.maps()`, `run.seeds()`.
+        run: the run object that the jobs use: `run.config`, `run.manifest()`, `run.maps()`, `run.seeds()`.
         device: "cpu" or "cuda".
     """
 
     run: Run
     device: str
 
-    # What it holds
+    # Content
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -62,10 +63,10 @@ class TrainedRun:
         return self._predictor.model
 
     def entry(self, image_id: str) -> ManifestRow:
-        """What the manifest says of an image.
+        """The manifest's row of an image.
 
         Raises:
-            KeyError: no such image.
+            KeyError: there is no such image.
         """
         row = self._row(image_id)
         return self.run.manifest().rows(row, row + 1)[0]
@@ -74,11 +75,11 @@ class TrainedRun:
         """An image of the run: uint8 (H, W, 3), RGB, upright.
 
         Raises:
-            KeyError: no such image. BadImage: it cannot be read.
+            KeyError: there is no such image. BadImage: it cannot be read.
         """
         return read_image(self.entry(image_id).uri, **self.run.config.images.limits)
 
-    # What the steps stored
+    # Stored results
 
     def stored_maps(self, image_id: str) -> ImageMaps:
         """The maps that the step `maps` stored."""
@@ -97,18 +98,18 @@ class TrainedRun:
     # Computing
 
     def localize(self, image: np.ndarray, classes: Sequence[str], image_id: str = "") -> ImageMaps:
-        """The localisation maps of one image, as `generate_maps` makes them, by the run's settings.
+        """The localisation maps of one image, made as in `generate_maps` with the run's settings.
 
         Args:
             image: uint8 (H, W, 3), RGB, of any size.
             classes: names of the classes to map.
-            image_id: the stochastic masks follow from it and the run's seed; give it to get what the job stores.
+            image_id: the random masks depend on it and the run's seed; give it to get the same maps as the job.
 
         Returns:
             Maps on the grid of the classifier, classes ascending.
 
         Raises:
-            ValueError: a class that the run does not have.
+            ValueError: the run does not have one of the classes.
             NotYet: the classifier is not trained.
         """
         unknown = [name for name in classes if name not in self.class_names]
@@ -121,18 +122,16 @@ class TrainedRun:
         slots[0, : len(numbers)] = numbers
         inputs = resize_square(image, self.run.config.images.input_size)[None]
         keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
-        _, max_, mean, score = maker.localize(inputs, slots, np.zeros(1, bool), keys)
-        real = slice(0, len(numbers))
-        return ImageMaps(
-            slots[0, real], max_[0, real].astype(np.float16), mean[0, real].astype(np.float16), score[0, real]
-        )
+        found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
+        max_, mean, score = (found[name][0, : len(numbers)].cpu().numpy() for name in ("max", "mean", "score"))
+        return ImageMaps(slots[0, : len(numbers)], max_, mean, score)
 
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
-        """The labels of one image by the segmentation network, as `predict_masks` makes them, by the run's settings.
+        """The labels of one image, predicted as in `predict_masks` with the run's settings.
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            refine: by the CRF; None: as `predictions.refine` says.
+            refine: whether the CRF refines them; None: the value of `predictions.refine`.
 
         Returns:
             (H, W): 0 background, class number + 1.
@@ -174,7 +173,7 @@ def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -
 
     Args:
         path: a folder or an s3:// prefix.
-        settings: "section.key=value", laid over the run's recorded configuration.
+        settings: "section.key=value" texts that change the run's recorded configuration.
         device: "cpu" or "cuda".
 
     Raises:
@@ -187,7 +186,7 @@ def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -
 
 @contextmanager
 def _same_threads() -> Iterator[None]:
-    """The actors of the jobs take one thread each; a notebook keeps what it has."""
+    """Uses one thread as the actors of the jobs do, then restores the notebook's number of threads."""
     num_threads = torch.get_num_threads()
     try:
         yield

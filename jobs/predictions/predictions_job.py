@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from ficklenet.crf import require_pydensecrf
@@ -91,7 +94,7 @@ def units_to_predict(run: Run) -> list[Unit]:
     _require_usable(manifest, splits)
     units = units_of_step(BY_NAME["predictions"], manifest, run.config)
     if not units:
-        known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})
+        known = sorted(manifest.splits())
         named = ", ".join(name or "one without a name (--set predictions.splits=)" for name in known)
         raise ValueError(
             f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has {named}. "
@@ -102,15 +105,15 @@ def units_to_predict(run: Run) -> list[Unit]:
 
 def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
     """Refuses splits in which no image is usable according to the manifest."""
-    problems = [
-        problem
-        for batch in manifest.iter_columns(["split", "problem"])
-        for split, problem in zip(*batch.values(), strict=True)
-        if split in splits
-    ]
-    if problems and all(problems):
-        reason = f"{problems[0]}{'' if problems[0].endswith('?') else '.'}"
+    first = ""
+    for table in manifest.iter_tables(["split", "problem"]):
+        problems = table["problem"].filter(pc.is_in(table["split"], pa.array(splits, pa.string())))
+        if problems.null_count:
+            return
+        first = first or (problems[0].as_py() if len(problems) else "")
+    if first:
+        reason = f"{first}{'' if first.endswith('?') else '.'}"
         raise ValueError(
             f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
-            f"(the first: {reason}) Correct the table and prepare the run again, or another run if steps were started."
+            f"(the first: {reason}) Correct the table and prepare it again; if steps were started, use another --run."
         )

@@ -1,1 +1,1 @@
-"""From a data set to a manifest."""
+"""Makes a manifest from a data set."""

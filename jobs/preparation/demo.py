@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 def prepare_demo(config_file: str | None = None, assignments: list[str] | None = None) -> Run:
-    """Draws what is missing of the demo's data; its run, with the manifest made."""
+    """Draws what is missing of the demo's data, makes the manifest and returns the run."""
     folder = Path(DEMO_FOLDER).expanduser()
     run = open_run(str(folder / "run"), config_file, assignments, defaults=SETTINGS)
     print(f"demo: everything is in {folder}", flush=True)
@@ -52,9 +52,9 @@ def prepare_demo(config_file: str | None = None, assignments: list[str] | None =
 
 
 def draw_data_set(folder: Location) -> list[SourceImage]:
-    """Draws the scenes that are missing in a folder; the same scenes always.
+    """Draws the scenes that are missing in a folder; they are always the same scenes.
 
-    The folder's `labels.csv` lists them as `prepare_dataset.py --csv` reads them.
+    The folder's `labels.csv` lists them in the format of `prepare_dataset.py --csv`.
     """
     images = []
     total = NUM_TRAINING + NUM_VALIDATION

@@ -1,7 +1,7 @@
-"""Looks at masks and saliency maps: whether they are there, whether they fit, and what has to be written for the run.
+"""Checks masks and saliency maps: whether they exist, whether they fit, and which copies must be written into the run.
 
-Outlines are drawn, a mask of another meaning is translated, and what was made for a picture before it was turned
-upright is turned too. These copies lie in the run, so every later step reads masks of one kind.
+Outlines are drawn, and masks with other values are translated. If a mask was made before its picture was turned
+upright, it is turned too. These copies are in the run, so every later step reads masks of the same kind.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ NOUNS: dict[Column, str] = {"mask_uri": "mask", "saliency_uri": "saliency map"}
 
 @dataclass
 class LabelFiles:
-    """What was found.
+    """The result of the check.
 
     Attributes:
-        rows: with the masks and saliency maps that can be used.
-        drawings, copies: what is to be written, by its path in the run. A drawing that is there already is right, as
-            its folder belongs to one version of the outlines.
+        rows: the rows with the usable masks and saliency maps.
+        drawings, copies: the files to write, by their path in the run. A drawing that exists already is right, because
+            its folder belongs to this version of the outlines.
         notes: sentences to print.
     """
 
@@ -51,7 +51,7 @@ class LabelFiles:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What masks mean: the manifest's classes, and the values of masks that are of another kind."""
+    """The meaning of masks: the manifest's classes, and the values in masks of another kind."""
 
     class_names: tuple[str, ...]
     class_values: tuple[int, ...]
@@ -63,7 +63,7 @@ class Meaning:
 
     @property
     def name(self) -> str:
-        """A name of the folder for masks that are translated so."""
+        """The name of the folder for masks that are translated with these values."""
         return hashlib.sha256(repr((self.mask_values, self.value_of)).encode()).hexdigest()[:12]
 
 
@@ -74,15 +74,15 @@ def look_at_label_files(
     meaning: Meaning,
     root: Location,
 ) -> LabelFiles:
-    """Looks at every mask and saliency map that the rows name.
+    """Checks every mask and saliency map in the rows.
 
     Args:
-        headers: of the pictures.
-        drawings: outlines, by the path that rows name as their mask.
-        root: where the run's own files lie.
+        headers: the headers of the pictures.
+        drawings: outlines, by the path that rows have as their mask.
+        root: the folder of the run's own files.
 
     Raises:
-        ValueError: of the masks, or of the saliency maps, not one can be opened.
+        ValueError: no mask, or no saliency map, can be opened.
     """
     found = LabelFiles(list(rows))
     _plan_drawings(found, headers, drawings)
@@ -94,7 +94,7 @@ def look_at_label_files(
 
 
 def write_label_files(found: LabelFiles, root: Location) -> None:
-    """Writes what is missing; a mask that cannot be made is dropped from its row, with a note."""
+    """Writes the missing files; a mask that cannot be made is removed from its row, with a note."""
     folders = {path.rpartition("/")[0] for path in found.drawings}
     there = {f"{folder}/{name}" for folder in folders for name in (root / folder).list_names()}
     missing = {path: make for path, make in found.drawings.items() if path not in there} | found.copies
@@ -114,7 +114,7 @@ def write_label_files(found: LabelFiles, root: Location) -> None:
         path, reason = next(iter(failed.items()))
         name = path.rsplit("/", 1)[-1]
         found.notes.append(
-            f"{plural(len(failed), 'mask')} left out that cannot be translated (first: {name}: {reason})."
+            f"{plural(len(failed), 'mask')} left out, because of errors in the translation (first: {name}: {reason})."
         )
         found.rows = [
             replace(row, **{column: None for column in NOUNS if getattr(row, column) in failed})  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def write_label_files(found: LabelFiles, root: Location) -> None:
 
 
 def _plan_drawings(found: LabelFiles, headers: Sequence[Header | None], drawings: dict[str, Drawing]) -> None:
-    """Outlines become masks of the pictures' sizes; those of another shape none."""
+    """Plans masks of the pictures' sizes from outlines; outlines with another aspect ratio are left out."""
     others: list[str] = []
     for number, (row, header) in enumerate(zip(found.rows, headers, strict=True)):
         drawing = drawings.get(row.mask_uri or "")
@@ -142,15 +142,15 @@ def _plan_drawings(found: LabelFiles, headers: Sequence[Header | None], drawings
         found.rows[number] = replace(row, mask_uri=path)
     if others:
         found.notes.append(
-            f"{plural(len(others), 'image')} without a mask, as the outlines were drawn on a picture of another shape "
-            f"(first: {others[0]!r})."
+            f"{plural(len(others), 'image')} without a mask, because the outlines were drawn on a picture with another "
+            f"aspect ratio (first: {others[0]!r})."
         )
 
 
 def _plan_files(
     found: LabelFiles, headers: Sequence[Header | None], column: Column, meaning: Meaning, root: Location
 ) -> None:
-    """Files that are named are looked at; those that are missing or of another shape are left out."""
+    """Checks the files in the rows; missing files and files with another aspect ratio are left out."""
     numbers = [
         number
         for number, row in enumerate(found.rows)
@@ -185,8 +185,8 @@ def _plan_files(
         )
     if others:
         found.notes.append(
-            f"{plural(len(others), noun)} of another shape than the picture {'is' if len(others) == 1 else 'are'} left "
-            f"out (first: {others[0]})."
+            f"{plural(len(others), noun)} left out, because the aspect ratio differs from the picture's (first: "
+            f"{others[0]})."
         )
 
 
@@ -200,7 +200,7 @@ def _planned_copy(
     meaning: Meaning,
     scale: int | None,
 ) -> str | None:
-    """The path of a copy, where one is needed."""
+    """The path of the copy in the run; None if no copy is needed."""
     is_mask, has_to_turn = column == "mask_uri", is_turned(file.size, picture)
     values = meaning.mask_values if is_mask else None
     if values is None and scale is None and not has_to_turn:
@@ -216,15 +216,15 @@ def _planned_copy(
 
 
 def _saliency_scale(found: LabelFiles, results: dict[int, tuple[str, Header | BadImage]], column: Column) -> int | None:
-    """The value that the most salient pixel has, where it is not the largest number; by a sample of all maps."""
+    """The highest value in a sample of the saliency maps, if it is not the largest number of their bits; else None."""
     if column != "saliency_uri":
         return None
     uris = [uri for uri, file in results.values() if not isinstance(file, BadImage)]
     scale = saliency_scale(evenly(uris, SALIENCY_LOOKED_AT))
     if scale is not None:
         found.notes.append(
-            f"saliency maps hold values up to {scale} only; copies in which {scale} is white are written to the run, "
-            f"in saliency/{scale}/."
+            f"saliency maps have only values up to {scale}; copies in which {scale} becomes white are written into the "
+            f"run, in saliency/{scale}/."
         )
     return scale
 

@@ -1,4 +1,4 @@
-"""What the preparation says of a manifest: its splits and classes, what cannot be used, and what may be a slip."""
+"""The summary of a manifest that the preparation prints: splits, classes, unusable images, and possible mistakes."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,11 +9,12 @@ from cluster.words import plural
 from jobs.preparation.split_roles import describe_roles
 from jobs.run.config_keys import Config
 from storage.manifest import Manifest
+from storage.text import printable
 
 UNREADABLE_SHOWN = 3
-PAIRS_SHOWN, MOST_NAMES = 5, 2000  # of class names that may be one
-SIGNS = (",", "/", "+", "&", " ")  # between labels, in tables of other programs
-SHORT = 5  # letters below which class names are not held against each other: "cat" and "bat"
+PAIRS_SHOWN, MOST_NAMES = 5, 2000  # pairs of similar class names that are shown; class names that are compared
+SIGNS = (",", "/", "+", "&", " ")  # separators of labels in tables of other programs
+SHORT = 5  # shorter class names, such as "cat" and "bat", may differ by a letter
 
 
 def describe_manifest(
@@ -24,12 +25,12 @@ def describe_manifest(
     *,
     is_found: bool,
 ) -> None:
-    """Prints a manifest's splits and classes, what cannot be used, and what may be a slip.
+    """Prints a manifest's splits and classes, the unusable images, and possible mistakes.
 
     Args:
-        run_uri: where it will be.
+        run_uri: the run in which it will be.
         unreadable: (address, reason) of each image that cannot be opened.
-        is_found: its class names are whatever labels occurred.
+        is_found: the class names are all labels that occurred.
     """
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
@@ -51,7 +52,7 @@ def describe_manifest(
             if problem:
                 problems[problem].append(image_id)
     print(f"prepare: {plural(manifest.num_images, 'image')} in the run {run_uri}")
-    print("  splits:  " + ", ".join(f"{name or 'unnamed'} {count:,}" for name, count in splits.items()))
+    print("  splits:  " + ", ".join(f"{printable(name) or 'unnamed'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     if num_unlabelled:
         print(f"  without a label: {num_unlabelled:,}; not used for training, mapped only with maps.classes=predicted")
@@ -71,12 +72,12 @@ def describe_manifest(
         first = ", ".join(f"{uri}: {reason}" for uri, reason in unreadable[:UNREADABLE_SHOWN])
         print(
             f"  cannot be opened now: {plural(len(unreadable), 'image')} (first: {first}); "
-            "steps will skip those that still cannot be opened, and record the reason."
+            "steps will skip the images that still cannot be opened, and record the reason."
         )
 
 
 def _nothing_to_tell_apart(manifest: Manifest, config: Config) -> list[str]:
-    """A sentence where every training image has one class: nothing shows the classifier what it looks like without."""
+    """A sentence if all training images have the same label, because the classifier then has no counterexamples."""
     count, number = Counter[int](), 0
     for batch in manifest.iter_columns(["labels", "split", "problem", "negative"]):
         for found, split, problem, negative in zip(*batch.values(), strict=True):
@@ -89,16 +90,17 @@ def _nothing_to_tell_apart(manifest: Manifest, config: Config) -> list[str]:
         return []
     return [
         f"every training image has the label {names[0]!r}, so the classifier has nothing to tell it apart from. Add "
-        "images without it: with --negative-label NAME those labelled NAME, with --unlabelled-are-negative those "
-        "without a label."
+        "images without it: images labelled NAME with --negative-label NAME, or images without a label with "
+        "--unlabelled-are-negative."
     ]
 
 
 def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
-    """Asks about names that may be slips."""
+    """Asks about names that may be mistakes."""
     pairs = alike(names) if len(names) <= MOST_NAMES else []
     for name, other in pairs[:PAIRS_SHOWN]:
-        print(f"  two classes, or one misspelt? {name!r} {count[name]:,}, {other!r} {count[other]:,}")
+        pair = f"{name!r} {count[name]:,}, {other!r} {count[other]:,}"
+        print(f"  two classes, or one misspelt? {pair}. If it is one class, correct its labels.")
     if len(pairs) > PAIRS_SHOWN:
         print(f"  and {len(pairs) - PAIRS_SHOWN:,} more such pairs")
     for name, sign in _several_names(names):
@@ -109,20 +111,20 @@ def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
     for name in names:
         if name.casefold() == "background":
             print(
-                f"  a class called {name!r}? Masks keep 0 for the background. If images with this label alone show "
-                f"none of the classes, give --negative-label {name}"
+                f"  a class called {name!r}? In masks, 0 is the background already. If images with only this label "
+                f"show none of the classes, give --negative-label {name}"
             )
     if names and all(name.isdigit() for name in names):
         print("  classes are numbers. If they stand for names, give these in order: --classes NAME0,NAME1,...")
 
 
 def _several_names(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Names that are made of other names, and the sign between them."""
+    """Names that consist of other names, and the separator between these."""
     known, found = set(names), list[tuple[str, str]]()
     for name in names:
         for sign in SIGNS:
             parts = [part.strip() for part in name.split(sign)]
-            # spaces belong to names, so all the words must be classes; of other signs one is enough
+            # names may have spaces, so all the words must be classes; with other separators one is enough
             if len(parts) > 1 and (set(parts) <= known if sign == " " else set(parts) & known):
                 found.append((name, sign))
                 break
@@ -130,9 +132,9 @@ def _several_names(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of class names that differ by case, by punctuation or by one slip, never of a digit.
+    """Pairs of class names that differ only in case or punctuation, or by one typing error, but not in a digit.
 
-    A slip is two letters that changed places or, unless the names are short, a letter more, less or other.
+    A typing error is two exchanged letters or, unless the names are short, one more, missing or different letter.
     """
     plain = {name: re.sub(r"[\W_]+", "", name.casefold()) for name in names}
     numbers = {name: re.findall(r"\d+", name) for name in names}

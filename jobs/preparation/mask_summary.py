@@ -1,4 +1,4 @@
-"""What the preparation says of masks: which values they hold, and whether these can be classes of their images."""
+"""The summary of masks that the preparation prints: their values, and whether these can be classes of their images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ def describe_masks(
     root: Location,
     drawn: set[str],
 ) -> list[str]:
-    """Sentences about masks that are not of the documented kind; none where all are. Reads a sample of them.
+    """Sentences about masks that are not of the documented kind; it reads a sample of the masks.
 
     Args:
-        root: where the run's own files lie.
-        drawn: masks that are made from outlines; they are right.
+        root: the folder of the run's own files.
+        drawn: masks that were made from outlines, which need no check.
     """
     named = [row for row in rows if row.mask_uri and row.mask_uri not in drawn and not row.problem]
     chosen = evenly(named, MASKS_LOOKED_AT)
     uris = [resolve_address(str(row.mask_uri), root, {}) for row in chosen]
-    notes, looked_at = [], f"of {plural(len(chosen), 'mask')} looked at"
+    notes, looked_at = [], f"of {plural(len(chosen), 'checked mask')}"
     values_of = dict[str, int](zip(class_names, class_values, strict=True))
     not_known = 255 if max(class_values, default=0) < 255 else 65535
     refused, foreign = dict[str, list[str]](), Counter[int]()
@@ -58,27 +58,27 @@ def describe_masks(
         classes = ", ".join(f"{value} ({name})" for name, value in list(values_of.items())[:VALUES_SHOWN])
         example = next(iter(foreign))
         notes.append(
-            f"{looked_at}, {num_foreign:,} hold other values than 0 (background), {classes} and {not_known} (not "
+            f"{looked_at}, {num_foreign:,} have other values than 0 (background), {classes} and {not_known} (not "
             f"known): {shown}. These pixels count as not known. If they are classes: --mask-values "
             f"{example}={class_names[0]},..."
         )
     if num_empty:
         notes.append(
-            f"{looked_at}, {num_empty:,} hold no class but 0 and {not_known}, and {not_known} means not known. If it "
+            f"{looked_at}, {num_empty:,} have only 0 and {not_known}, and {not_known} means not known. If it "
             f"is the object, give --mask-values {not_known}={'label' if len(class_names) > 1 else class_names[0]}."
         )
     if others:
         first = others[0]
         names = ", ".join(class_names[label] for label in first.labels)
         notes.append(
-            f"{looked_at}, {len(others):,} hold a class that is no label of their image (first: "
-            f"{first.image_id!r}, labelled {names}). If masks are 0 and 1 whatever the class: --mask-values 1=label."
+            f"{looked_at}, {len(others):,} have a class that is not a label of their image (first: "
+            f"{first.image_id!r}, labelled {names}). If masks have 0 and 1 for every class: --mask-values 1=label."
         )
     return notes
 
 
 def evenly(items: Sequence[Item], most: int) -> Sequence[Item]:
-    """At most so many of the items, spread evenly."""
+    """At most ``most`` of the items, spread evenly."""
     step = max(1, -(-len(items) // most))
     return items[::step]
 

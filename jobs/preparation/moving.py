@@ -1,7 +1,6 @@
-"""Images that lie elsewhere now: the same ids, labels and sizes under other addresses.
+"""Handles images that were moved: the ids, labels and sizes are the same, only the addresses differ.
 
-Nothing that was computed depends on where an image lies, so the manifest's rows stay as they are, and only the places
-of whole folders change.
+No result depends on the address of an image. So the manifest's rows do not change; only the places of whole folders do.
 """
 
 from collections.abc import Sequence
@@ -16,14 +15,14 @@ from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, resolve_address, write_manifest
 
 LOOKED_AT = 20
-MOST_FOLDERS = 20  # that move at once
+MOST_FOLDERS = 20  # folders that may be moved at the same time
 
 
 def find_moves(old: Sequence[ManifestRow], new: Sequence[ManifestRow]) -> dict[str, str] | None:
-    """Old folder -> new folder, where two lists have the same images but for the folders they lie in; else None.
+    """Old folder -> new folder, if two lists have the same images in different folders; else None.
 
     Args:
-        old, new: rows with their addresses as they are written. Masks may differ in any way.
+        old, new: rows with their addresses as written. The masks may differ.
     """
     if len(old) != len(new):
         return None
@@ -43,18 +42,18 @@ def find_moves(old: Sequence[ManifestRow], new: Sequence[ManifestRow]) -> dict[s
 
 
 def move_run_images(run: Run, place: Location, *, dry_run: bool = False) -> None:
-    """Names the new place of a prepared run's images.
+    """Records the new place of a prepared run's images.
 
     Args:
-        place: a folder that holds them in the same folders as before.
+        place: a folder that has the images in the same subfolders as before.
 
     Raises:
-        ValueError: they are not there, or are other images.
+        ValueError: the images are not there, or they are other images.
     """
     manifest = run.manifest()
     rows = [row for row in manifest.iter_written_rows() if row.uri and not row.problem and _is_outside(row.uri)]
     if not rows:
-        raise ValueError(f"--images {place}: the images of this run lie in the run itself and move with it.")
+        raise ValueError(f"--images {place}: the images of this run are in the run itself and move with it.")
     moves = _moves_to(rows, place)
     addresses = [resolve_address(row.uri, run.location, moves) for row in rows]
     for row, address, header in zip(rows, addresses, read_many(addresses, read_header), strict=True):
@@ -62,7 +61,7 @@ def move_run_images(run: Run, place: Location, *, dry_run: bool = False) -> None
             raise ValueError(f"--images {place}: image {row.image_id!r} is not there ({address}: {header.reason}).")
         if not isinstance(header, BadImage) and row.height is not None and header.size != (row.height, row.width):
             raise ValueError(
-                f"--images {place}: {address} has {header.width} x {header.height} pixels, the run's image "
+                f"--images {place}: {address} has {header.width} x {header.height} pixels, but the run's image "
                 f"{row.image_id!r} has {row.width} x {row.height}. Other images need another --run."
             )
     (old, new), *_ = moves.items()
@@ -74,10 +73,10 @@ def move_run_images(run: Run, place: Location, *, dry_run: bool = False) -> None
 def write_moves(
     manifest: Manifest, run: Run, moves: dict[str, str], masks: Sequence[ManifestRow] | None = None
 ) -> None:
-    """Writes the manifest again, its folders at their new places.
+    """Writes the manifest again, with its folders at their new places.
 
     Args:
-        masks: rows with the masks that hold now; None: those of the manifest.
+        masks: rows with the current masks; None: those of the manifest.
     """
     rows = list(manifest.iter_written_rows())
     for number, row in enumerate(masks or ()):
@@ -98,7 +97,7 @@ def write_moves(
 
 
 def _moves_to(rows: Sequence[ManifestRow], place: Location) -> dict[str, str]:
-    """The folder that was, and the place where the first images are found now."""
+    """The old folder, and the place where the first images are found now."""
     folders = [row.uri.split("/")[:-1] for row in rows]
     shared = folders[0]
     for folder in folders[1:]:
@@ -107,19 +106,19 @@ def _moves_to(rows: Sequence[ManifestRow], place: Location) -> dict[str, str]:
     step = max(1, len(rows) // LOOKED_AT)
     sample = rows[::step][:LOOKED_AT]
     least = 3 if rows[0].uri.startswith("s3://") else 1  # s3://bucket, or the root
-    for depth in range(len(shared), least - 1, -1):  # the folder given may be one above the one they all lie in
+    for depth in range(len(shared), least - 1, -1):  # the given folder may be above the folder of all images
         old = "/".join(shared[:depth])
         found = read_many([f"{place.uri.rstrip('/')}{row.uri[len(old) :]}" for row in sample], read_header)
         if not all(isinstance(header, BadImage) for header in found):
             return {old: place.uri.rstrip("/")}
     raise ValueError(
         f"--images {place}: none of the run's images is there (tried {sample[0].uri.rsplit('/', 1)[-1]} and "
-        f"{len(sample) - 1} others). Give the folder that holds them in the same folders as {'/'.join(shared)} does."
+        f"{len(sample) - 1} others). Give the folder that has them in the same subfolders as {'/'.join(shared)}."
     )
 
 
 def _folders(old: str, new: str) -> dict[str, str]:
-    """What is left of two addresses without the parts at their ends that they share."""
+    """The remainders of two addresses without the parts at their ends that are the same."""
     one, other = old.split("/"), new.split("/")
     while one and other and one[-1] == other[-1]:
         one.pop()

@@ -1,4 +1,4 @@
-"""Looks at the header of every picture: its size, its orientation, and where it really lies."""
+"""Reads the header of every picture: its size, its orientation, and its real address."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from storage.manifest import ManifestRow, resolve_address
 from storage.sources import SourceImage
 from storage.spelling import Names
 
-HEADERS_AT_ONCE = 1024
+HEADERS_AT_ONCE = 4096
 
 
 @dataclass
 class Pictures:
-    """What the headers say.
+    """The content of the headers.
 
     Attributes:
-        rows: with the pictures' heights and widths, and the addresses under which they are found.
-        headers: of each row's picture; None where it cannot be read.
+        rows: the rows with the pictures' heights and widths, and the addresses at which they were found.
+        headers: the header of each row's picture; None if it cannot be read.
         unreadable: (address, reason) of each picture that cannot be read now.
         notes: sentences to print.
     """
@@ -38,8 +38,8 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
     """Reads the header of every usable picture.
 
     Args:
-        images: what the source says of each row; sizes that it writes are checked.
-        root: where the run's own files lie.
+        images: the source's image for each row; its size is checked if it has one.
+        root: the folder of the run's own files.
     """
     found = Pictures(list(rows), [None] * len(rows))
     names, renamed, progress = Names(), [], Progress("prepare", len(rows))
@@ -64,16 +64,28 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
         progress.advance(min(HEADERS_AT_ONCE, len(rows) - start))
     progress.close()
     if renamed:
+        _require_different_files(found.rows)
         found.notes.append(
-            f"{plural(len(renamed), 'image')} found under a name that is spelt differently (first: {renamed[0][0]} is "
+            f"{plural(len(renamed), 'image')} found under a different spelling of the name (first: {renamed[0][0]} is "
             f"{renamed[0][1].rsplit('/', 1)[-1]})."
         )
     found.notes += _other_sizes(found, images)
     return found
 
 
+def _require_different_files(rows: Sequence[ManifestRow]) -> None:
+    """Refuses two images that are the same file under two spellings: each would have only a part of the labels."""
+    owner: dict[str, str] = {}
+    for row in rows:
+        if row.height is not None and (other := owner.setdefault(row.uri, row.image_id)) != row.image_id:
+            raise ValueError(
+                f"the images {other!r} and {row.image_id!r} are the same file, {row.uri}: its name is written in two "
+                "ways. Write it the same way everywhere; then its labels are joined."
+            )
+
+
 def require_usable(problems: Sequence[tuple[str, str | None]]) -> None:
-    """Refuses images of which not one can be used, with the first reason.
+    """Refuses a list without any usable image, with the most frequent reason.
 
     Args:
         problems: (id, why it cannot be used, or None) of each image.
@@ -88,7 +100,7 @@ def require_usable(problems: Sequence[tuple[str, str | None]]) -> None:
 
 
 def require_a_picture(pictures: Pictures) -> None:
-    """Refuses a list of which not one picture can be opened: a wrong folder, most likely."""
+    """Refuses a list in which no picture can be opened, probably because the folder is wrong."""
     num_usable = sum(not row.problem for row in pictures.rows)
     if num_usable and len(pictures.unreadable) == num_usable:
         uri, reason = pictures.unreadable[0]
@@ -99,7 +111,7 @@ def require_a_picture(pictures: Pictures) -> None:
 
 
 def _other_sizes(pictures: Pictures, images: Sequence[SourceImage]) -> list[str]:
-    """A sentence where the source writes other sizes than the pictures have."""
+    """A sentence if the source has other sizes than the pictures."""
     others = [
         (image, header)
         for image, header in zip(images, pictures.headers, strict=True)
@@ -111,5 +123,5 @@ def _other_sizes(pictures: Pictures, images: Sequence[SourceImage]) -> list[str]
     height, width = image.declared or (0, 0)
     return [
         f"{plural(len(others), 'image')} with another size in the annotations than the picture has (first: "
-        f"{image.image_id!r}, {width} x {height}, but {header.width} x {header.height}); the pictures' sizes hold."
+        f"{image.image_id!r}, {width} x {height}, but {header.width} x {header.height}); the pictures' sizes are used."
     ]

@@ -1,4 +1,4 @@
-"""Writes a run's manifest, once, and says what is in it."""
+"""Writes a run's manifest once, and prints a summary of it."""
 
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.masks import parse_mask_values
 from storage.sources import SourceImage, manifest_rows
 
-# Columns that may still change: a step that learns masks has them in its fingerprint; numbers are for exports alone
+# Columns that may still change: steps that are trained on masks have them in their fingerprints; only exports use
+# numbers
 LATER = ("mask_uri", "source_number")
 
 
@@ -28,11 +29,12 @@ class Options:
     """How a manifest is made.
 
     Attributes:
-        is_found: the class names are whatever labels occur, so a slip of the pen is one too.
-        mask_values: what the values of mask files mean, as `parse_mask_values` reads it; None: the class values.
-        notes: how the source was read, as sentences to print.
-        root: where files lie whose addresses are relative to the run; None: in the run.
-        dry_run: say what would be in it.
+        is_found: the class names are all labels that occur, so a typing error becomes a class too.
+        mask_values: the meaning of the values in mask files, in the format of `parse_mask_values`; None: the class
+            values.
+        notes: sentences to print about how the source was read.
+        root: the folder of files with addresses relative to the run; None: the run.
+        dry_run: print what would be in the manifest.
     """
 
     is_found: bool = False
@@ -51,14 +53,14 @@ def prepare(
     drawings: dict[str, Drawing] | None = None,
     options: Options = Options(),
 ) -> Run:
-    """Writes the manifest of a run, once, and says what is in it.
+    """Writes the manifest of a run once, and prints a summary of it.
 
     Args:
-        class_values: each class's value in masks; 1..C where None.
-        drawings: masks to be made of outlines, by the path in the run that images name as their mask.
+        class_values: the value of each class in masks; None: 1..C.
+        drawings: masks to draw from outlines, by the path in the run that images have as their mask.
 
     Returns:
-        The run, with what follows from its splits in the configuration.
+        The run; its configuration has the keys that depend on the splits.
 
     Raises:
         ValueError: there are no images or classes, none can be used, or steps were started on another manifest.
@@ -66,15 +68,15 @@ def prepare(
     class_names, images = tuple(class_names), list(images)
     class_values = tuple(class_values or range(1, len(class_names) + 1))
     if not images:
-        raise ValueError("prepare_dataset: the source lists no image. Give a split or a table that has some.")
+        raise ValueError("prepare_dataset: the source has no image. Give a split or a table that has some.")
     require_usable([(image.image_id, image.problem) for image in images])
     if not class_names:
         raise ValueError("prepare_dataset: no image has a label, so there is no class list. Give --classes.")
 
-    # 1. Rows, with what the pictures' headers and the masks say
+    # 1. Make the rows, with facts from the pictures' headers and the masks
     pictures, files = look_at_images(run, images, class_names, class_values, drawings or {}, options)
 
-    # 2. The manifest, unless steps were started on another one
+    # 2. Write the manifest, unless steps were started with another one
     with tempfile.TemporaryDirectory() as folder:
         draft = Location(f"{folder}/manifest.parquet")
         write_manifest(draft, files.rows, class_names, class_values, home=run.location)
@@ -93,7 +95,7 @@ def prepare(
     if existing and moves:
         write_moves(existing, run, {**existing.moves, **moves}, files.rows)
         moved = ", ".join(f"{new} instead of {old}" for old, new in moves.items())
-        print(f"  moved:   images are read in {moved}; all results stay valid.")
+        print(f"  moved:   images are read in {moved}; all results remain valid.")
     elif is_other:
         place.write_bytes(data)
         Manifest.forget()
@@ -130,15 +132,15 @@ def look_at_images(
 
 
 def next_step(run: Run) -> str:
-    """The command that goes on with a prepared run."""
+    """The next command for a prepared run."""
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 
 def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest: Manifest) -> dict[str, str]:
-    """Folders that moved, where steps were started on the existing manifest and the new one has the same images.
+    """The moved folders, if steps were started with the existing manifest and the new one has the same images.
 
     Raises:
-        ValueError: steps were started, and the new one differs in more than its masks and the images' places.
+        ValueError: steps were started, and the new manifest differs in more than masks and the images' places.
     """
     is_started = any((run.location / step / "step.json").exists() for step in ("classifier", "maps"))
     if not is_started or _content(existing, but=LATER) == _content(manifest, but=LATER):
@@ -160,7 +162,7 @@ def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:
 
 
 def _splits(manifest: Manifest) -> list[str]:
-    """The splits of usable images, in their order."""
+    """The splits of the usable images, in their order."""
     found = dict[str, None]()
     for batch in manifest.iter_columns(["split", "problem"]):
         found.update(

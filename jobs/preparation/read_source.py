@@ -1,4 +1,4 @@
-"""From the flags of `prepare_dataset` to images with class names: reads one source and joins what it says."""
+"""Reads the source that the flags of `prepare_dataset` name, and joins its rows to images with class names."""
 
 import argparse
 import difflib
@@ -27,7 +27,7 @@ from storage.sources import (
 from storage.text import clean_name, decode_text
 from storage.voc import read_voc
 
-# Which flags go with which source; those of all sources are in no list
+# The flags that each source allows; flags for all sources are not listed
 SOURCE_FLAGS = {
     "voc": ("labels", "masks", "saliency", "mask_values"),
     "coco": ("saliency", "images", "crowds_are_objects"),
@@ -50,12 +50,12 @@ SOURCE_FLAGS = {
 
 @dataclass(frozen=True)
 class Listing:
-    """What is to be prepared.
+    """The data to prepare.
 
     Attributes:
-        source: with joined images, which have their final labels and ids.
-        class_names, class_values: the class list; values None: 1..C.
-        is_found: the class list is whatever labels occur.
+        source: the source with joined images, which have their final labels and ids.
+        class_names, class_values: the class list; if the values are None, they are 1..C.
+        is_found: the class list is all labels that occur.
     """
 
     source: Source
@@ -69,11 +69,11 @@ def read_listing(given: argparse.Namespace, root: Location, into: Manifest | Non
 
     Args:
         given: the flags of `prepare_dataset`.
-        root: where pictures are written that a source holds itself.
+        root: where pictures that are inside the source's files are written.
         into: the manifest to which the images are added. Its classes hold; the source need not have all of them.
 
     Raises:
-        ValueError: the source, or a flag, cannot be used; one sentence.
+        ValueError: the source or a flag cannot be used.
     """
     name = source_name(given)
     _refuse_misplaced(given, name)
@@ -112,7 +112,7 @@ def read_listing(given: argparse.Namespace, root: Location, into: Manifest | Non
 
 
 def source_name(given: argparse.Namespace) -> str:
-    """Which source the command line names; "" for none."""
+    """The name of the source on the command line; "" if there is none."""
     return next((name for name in SOURCE_FLAGS if getattr(given, name)), "")
 
 
@@ -120,7 +120,7 @@ def read_class_names(given: str) -> tuple[str, ...]:
     """``cat,cow,dog``, or a text file with a name in each line.
 
     Raises:
-        ValueError: a name is empty or comes twice.
+        ValueError: a name is empty or given twice.
         FileNotFoundError: there is no such file.
     """
     if given.endswith(".txt"):
@@ -134,10 +134,10 @@ def read_class_names(given: str) -> tuple[str, ...]:
         names = tuple(clean_name(name) for name in given.split(","))
     for number, name in enumerate(names):
         if not name or name in names[:number]:
-            fault = f"{name!r} is named twice" if name else "a name is empty"
+            fault = f"{name!r} is given twice" if name else "a name is empty"
             raise ValueError(f"--classes {given}: {fault}. Give each class once: --classes cat,cow,dog.")
     if not names:
-        raise ValueError(f"--classes {given}: the file names no class. Write one in each line.")
+        raise ValueError(f"--classes {given}: the file is empty. Write one class in each line.")
     return names
 
 
@@ -173,7 +173,7 @@ def _read(given: argparse.Namespace, name: str, chosen: tuple[str, ...] | None, 
 
 
 def _folders(given: argparse.Namespace, name: str) -> tuple[Location | None, Location | None]:
-    """The folders of masks and of saliency maps; relative ones lie in the source's folder."""
+    """The folders of masks and of saliency maps; relative paths are relative to the source's folder."""
     place = Location.parse(getattr(given, name))
     folder = place.parent if place.name.endswith((".json", ".csv", ".parquet")) else place
     return _below(folder, given.masks), _below(folder, given.saliency)
@@ -188,16 +188,16 @@ def _below(folder: Location, given: str | None) -> Location | None:
 def _with_chosen(
     images: Sequence[SourceImage], chosen: Sequence[str], negative: str | None
 ) -> tuple[list[SourceImage], list[str]]:
-    """The images with the chosen classes alone; those of others are left out, with a sentence."""
+    """The images with only the chosen classes; images without any of them are left out, with a sentence."""
     wanted = {*chosen, *([negative] if negative else [])}
     found = [replace(image, labels=tuple(name for name in image.labels if name in wanted)) for image in images]
     kept = [new for new, old in zip(found, images, strict=True) if new.labels or not old.labels]
     number = len(images) - len(kept)
-    return kept, [f"{plural(number, 'image')} left out, with none of the chosen classes."] if number else []
+    return kept, [f"{plural(number, 'image')} left out (none of the chosen classes)."] if number else []
 
 
 def _require_labels(class_names: Sequence[str], found: Sequence[str]) -> None:
-    """Refuses a class that no image of a source has: misspelt, most likely."""
+    """Refuses a class that no image of a source has; it is probably misspelt."""
     for name in class_names:
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1)
@@ -213,12 +213,12 @@ def _require_negative(label: str, found: Sequence[str]) -> None:
 
 
 def _require_a_label(images: Sequence[SourceImage], class_names: Sequence[str]) -> None:
-    """Refuses images of which none has a label, where they are usable otherwise."""
+    """Refuses usable images if none of them has a label."""
     usable = [image for image in images if not image.problem]
     if class_names and usable and not any(image.labels for image in usable):
         raise ValueError(
-            f"none of the {plural(len(usable), 'image')} has a label (first: {usable[0].image_id!r}), and labels are "
-            "what the classifier learns from. Check the column or the annotations that should hold them."
+            f"none of the {plural(len(usable), 'image')} has a label (first: {usable[0].image_id!r}), but the "
+            "classifier is trained on labels. Check the column or the annotations that should have them."
         )
 
 
@@ -237,5 +237,5 @@ def _refuse_misplaced(given: argparse.Namespace, name: str) -> None:
         if getattr(given, flag) not in (None, False):
             allowed = ", ".join(f"--{each.replace('_', '-')}" for each in SOURCE_FLAGS[name])
             raise ValueError(
-                f"--{flag.replace('_', '-')} does not go with --{name.replace('_', '-')}; with it go {allowed}."
+                f"--{flag.replace('_', '-')} does not go with --{name.replace('_', '-')}. Allowed with it: {allowed}."
             )

@@ -1,7 +1,7 @@
-"""Which splits are trained on, validated on and predicted, where the configuration names none of those there are.
+"""Chooses the splits for training, validation and prediction, if the configuration names no existing splits.
 
-Splits have the names that people give them. ``val``, ``valid`` and ``validation`` are for validation; a split named
-``test`` is not trained on unless it is asked for. Where nothing is for validation, every image is predicted.
+Splits named ``val``, ``valid`` and ``validation`` are for validation. A split named ``test`` is not used for training
+unless the user asks for it. If there is no validation split, masks are predicted for all images.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ def with_roles(config: Config, splits: Collection[str], earlier: Collection[str]
     """The configuration with `data.val_splits`, `data.train_splits` and `predictions.splits` for these splits.
 
     Args:
-        splits: names of the manifest's splits; "" for images without one.
-        earlier: those of the manifest that the run had before; what was derived from them is derived again.
+        splits: the names of the manifest's splits; "" for images without one.
+        earlier: the splits of the run's previous manifest; values that were derived from them are derived again.
 
     Returns:
-        The same where the configuration names splits that are there, and where the defaults fit.
+        The same configuration if it names existing splits or if the defaults fit, else a changed one.
     """
     default = Config()
     if earlier:
@@ -35,7 +35,7 @@ def with_roles(config: Config, splits: Collection[str], earlier: Collection[str]
 
 
 def _derived(config: Config, splits: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """New values by key; none where the configuration's fit."""
+    """New values by key; empty if those of the configuration fit."""
     there, found = list(splits), dict[str, tuple[str, ...]]()
     validation = config.data.val_splits
     if not set(validation) & set(there) and validation == Config().data.val_splits:
@@ -55,10 +55,12 @@ def _derived(config: Config, splits: Collection[str]) -> dict[str, tuple[str, ..
 
 
 def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImage]:
-    """The images with a part of them in the split val, the others without a split in train; the same ids always.
+    """The images with a part of them in the split val; the others without a split get the split train.
+
+    The choice depends only on the ids.
 
     Raises:
-        ValueError: a split is for validation already.
+        ValueError: there already is a validation split.
     """
     named = next((image.split for image in images if _VALIDATION.fullmatch(image.split)), None)
     if named is not None:
@@ -73,14 +75,14 @@ def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImag
 
 
 def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
-    """What the splits are for, as sentences; none for a training split and a validation split of the usual names."""
+    """Sentences about the use of the splits; none if there are only a training and a validation split as usual."""
     validation = [name for name in config.data.val_splits if name in counts]
     chosen = [name for name in config.data.train_splits if name in counts]
     training = chosen or [name for name in counts if name not in validation]
     unused = [name for name in counts if name not in (*training, *validation)]
     lines = []
     if unused or validation != ["val"][: len(validation)]:
-        lines.append(f"trained on: {_names(training)}; validated on: {_names(validation)}.")
+        lines.append(f"for training: {_names(training)}; for validation: {_names(validation)}.")
     if unused:
         every = ",".join([*training, *unused])
         lines.append(f"not used for training: {_names(unused)}. To train on it too: --set data.train_splits={every}.")

@@ -1,6 +1,5 @@
 """The status of a run. For each step: what is done, left and skipped, the speed, the storage, and who works on it."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,11 +7,13 @@ from dataclasses import dataclass
 from cluster.words import plural
 from jobs.run.directory import LOGS, Run
 from jobs.run.steps import STEPS
+from jobs.steps.makers import makers
 from jobs.steps.progress import duration, size
 from jobs.steps.states import StepState, run_state
 from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
 from storage.steps import ids_by_reason
+from storage.text import printable
 
 RECENT_UNITS = 64  # the speed is measured over these
 NAMED = 3  # ids printed for each reason of skipping
@@ -43,7 +44,7 @@ class StepStatus:
         pace: images per second of the running drivers; None if too little is finished to know it.
         seconds_left: the estimated time left at this speed.
         objects, bytes: the number and size of the stored objects in the step's folder.
-        codes: the number of finished units by the version of the code that computed them.
+        codes: the number of finished units by the code, and the packages that differ, that computed them.
         command: the command that starts or continues the step.
         note: further information, "" for none.
     """
@@ -67,7 +68,7 @@ class StepStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: its manifest, its steps in order, and the log of its latest launch ('' where there is none)."""
+    """A run: its manifest, its steps in order, and the log of its latest launch ('' if there is none)."""
 
     run: str
     images: int
@@ -111,14 +112,15 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         objects=stored[0],
         bytes=stored[1],
         drivers=[Driver(beat.launch, beat.host, beat.pid, max(0.0, beat.age), beat.is_stale) for beat in beats],
-        codes=dict(Counter(receipt.code for receipt in state.receipts if receipt.code)),
+        codes=makers(state.receipts),
         command=state.command,
         note=state.note,
     )
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED:,} more: --json names all" if len(ids) > NAMED else "")
+    more = f" and {len(ids) - NAMED:,} more: --json names all" if len(ids) > NAMED else ""
+    return ", ".join(map(printable, ids[:NAMED])) + more
 
 
 def _pace(state: StepState, since: float) -> float | None:
@@ -155,7 +157,7 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines += [f"  {step.note}"] if step.note else []
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
-        lines.append(f"  computed by different versions of the code, all with the same algorithm version: {units}")
+        lines.append(f"  computed by different code or packages, with the same algorithm version: {units}")
     for driver in step.drivers:
         verdict = ", probably killed" if driver.is_stale else ""
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"

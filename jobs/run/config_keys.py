@@ -214,22 +214,22 @@ class MapsConfig(Section):
 
 
 class CellsConfig(Section):
-    """A small network that learns, from the maps of many training images, what the cells of each class look like."""
+    """A small network that is trained to recognise the cells of each class, from the maps of many training images."""
 
     theta: Fraction = Field(
-        0.3, description="a cell is learned as a class if the class's maximum over the samples is above this"
+        0.3, description="a cell gets the label of a class if the class's maximum over the samples is above this"
     )
     evidence_threshold: Fraction = Field(
-        0.3, description="a cell is learned as background if the maximum of every class is below this"
+        0.3, description="a cell gets the label background if the maximum of every class is below this"
     )
     max_images: Count = Field(
-        4000, description="most images whose cells are learned; of more images, so many are chosen at random"
+        4000, description="most images whose cells are used; if there are more, this many are chosen at random"
     )
     cells_per_image: Annotated[int, Field(ge=2)] = Field(
-        200, description="most cells of an image that are learned; half of them are background"
+        200, description="most cells of an image that are used; half of them are background"
     )
     rounds: Count = Field(
-        2, description="number of trainings; from the second on, the network learns its own labels of the cells"
+        2, description="number of trainings; from the second on, the network is trained on its own labels of the cells"
     )
     epochs: Count = Field(8, description="passes over the cells in each round")
     hidden: Count = Field(64, description="units of the network's hidden layer")
@@ -239,19 +239,19 @@ class CellsConfig(Section):
 
 
 class RefinedConfig(Section):
-    """Refined maps: the probabilities of each cell by the network of cells, spread to cells that look alike."""
+    """Refined maps: the probabilities that the network of cells gives each cell, spread to cells that look alike."""
 
     walk_steps: Annotated[int, Field(ge=0)] = Field(
-        16, description="steps of the walk that spreads probabilities between cells with like features and colours"
+        16, description="steps of the walk that spreads probabilities between cells with similar features and colours"
     )
-    refine: bool = Field(True, description="whether the dense CRF refines the probabilities at map size")
+    refine: bool = Field(True, description="refine the probabilities at map size with the dense CRF")
 
 
 class SeedsConfig(Section):
     """Seeds: labels only where the maps are confident, and the background cue."""
 
     maps: Literal["maps", "refined"] = runtime_field(
-        "maps", "which maps seeds and pseudo-labels are made of: those of the samples, or the refined ones"
+        "maps", "the maps from which seeds and pseudo-labels are made: those of the samples, or the refined maps"
     )
     theta: Fraction = Field(
         0.35, description="a cell is a seed of a class if the class's maximum over the samples is above this"

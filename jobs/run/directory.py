@@ -1,6 +1,5 @@
 """The run: one folder or s3:// prefix with everything one experiment reads and writes (`run.json` is its header)."""
 
-import json
 import os
 import platform
 import shlex
@@ -20,7 +19,7 @@ from storage.location import Location
 from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.receipts import Receipt
-from storage.records import read_json
+from storage.records import read_json, seal
 from storage.seed_store import SeedStore
 from storage.steps import Step
 from storage.unit_arrays import Mode
@@ -29,7 +28,11 @@ from storage.units import Unit
 MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders of their steps' results
 CELL_NETWORK = "network.pt"  # beside cells.zarr
 LOGS = "logs"  # a file for each launch
-_HEADER_REMEDY = "Put it back from a copy; or delete it, and give all settings again with --config or --set."
+_HEADER_REMEDY = (
+    "Put it back from a copy; or delete it, and give all settings again with --config or --set. If you edited it by "
+    "hand, delete its entries 'sealed' and 'checksum'."
+)
+_OTHER_VERSION = "If another version of the program wrote this file, use that version, or correct the key in the file."
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Run:
     config: Config
     settings: tuple[str, ...] = ()  # the launch's --config and --set arguments
     starts: Mapping[str, str] = field(default_factory=dict)  # start ids of the steps that are read, see `reading`
+    elsewhere: Mapping[str, Location] = field(default_factory=dict)  # folders of steps that are not in the run
 
     @property
     def uri(self) -> str:
@@ -69,7 +73,7 @@ class Run:
 
     def step(self, name: str) -> Step:
         """A step's folder."""
-        return Step(self.location / name)
+        return Step(self.elsewhere.get(name, self.location / name))
 
     def reading(self, *names: str) -> "Run":
         """A copy of this run that keeps reading these steps as they are now, even if another launch restarts them.
@@ -141,7 +145,22 @@ def open_run(
     settings = ["--config", config_file] if config_file else []
     for assignment in assignments or ():
         settings += ["--set", assignment]
-    return Run(location, resolve_config(recorded, config_file, assignments or []), tuple(settings))
+    try:
+        config = resolve_config(recorded, config_file, assignments or [])
+    except ValueError as error:
+        if header.exists() and str(error) == _fault(recorded):
+            raise ValueError(f"{header}: {error} {_OTHER_VERSION}") from error
+        raise
+    return Run(location, config, tuple(settings))
+
+
+def _fault(recorded: dict[str, Any]) -> str:
+    """Why a recorded configuration is refused, without the settings of the launch; "" if it is accepted."""
+    try:
+        resolve_config(recorded, None, [])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def parse_output(path: str, flag: str) -> Location:
@@ -199,4 +218,4 @@ def record_run(run: Run, name: str = "") -> None:
         "packages": package_versions(),
         "source": source_hash(),
     }
-    header.write_bytes(json.dumps(content, indent=1).encode())
+    header.write_bytes(seal(content, indent=1))

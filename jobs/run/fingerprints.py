@@ -29,10 +29,12 @@ UPSTREAM = "upstream"
 def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
     """The settings that change a step's results, by section."""
     settings = {row.section: getattr(config, row.section).result_settings()}
-    if row.name in ("cells", "pseudo_labels"):
+    if row.name == "pseudo_labels":
         settings["seeds"] = {"background_cue": config.seeds.background_cue}
+    if row.name == "cells":  # their labels are seeds by thresholds of their own
+        settings["seeds"] = config.seeds.model_dump(include={"background_cue", "saliency_threshold", "priority"})
     if row.name in ("seeds", "pseudo_labels") and config.seeds.maps != "maps":
-        settings["seeds"]["maps"] = config.seeds.maps  # left out where it is the default: earlier runs do not have it
+        settings["seeds"]["maps"] = config.seeds.maps  # not if it is the default, which earlier runs did not record
     if row.is_of_splits:
         settings[row.section]["splits"] = list(config.predicted_splits)
     if row.kind == "training":

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.run.config_keys import Config
 from jobs.run.steps import StepRow
 from storage.manifest import Manifest
@@ -33,6 +37,14 @@ class Selection:
     def includes(self, image_id: str, split: str) -> bool:
         return split in self.splits and (self.part == "all" or is_tuning_image(image_id) == (self.part == "tune"))
 
+    def of(self, image_ids: pa.Array, splits: pa.Array) -> np.ndarray:
+        """Whether each of some images is included, bool."""
+        chosen = np.array(pc.is_in(splits, pa.array(self.splits, pa.string())))
+        if self.part != "all":
+            is_tuning = [is_tuning_image(image_id) for image_id in image_ids.filter(pa.array(chosen)).to_pylist()]
+            chosen[chosen] = np.array(is_tuning, bool) == (self.part == "tune")
+        return chosen
+
 
 def units_of_step(
     row: StepRow, manifest: Manifest, config: Config, recorded: Mapping[str, Any] | None = None
@@ -47,17 +59,21 @@ def units_of_step(
     if not row.is_of_splits:
         return plan_units(manifest.num_images, unit_size)
     splits = recorded[row.section]["splits"] if recorded else config.predicted_splits
-    is_wanted = [split in splits for batch in manifest.iter_columns(["split"]) for split in batch["split"]]
-    return units_with(is_wanted, unit_size)
+    wanted = pa.array(splits, pa.string())
+    is_wanted = [pc.is_in(table["split"], wanted).to_numpy(False) for table in manifest.iter_tables(["split"])]
+    return units_with(np.concatenate([np.zeros(0, bool), *is_wanted]), unit_size)
 
 
 def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
     """The training splits and the validation splits; each group only if some of its images to report on have masks."""
     validation, chosen = config.data.val_splits, config.data.train_splits
     masked: set[str] = set()
-    for batch in manifest.iter_columns(["image_id", "split", "mask_uri"]):
-        for image_id, split, mask_uri in zip(*batch.values(), strict=True):
-            if mask_uri and split not in masked and (split in validation or not is_tuning_image(image_id)):
+    for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
+        has_mask = table["mask_uri"].is_valid()
+        ids, splits = table["image_id"].filter(has_mask), table["split"].filter(has_mask)
+        for split in set(pc.unique(splits).to_pylist()) - masked:
+            its_ids = (each.as_py() for each in ids.filter(pc.equal(splits, split)))
+            if split in validation or not all(is_tuning_image(image_id) for image_id in its_ids):
                 masked.add(split)
     training = {split for split in masked if split not in validation and (not chosen or split in chosen)}
     return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
@@ -74,7 +90,7 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
         ValueError: a split that the manifest does not have, training and validation splits mixed, or a part of a
             validation split.
     """
-    known = sorted({split for batch in manifest.iter_columns(["split"]) for split in batch["split"]})
+    known = sorted(manifest.splits())
     unknown = [split for split in splits if split not in known]
     if unknown:
         raise ValueError(f"--split {unknown[0]}: no such split; the manifest has {', '.join(known) or 'none'}.")

@@ -16,7 +16,7 @@ _COMPLETE_REMEDY = "Delete it, then run the training again. It writes the file a
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
         sha256: the hash of the finished network; None if the training is not finished.

@@ -5,13 +5,22 @@ import importlib.metadata
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "zarr", "s3fs", "numba", "pydensecrf2")
+PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "zarr", "s3fs", "numba", "pydensecrf2", "pillow")
+COMPUTING = ("torch", "torchvision", "numpy", "zarr", "numba", "pydensecrf2", "pillow")
+"""The packages between an image's bytes and stored results; the others move work and data."""
+
 ROOT = Path(__file__).parents[2]
 
 
 def package_versions() -> dict[str, str]:
     """The installed versions of the packages that results depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@cache
+def computing_packages() -> str:
+    """The versions of the packages that compute in this process, for receipts: "torch 2.14.1, numpy 2.4.6"."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in COMPUTING)
 
 
 @cache

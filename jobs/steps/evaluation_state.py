@@ -11,7 +11,7 @@ from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
 from storage.records import read_json
 
-_OLDER_SEEDS = {"maps": "maps"}  # what seeds are made of where it is not recorded
+_OLDER_SEEDS = {"maps": "maps"}  # the maps of seeds, if they are not recorded
 
 
 @dataclass(frozen=True)

@@ -66,5 +66,5 @@ def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = 
     tally = Tally(sum(unit.num_images for unit in units))
     for unit in units:
         tally.add(receipts[unit.index], unit.num_images)
-    tally.check(row.title, run.config.images.max_skipped_fraction)
+    tally.check(row.title, run.config.images.max_skipped_fraction, command)
     return FinishedStep(name, fingerprint, units, receipts)

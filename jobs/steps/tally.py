@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from cluster.words import plural
+from storage.errors import MISSING
 from storage.steps import Receipt
 
 
@@ -23,16 +24,30 @@ class Tally:
         self.done += num_images - len(receipt.skipped)
         self.skipped.update(skip.reason for skip in receipt.skipped)
 
-    def check(self, name: str, max_fraction: float) -> None:
-        """Raises ValueError if more than this share of all images is skipped."""
-        if is_refused(self.skipped.total(), self.total, max_fraction):
-            raise ValueError(
-                f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: "
-                f"{self.skipped.most_common(1)[0][0]}), more than images.max_skipped_fraction = {max_fraction:g}. "
-                "Repair the images and give --retry-skipped, or raise this fraction."
+    def check(self, name: str, max_fraction: float, command: str) -> None:
+        """Refuses a step if too many of its images had to be skipped.
+
+        Args:
+            command: the command that runs the step.
+
+        Raises:
+            ValueError: more than `max_fraction` of all images had to be skipped.
+        """
+        if not is_refused(self.skipped.total(), self.total, max_fraction):
+            return
+        reason = self.skipped.most_common(1)[0][0]
+        remedy = f"Repair the images and run '{command} --retry-skipped', or raise this fraction."
+        if reason.endswith(MISSING):
+            remedy = (
+                "Put the files back, or name the images' new folder with prepare_dataset.py --images. Then run "
+                f"'{command}'."
             )
+        raise ValueError(
+            f"{name}: {self.skipped.total():,} of {plural(self.total, 'image')} had to be skipped (mostly: {reason}), "
+            f"more than images.max_skipped_fraction = {max_fraction:g}. {remedy}"
+        )
 
 
 def is_refused(num_skipped: int, num_images: int, max_fraction: float) -> bool:
-    """Whether so many images of a step were skipped that it does not count as done."""
+    """Whether too many images of a step were skipped, so that it does not count as done."""
     return num_skipped > max_fraction * num_images

@@ -6,7 +6,7 @@ refuse, restart, retry and report in the same way.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.connect import Connection
@@ -16,12 +16,12 @@ from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
-from jobs.run.versions import code_id
 from jobs.steps.compute import run_stages
 from jobs.steps.dry_run import CostEstimate, print_unit_step
 from jobs.steps.launch import LaunchOptions, UnitPlan
+from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
-from jobs.steps.tally import Tally
+from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
 from storage.heartbeat import beating
 from storage.image_identity import images_id
 from storage.location import Location
@@ -77,7 +77,12 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     # 1. Create or open the step and its arrays, before any worker writes
     if options.dry_run:
         job.step.check_start(fingerprint, job.command, restart=options.restart)
-        print_unit_step(run, connection, job.title, UnitPlan.of(job.step, job.units, options), job.device, job.cost)
+        plan = UnitPlan.of(job.step, job.units, options)
+        if again := units_to_retry(run, plan):
+            plan = replace(plan, missing=sorted([*plan.missing, *again], key=lambda unit: unit.index))
+        else:
+            finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
+        print_unit_step(run, connection, job.title, plan, job.device, job.cost)
         return
     images = images_id(run.manifest())
     start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
@@ -86,9 +91,10 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
             job.create(job.step.data(start_id))
         if job.step.location.name in BY_NAME:
             record_run(run, job.step.location.name)
-        if options.retry_skipped:
-            forget_skipped(job, options)
         plan = UnitPlan.of(job.step, job.units, options, start_id)
+        if again := units_to_retry(run, plan):
+            forget_skipped(job.title, plan, again)
+            plan = UnitPlan.of(job.step, job.units, options, start_id)
         print_code_mix(job, plan)
 
         # 2. The missing units stream through the cluster, and receipts come back
@@ -108,9 +114,7 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
     rows = plan.rows(job.skipped)
     results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial)
     max_fraction = run.config.images.max_skipped_fraction
-    tally = Tally(total=sum(unit.num_images for unit in plan.units))
-    for unit in plan.finished:
-        tally.add(plan.receipts[unit.index], unit.num_images)
+    tally = finished_images(plan)
     units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
     print(f"{job.title}: {len(plan.missing):,} of {units} to do ({images}).", flush=True)
     for unit in plan.extended:
@@ -118,7 +122,7 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
         print(f"{job.title}: unit {unit.name} was finished with {before}, and images were added to it.", flush=True)
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
-        tally.check(job.title, max_fraction)  # a step that was refused remains refused
+        tally.check(job.title, max_fraction, job.command)  # a step that was refused remains refused
         for result in results:
             receipt = result["receipt"]
             num_images = plan.images[receipt.unit]
@@ -127,29 +131,20 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
             progress.advance(num_images)
             if job.observe:
                 job.observe(result)
-            tally.check(job.title, max_fraction)
+            tally.check(job.title, max_fraction, job.command)
     finally:
         progress.close()
         print(summary_line(job.title, tally.done, tally.skipped, tally.left, time.monotonic() - start), flush=True)
 
 
 def print_code_mix(job: UnitStepJob, plan: UnitPlan) -> None:
-    """Prints a note if some finished units were computed by another version of the code."""
-    others = sorted({receipt.code for receipt in plan.receipts.values()} - {"", code_id()})
+    """Prints a note if some finished units were computed by another version of the code or of its packages."""
+    *others, now = makers(plan.receipts.values(), with_own=True).items()
     if others:
-        count = sum(receipt.code in others for receipt in plan.receipts.values())
         print(
-            f"{job.title}: another version of the code computed {plural(count, 'finished unit')} "
-            f"({', '.join(others)}; now {code_id()}). They are kept, because the step's algorithm version is the same. "
-            f"To compute all units with this code: '{job.command} --restart {job.step.location.name}'.",
+            f"{job.title}: another version of the code or of its packages computed "
+            f"{plural(sum(count for _, count in others), 'finished unit')} ({'; '.join(name for name, _ in others)}; "
+            f"now {now[0]}). They are kept, because the step's algorithm version is the same. To compute all units "
+            f"with this code: '{job.command} --restart {job.step.location.name}'.",
             flush=True,
         )
-
-
-def forget_skipped(job: UnitStepJob, options: LaunchOptions) -> None:
-    """Deletes the receipts of units with skipped images, so that this launch tries these units again."""
-    plan = UnitPlan.of(job.step, job.units, options)
-    units = [unit for unit in plan.units if unit.index in plan.receipts and plan.receipts[unit.index].skipped]
-    num_images = sum(len(plan.receipts[unit.index].skipped) for unit in units)
-    job.step.forget_units(units)
-    print(f"{job.title}: {plural(num_images, 'skipped image')} in {plural(len(units), 'unit')} will be tried again.")

@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict
 
 from cluster.fanout import Payload
 from jobs.run.directory import Run
-from jobs.run.versions import code_id
+from jobs.run.versions import code_id, computing_packages
 from storage.manifest import ManifestRow
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
@@ -76,6 +76,7 @@ def finish_unit(
         skipped=tuple(skipped),
         start_id=row["start_id"],
         code=code_id(),
+        packages=computing_packages(),
         objects=objects or {},
     )
     step.write_receipt(receipt)

@@ -94,7 +94,7 @@ def _loaded_safetensors(data: bytes) -> Any:
     try:
         return load(data)
     except SafetensorError as error:
-        raise ValueError(f"is no safetensors file ({error}). Download it again.") from None
+        raise ValueError(f"is not a safetensors file ({error}). Download it again.") from None
 
 
 def _loaded_pickle(data: bytes) -> Any:

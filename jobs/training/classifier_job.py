@@ -14,14 +14,15 @@ from jobs.steps.progress import duration, size
 from jobs.training.backbone_weights import weights_hash
 from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker
 from jobs.training.frozen_training import is_whole_backbone_frozen
+from jobs.training.image_list import ImageList, image_list
 from jobs.training.kept_features import bytes_of
 from jobs.training.plan import training_plan
-from jobs.training.training_data import ListedImage, image_list, validation_images
+from jobs.training.training_data import validation_images
 from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
 from storage.manifest import Manifest
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
@@ -42,7 +43,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     frozen = _whole_frozen(run.config, manifest)
     num_validation = len(validation_images(manifest, run.config))
     plan = training_plan("classifier", run.config, len(images))
-    constant = constant_loss((image.labels for image in images), manifest.num_classes)
+    constant = constant_loss(images.class_counts(), len(images))
     return TrainingJob(
         plan=plan,
         worker=train_worker,
@@ -102,7 +103,7 @@ def _features_in_words(
     )
 
 
-def _training_images(config: Config, manifest: Manifest) -> list[ListedImage]:
+def _training_images(config: Config, manifest: Manifest) -> ImageList:
     """The training images.
 
     Raises:
@@ -110,10 +111,9 @@ def _training_images(config: Config, manifest: Manifest) -> list[ListedImage]:
     """
     images = image_list(manifest, config.data.train_splits, without=config.data.val_splits)
     if not images:
-        splits = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
         raise ValueError(
             f"train_ficklenet: no labelled image in the training splits {list(config.data.train_splits) or 'given'}; "
-            f"the manifest has {sorted(splits)}. Set data.train_splits."
+            f"the manifest has {sorted(manifest.splits())}. Set data.train_splits."
         )
     if config.classifier.keep == "best" and not validation_images(manifest, config):
         raise ValueError(

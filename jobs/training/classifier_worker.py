@@ -18,15 +18,14 @@ from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.training.backbone_weights import load_weights
 from jobs.training.frozen_training import FrozenTraining, is_whole_backbone_frozen
+from jobs.training.image_list import ListedImage, image_list
 from jobs.training.plan import Plan, training_plan
 from jobs.training.training_data import (
     ImageBatch,
-    ListedImage,
     ListedImages,
     TrainingImages,
     ValidationImages,
     collate,
-    image_list,
     load_batches,
     loader_processes,
     validation_images,

@@ -21,12 +21,12 @@ from ficklenet.frozen_features import FeatureBatch, head_step
 from ficklenet.masks import mask_key
 from ficklenet.transforms import normalize
 from jobs.run.config_keys import Config
+from jobs.training.image_list import ListedImage
 from jobs.training.kept_features import KeptFeatures
 from jobs.training.plan import Plan
 from jobs.training.training_data import (
     Example,
     ImageBatch,
-    ListedImage,
     ListedImages,
     collate,
     load_batches,

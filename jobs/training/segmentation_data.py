@@ -5,7 +5,6 @@ does not even know where the masks are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from ficklenet.segmentation_training import SegmentationBatch
 from ficklenet.transforms import resize_square
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
+from jobs.training.image_list import ImageList, ListedImage, image_list
 from storage.errors import BadImage
 from storage.images import read_image, read_mask
 from storage.label_values import ignore_value
@@ -43,36 +43,11 @@ class LoadedBatch(NamedTuple):
     skipped: dict[str, str]
 
 
-@dataclass(frozen=True)
-class TrainingImage:
-    """The fields of a manifest row that training needs; `mask_uri` is set only if the mask may be read."""
-
-    row: int
-    image_id: str
-    uri: str
-    labels: tuple[int, ...]
-    mask_uri: str | None
-
-
-def training_images(manifest: Manifest, config: Config) -> list[TrainingImage]:
-    """The usable images of the training splits that are labelled or negative, in manifest order."""
+def training_images(manifest: Manifest, config: Config) -> ImageList:
+    """The usable, labelled or negative images of the training splits; under full supervision those with a mask."""
     settings = config.segmenter
-    splits, left_out = config.data.train_splits, config.data.val_splits
-    reads_all = settings.supervision == "masks"
-    columns = ["image_id", "uri", "labels", "negative", "split", "problem"]
-    columns += ["mask_uri"] if reads_all or settings.strong_splits else []
-    images, start = [], 0
-    for batch in manifest.iter_columns(columns):
-        for number, (image_id, uri, labels, negative, split, problem) in enumerate(
-            zip(*(batch[name] for name in columns[:6]), strict=True)
-        ):
-            if (labels or negative) and not problem and (split in splits if splits else split not in left_out):
-                may_read = reads_all or split in settings.strong_splits
-                mask_uri = batch["mask_uri"][number] if may_read else None
-                if mask_uri or not reads_all:
-                    images.append(TrainingImage(start + number, image_id, uri, tuple(labels), mask_uri))
-        start += len(batch["image_id"])
-    return images
+    masks_of = None if settings.supervision == "masks" else settings.strong_splits
+    return image_list(manifest, config.data.train_splits, config.data.val_splits, masks_of)
 
 
 class SegmentationImages(Dataset):
@@ -83,9 +58,10 @@ class SegmentationImages(Dataset):
     """
 
     def __init__(
-        self, run: Run, images: Sequence[TrainingImage], manifest: Manifest, *, uses_seeds: bool = True
+        self, run: Run, images: Sequence[ListedImage], manifest: Manifest, *, uses_seeds: bool = True
     ) -> None:
-        self.run, self.config, self.images = run, run.config, images
+        self.run, self.config = run, run.config
+        self.images = images.read() if isinstance(images, ImageList) else images
         self.num_classes, self.class_values = manifest.num_classes, manifest.class_values
         self.uses_seeds = uses_seeds and run.config.segmenter.supervision == "seeds"
         settings = run.config.segmenter
@@ -105,7 +81,7 @@ class SegmentationImages(Dataset):
         pixels, seeds, truth = (values[..., ::-1].copy() for values in (example.pixels, example.seeds, example.truth))
         return example._replace(pixels=pixels, seeds=seeds, truth=truth)
 
-    def example(self, entry: TrainingImage) -> SegmentationExample:
+    def example(self, entry: ListedImage) -> SegmentationExample:
         """One image, not mirrored; all labels of an unusable image are unknown."""
         size, limits = self.config.images.input_size, self.config.images.limits
         grid = self.geometry.grid_size(size), self.geometry.grid_size(size)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from cluster.connect import Connection
 from ficklenet.backbones import require_imagenet_weights
 from ficklenet.crf import require_pydensecrf
@@ -24,7 +26,7 @@ from jobs.training.training_job import TrainingJob
 from jobs.training.training_warnings import background_warning
 from storage.manifest import Manifest
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
@@ -117,7 +119,7 @@ def check_images(config: Config, manifest: Manifest) -> int:
             f"train_segmentation: no {what} in the training splits {list(config.data.train_splits) or 'given'}. "
             "Set data.train_splits."
         )
-    if settings.strong_splits and settings.supervision == "seeds" and not any(image.mask_uri for image in images):
+    if settings.strong_splits and settings.supervision == "seeds" and not images.has_masks():
         raise ValueError(
             f"segmenter.strong_splits: given {', '.join(settings.strong_splits)}, which has no training image with a "
             "mask. Name another split, or prepare the manifest with masks."
@@ -136,13 +138,38 @@ def _require_seeds(run: Run, manifest: Manifest) -> None:
             f"{spec.grid[0]} x {spec.grid[1]} of {spec.geometry.in_words}. Use the size that the maps were made with, "
             "and a segmenter.backbone and segmenter.output_stride with the same cells as the classifier."
         )
-    rows = {image.row for image in training_images(manifest, run.config)}
+    rows = training_images(manifest, run.config).rows
+    num_background = num_unknown = 0
     for unit in finished.units:
-        mine = [row - unit.start for row in range(unit.start, unit.stop) if row in rows]
+        mine = rows[slice(*np.searchsorted(rows, (unit.start, unit.stop)))] - unit.start
         seeds = store.read_unit(unit)[mine]
         if ((seeds > 0) & (seeds <= manifest.num_classes)).any():
             return
+        has_background = (seeds == 0).any(axis=(1, 2))  # other images have no maps
+        num_background += int((seeds == 0).sum())
+        num_unknown += int((seeds[has_background] > 0).sum())
+    is_background = num_background > 99 * num_unknown
     raise ValueError(
-        "train_segmentation: no training image has a seed of a class. Lower seeds.theta: "
-        f"'{run.step_command('seeds', '--restart', 'seeds', '--set', 'seeds.theta=...')}'."
+        f"train_segmentation: no training image has a seed of a class. {_seeds_remedy(run, manifest, is_background)}"
     )
+
+
+def _seeds_remedy(run: Run, manifest: Manifest, is_background: bool) -> str:
+    """What the person can do so that the classes get seeds.
+
+    Args:
+        is_background: all cells are background, so another `seeds.theta` would change nothing.
+    """
+    has_saliency = any(uri for batch in manifest.iter_columns(["saliency_uri"]) for uri in batch["saliency_uri"])
+    if not is_background:
+        what, setting = "Lower seeds.theta", "seeds.theta=..."
+    elif has_saliency and run.config.seeds.background_cue == "saliency":
+        what = (
+            "All cells are background, because the saliency maps are below seeds.saliency_threshold. Correct these "
+            "maps (255 is the most salient) and prepare the run again, or take the background from the maps alone"
+        )
+        setting = "seeds.background_cue=evidence"
+    else:
+        what = "All cells are background, because all evidence is below seeds.evidence_threshold. Lower it"
+        setting = "seeds.evidence_threshold=..."
+    return f"{what}: '{run.step_command('seeds', '--restart', 'seeds', '--set', setting)}'."

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from ficklenet.batches import keyed_generator
 from ficklenet.masks import mask_key
 from ficklenet.transforms import resize_square, training_crop
 from jobs.run.config_keys import Config
+from jobs.training.image_list import ImageList, ListedImage, image_list
 from storage.errors import BadImage, StorageError
 from storage.images import read_image
 from storage.manifest import Manifest
@@ -42,34 +42,7 @@ class ImageBatch(NamedTuple):
     skipped: dict[str, str]  # the reason, by image id
 
 
-@dataclass(frozen=True)
-class ListedImage:
-    """The fields of a manifest row that training needs."""
-
-    image_id: str
-    uri: str
-    labels: tuple[int, ...]
-
-
-def image_list(manifest: Manifest, splits: Sequence[str], without: Sequence[str] = ()) -> list[ListedImage]:
-    """The usable images of some splits that are labelled or negative, in manifest order.
-
-    Negative images have no labels.
-
-    Args:
-        splits: names; if empty, all splits except those in `without`.
-        without: splits to leave out if `splits` is empty.
-    """
-    columns = ("image_id", "uri", "labels", "negative", "split", "problem")
-    return [
-        ListedImage(image_id, uri, tuple(labels))
-        for batch in manifest.iter_columns(columns)
-        for image_id, uri, labels, negative, split, problem in zip(*(batch[name] for name in columns), strict=True)
-        if (labels or negative) and not problem and (split in splits if splits else split not in without)
-    ]
-
-
-def validation_images(manifest: Manifest, config: Config) -> list[ListedImage]:
+def validation_images(manifest: Manifest, config: Config) -> Sequence[ListedImage]:
     """The labelled, usable images for the classifier's validation; none if there are no validation splits."""
     splits = config.data.val_splits
     return image_list(manifest, splits) if splits else []
@@ -79,7 +52,8 @@ class ListedImages(Dataset):
     """The images of a list. An image that cannot be read is all zeros, with weight 0."""
 
     def __init__(self, images: Sequence[ListedImage], num_classes: int, config: Config) -> None:
-        self.images, self.num_classes, self.config = images, num_classes, config
+        self.images = images.read() if isinstance(images, ImageList) else images
+        self.num_classes, self.config = num_classes, config
 
     def __len__(self) -> int:
         return len(self.images)

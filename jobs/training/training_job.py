@@ -21,6 +21,7 @@ from jobs.training.kept_network import keep_epoch
 from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
 from storage.heartbeat import beating
+from storage.text import printable
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     kept = f"; the best epoch, {metrics['epoch']}, is kept" if job.keep == "best" else ""
     print(f"{name}: trained in {duration(log.seconds)} ({described(metrics)}){kept}.", flush=True)
     for reason, ids in log.skipped.items():
-        print(f"{name}: skipped {len(ids):,}: {reason} ({ids[0]}{', ...' if len(ids) > 1 else ''})")
+        print(f"{name}: skipped {len(ids):,}: {reason} ({printable(ids[0])}{', ...' if len(ids) > 1 else ''})")
     _print_verdict(job, metrics)
 
 

@@ -1,6 +1,5 @@
 """The logs of a training: a line of metrics per epoch, the event files of TensorBoard, and printed lines."""
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from cluster.training_context import Metrics
 from jobs.run.training_record import read_epochs
 from jobs.steps.progress import duration
 from storage.location import Location
+from storage.records import seal
 from storage.steps import Skipped, ids_by_reason
 
 NAMES = {
@@ -78,7 +78,7 @@ class TrainingLog:
         line = {name: value for name, value in metrics.items() if name != "losses"}
         # If an epoch is trained again, its new line replaces the earlier one.
         self.lines = [earlier for earlier in self.lines if earlier["epoch"] < line["epoch"]] + [line]
-        self._place.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in self.lines))
+        self._place.write_bytes(b"".join(seal(each) + b"\n" for each in self.lines))
         left = self._left(line)
         if line["epoch"] % self.print_every == 0 or line["epoch"] == self.num_epochs or self._is_validated(line):
             print(f"{self.name}: epoch {line['epoch']} of {self.num_epochs} ({described(line)}){left}", flush=True)

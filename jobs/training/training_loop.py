@@ -193,7 +193,7 @@ def _require_finite(plan: Plan, step: int, loss: float, model: torch.nn.Module) 
         return
     raise ValueError(
         f"{plan.name}: the loss became {loss if not math.isfinite(loss) else math.inf} by step {step + 1:,} (epoch "
-        f"{step // plan.epoch_steps + 1}); no checkpoint of it was kept. Lower {plan.section}.learning_rate and start "
+        f"{step // plan.epoch_steps + 1}); it is in no checkpoint. Lower {plan.section}.learning_rate and start "
         f"over with --restart {plan.name}."
     )
 
@@ -204,5 +204,5 @@ def _require_readable(plan: Plan, skipped: dict[str, Any]) -> None:
         raise ValueError(
             f"{plan.name}: {len(skipped):,} of {plural(plan.num_images, 'image')} could not be read (first: {first}: "
             f"{skipped[first]}), more than images.max_skipped_fraction = {plan.max_skipped_fraction:g}. "
-            "Repair the images or the manifest, or raise this fraction."
+            "Put back or repair the images, then run the same command; or raise this fraction."
         )

@@ -1,6 +1,6 @@
 """Warnings about a training that learns nothing or too little. Each warning says what to do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,17 @@ LITTLE_FOREGROUND = 0.25
 """A network that predicts less than this share of the foreground in its labels predicts background everywhere."""
 
 
-def constant_loss(labels: Iterable[tuple[int, ...]], num_classes: int) -> float:
+def constant_loss(class_counts: np.ndarray, num_images: int) -> float:
     """The loss of the best constant prediction, which gives each class its frequency as probability in every image.
 
     Args:
-        labels: the class numbers of each training image; at least one image.
+        class_counts: the training images of each class (C,).
+        num_images: all of them; at least one.
 
     Returns:
         The sigmoid cross-entropy, averaged over the classes, as in `ficklenet.classifier_losses.multilabel_loss`.
     """
-    counts, num_images = np.zeros(num_classes), 0
-    for classes in labels:
-        counts[list(classes)] += 1
-        num_images += 1
-    share = counts / num_images
+    share = class_counts / num_images
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -(share * np.log(share) + (1 - share) * np.log(1 - share))
     return float(np.nan_to_num(entropy).mean())

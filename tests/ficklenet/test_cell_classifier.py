@@ -94,5 +94,5 @@ def test_a_packed_network_gives_the_same_probabilities():
     network, image = cell_network(spec).eval(), torch.randn(2, 2, 2)
     again = unpack_cells(pack_cells(network, spec))
     np.testing.assert_array_equal(cell_probabilities(again, image, [1]), cell_probabilities(network, image, [1]))
-    with pytest.raises(ValueError, match=r"10 bytes given.*Run learn_cells.py again"):
+    with pytest.raises(ValueError, match=r"given 10 bytes.*Run learn_cells.py again"):
         unpack_cells(b"no network")

@@ -55,7 +55,7 @@ def test_unpacking_runs_no_code_and_says_what_is_wrong(model, tmp_path):
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
 
-    with pytest.raises(ValueError, match=r"classifier file.*no classifier.*Give the model.pt"):
+    with pytest.raises(ValueError, match=r"classifier file.*not a classifier.*Give the model.pt"):
         unpack_classifier(pickle.dumps(Malicious(), protocol=2))
     buffer = io.BytesIO()
     torch.save({"format": Malicious()}, buffer)
@@ -107,7 +107,7 @@ def test_truncated_file_is_refused(model, keep):
     [
         ({"backbone": "alexnet"}, "give one of vgg16, resnet101, small"),
         ({"class_names": ()}, "give at least one"),
-        ({"class_names": ("cat", "cat")}, "each once"),
+        ({"class_names": ("cat", "cat")}, "without repetitions"),
         ({"input_size": 320}, "Give 8 g \\+ 1"),
         ({"kernel_size": 4}, "odd number"),
         ({"drop_rate": 1.5}, "from 0 to 1"),

@@ -85,7 +85,7 @@ def test_255_is_a_class_of_a_long_list():
 
 @pytest.mark.parametrize(("truth", "predicted"), [([0, 3], [0, 0]), ([0, 0], [0, 3]), ([0, -1], [0, 0])])
 def test_labels_outside_the_class_list_are_refused(truth, predicted):
-    with pytest.raises(ValueError, match="hold 0 to 2 and 255"):
+    with pytest.raises(ValueError, match="have 0 to 2 and 255"):
         confusion_matrix(np.array(truth), np.array(predicted), 2, IGNORED)
 
 

@@ -32,12 +32,12 @@ def test_a_prefix_that_not_every_name_has_is_part_of_the_names():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list, not names with weights"),
-        (nn.Linear(1, 1), "holds a Linear"),
-        ({1: torch.ones(1)}, "holds a dict, not names"),
-        ({}, "holds nothing where names with weights are expected"),
-        ({"epoch": 3, "loss": 0.5, "conv.weight": torch.ones(1)}, r"holds epoch \(int\), loss \(float\) where"),
-        ({"student": STATE, "teacher": STATE}, r"holds student \(dict\), teacher \(dict\)"),
+        ([1, 2], "contains a list, not names with weights"),
+        (nn.Linear(1, 1), "contains a Linear"),
+        ({1: torch.ones(1)}, "contains a dict, not names"),
+        ({}, "contains nothing, but names with weights are expected"),
+        ({"epoch": 3, "loss": 0.5, "conv.weight": torch.ones(1)}, r"contains epoch \(int\), loss \(float\), but"),
+        ({"student": STATE, "teacher": STATE}, r"contains student \(dict\), teacher \(dict\)"),
         ({"model": STATE, "state_dict": STATE}, r"several state dicts \(state_dict, model\)"),
     ],
 )
@@ -52,5 +52,5 @@ def test_weights_in_the_same_order_take_the_networks_names():
     assert list(found) == ["weight", "bias"] and found["weight"].sum() == 2
     with pytest.raises(ValueError, match=r"a has shape \(2,\), but weight in its place has \(2, 1\)"):
         matched_in_order({"a": torch.zeros(2), "b": torch.ones(2, 1)}, wanted)
-    with pytest.raises(ValueError, match="1 given, this network has 2"):
+    with pytest.raises(ValueError, match="1 given, but this network has 2"):
         matched_in_order({"a": torch.ones(2, 1)}, wanted)

@@ -135,6 +135,18 @@ def test_saliency_gives_the_background_and_an_unreadable_one_skips_its_image(map
     assert not (stored_seeds(run)[0] == 0).all()
 
 
+def test_saliency_maps_that_were_away_are_read_once_they_are_back(map_images, drawn_images, tmp_path, capsys):
+    place = Path(write_saliency(tmp_path / "saliency.png", 255))
+    run = map_images([replace(image, saliency_uri=str(place)) for image in drawn_images[:4]])
+    away = place.rename(tmp_path / "away.png")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"4 of 4 images had to be skipped \(mostly: saliency map: missing"):
+            make_seeds(run)
+    away.rename(place)
+    make_seeds(run)
+    assert "seeds: 4 images done, 0 skipped" in capsys.readouterr().out
+
+
 def test_images_without_maps_are_ignored_everywhere_and_reported(map_images, drawn_images):
     images = [drawn_images[0], replace(drawn_images[1], uri="/gone.png"), replace(drawn_images[2], labels=())]
     run = map_images(images)

@@ -177,7 +177,7 @@ def test_files_with_code_are_not_run_and_say_what_they_hold(source, tmp_path):
         ("w.pt", b"no archive", "was not written by torch.save"),
         ("w.pt", b"", "cannot be read by torch"),
         ("w.pt", b"PK\x03\x04 cut", "cannot be read by torch"),
-        ("w.safetensors", b"no archive", "is no safetensors file"),
+        ("w.safetensors", b"no archive", "is not a safetensors file"),
     ],
 )
 def test_other_files_are_refused_in_one_sentence(name, data, message, tmp_path):

@@ -1,5 +1,6 @@
 """Every job from outside: wrong input is one sentence on stderr and exit code 2."""
 
+import errno
 import importlib
 import logging
 import os
@@ -252,6 +253,19 @@ def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, w
     assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")
 
 
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(monkeypatch, capsys):
+    def main(_: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    with pytest.raises(SystemExit) as end:
+        run_main(main, [])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.endswith(
+        ": the disk or quota is full; free some space, then run the same command again.\n"
+    )
+
+
 def test_debug_prints_no_request_of_s3(monkeypatch, capfd):
     """Requests carry signatures and session tokens, which botocore logs at the level of debugging."""
 
@@ -267,6 +281,22 @@ def test_debug_prints_no_request_of_s3(monkeypatch, capfd):
     assert "a line of ours" in printed and "SECRET" not in printed
 
 
+def test_control_characters_of_names_do_not_reach_the_terminal(monkeypatch, capfd):
+    def main(_: list[str]) -> None:
+        sys.stdout.write("a class named \x1b]0;title\x07 or \x9b31m\rmaps: done; Läufe\tand a bar\n")
+        sys.stderr.write("\rmaps: 50%")
+        logging.getLogger("jobs").warning("of host \x1b[2J")
+        raise ValueError("no image \x1b[31m here")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process of its own
+    with pytest.raises(SystemExit):
+        run_main(main, [])
+    out, err = capfd.readouterr()
+    assert out == "a class named \\x1b]0;title\\x07 or \\x9b31m\\rmaps: done; Läufe\tand a bar\n"
+    assert err.startswith("\rmaps: 50%") and "host \\x1b[2J" in err and "image \\x1b[31m here" in err
+
+
 def test_names_beyond_ascii_are_printed_where_the_output_is_ascii(finished_maps_run, tmp_path):
     folder = tmp_path / "Läufe ß"
     shutil.copytree(finished_maps_run.uri, folder)
@@ -276,5 +306,7 @@ def test_names_beyond_ascii_are_printed_where_the_output_is_ascii(finished_maps_
     assert done.returncode == 0 and r"L\xe4ufe \xdf: 14 images" in done.stdout
     ascii_locale = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     done = subprocess.run(command, env=ascii_locale, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 2 and "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 0 and "Läufe ß: 14 images" in done.stdout
+    broken = subprocess.run([*command[:-1], b"/data/K\xe4se"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert broken.returncode == 2 and "/data/K\\udce4se: contains bytes that are no UTF-8 letters" in broken.stderr
+    assert len(broken.stderr.splitlines()) == 1

@@ -40,7 +40,7 @@ def test_settings_that_differ_and_metrics_stand_side_by_side(seeded_run, finishe
 
 
 def test_one_run_cannot_be_compared_and_equal_ones_say_so(seeded_run, capsys):
-    with pytest.raises(ValueError, match=r"given .* alone\. Give two runs or more"):
+    with pytest.raises(ValueError, match=r"given only .*\. Give two runs or more"):
         compare.main([seeded_run.uri])
     compare.main([seeded_run.uri, seeded_run.uri])
     printed = capsys.readouterr().out

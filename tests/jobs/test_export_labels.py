@@ -202,10 +202,10 @@ def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (ExportRequest("npy", "predictions"), "--labels predictions: --format npy holds maps, not labels"),
+        (ExportRequest("npy", "predictions"), "--labels predictions: --format npy exports maps, not labels"),
         (
             ExportRequest("png", shapes="polygons"),
-            "--shapes polygons does not go with --format png; this format leaves",
+            "--shapes polygons does not go with --format png; this format has",
         ),
         (
             ExportRequest("yolo", shapes="masks"),

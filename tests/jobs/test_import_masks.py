@@ -152,17 +152,17 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
             bring_back(painted_run, file)
 
     refused('name="scene_0012.png"', 'name="other.png"', r"no image of .* is called 'other.png'")
-    refused('name="scene_0012.png"', 'name="scene_0013.png"', r"two masks of the image 'scene_0013.png'")
+    refused('name="scene_0012.png"', 'name="scene_0013.png"', r"the image 'scene_0013.png' has two masks")
     refused(
-        'width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, the run's image 160 x 120"
+        'width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, but the run's image has"
     )
-    refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is no class of the run")
+    refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is not a class of the run")
     refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels", "</box>")
     refused("</annotations>", "", r"not CVAT's XML")
     file.write_text(text)
     (tmp_path / "pngs").mkdir()
     (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.full((120, 160), 77)))
-    with pytest.raises(ValueError, match=r"value 77 is no class\. The masks' values are the data set's own"):
+    with pytest.raises(ValueError, match=r"value 77 is not a class\. Masks must have the data set's values"):
         bring_back(painted_run, tmp_path / "pngs")
 
 

@@ -10,8 +10,8 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
+from jobs.training.image_list import image_list
 from jobs.training.segmentation_data import training_images
-from jobs.training.training_data import image_list
 
 
 @pytest.fixture

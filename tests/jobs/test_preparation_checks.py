@@ -84,7 +84,7 @@ def test_outlines_of_another_picture_make_no_mask(tmp_path, capsys):
     put_picture(tmp_path / "a.jpg", size=(24, 32))
     run = prepared(tmp_path, *coco(tmp_path, 32, 24))
     assert (rows_of(run)["a"].labels, rows_of(run)["a"].mask_uri) == ((0,), None)
-    assert "without a mask, as the outlines were drawn on a picture of another shape" in capsys.readouterr().out
+    assert "without a mask, because the outlines were drawn on a picture with another" in capsys.readouterr().out
 
 
 def test_a_mask_file_is_turned_with_its_picture(tmp_path):
@@ -112,7 +112,7 @@ def test_masks_that_are_missing_or_of_another_shape_are_left_out_and_told(tmp_pa
     printed = capsys.readouterr().out
     assert "  with:    a mask 1\n" in printed
     assert f"1 mask cannot be opened and is left out (first: {tmp_path}/c.png: missing: no such file)" in printed
-    assert f"1 mask of another shape than the picture is left out (first: {tmp_path}/b.png)" in printed
+    assert f"1 mask left out, because the aspect ratio differs from the picture's (first: {tmp_path}/b.png)" in printed
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_masks_whose_classes_are_not_their_images_are_told(tmp_path, capsys):
         put_picture(tmp_path / f"{name}.jpg")
         Image.fromarray(SQUARE).save(tmp_path / f"{name}.png")
     prepared(tmp_path, *put_table(tmp_path, "cat.jpg,cat,cat.png", "dog.jpg,dog,dog.png", header="image,labels,mask"))
-    assert "1 hold a class that is no label of their image (first: 'dog', labelled dog)" in capsys.readouterr().out
+    assert "1 have a class that is not a label of their image (first: 'dog', labelled dog)" in capsys.readouterr().out
 
 
 def test_masks_of_the_documented_kind_need_no_word(tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_saliency_of_zero_and_one_is_copied_with_white_for_one(tmp_path, capsys)
     table = put_table(tmp_path, "a.jpg,cat,a.png", "b.jpg,dog,b.png", header="image,labels,saliency")
     run = prepared(tmp_path, *table)
     np.testing.assert_array_equal(read_saliency(str(rows_of(run)["a"].saliency_uri)), SQUARE)
-    assert "saliency maps hold values up to 1 only" in capsys.readouterr().out
+    assert "saliency maps have only values up to 1" in capsys.readouterr().out
 
 
 # Names
@@ -183,7 +183,7 @@ def test_an_image_spelt_differently_is_found_and_told(tmp_path, capsys):
     put_picture(tmp_path / "b.jpg")
     run = prepared(tmp_path, *put_table(tmp_path, "img_1.jpg,cat,train", "b,dog,train"))
     assert [row.height for row in rows_of(run).values()] == [24, 24]
-    assert "2 images found under a name that is spelt differently" in capsys.readouterr().out
+    assert "2 images found under a different spelling" in capsys.readouterr().out
 
 
 # Splits
@@ -201,6 +201,8 @@ def test_an_image_spelt_differently_is_found_and_told(tmp_path, capsys):
         (("",), (), ("val",), ("",)),
         (("test",), (), ("val",), ("test",)),
         (("latest", "values"), (), ("val",), ("latest", "values")),
+        (("training", "validation", "testing"), ("training",), ("validation",), ("validation",)),
+        (("train", "val2017", "test-dev2017"), ("train",), ("val2017",), ("val2017",)),
     ],
 )
 def test_what_splits_are_for_follows_from_their_names(splits, train, val, predicted):
@@ -223,7 +225,7 @@ def test_test_images_are_told_and_kept_out_of_the_training(tmp_path, capsys):
     run = prepared(tmp_path, *table)
     assert (run.config.data.train_splits, run.config.data.val_splits) == (("train",), ("valid",))
     printed = capsys.readouterr().out
-    assert "  trained on: train; validated on: valid.\n" in printed and "not used for training: test." in printed
+    assert "  for training: train; for validation: valid.\n" in printed and "not used for training: test." in printed
     only = prepared(tmp_path, *table, "--split", "train", "--split", "valid")
     assert only.manifest().num_images == 3
 
@@ -309,7 +311,7 @@ def test_other_images_are_not_taken_for_moved_ones(tmp_path):
         main(["--run", run.uri, "--images", str(tmp_path / "nowhere")])
     for number in range(3):
         put_picture(new / f"sub/{number}.jpg", size=(32, 24))
-    with pytest.raises(ValueError, match=r"sub/1.jpg has 32 x 24 pixels, the run's image 'sub__1' has 33 x 24"):
+    with pytest.raises(ValueError, match=r"sub/1.jpg has 32 x 24 pixels, but the run's image 'sub__1' has 33 x 24"):
         main(["--run", run.uri, "--images", str(new)])
 
 

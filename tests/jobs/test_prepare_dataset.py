@@ -94,10 +94,10 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
     ("arguments", "sentence"),
     [
         (["--split", "test"], "no annotations/instances_test.json .*there are the splits train, val"),
-        (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder that holds annotations/"),
+        (["--coco", "/tmp"], r"no annotations/instances_<split>\.json .*give the folder with annotations/"),
         (
             ["--split", "train", "--masks", "masks"],
-            "--masks does not go with --coco; with it go --saliency, --images, --crowds-are-objects",
+            "--masks does not go with --coco. Allowed with it: --saliency, --images, --crowds-are-objects",
         ),
         (["--split", "train", "--images", "/nowhere"], r"none of the 12 images can be opened \(first: /nowhere/"),
         (["--split", "train", "--classes", "moom"], "class 'moom': not among .* Did you mean 'moon'"),
@@ -135,7 +135,7 @@ def test_misspelt_class_is_refused_with_a_suggestion(table, tmp_path):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "mon,star"])
 
 
-@pytest.mark.parametrize(("classes", "fault"), [("moon,star,moon", "'moon' is named twice"), ("moon,,", "is empty")])
+@pytest.mark.parametrize(("classes", "fault"), [("moon,star,moon", "'moon' is given twice"), ("moon,,", "is empty")])
 def test_class_list_with_a_slip_is_refused(table, tmp_path, classes, fault):
     with pytest.raises(ValueError, match=f"--classes {classes}: .*{fault}"):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", classes])
@@ -198,7 +198,7 @@ def test_alike_classes_are_told_where_the_list_is_made_of_the_labels(drawn_image
         "\n".join(["image,labels", *(f"{drawn_images[n].uri},{'cross' if n else 'corss'}" for n in range(3))])
     )
     main(["--run", str(tmp_path / "run"), "--csv", str(table)])
-    assert "  two classes, or one misspelt? 'corss' 1, 'cross' 2\n" in capsys.readouterr().out
+    assert "or one misspelt? 'corss' 1, 'cross' 2. If it is one class, correct its labels" in capsys.readouterr().out
     main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "cross,corss"])
     assert "misspelt" not in capsys.readouterr().out
 

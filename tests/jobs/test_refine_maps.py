@@ -134,9 +134,15 @@ def test_seeds_and_pseudo_labels_are_made_of_the_refined_maps_where_so_configure
     assert run.step("pseudo_labels").fingerprint()["upstream"].keys() == {"refined"}
 
 
+def test_a_setting_that_changes_the_labels_of_the_cells_is_refused(refined_run):
+    with pytest.raises(ValueError, match=r"seeds.priority: background -> foreground.*--restart cells"):
+        launch(refined_run, "cells", settings=("seeds.priority=foreground",))
+    launch(refined_run, "cells", settings=("seeds.theta=0.5",))  # the seeds' own threshold is none of theirs
+
+
 def test_refining_before_the_cells_are_learned_is_refused_with_the_command(refined_run):
     (Path(refined_run.uri) / "cells" / CELL_NETWORK).unlink()
-    with pytest.raises(NotYet, match=r"not learned yet. Run 'python jobs/learn_cells.py .*' first"):
+    with pytest.raises(NotYet, match=r"not trained yet. Run 'python jobs/learn_cells.py .*' first"):
         launch(refined_run, "refined")
 
 

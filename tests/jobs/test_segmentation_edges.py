@@ -40,33 +40,40 @@ def seeded_run(
     folder: Path,
     labels: Sequence[tuple[int, ...]],
     num_classes: int,
+    assignments: Sequence[str] = (),
     *,
     sizes: Sequence[tuple[int, int]] = (),
     without_seeds: Sequence[int] = (),
     never_seeded: Sequence[int] = (),
+    rest: int | None = None,
+    saliency: str | None = None,
 ) -> Run:
     """A run of images of noise with seeds: the upper rows background, one quadrant for each of an image's classes.
 
     Args:
         labels: the classes of each image.
+        assignments: settings of the run.
         sizes: (height, width) of the images.
         without_seeds: images all of whose seeds are unknown.
         never_seeded: classes without seeds.
+        rest: the label of all other cells; unknown by default.
+        saliency: the address of every image's saliency map.
     """
-    run = open_run(str(folder / "run"), defaults=SETTINGS)
+    run = open_run(str(folder / "run"), None, assignments, defaults=SETTINGS)
     generator, rows = np.random.default_rng(0), []
     for number, classes in enumerate(labels):
         height, width = sizes[number] if sizes else (40, 30)
         place = folder / f"{number}.png"
         Image.fromarray(generator.integers(0, 255, (height, width, 3), np.uint8)).save(place)
-        rows.append(ManifestRow(f"image_{number}", str(place), classes, height, width, "train"))
+        row = ManifestRow(f"image_{number}", str(place), classes, height, width, "train", saliency_uri=saliency)
+        rows.append(row)
     write_manifest(run.location / "manifest.parquet", rows, [f"class {number}" for number in range(num_classes)])
     record_run(run)
     step = Step(run.location / "seeds")
     step.open({"unit_size": 4, "seeds": run.config.seeds.result_settings(), "upstream": {}}, "")
     store = SeedStore.create(step.data() / SEEDS, len(rows), num_classes, (GRID, GRID), 4)
     for unit in plan_units(len(rows), 4):
-        seeds = np.full((unit.num_images, GRID, GRID), ignore_value(num_classes))
+        seeds = np.full((unit.num_images, GRID, GRID), ignore_value(num_classes) if rest is None else rest)
         for place, number in enumerate(range(unit.start, unit.stop)):
             if number not in without_seeds:
                 seeds[place, 0] = 0
@@ -113,6 +120,21 @@ def test_seeds_without_any_class_are_refused(tmp_path):
     run = seeded_run(tmp_path, [(0,), (1,)], 2, never_seeded=[0, 1])
     with pytest.raises(ValueError, match=r"no training image has a seed of a class\. Lower seeds\.theta: .*aggregate"):
         trained(run)
+
+
+@pytest.mark.parametrize(
+    ("saliency", "assignments", "remedy"),
+    [
+        ("saliency.png", (), r"the saliency maps are below .*--set seeds\.background_cue=evidence"),
+        ("saliency.png", ("seeds.background_cue=evidence",), r"Lower it: .*--set seeds\.evidence_threshold="),
+        (None, (), r"all evidence is below seeds\.evidence_threshold\. Lower it"),
+    ],
+)
+def test_seeds_that_are_all_background_are_refused_with_a_remedy_that_helps(saliency, assignments, remedy, tmp_path):
+    run = seeded_run(tmp_path, [(0,), (1,)], 2, assignments, never_seeded=[0, 1], rest=0, saliency=saliency)
+    with pytest.raises(ValueError, match=remedy) as refusal:
+        trained(run)
+    assert "seeds.theta" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("num_classes", [1, 80, 300])  # of 300, the value 255 is a class

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
@@ -42,21 +43,48 @@ def state(run: Run, name: str) -> str:
     return next(step.state for step in run_status(run).steps if step.name == name)
 
 
-def test_images_that_are_away_refuse_the_step_on_every_launch_and_are_tried_again_when_asked(run, photos, capsys):
+def test_images_that_are_away_refuse_the_step_on_every_launch_until_they_are_back(run, photos, capsys):
     away = photos.rename(photos.parent / "unmounted")
-    for _ in range(3):
-        with pytest.raises(ValueError, match=r"maps: \d+ of 14 images had to be skipped .*--retry-skipped"):
-            launch(run, "maps")
+    for dry_run in (False, False, True):
+        with pytest.raises(ValueError, match=r"maps: \d+ of 14 images had to be skipped .*Put the files back"):
+            launch(run, "maps", dry_run=dry_run)
     assert state(run, "maps") == "refused"
     assert any(line.startswith("  try again: ") and line.endswith("--retry-skipped") for line in lines(run))
 
     away.rename(photos)
-    with pytest.raises(ValueError, match="had to be skipped"):  # what is recorded holds until it is tried again
-        launch(run, "maps")
     capsys.readouterr()
-    launch(run, "maps", retry_skipped=True)
+    launch(run, "maps", dry_run=True)
+    assert "maps, dry run: 4 of 4 units to do (14 of 14 images)." in capsys.readouterr().out
+    launch(run, "maps")
     assert "14 images done, 0 skipped, 0 left" in capsys.readouterr().out
     assert state(run, "maps") == "done"
+
+
+def test_images_that_are_damaged_refuse_the_step_until_they_are_tried_again(run, photos, capsys):
+    whole = {place: place.read_bytes() for place in photos.iterdir()}
+    for place in whole:
+        place.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"maps: \d+ of 14 images had to be skipped"):
+        launch(run, "maps")
+    for place, data in whole.items():
+        place.write_bytes(data)
+    with pytest.raises(ValueError, match=r"generate_maps.py --run \S+ --retry-skipped'"):  # what is recorded holds
+        launch(run, "maps")
+    launch(run, "maps", retry_skipped=True)
+    assert "14 images done, 0 skipped, 0 left" in capsys.readouterr().out
+
+
+def test_images_named_at_their_new_place_are_tried_again(run, photos, capsys):
+    launch(run, "maps")
+    moved = photos.rename(photos.parent / "elsewhere")
+    with pytest.raises(ValueError, match=r"name the images' new folder with prepare_dataset\.py"):
+        launch(run, "pseudo_labels")
+    prepare_dataset.main(["--run", run.uri, "--images", str(moved)])
+    capsys.readouterr()
+    for name in ("maps", "pseudo_labels"):
+        launch(open_run(run.uri), name)
+    printed = capsys.readouterr().out
+    assert "maps: 0 of 4 units to do" in printed and "pseudo-labels: 14 images done, 0 skipped" in printed
 
 
 def test_a_refused_step_refuses_the_steps_that_read_it(run, photos):

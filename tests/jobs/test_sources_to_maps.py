@@ -1,4 +1,8 @@
-"""Every source goes through preparation, training and maps, from files as the tools write them."""
+"""Every source goes through preparation, training and maps, from files that the tools' own packages wrote.
+
+`storage/fixtures` has the scripts that wrote them; a table and a folder need no tool. The masks of `coco` are encoded
+by pycocotools.
+"""
 
 import json
 from collections.abc import Callable
@@ -13,7 +17,9 @@ from cluster.connect import connect
 from jobs.cli.launch import launch_step
 from jobs.prepare_dataset import main
 from jobs.run.directory import open_run
+from storage.images import read_mask
 
+FIXTURES = Path(__file__).parents[1] / "storage/fixtures"
 SETTINGS = ["--config", str(Path(__file__).parents[2] / "docs/examples/own_data_small.toml")]
 TINY = ["classifier.epochs=1", "maps.num_samples=4", "images.input_size=65", "cluster.address=in-process"]
 NAMES = ["cat", "dog", "cat", "dog", "cat", "dog"]
@@ -54,19 +60,9 @@ def one_hot(at: Path) -> list[str]:
     return ["--csv", str(at / "labels.csv")]
 
 
-def voc(at: Path) -> list[str]:
-    for number, name in enumerate(["helmet", "vest"] * 3):
-        draw(at / f"JPEGImages/{number}.png", "cat" if name == "helmet" else "dog", number)
-        (at / "Annotations").mkdir(exist_ok=True)
-        (at / f"Annotations/{number}.xml").write_text(f"<annotation><object><name>{name}</name></object></annotation>")
-    (at / "ImageSets/Main").mkdir(parents=True)
-    (at / "ImageSets/Main/train.txt").write_text("0\n1\n2\n3\n")
-    (at / "ImageSets/Main/val.txt").write_text("4\n5\n")
-    return ["--voc", str(at)]
-
-
-def roboflow(at: Path) -> list[str]:
-    """With the unused root category, categories from 0, and pycocotools' own run lengths."""
+def coco(at: Path) -> list[str]:
+    """In COCO's layout, with categories from 0 and one that only groups the others."""
+    (at / "annotations").mkdir()
     for split, numbers in (("train", range(4)), ("valid", range(4, 6))):
         images, annotations = [], []
         for number in numbers:
@@ -81,25 +77,31 @@ def roboflow(at: Path) -> list[str]:
         categories = [{"id": 0, "name": "pets", "supercategory": "none"}]
         categories += [{"id": n, "name": name, "supercategory": "pets"} for n, name in ((1, "cat"), (2, "dog"))]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        (at / split / "_annotations.coco.json").write_text(json.dumps(content))
+        (at / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     return ["--coco", str(at)]
 
 
+def excel(at: Path) -> list[str]:
+    return ["--csv", str(FIXTURES / "workbook/labels.xlsx")]
+
+
+def voc(at: Path) -> list[str]:
+    return ["--voc", str(FIXTURES / "voc"), "--classes", "cat,dog"]
+
+
+def roboflow(at: Path) -> list[str]:
+    return ["--coco", str(FIXTURES / "roboflow")]
+
+
 def labelme(at: Path) -> list[str]:
-    for number, name in enumerate(NAMES):
-        draw(at / f"{number}.png", name, number)
-        points = [[10, 8 + number], [40, 8 + number], [40, 28 + number], [10, 28 + number]]
-        shape = {"label": name, "points": points, "shape_type": "polygon"}
-        content = {"shapes": [shape], "imagePath": f"{number}.png", "imageHeight": 48, "imageWidth": 64}
-        (at / f"{number}.json").write_text(json.dumps(content))
-    return ["--labelme", str(at)]
+    return ["--labelme", str(FIXTURES / "labelme")]
 
 
 def hugging_face(at: Path) -> list[str]:
-    return ["--hugging-face", str(Path(__file__).parents[1] / "storage/fixtures/saved")]
+    return ["--hugging-face", str(FIXTURES / "saved")]
 
 
-@pytest.mark.parametrize("make", [folders, spreadsheet, one_hot, voc, roboflow, labelme, hugging_face])
+@pytest.mark.parametrize("make", [folders, spreadsheet, excel, one_hot, voc, coco, roboflow, labelme, hugging_face])
 def test_a_source_goes_through_preparation_training_and_maps(make: Callable[[Path], list[str]], tmp_path, capsys):
     (tmp_path / "data").mkdir()
     settings = [part for setting in TINY for part in ("--set", setting)]
@@ -113,4 +115,9 @@ def test_a_source_goes_through_preparation_training_and_maps(make: Callable[[Pat
     rows = list(manifest.iter_rows())
     assert len(manifest.class_names) == 2 and all(len(row.labels) == 1 and row.height for row in rows)
     assert {row.labels for row in rows} == {(0,), (1,)}
+    with_outlines = {coco, roboflow, labelme}
+    if make in with_outlines:
+        masks = [read_mask(str(row.mask_uri), manifest.class_values) for row in rows]
+        assert [np.unique(mask).tolist() for mask in masks] == [[0, row.labels[0] + 1] for row in rows]
+        assert all(540 < int((mask > 0).sum()) <= 600 for mask in masks)  # supervision draws polygons half a pixel in
     assert [tuple(maps.read(number).classes.tolist()) for number in range(6)] == [row.labels for row in rows]

@@ -17,6 +17,7 @@ from jobs.reporting.run_status import run_status
 from jobs.run.directory import open_run
 from jobs.run.training_record import read_complete
 from storage.location import Location
+from storage.records import read_json_lines
 from storage.steps import Skipped, Step
 
 
@@ -106,7 +107,7 @@ def test_people_read_what_was_skipped_who_works_and_how_to_go_on(finished_maps_r
 
 def test_images_that_a_training_skipped_are_told_like_those_of_other_steps(finished_maps_run, capsys):
     place = finished_maps_run.location / "classifier" / "metrics.jsonl"
-    line = json.loads(place.read_bytes())
+    (line,) = read_json_lines(place, "an epoch's metrics")
     line |= {"skipped": 2, "skipped_images": {"scene_0004": "cut off", "scene_0001": "cut off"}}
     place.write_bytes(json.dumps(line).encode() + b"\n")
     status.main(["--run", finished_maps_run.uri])

@@ -213,7 +213,7 @@ def test_classifier_of_another_class_list_is_refused(fresh_run):
     train(fresh_run)
     complete = fresh_run.location / "classifier" / "complete.json"
     complete.write_bytes(json.dumps(record(fresh_run) | {"class_names": ["cat", "dog"]}).encode())
-    with pytest.raises(ValueError, match="the classifier knows"):
+    with pytest.raises(ValueError, match="the classifier was trained for"):
         require_network(fresh_run, "classifier", "test")
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from ficklenet.batches import addressed_batches
 from ficklenet.drawing import draw_scene
 from jobs.run.config_keys import Config
-from jobs.training.training_data import ListedImage, TrainingImages, collate, load_batches, loader_processes
+from jobs.training.image_list import ListedImage
+from jobs.training.training_data import TrainingImages, collate, load_batches, loader_processes
 from storage.errors import StorageError
 
 CONFIG = Config.model_validate({"images": {"input_size": 33}})

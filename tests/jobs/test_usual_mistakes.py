@@ -74,6 +74,12 @@ def loose(folder: Path) -> list[str]:
     return ["--folders", str(folder)]
 
 
+def heic(folder: Path) -> list[str]:
+    arguments = table("image,labels\n0.heic,cat\n1.jpg,dog\n")(folder)
+    (folder / "0.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    return arguments
+
+
 def half(ink: int) -> np.ndarray:
     mask = np.zeros((24, 32), np.uint8)
     mask[:, 16:] = ink
@@ -98,6 +104,9 @@ def voc(name: str, split: str = "train") -> Callable[[Path], list[str]]:
     return make
 
 
+# A flag to give, or what to do where no flag can help
+WAY_OUT = re.compile(r"--[a-z]|\b([Aa]dd|[Pp]ut|[Gg]ive|[Ww]rite|[Ss]ave|[Cc]orrect|[Dd]ownload|[Rr]ename|Did you mean)\b")
+
 GOOD = "image,labels,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,dog,val\n"
 
 
@@ -114,7 +123,7 @@ MISTAKES = [
     Mistake("`--images` for a folder per class", lambda at: ["--images", str(at)], "Give a source too: --csv labels.csv, or for a folder per class --folders"),
     Mistake("a folder as `--csv`", lambda at: ["--csv", str(at)], "a folder, not a table. For a folder per class give --folders"),
     Mistake("pictures without folders as `--folders`", loose, "2 images that are not in a folder. --folders needs a folder per class"),
-    Mistake("an Excel workbook", table(b"PK\x03\x04 xl/workbook.xml", name="labels.xlsx"), "an Excel workbook; save it in Excel as 'CSV UTF-8 (Comma delimited)'"),
+    Mistake("an old Excel workbook (.xls)", table(b"\xd0\xcf\x11\xe0", name="labels.xls"), "an Excel workbook of the old kind, or one with a password; save it in Excel as .xlsx"),
     Mistake("a table in another encoding", table("image,labels\n0.jpg,Käse\n".encode("cp1252")), "If '0.jpg,Käse' reads right, give --encoding cp1252; or save the file as UTF-8"),
     Mistake("a table without a first line of names", table("0.jpg,cat\n1.jpg,dog\n"), "its first line does not have the names of the columns; add a line such as image,labels"),
     Mistake("a misspelt column", table("image,lables\n0.jpg,cat\n"), "column 'lables': unknown. Did you mean 'labels'? Then rename it, or give --label-column lables"),
@@ -130,6 +139,8 @@ MISTAKES = [
     Mistake("one image in two splits", table("image,labels,split\n0.jpg,cat,train\n0.jpg,cat,val\n"), "image '0' is in the splits 'train' and 'val'. Give it one split, or read only one: --split train"),
     Mistake("one id for two images", table("image,labels,id\n0.jpg,cat,7\n1.jpg,dog,7\n"), "Give each image its own id, or leave the ids out"),
     Mistake("a wrong folder of images", table(GOOD, "--images", "/nowhere"), "Check the folder; for tables and COCO --images names it"),
+    Mistake("photos of a phone in HEIC", heic, "an HEIC picture, which is not read; save it as JPEG or PNG"),
+    Mistake("one image written in two ways", table("image,labels\n0.jpg,cat\n0.JPG,dog\n"), "its name is written in two ways. Write it the same way everywhere"),
     Mistake("web addresses", table("image,labels\nhttps://example.org/0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a web address; download the image and name the file"),
     Mistake("paths of another computer", table("image,labels\nC:\\photos\\0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a Windows path; write it with slashes, relative to the folder of the images (--images)"),
     Mistake("a split named test", table(GOOD + "3.jpg,cat,test\n"), "not used for training: test. To train on it too: --set data.train_splits=train,test"),
@@ -142,7 +153,7 @@ MISTAKES = [
     Mistake("COCO files that were merged by hand", coco(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), "have the same id 1, so their annotations cannot be told apart"),
     Mistake("outlines that are all crowds", coco(annotations=[{"id": n, "image_id": n, "category_id": n + 1, "segmentation": [[2, 2, 12, 2, 12, 12]], "iscrowd": 1} for n in range(2)]), "If they are objects (CVAT writes painted objects in this way), give --crowds-are-objects"),
     Mistake("some of VOC's classes and others", voc("rabbit"), "Give the classes: --classes cat,rabbit"),
-    Mistake("a list that VOC's folder lacks", voc("dog", "val"), "no list 'val' in ImageSets; there are train"),
+    Mistake("a list that is not in VOC's folder", voc("dog", "val"), "no list 'val' in ImageSets; there are train. Name one of these: --split train"),
 ]  # fmt: skip
 
 
@@ -157,6 +168,8 @@ def test_a_usual_mistake_is_told_with_its_reason_and_a_way_out(mistake: Mistake,
         said = str(error)
         assert "\n" not in said
     assert mistake.sentence in said, said
+    line = next(line for line in said.splitlines() if mistake.sentence in line)
+    assert WAY_OUT.search(line), f"it names nothing to do: {line}"
 
 
 def test_the_documentation_lists_these_mistakes_with_these_sentences() -> None:

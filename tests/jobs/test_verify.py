@@ -1,6 +1,7 @@
 """Damage of stored results: found by verify and by whoever reads, and repaired into the same bytes."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import open_run
+from jobs.steps.makers import makers
 from storage.errors import Damaged
 from storage.manifest import Manifest, write_manifest
+from storage.receipts import Receipt
 
 
 def results_of(run) -> dict[str, bytes]:
@@ -66,6 +69,26 @@ def test_damage_is_named_by_readers_and_by_verify_and_repaired_into_the_same_byt
     assert "damaged" not in capsys.readouterr().out.rpartition("repaired")[2]
 
 
+def test_units_that_are_computed_again_have_the_stored_bytes(predicted_run, capsys):
+    before = results_of(predicted_run)
+    verify.main(["--run", predicted_run.uri, "--recompute", "2"])
+    text = capsys.readouterr().out
+    assert "verify: maps: 2 units computed again, the same bytes." in text
+    assert "verify: predictions: 1 unit computed again, the same bytes." in text
+    assert results_of(predicted_run) == before
+
+
+def test_a_machine_that_computes_other_bytes_is_named(finished_maps_run, monkeypatch, capsys):
+    monkeypatch.setattr("jobs.maps.map_stages.normalize", lambda images: images.float() / 100)  # as another code would
+    with pytest.raises(ValueError, match="this machine computes other results than are stored"):
+        verify.main(["--run", finished_maps_run.uri, "--step", "maps", "--recompute", "1"])
+    text = capsys.readouterr().out
+    assert "verify: maps: 1 unit computed again, 1 unit with other results than stored." in text
+    assert "other bytes in maps.zarr/max/c/" in text and "this process is" in text
+    with pytest.raises(ValueError, match=r"cannot be computed again here.*maps\.num_samples: \d+ -> 7"):
+        verify.main(["--run", finished_maps_run.uri, "--step", "maps", "--recompute", "1", "--set=maps.num_samples=7"])
+
+
 def test_a_deleted_prediction_does_not_lower_the_metrics(predicted_run):
     next(iter(Path(predicted_run.data("predictions").uri, "labels").glob("*.png"))).unlink()
     with connect("in-process") as connection, pytest.raises(Damaged, match=r"the file is missing.*verify.*--repair"):
@@ -97,18 +120,43 @@ def test_units_of_another_code_are_named(finished_maps_run, capsys):
     step.write_receipt(replace(receipt, code="0123456789ab"))
     with connect("in-process") as connection:
         launch_step(finished_maps_run, connection, "maps")
-    assert "maps: another version of the code computed 1 finished unit (0123456789ab" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "maps: another version of the code or of its packages computed 1 finished unit (0123456789ab" in text
     lines = "\n".join(status_lines(run_status(finished_maps_run)))
-    assert (
-        "  computed by different versions of the code, all with the same algorithm version: 1 unit by 0123456789ab"
-        in lines
-    )
+    assert "  computed by different code or packages, with the same algorithm version: 1 unit by 0123456789ab" in lines
+
+
+def test_units_of_other_packages_are_named_with_the_versions_that_differ():
+    receipts = [Receipt(n, n, n + 1, 1.0, 1.0, code="0123456789ab", packages=f"numpy 2.{n}, torch 3.0") for n in (1, 2)]
+    assert makers(receipts) == {"0123456789ab with numpy 2.1": 1, "0123456789ab with numpy 2.2": 1}
+    assert list(makers(receipts[:1])) == ["0123456789ab"] and makers([replace(receipts[0], code="")]) == {}
+
+
+def test_a_changed_header_of_a_run_is_found_by_its_seal(finished_maps_run):
+    place = Path(finished_maps_run.uri) / "run.json"
+    place.write_text(re.sub(r"(\d),", "7,", place.read_text(), count=1))
+    with pytest.raises(ValueError, match=r"run\.json: damaged, .*not those that were written.*delete its entries"):
+        open_run(finished_maps_run.uri)
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"config": null}'])
 def test_a_damaged_header_of_a_run_is_one_sentence(body, finished_maps_run):
     (Path(finished_maps_run.uri) / "run.json").write_text(body)
     with pytest.raises(ValueError, match=r"run\.json: damaged, .*Put it back from a copy"):
+        open_run(finished_maps_run.uri)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("maps", "of_tomorrow", 1), ("maps", "num_samples", 0), ("images", "input_size", 64)]
+)
+def test_a_header_of_another_version_is_called_by_its_name(section, key, value, finished_maps_run):
+    with pytest.raises(ValueError, match=rf"^{section}\.{key}: "):  # a slip of the launch is not the file's
+        open_run(finished_maps_run.uri, None, [f"{section}.{key}={value}"])
+    place = Path(finished_maps_run.uri) / "run.json"
+    header = json.loads(place.read_text())
+    header["config"][section][key] = value
+    place.write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=rf"run\.json: {section}\.{key}: .*If another version of the program wrote"):
         open_run(finished_maps_run.uri)
 
 

@@ -167,8 +167,8 @@ CASES = [
     # images that are not
     Case("empty file", lambda at: read_image(held(at, b"")), "^empty file$"),
     Case("no image", lambda at: read_image(held(at, b"GIF89a" + b"\0" * 9)), "damaged|^not an image"),
-    Case("HTML page", lambda at: read_image(held(at, b"<html>404</html>")), "^not an image"),
-    Case("PDF", lambda at: read_image(held(at, b"%PDF-1.7 ...")), "^not an image"),
+    Case("HTML page", lambda at: read_image(held(at, b"<html>404</html>")), "^a web page, not a picture"),
+    Case("PDF", lambda at: read_image(held(at, b"%PDF-1.7 ...")), "^a PDF file, which is not read"),
     Case("truncated", lambda at: read_image(held(at, png_bytes(300, 300)[:-60])), "^damaged or truncated PNG file$"),
     Case("bomb by its header", lambda at: read_image(held(at, bomb(60_000, 60_000))), "^too large"),
     Case("large but possible", lambda at: read_image(held(at, bomb(9_000, 9_000))), r"^too large: 9000 x 9000"),
@@ -212,10 +212,10 @@ CASES = [
     Case("no TOML", lambda at: config(at, text="[maps\nx"), "not a TOML file"),
     Case("even kernel", lambda at: config(at, "classifier.kernel_size=8"), "given 8, allowed: odd numbers"),
     # checkpoints
-    Case("pickled checkpoint", lambda at: unpack_classifier(pickle.dumps(Executes(), 2)), "no classifier of this"),
-    Case("checkpoint that calls", lambda at: unpack_classifier(classifier(spec=Executes())), "no classifier of this"),
-    Case("state of another", lambda at: unpack_classifier(classifier(state={})), "no classifier of this project"),
-    Case("half a specification", lambda at: unpack_classifier(classifier(spec={"kernel_size": 9})), "no classifier of"),
+    Case("pickled checkpoint", lambda at: unpack_classifier(pickle.dumps(Executes(), 2)), "not a classifier"),
+    Case("checkpoint that calls", lambda at: unpack_classifier(classifier(spec=Executes())), "not a classifier"),
+    Case("state of another", lambda at: unpack_classifier(classifier(state={})), "not a classifier of this project"),
+    Case("half a specification", lambda at: unpack_classifier(classifier(spec={"kernel_size": 9})), "not a classifier"),
     # receipts and step records
     Case("torn receipt", lambda at: receipt(at, b'{"unit": 0, "sta'), "^0 receipts$"),
     Case("receipt of lists", lambda at: receipt(at, b"[" * 100_000), "^0 receipts$"),

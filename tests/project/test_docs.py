@@ -24,6 +24,16 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 NOTEBOOK = ROOT / "docs" / "examples" / "one_image.ipynb"
 
 
+def test_the_tests_of_every_kind_of_trouble_exist():
+    rows = re.findall(r"^\| .+ \| (`\w+/test_.+) \|$", (ROOT / "docs/contributing.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for row in rows:
+        for file, tests in re.findall(r"`(\w+/test_\w+\.py)`: ([^;]+)", row):
+            text = (ROOT / "tests" / file).read_text()
+            missing = [name for name in re.findall(r"`(test_\w+)`", tests) if f"def {name}(" not in text]
+            assert not missing, f"{file} has no {', '.join(missing)}"
+
+
 # What follows from the code
 
 

@@ -229,7 +229,7 @@ def test_one_file_is_one_split(folder: Location) -> None:
     assert (part.split, part.images) == ("", folder / "photos")
     with pytest.raises(ValueError, match="a file is one split"):
         coco_parts(folder / "labels.json", ["train", "val"])
-    with pytest.raises(ValueError, match="give the folder that holds annotations/"):
+    with pytest.raises(ValueError, match="give the folder with annotations/"):
         coco_parts(folder, [])
 
 

@@ -92,7 +92,7 @@ def test_empty_cells_at_the_end_may_be_left_out(folder: Location) -> None:
         ("image,labels,image\na,b,c\n", "two columns are called 'image'; rename one of them"),
         ("image,label,class\na,b,c\n", "columns 'label' and 'class' may both be the labels. .*--label-column label"),
         ("0.jpg,cat\n1.jpg,dog\n", "its first line does not have the names of the columns; add a line such as"),
-        ("", "no column 'image'"),
+        ("", "the table is empty; its first line must name the columns"),
         ('image,labels\n"a,b\n', "line 2: not CSV text"),
     ],
 )
@@ -128,13 +128,13 @@ def test_one_table_in_many_spellings_is_one_table(content: bytes, folder: Locati
     encoding = "cp1252" if b"K\xe4se" in content and content[:2] != b"\xff\xfe" else None
     source = read(folder, content, encoding=encoding)
     assert [(image.image_id, image.labels, image.split) for image in source.images] == [("0", ("Käse",), "train")]
-    assert source.notes == (("labels.csv is read as UTF-16.",) if content[:2] == b"\xff\xfe" else ())
+    assert source.notes == (("labels.csv: read as UTF-16.",) if content[:2] == b"\xff\xfe" else ())
 
 
 def test_lists_of_python_and_json_are_lists_and_it_is_told(folder: Location) -> None:
     source = read(folder, 'image,labels\n0.jpg,"[\'cat\', \'dog\']"\n1.jpg,"[""cat""]"\n2.jpg,[]\n3.jpg,dog\n')
     assert labels(source) == [("cat", "dog"), ("cat",), (), ("dog",)]
-    assert source.notes == ("labels.csv reads the labels of 3 rows as lists, such as ['cat', 'dog'].",)
+    assert source.notes == ("labels.csv: the labels of 3 rows are read as lists, such as ['cat', 'dog'].",)
 
 
 def test_a_separator_of_labels_can_be_named(folder: Location) -> None:
@@ -155,8 +155,8 @@ def test_usual_names_of_columns_are_known_and_told(header: str, folder: Location
     source = read(folder, f"{header}\na.jpg,cat;dog\n")
     assert (source.images[0].image_id, source.images[0].labels) == ("a", ("cat", "dog"))
     assert source.notes == (
-        f"labels.csv reads the image in column {header.split(',')[0]!r} and the labels in column "
-        f"{header.split(',')[1]!r}.",
+        f"labels.csv: column {header.split(',')[0]!r} is read as the image, column {header.split(',')[1]!r} is read as "
+        "the labels.",
     )
 
 
@@ -179,7 +179,7 @@ def test_columns_of_zero_and_one_are_classes(image_column: str, folder: Location
     assert source.class_names == ("dog", "cat")
     assert labels(source) == [("dog",), ("dog", "cat"), (), ()]
     assert [image.is_negative for image in source.images] == [False, False, True, False]  # empty: nobody knows
-    assert source.notes[-1] == "labels.csv reads one column per class, with 0 and 1: dog, cat; not read: width, note."
+    assert source.notes[-1] == "labels.csv: one column per class, with 0 and 1: dog, cat; not read: width, note."
 
 
 def test_row_numbers_of_pandas_are_no_class(folder: Location) -> None:
@@ -201,7 +201,7 @@ def test_minus_one_beside_zero_is_asked_about(folder: Location) -> None:
     assert labels(read(folder, text, minus_one="absent")) == [("cat",), ("dog",), ()]
     assert labels(read(folder, text, minus_one="present")) == [("cat",), ("cat", "dog"), ("cat",)]
     skipped = read(folder, text, minus_one="skip")
-    assert labels(skipped) == [("cat",)] and skipped.notes[-1] == "labels.csv leaves out 2 rows with -1."
+    assert labels(skipped) == [("cat",)] and skipped.notes[-1] == "labels.csv: 2 rows with -1 are left out."
 
 
 def test_chosen_classes_take_their_columns_alone(folder: Location) -> None:

@@ -28,14 +28,25 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png_header_only(width: int, height: int) -> bytes:
-    """A PNG that promises many pixels and holds none."""
+def png_by_hand(width: int, height: int, bits: int, pixels: bytes) -> bytes:
+    """A PNG of colours."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    size = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def png_header_only(width: int, height: int) -> bytes:
+    """A PNG that promises many pixels and holds none."""
+    return png_by_hand(width, height, 8, b"")
+
+
+def png_of_colours(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint16 as a PNG of 16 bits per channel, which Pillow does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return png_by_hand(pixels.shape[1], pixels.shape[0], 16, rows)
 
 
 def put(location: Location, data: bytes) -> str:
@@ -103,6 +114,24 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path) -> None:
     np.testing.assert_array_equal(pixels[..., 0].ravel(), np.arange(240))
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_fewer_bits_in_a_file_of_sixteen_are_not_read_as_black(bits: int, kind: str, tmp_path) -> None:
+    image = Image.fromarray((np.arange(256, dtype=np.uint16) << (bits - 8)).reshape(16, 16))
+    pixels = read_image(put(Location.parse(str(tmp_path)), encoded(image, kind)))
+    np.testing.assert_array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize(("brightest", "is_read"), [(1023, False), (4095, False), (4096, True), (0, True)])
+def test_colours_of_which_the_high_byte_is_never_used_are_refused(brightest: int, is_read: bool, tmp_path) -> None:
+    uri = put(Location.parse(str(tmp_path)), png_of_colours(np.full((6, 8, 3), brightest, np.uint16)))
+    if is_read:
+        assert read_image(uri).max() == brightest >> 8
+    else:
+        with pytest.raises(BadImage, match="16 bits per channel, but the highest 4 are never used"):
+            read_image(uri)
+
+
 def test_a_cmyk_photograph_keeps_its_colours(tmp_path) -> None:
     data = encoded(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG", quality=95)
     assert np.abs(read_image(put(Location.parse(str(tmp_path)), data)).astype(int) - (255, 0, 0)).max() < 8
@@ -118,7 +147,7 @@ PHOTO = encoded(Image.fromarray(drawn_pixels(64, 64)), "JPEG")
         (PHOTO[: len(PHOTO) // 2], "damaged or truncated JPEG file"),
         (encoded(Image.fromarray(drawn_pixels()))[:200], "damaged or truncated PNG file"),
         (b"this is text\n" * 50, "not an image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
         (PHOTO[:2], "not an image"),
         (
             png_header_only(9000, 9000),
@@ -133,6 +162,27 @@ def test_a_bad_file_becomes_one_sentence(data: bytes, reason: str, location: Loc
         read_image(put(location, data))
     assert bad.value.reason.startswith(reason)
     assert "\n" not in bad.value.reason and location.uri not in bad.value.reason
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"\0\0\0\x24ftypheic", "an HEIC picture"),
+        (b"\0\0\0\x1cftypavif", "an AVIF picture"),
+        (b"\0\0\0\x20ftypisom", "a film"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+        (bytes(128) + b"DICM", "a DICOM file"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"<!DOCTYPE html><html>", "a web page, not a picture; download the picture again"),
+        (b'<?xml version="1.0"?><svg>', "an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run 'git lfs pull'"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name(data: bytes, what: str, location: Location) -> None:
+    uri = put(location, data + bytes(200))
+    for read in (read_image, image_size):
+        with pytest.raises(BadImage, match=what):
+            read(uri)
 
 
 def test_a_header_alone_costs_no_memory(tmp_path) -> None:

@@ -34,10 +34,10 @@ def test_a_record_without_a_seal_has_none_to_break(tmp_path: Path) -> None:
         (b"", "it is empty"),
         (b" \n", "it is empty"),
         (b'{"a": ', "not JSON: "),
-        (b"[]", "it holds a list, expected an object"),
-        (b"null", "it holds a NoneType"),
+        (b"[]", "it contains a list, expected an object"),
+        (b"null", "it contains a NoneType"),
         (b"\xff\xff", "not JSON text"),
-        (b"[" * 100_000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
     ],
 )
 def test_a_damaged_file_is_one_sentence_with_its_name_and_the_remedy(body: bytes, reason: str, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.text import clean_name, column_separator, csv_rows, decode_text
+from storage.text import clean_name, column_separator, csv_rows, decode_text, printable
 
 TABLE = "image,labels\n0.jpg,Käse\n"
 
@@ -32,6 +32,8 @@ def test_a_named_encoding_is_read() -> None:
         (b"PK\x03\x04....xl/workbook.xml", "an Excel workbook; save it in Excel as 'CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0....", "an Excel workbook"),
         (b"PK\x03\x04....labels.csv", "a ZIP archive; unpack it first"),
+        (b"PK\x03\x04..opendocument.spreadsheet", "a LibreOffice workbook; save it as .xlsx or .csv"),
+        (b"PK\x03\x04..Index/Document.iwa", "a Numbers document; export it as Excel or CSV"),
         (b"\x1f\x8b....", "compressed by gzip; unpack it first"),
         (b"PAR1....", "a Parquet file; give it with --parquet"),
         (b"image,labels\n\0\0,cat\n", "it contains zero bytes"),
@@ -69,3 +71,7 @@ def test_a_separator_inside_quotes_does_not_count() -> None:
 
 def test_names_are_composed_and_without_invisible_signs() -> None:
     assert clean_name("\ufeff Ka\u0308se\u200b\u00a0 gelb ") == "Käse gelb"
+
+
+def test_a_line_of_text_holds_no_control_characters() -> None:
+    assert printable("Läufe 中\x1b[31m\n\x9b\u202e") == "Läufe 中\\x1b[31m\\n\\x9b\\u202e"

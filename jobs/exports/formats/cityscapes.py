@@ -1,7 +1,7 @@
 """Label images in the layout of Cityscapes: `gtFine/<split>/all/<id>_gtFine_labelIds.png` and `..._color.png`.
 
-Label ids are 0 for background and class number + 1, 255 is ignored; `labels.txt` names them. Trainers that know
-Cityscapes want the images as `leftImg8bit/<split>/all/<id>_leftImg8bit.png`.
+Label ids are 0 for background and class number + 1; 255 is ignored. `labels.txt` has their names. Programs that train
+on Cityscapes need the images as `leftImg8bit/<split>/all/<id>_leftImg8bit.png`.
 """
 
 import io
@@ -20,7 +20,7 @@ def export_image(image: LabelledImage) -> Exported:
     """The image's two PNGs.
 
     Raises:
-        ValueError: the class list is too long for a byte.
+        ValueError: there are too many classes for a byte.
     """
     if image.ignored != IGNORED:
         raise ValueError("--format cityscapes: more than 254 classes do not fit in its PNGs. Export as coco.")

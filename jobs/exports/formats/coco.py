@@ -1,7 +1,8 @@
-"""COCO's instances: `annotations.json`, an annotation for every connected component, with its box and area.
+"""COCO's instances: `annotations.json`, with one annotation for every connected component, with its box and area.
 
-Category ids are the data set's own class values. COCO knows no ignored pixels: they are in no annotation, as background
-is. Run lengths hold a mask exactly; polygons too, where they are filled by pixel centres, as pycocotools does.
+Category ids are the data set's own class values. COCO has no ignored pixels; like background, they are in no
+annotation. Run lengths are exact. Polygons are exact too, if pixels are filled when their centre is inside, as in
+pycocotools.
 """
 
 import json
@@ -38,7 +39,7 @@ def _annotation(image: LabelledImage, region: Region) -> dict[str, Any]:
 
 
 def finish(export: WholeExport) -> None:
-    """Writes annotations.json, holding one unit's records in memory at a time."""
+    """Writes annotations.json, with only one unit's records in memory at a time."""
     categories = [
         {"id": value, "name": name} for value, name in zip(export.classes.values, export.classes.names, strict=True)
     ]

@@ -1,6 +1,6 @@
-"""CVAT for images 1.1: `annotations.xml`, a mask or a polygon for every connected component.
+"""CVAT for images 1.1: `annotations.xml`, with a mask or a polygon for every connected component.
 
-A mask's `rle` are lengths of runs within its box, row by row, beginning with a run outside of the object.
+A mask's `rle` has the lengths of runs in its box, row by row, starting with a run outside the object.
 https://docs.cvat.ai/docs/dataset_management/formats/format-cvat
 """
 
@@ -35,7 +35,7 @@ def _shape(image: LabelledImage, region: Region) -> str:
 
 
 def row_runs(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of a bool mask (h, w), row by row; the first, which may be 0, is of False."""
+    """The lengths of the runs of a bool mask (h, w), row by row; the first run is of False and may be 0."""
     flat = mask.reshape(-1)
     ends = np.flatnonzero(np.diff(flat)) + 1
     lengths = np.diff([0, *ends, flat.size]).tolist()
@@ -43,7 +43,7 @@ def row_runs(mask: np.ndarray) -> list[int]:
 
 
 def finish(export: WholeExport) -> None:
-    """Writes annotations.xml, holding one unit's elements in memory at a time."""
+    """Writes annotations.xml, with only one unit's elements in memory at a time."""
     colours = voc_palette()
     labels = "".join(
         f"<label><name>{quoteattr(name)[1:-1]}</name><color>#{bytes(colours[(number + 1) % 255]).hex()}</color>"

@@ -1,7 +1,7 @@
 """Label Studio's tasks: `tasks.json` with brush masks (one per class) or polygons (one per component).
 
-A task names its image by the path below the folder that Label Studio serves; `label_config.xml` is the labelling
-interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as by Label Studio.
+A task has the path of its image relative to the folder that Label Studio serves. `label_config.xml` is the labelling
+interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as in Label Studio.
 https://labelstud.io/guide/tasks
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from jobs.exports.labelled_image import Exported, LabelledImage, WholeExport
 from jobs.exports.regions import polygon
 
-_LENGTH_BITS = (3, 4, 8, 16)  # a run names one of four sizes of its length; these are Label Studio's
+_LENGTH_BITS = (3, 4, 8, 16)  # a run chooses one of four sizes for its length; these are Label Studio's
 _LONGEST_RUN = 1 << 16
 
 
@@ -61,7 +61,7 @@ def _result(image: LabelledImage, number: int, kind: str, value: dict[str, Any])
 
 
 def encode_brush(mask: np.ndarray) -> bytes:
-    """A bool mask (H, W) as Label Studio's brush keeps it: 255 in all four channels of an object's pixel, else 0."""
+    """A bool mask (H, W) in the format of Label Studio's brush: 255 in all four channels of object pixels, else 0."""
     flat = mask.reshape(-1)
     ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
     bits = [f"{4 * flat.size:032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in _LENGTH_BITS)]
@@ -73,19 +73,19 @@ def encode_brush(mask: np.ndarray) -> bytes:
 
 
 def _run(length: int, value: str) -> str:
-    """One run: that it repeats a value, which size its length has, the length less one, the value."""
+    """One run: the bit for a repeated value, the size of the length, the length minus one, the value."""
     which = next(number for number, size in enumerate(_LENGTH_BITS) if length <= 1 << size)
     return f"1{which:02b}{length - 1:0{_LENGTH_BITS[which]}b}{value}"
 
 
 def _pieces(length: int) -> chain[int]:
-    """Lengths that a run can have, which add up to this one."""
+    """Lengths that runs can have and that add up to this length."""
     whole, rest = divmod(length, _LONGEST_RUN)
     return chain([_LONGEST_RUN] * whole, [rest] if rest else [])
 
 
 def finish(export: WholeExport) -> None:
-    """Writes tasks.json, holding one unit's tasks in memory at a time, and label_config.xml."""
+    """Writes tasks.json, with only one unit's tasks in memory at a time, and label_config.xml."""
     kind = "PolygonLabels" if export.shapes == "polygons" else "BrushLabels"
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in export.classes.names)
     config = f'<View>\n  <Image name="image" value="$image"/>\n  <{kind} name="tag" toName="image">\n{labels}'

@@ -1,4 +1,4 @@
-"""IRN's `<id>.npy`: the maximum maps of an image, as the field's scripts read them. It holds maps, not labels."""
+"""IRN's `<id>.npy`: the maximum maps of an image, in the format that many scripts read. It has maps, not labels."""
 
 import io
 
@@ -9,12 +9,12 @@ CAM_STRIDE = 4  # of IRN's small maps
 
 
 def encode_cam_npy(maps: np.ndarray, classes: np.ndarray) -> bytes:
-    """What IRN (Ahn et al., CVPR 2019) keeps per image: a pickled dictionary of keys, cam and high_res.
+    """The file of IRN (Ahn et al., CVPR 2019) for one image: a pickled dictionary of keys, cam and high_res.
 
     Args:
-        maps: float (S, H, W) in [0, 1] at image size: `high_res`. Every fourth pixel is `cam`, a tensor, as IRN's
-            scripts expect.
-        classes: (S,) 0-based numbers of the classes: `keys`.
+        maps: float (S, H, W) in [0, 1] at image size, for `high_res`. `cam` is a tensor of every fourth pixel, as
+            IRN's scripts expect.
+        classes: (S,) numbers of the classes from 0, for `keys`.
     """
     high_res = maps.astype(np.float32)
     cam = torch.from_numpy(high_res[:, ::CAM_STRIDE, ::CAM_STRIDE].copy())

@@ -17,4 +17,4 @@ def export_image(image: LabelledImage) -> Exported:
 
 
 def finish(export: WholeExport) -> None:
-    """Nothing is about all images."""
+    """Writes nothing, because there is no file for all images."""

@@ -1,7 +1,7 @@
-"""YOLO's text files as Ultralytics reads them: `labels/<image>.txt`, a line for every connected component.
+"""YOLO's text files in the format of Ultralytics: `labels/<image>.txt`, with a line for every connected component.
 
-A line is the 0-based class number and then a polygon `x1 y1 x2 y2 ...`, or a box `x y width height` of its centre, all
-divided by the image's width and height. https://docs.ultralytics.com/datasets/segment
+A line has the class number (from 0) and then a polygon `x1 y1 x2 y2 ...`, or a box `x y width height` with its centre,
+all divided by the image's width and height. https://docs.ultralytics.com/datasets/segment
 """
 
 import json
@@ -11,7 +11,7 @@ from jobs.exports.regions import Region, polygon
 
 
 def export_image(image: LabelledImage) -> Exported:
-    """The image's text file; an empty one is an image without objects."""
+    """The image's text file; it is empty if there are no objects."""
     lines = [" ".join([str(region.class_number), *_numbers(image, region)]) for region in image.regions()]
     name = image.file_name.rpartition(".")[0] or image.file_name
     return Exported({f"labels/{name}.txt": "".join(f"{line}\n" for line in lines).encode()})
@@ -27,7 +27,7 @@ def _numbers(image: LabelledImage, region: Region) -> list[str]:
 
 
 def finish(export: WholeExport) -> None:
-    """Writes data.yaml, which names the classes and says where the images belong."""
+    """Writes data.yaml, which has the class names and the folder of the images."""
     names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(export.classes.names))
     text = (
         "# Copy or link the images' folder to images/, beside labels/\n"

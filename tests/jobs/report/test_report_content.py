@@ -16,6 +16,7 @@ from jobs.run.directory import open_run
 from jobs.run.training_record import read_complete
 from storage.location import Location
 from storage.manifest import ManifestRow
+from storage.records import read_json
 from storage.steps import Skipped
 
 
@@ -45,7 +46,7 @@ def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, t
     write_report(run)
     assert "skipped by an earlier step" not in html_of(run)
     place = run.location / "evaluation" / "metrics.json"
-    record = json.loads(place.read_bytes())
+    record = read_json(place, "metrics")
     for figure in record["metrics"]:
         figure["skipped"] = {"empty file": 2}
     place.write_bytes(json.dumps(record).encode())
@@ -67,7 +68,7 @@ def test_page_tells_of_masks_of_other_values_and_has_the_figures_of_now_first(fi
         launch_step(changed, connection, "seeds", restart=True)
         evaluate_labels(changed, connection, [], "all", ("map",), deterministic=False)
     place = run.location / "evaluation" / "metrics.json"
-    record = json.loads(place.read_bytes())
+    record = read_json(place, "metrics")
     assert {figure["settings"]["seeds"]["theta"] for figure in record["metrics"]} == {0.35, 0.5}
     record["metrics"][0]["num_foreign"] = 2
     place.write_bytes(json.dumps(record).encode())

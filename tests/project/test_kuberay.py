@@ -1,0 +1,58 @@
+"""kuberay/: what Ray's own autoscaler reads of the files, and what this project promises of a cluster.
+
+The operator's schema is in no package, so unknown fields would not be found here: `kubectl apply --dry-run=server` on a
+cluster with KubeRay finds them.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.util import validate_config
+
+ROOT = Path(__file__).resolve().parents[2]
+ACCOUNT, CLUSTER = yaml.safe_load_all((ROOT / "kuberay/ray_cluster.yaml").read_text())
+JOB = yaml.safe_load((ROOT / "kuberay/ray_job.yaml").read_text())
+SPEC: dict[str, Any] = CLUSTER["spec"]
+PODS = [SPEC["headGroupSpec"]["template"]["spec"], *(group["template"]["spec"] for group in SPEC["workerGroupSpecs"])]
+
+
+def test_rays_autoscaler_reads_the_cluster() -> None:
+    config = _derive_autoscaling_config_from_ray_cr({**CLUSTER, "metadata": {"name": "ficklenet", "namespace": "ns"}})
+    validate_config(config)
+    types = config["available_node_types"]
+    assert [types[name]["resources"].get("GPU", 0) for name in ("headgroup", "cpu", "gpu")] == [0, 0, 1]
+    assert types["headgroup"]["resources"]["CPU"] == 0  # the head computes nothing
+    assert [types[name]["min_workers"] for name in ("cpu", "gpu")] == [0, 0]
+    assert [types[name]["max_workers"] for name in ("cpu", "gpu")] == [4, 8]
+    assert config["idle_timeout_minutes"] == 5
+
+
+def test_the_job_has_the_cluster_of_the_cluster_file_and_is_tried_again() -> None:
+    assert JOB["spec"]["rayClusterSpec"] == SPEC
+    assert JOB["spec"]["backoffLimit"] > 0 and JOB["spec"]["shutdownAfterJobFinishes"]
+    script, *words = re.findall(r"jobs/(\w+)\.py|cluster\.max_actors=(\d+)", JOB["spec"]["entrypoint"])
+    assert (ROOT / "jobs" / f"{script[0]}.py").exists()
+    assert int(words[0][1]) == SPEC["workerGroupSpecs"][1]["maxReplicas"]
+
+
+def test_pods_have_the_token_the_role_and_no_keys() -> None:
+    assert SPEC["authOptions"] == {"mode": "token"} and SPEC["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert ":role/ficklenet-worker" in ACCOUNT["metadata"]["annotations"]["eks.amazonaws.com/role-arn"]
+    assert all(pod["serviceAccountName"] == ACCOUNT["metadata"]["name"] for pod in PODS)
+    names = {variable["name"] for pod in PODS for variable in pod["containers"][0]["env"]}
+    assert not [name for name in names if "KEY" in name or "TOKEN" in name]
+
+
+def test_workers_are_spot_machines_and_the_head_is_not() -> None:
+    assert ["nodeSelector" in pod for pod in PODS] == [False, True, True]
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_versions_are_those_of_the_project(pod: dict[str, Any]) -> None:
+    version = pod["containers"][0]["image"].rsplit(":", 1)[1]
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"ray=={SPEC['rayVersion']}" in (ROOT / "constraints.txt").read_text()
