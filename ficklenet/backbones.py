@@ -11,6 +11,7 @@ from ``build_backbone`` under a name of ``BACKBONE_NAMES``. Nothing else needs t
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Protocol
@@ -22,10 +23,25 @@ from ficklenet.geometry import GridGeometry
 from ficklenet.stages import NumFrozen, freeze_first
 
 STRIDE_8 = GridGeometry(8)
+STRIDE_4 = GridGeometry(4)
+LOW_STAGES = 2  # stages of a chain of layers before the features of stride 4
 BACKBONE_NAMES = ("vgg16", "resnet101", "small")
 TIMM_PREFIX = "timm/"
 OUTPUT_STRIDES = (8, 16, 32)  # of networks of timm that can be dilated
 IMAGENET_WEIGHTS = {"vgg16": "VGG16_Weights.IMAGENET1K_V1", "resnet101": "ResNet101_Weights.IMAGENET1K_V1"}
+
+
+@dataclass(frozen=True)
+class LowLevel:
+    """The features of an early stage, on a finer grid than the last ones.
+
+    Attributes:
+        channels: of these features.
+        geometry: where their cells lie; it refines the geometry of the last features.
+    """
+
+    channels: int
+    geometry: GridGeometry
 
 
 class Backbone(Protocol):
@@ -46,6 +62,13 @@ class Backbone(Protocol):
 
         A network that was trained with another mean and deviation translates its input itself.
         """
+
+    @property
+    def low_level(self) -> LowLevel | None:
+        """The early features that ``with_low_level`` gives; None if there are none, as in a vision transformer."""
+
+    def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of ``low_level`` and the last ones, from one pass. Called only if ``low_level`` is not None."""
 
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """The outputs of the last two or three stages, the last stage at the end: (B, K', h', w') each.
@@ -85,10 +108,17 @@ class LayerChain(nn.Module):
         self.out_channels = out_channels
         self.num_stages = len(stages)
         self._stage_of_layer = [index for index, stage in enumerate(stages) for _ in stage]
+        early = [layer for layer in self.stages(0, LOW_STAGES) if isinstance(layer, nn.Conv2d)]
+        self.low_level = LowLevel(early[-1].out_channels, STRIDE_4)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> features (B, K, h, w)."""
         return self.features(images_BCHW)
+
+    def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The features at stride 4, behind the second pooling, and the last ones."""
+        low_BKHW = self.stages(0, LOW_STAGES)(images_BCHW)
+        return low_BKHW, self.stages(LOW_STAGES, self.num_stages)(low_BKHW)
 
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """The outputs of the last two stages, of VGG-16 conv4 (after its pool of stride 1) and conv5."""
@@ -173,6 +203,18 @@ def build_backbone(name: str, output_stride: int = 8) -> Backbone:
     from ficklenet.timm_backbones import TimmBackbone
 
     return TimmBackbone(name.removeprefix(TIMM_PREFIX), output_stride)
+
+
+@cache
+def low_level_of(name: str, output_stride: int = 8) -> LowLevel | None:
+    """The early features of a backbone, without a network in memory. Arguments as in ``build_backbone``."""
+    require_backbone_name(name)
+    if name.startswith(TIMM_PREFIX):
+        from ficklenet.timm_backbones import probe
+
+        return probe(name.removeprefix(TIMM_PREFIX), output_stride).low_level
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return build_backbone(name, output_stride).low_level
 
 
 @cache

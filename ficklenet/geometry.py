@@ -57,6 +57,10 @@ class GridGeometry:
         num_steps = max(round((pixels - extra) / self.stride), 2 - extra)
         return self.stride * num_steps + extra
 
+    def refines(self, coarser: "GridGeometry") -> bool:
+        """Whether labels of the other grid can be shown on this one: its cells are this grid's, or several of them."""
+        return self.frame == coarser.frame and coarser.stride % self.stride == 0
+
     def require_input_size(self, input_size: int, key: str = "input_size") -> None:
         """Raises ValueError for a side that does not fit the cells exactly; the message begins with the key."""
         nearest = self.nearest_input_size(input_size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from ficklenet.backbones import STRIDE_8, without_classifier
+from ficklenet.backbones import STRIDE_4, STRIDE_8, LowLevel, without_classifier
 from ficklenet.stages import NumFrozen, freeze_first
 
 BLOCKS = (3, 4, 23, 3)
@@ -34,6 +34,7 @@ class ResNet101(nn.Module):
     out_channels = 512 * Bottleneck.expansion
     geometry = STRIDE_8
     num_stages = 5
+    low_level = LowLevel(64 * Bottleneck.expansion, STRIDE_4)
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,12 +54,19 @@ class ResNet101(nn.Module):
         """Normalised images (B, 3, H, W) -> features (B, 2048, h, w)."""
         return self.last_stages(images_BCHW)[-1]
 
+    def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of the first stage of blocks (B, 256, H / 4, W / 4), and the features."""
+        low_BKHW = self._first_stages(images_BCHW)
+        return low_BKHW, self.layer4(self.layer3(self.layer2(low_BKHW)))
+
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """The outputs of the last three stages, which all have stride 8."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
-        second = self.layer2(self.layer1(x))
+        second = self.layer2(self._first_stages(images_BCHW))
         third = self.layer3(second)
         return [second, third, self.layer4(third)]
+
+    def _first_stages(self, images_BCHW: Tensor) -> Tensor:
+        return self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW)))))
 
     def stage_weights(self) -> list[list[nn.Parameter]]:
         """The weights of each stage."""

@@ -20,6 +20,7 @@ from ficklenet.geometry import GridGeometry
 from ficklenet.growing import grow_seeds
 from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
 from ficklenet.segmenter import FC_HEADS, Segmenter, SegmenterSpec
+from ficklenet.stages import stage_factors
 from ficklenet.training_crf import CrfMethod, Map, refine_batch
 from ficklenet.transforms import normalize
 
@@ -209,20 +210,33 @@ def _geometry(model: nn.Module) -> GridGeometry:
     return spec.geometry
 
 
-def make_optimizer(model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4) -> torch.optim.SGD:
-    """SGD for the weights that are trained: new layers at 10 times the rate, biases at twice the rate without decay."""
-    new = {id(weight) for weight in model.head.new_layers().parameters()}
+def make_optimizer(
+    model: Segmenter, *, learning_rate: float, weight_decay: float = 5e-4, layer_decay: float = 1.0
+) -> torch.optim.SGD:
+    """SGD for the weights that are trained: new layers at 10 times the rate, biases at twice the rate without decay.
+
+    Args:
+        layer_decay: each stage of the backbone learns at this times the rate of the stage behind it.
+
+    Raises:
+        ValueError: the decay is not more than 0 and at most 1.
+    """
+    stages = model.backbone.stage_weights()
+    factors = dict.fromkeys(map(id, model.parameters()), 1.0)
+    for stage, factor in zip(stages, stage_factors(len(stages), layer_decay), strict=True):
+        factors |= dict.fromkeys(map(id, stage), factor)
+    factors |= dict.fromkeys(map(id, model.head.new_layers().parameters()), NEW_FACTOR)
     groups = [
         {
             "params": [
                 weight
                 for name, weight in model.named_parameters()
-                if weight.requires_grad and (id(weight) in new, name.endswith("bias")) == (is_new, is_bias)
+                if weight.requires_grad and (factors[id(weight)], name.endswith("bias")) == (factor, is_bias)
             ],
-            "factor": (NEW_FACTOR if is_new else 1.0) * (BIAS_FACTOR if is_bias else 1.0),
+            "factor": factor * (BIAS_FACTOR if is_bias else 1.0),
             "weight_decay": 0.0 if is_bias else weight_decay,
         }
-        for is_new in (False, True)
+        for factor in sorted(set(factors.values()))
         for is_bias in (False, True)
     ]
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM)

@@ -1,24 +1,27 @@
-"""The segmentation network: DeepLab-LargeFOV or DeepLab with ASPP on a backbone, and its portable file.
+"""The segmentation network: DeepLab-LargeFOV, DeepLab with ASPP or DeepLab v3+ on a backbone, and its portable file.
 
 LargeFOV (Chen et al., ICLR 2015) has pool5 and pool5a, then fc6 (a 3 x 3 convolution of dilation 12), fc7 and fc8 (both
 1 x 1). ASPP (Chen et al., TPAMI 2018) sums four such branches with dilations 6, 12, 18 and 24. On ResNet-101 and on
-networks of timm, a branch is one 3 x 3 convolution.
+networks of timm, a branch is one 3 x 3 convolution. DeepLab v3+ is in ``ficklenet.deeplab_v3plus``.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ficklenet.backbones import backbone_geometry, build_backbone
+from ficklenet.backbones import backbone_geometry, build_backbone, low_level_of
+from ficklenet.deeplab_v3plus import DeepLabV3Plus
 from ficklenet.geometry import GridGeometry
 from ficklenet.model_file import pack_model, unpack_model
 
 FILE_FORMAT = "ficklenet-segmenter-1"
 LARGEFOV = (12,)
 ASPP = (6, 12, 18, 24)
+ASPP_V3 = (12, 24, 36)  # of DeepLab v3+ at stride 8, twice those at stride 16
+Head = Literal["deeplab", "deeplabv3plus"]
 FC_HEADS = ("vgg16", "small")  # backbones that end before the fully connected layers; fc6 and fc7 replace these
 FC_DEVIATIONS = {"vgg16": 0.005}
 """The standard deviation of the random weights of fc6 and fc7, as in Caffe; other backbones use He's rule. VGG-16's
@@ -33,10 +36,11 @@ class SegmenterSpec:
     Attributes:
         backbone: a name of ``ficklenet.backbones.build_backbone``.
         class_names: the classes in order; label = index + 1, background 0.
-        dilations: the dilation of fc6 in each branch of the head; (12,) is LargeFOV, (6, 12, 18, 24) is ASPP. Smaller
+        dilations: of the head's branches, in cells of the backbone; (12,) is LargeFOV, (6, 12, 18, 24) ASPP. Smaller
             inputs need smaller dilations.
         input_size: side of the square input in pixels. It must fit the backbone's cells: 8 g + 1 at stride 8.
         output_stride: as in ``build_backbone``.
+        head: "deeplab": LargeFOV or ASPP; "deeplabv3plus": with a decoder on the backbone's early features.
     """
 
     backbone: str
@@ -44,9 +48,11 @@ class SegmenterSpec:
     dilations: tuple[int, ...] = LARGEFOV
     input_size: int = 321
     output_stride: int = 8
+    head: Head = "deeplab"
 
     def __post_init__(self) -> None:
-        self.geometry.require_input_size(self.input_size)
+        self.input_geometry.require_input_size(self.input_size)
+        logits_geometry(self.backbone, self.output_stride, self.head)  # refuses a backbone without early features
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations: {list(self.dilations)} given; give one or more from 1, such as 12.")
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
@@ -60,6 +66,11 @@ class SegmenterSpec:
     @property
     def geometry(self) -> GridGeometry:
         """Where the cells of the logits lie."""
+        return logits_geometry(self.backbone, self.output_stride, self.head)
+
+    @property
+    def input_geometry(self) -> GridGeometry:
+        """Where the cells of the backbone lie; an input must fill them. The cells of the logits are never coarser."""
         return backbone_geometry(self.backbone, self.output_stride)
 
     @property
@@ -76,15 +87,52 @@ class Segmenter(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = build_backbone(spec.backbone, spec.output_stride)
-        branch = partial(_branch, fc_deviation=FC_DEVIATIONS.get(spec.backbone))
-        make_branch = branch if spec.backbone in FC_HEADS else _plain_branch
-        self.head = SegmentationHead(
-            make_branch(self.backbone.out_channels, spec.num_labels, dilation) for dilation in spec.dilations
-        )
+        self.head = _head(spec, self.backbone.out_channels)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> logits (B, L, h, w) of background and classes."""
+        if isinstance(self.head, DeepLabV3Plus):
+            return self.head(*self.backbone.with_low_level(images_BCHW))
         return self.head(self.backbone(images_BCHW))
+
+
+def logits_geometry(
+    backbone: str, output_stride: int = 8, head: Head = "deeplab", *, key: str = "head"
+) -> GridGeometry:
+    """Where the cells of a segmentation network's logits lie.
+
+    Raises:
+        ValueError: beginning with the key, the head needs early features, and the backbone has none.
+    """
+    if head == "deeplab":
+        return backbone_geometry(backbone, output_stride)
+    low_level = low_level_of(backbone, output_stride)
+    if low_level is None:
+        raise ValueError(
+            f'{key}: "{head}" given, but {backbone} has no features that are finer than its last ones. Give "deeplab", '
+            "or a backbone such as vgg16, resnet101 or timm/resnet50."
+        )
+    return low_level.geometry
+
+
+def default_dilations(backbone: str, output_stride: int = 8, head: Head = "deeplab") -> tuple[int, ...]:
+    """The head's dilations as they were published, in cells of the backbone.
+
+    LargeFOV on VGG-16 and the small network. ASPP on others, as in DeepLab's ResNet-101: a single convolution of
+    dilation 12 sees nine cells that lie far from each other. DeepLab v3+: those of its paper at stride 8 and 16.
+    """
+    at_8 = ASPP_V3 if head == "deeplabv3plus" else LARGEFOV if backbone in FC_HEADS else ASPP
+    return backbone_geometry(backbone, output_stride).dilations_like(at_8)
+
+
+def _head(spec: SegmenterSpec, in_channels: int) -> "SegmentationHead | DeepLabV3Plus":
+    if spec.head == "deeplabv3plus":
+        low_level = low_level_of(spec.backbone, spec.output_stride)
+        assert low_level is not None  # the specification has refused such a backbone
+        return DeepLabV3Plus(in_channels, spec.input_geometry, low_level, spec.num_labels, spec.dilations)
+    branch = partial(_branch, fc_deviation=FC_DEVIATIONS.get(spec.backbone))
+    make_branch = branch if spec.backbone in FC_HEADS else _plain_branch
+    return SegmentationHead(make_branch(in_channels, spec.num_labels, dilation) for dilation in spec.dilations)
 
 
 class SegmentationHead(nn.Module):
@@ -110,17 +158,19 @@ class SegmentationHead(nn.Module):
         return logits_BLHW
 
 
-def load_fc_weights(head: SegmentationHead, state_dict: Mapping[str, Tensor]) -> None:
+def load_fc_weights(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fills fc6 and fc7 of every branch from VGG-16's fully connected layers, if the state dict has them.
 
     As in DeepLab-LargeFOV (Chen et al., ICLR 2015, section 3.1), only every fourth unit is used, and of fc6's 7 x 7
     window every third row and column.
 
     Args:
-        head: the head of a ``Segmenter`` on VGG-16; other heads do not change.
+        head: LargeFOV or ASPP on VGG-16; other heads do not change.
         state_dict: torchvision's names, ``classifier.0`` (4,096, 512 * 7 * 7) and ``classifier.3`` (4,096, 4,096).
     """
     fc6, fc7 = (state_dict.get(f"classifier.{number}.weight") for number in (0, 3))
+    if not isinstance(head, SegmentationHead):
+        return
     if fc6 is None or fc7 is None or fc6.shape != (4096, 512 * 49) or fc7.shape != (4096, 4096):
         return
     thinned = {

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ficklenet.backbones import LowLevel
 from ficklenet.geometry import GridGeometry
 from ficklenet.published_weights import matched_in_order
 from ficklenet.stages import NumFrozen, freeze_first
 from ficklenet.transforms import MEAN, STD
 
+LOW_STRIDES = (4, 8)  # of early features, the first that a network has
 PROBE_CELLS = 8  # along a side of the grid of the trial; the windows of transformers divide it
 NUM_LAST_STAGES = 3
 OWN_PREFIX = "network."
@@ -39,6 +41,8 @@ class Probe:
         out_channels: K.
         geometry: the stride, and where the cells are.
         idle: the names of the weights that do not affect the features.
+        low_index: which of timm's intermediate features are the early ones; None where it has none.
+        low_level: what these look like.
     """
 
     options: Mapping[str, Any]
@@ -47,6 +51,8 @@ class Probe:
     out_channels: int
     geometry: GridGeometry
     idle: frozenset[str]
+    low_index: int | None
+    low_level: LowLevel | None
 
 
 class TimmBackbone(nn.Module):
@@ -60,6 +66,7 @@ class TimmBackbone(nn.Module):
         geometry: the stride, and where the cells of the output are on the input.
         num_stages: the number of timm's groups of layers: the stem, then stages of convolutions or single transformer
             blocks.
+        low_level: the features at stride 4, or at 8 where the network has no such.
         network: timm's module.
         keeps_statistics: whether batch norm keeps its statistics in training.
     """
@@ -71,7 +78,7 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self._probed = probed = probe(name, output_stride)
         self.network = _create(name, probed.options)
-        self.out_channels, self.geometry = probed.out_channels, probed.geometry
+        self.out_channels, self.geometry, self.low_level = probed.out_channels, probed.geometry, probed.low_level
         self.keeps_statistics = False
         for weight_name, weight in self.network.named_parameters():
             weight.requires_grad_(weight_name not in probed.idle)
@@ -84,9 +91,28 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised by ImageNet's mean and deviation -> features (B, K, h, w)."""
-        return _features(
-            self.network, images_BCHW * self.scale + self.shift, self._probed.is_final, self._probed.is_normed
-        )
+        return _features(self.network, self._translated(images_BCHW), self._probed.is_final, self._probed.is_normed)
+
+    def with_low_level(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The early features and the last ones, of one pass."""
+        images_BCHW = self._translated(images_BCHW)
+        if self._probed.is_final:
+            last_BKHW, (low_BKHW,) = self.network.forward_intermediates(
+                images_BCHW, indices=[self._probed.low_index], output_fmt="NCHW"
+            )
+        else:
+            low_BKHW, last_BKHW = self.network.forward_intermediates(
+                images_BCHW,
+                indices=[self._probed.low_index, -1],
+                norm=self._probed.is_normed,
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
+        return low_BKHW, last_BKHW
+
+    def _translated(self, images_BCHW: Tensor) -> Tensor:
+        """Takes images normalised by ImageNet's mean and deviation; returns them normalised by the network's own."""
+        return images_BCHW * self.scale + self.shift
 
     def last_stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """The outputs of timm's last three stages of convolutions, or of the last three transformer blocks."""
@@ -166,8 +192,9 @@ def probe(name: str, output_stride: int = 8) -> Probe:
                 "such as timm/resnet50."
             )
         features.sum().backward()  # only shapes, but this finds the weights that affect the features
+        low_index, low_level = _low_level(network, geometry)
     idle = frozenset(name for name, weight in network.named_parameters() if weight.grad is None)
-    return Probe(options, is_final, is_normed, features.shape[1], geometry, idle)
+    return Probe(options, is_final, is_normed, features.shape[1], geometry, idle, low_index, low_level)
 
 
 def is_network(name: str) -> bool:
@@ -276,6 +303,21 @@ def _geometry(network: Any, stride: int, is_final: bool, is_normed: bool) -> Gri
     if even is not None and even.shape[2] == PROBE_CELLS and _cuts_patches(network):
         return GridGeometry(stride, "centres")
     return None
+
+
+def _low_level(network: Any, geometry: GridGeometry) -> tuple[int, LowLevel] | tuple[None, None]:
+    """The last features at the finest of ``LOW_STRIDES``, in the frame of the final ones; None if there are none."""
+    side = geometry.nearest_input_size(PROBE_CELLS * geometry.stride)
+    for stride in LOW_STRIDES:
+        finer = GridGeometry(stride, geometry.frame)
+        for index in reversed(range(len(network.feature_info))):
+            if network.feature_info[index]["reduction"] == stride < geometry.stride and finer.refines(geometry):
+                (low_BKHW,) = network.forward_intermediates(
+                    torch.empty(1, 3, side, side), indices=[index], output_fmt="NCHW", intermediates_only=True
+                )
+                if low_BKHW.shape[2:] == (finer.grid_size(side),) * 2:
+                    return index, LowLevel(low_BKHW.shape[1], finer)
+    return None, None
 
 
 def _cuts_patches(network: nn.Module) -> bool:

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python jobs/train_segmentation.py --run /data/voc --set segmenter.weights=/data/vgg16.pt
   python jobs/train_segmentation.py --run /data/voc --strong-split train           semi-supervised
   python jobs/train_segmentation.py --run s3://bucket/voc --set segmenter.dilations=6,12,18,24
+  python jobs/train_segmentation.py --run /data/voc --set segmenter.head=deeplabv3plus
 """
 
 

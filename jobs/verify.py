@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> None:
         print("\n".join(line for each in found for line in each.lines))
         if any(each.differing for each in found):
             raise ValueError(
-                "verify: this machine computes other results than are stored, though the stored bytes are those that "
-                "were written. Versions of packages, the processor or the code differ."
+                "verify: this machine computes other results than those stored, although the stored bytes are intact. "
+                "The versions of packages, the processor or the code differ."
             )
 
 

@@ -1,6 +1,6 @@
-"""The JSON text of whole Arrow columns, as Python's json writes it, made without a Python value for each cell.
+"""The JSON text of whole Arrow columns, equal to that of Python's json but without a Python value for each cell.
 
-Fingerprints hash this text. For millions of rows the way over Python values takes minutes.
+Fingerprints hash this text. With Python values, millions of rows would take minutes.
 """
 
 import json
@@ -8,7 +8,7 @@ import json
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))  # what JSON writes as it is
+_PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))  # letters that JSON does not escape
 
 
 def json_texts(column: pa.Array) -> pa.Array:
@@ -29,7 +29,7 @@ def json_texts(column: pa.Array) -> pa.Array:
 
 
 def joined(texts: pa.Array, separator: str = ", ") -> bytes:
-    """The texts in one, as UTF-8; nulls count as empty."""
+    """All texts joined into one, as UTF-8; nulls count as empty."""
     whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), pc.fill_null(texts, ""))
     return pc.binary_join(whole, separator)[0].as_buffer().to_pybytes()
 

@@ -310,11 +310,11 @@ class Manifest:
             there = parquet.schema_arrow.names
             names = None if columns is None else [name for name in columns if name in there] or ["image_id"]
             for first in range(0, self._metadata.num_row_groups, _GROUPS_AT_ONCE):
-                groups = range(first, min(first + _GROUPS_AT_ONCE, self._metadata.num_row_groups))
-                begin, end = self._starts[first], self._starts[groups.stop]
+                last = min(first + _GROUPS_AT_ONCE, self._metadata.num_row_groups)
+                begin, end = self._starts[first], self._starts[last]
                 if end <= start or stop <= begin:
                     continue
-                table = parquet.read_row_groups(groups, columns=names)
+                table = parquet.read_row_groups(range(first, last), columns=names)
                 table = table.slice(max(start - begin, 0), min(stop, end) - max(start, begin))
                 yield _with_later_columns(table, tuple(_LATER) if columns is None else columns)
 

@@ -78,9 +78,7 @@ class Receipt:
                 head, mark, _ = data.partition(_OBJECTS)
                 data = head + b"}" if mark else data
             found = json.loads(data)
-            skipped = tuple(
-                Skipped(str(each["image_id"]), printable(str(each["reason"]))) for each in found["skipped"]
-            )
+            skipped = tuple(Skipped(str(each["image_id"]), printable(str(each["reason"]))) for each in found["skipped"])
             unit, start, stop = (int(found[key]) for key in ("unit", "start", "stop"))
             times = float(found["seconds"]), float(found["finished"])
             if not all(math.isfinite(value) and abs(value) < _LATEST for value in times):

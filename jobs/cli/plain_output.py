@@ -1,16 +1,16 @@
-"""Output for terminals and logs: a name in it can neither move the cursor nor change colours or the title."""
+"""Output for terminals and logs: names in it cannot move the cursor or change colours or the terminal's title."""
 
 import re
 from typing import TextIO
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but the tabulator and the newline
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters except tab and newline
 
 
 class PlainOutput:
-    """A text stream that writes control characters as escapes, ``\\x1b`` for the one that begins a terminal's commands.
+    """A text stream that writes control characters as escapes, such as ``\\x1b`` (it starts a terminal's commands).
 
     Names of images, classes and hosts come from files that others have written. Progress bars return to the beginning
-    of their line, so a carriage return at the beginning of what is written stays.
+    of their line, so a carriage return at the beginning of a text is kept.
     """
 
     def __init__(self, stream: TextIO) -> None:

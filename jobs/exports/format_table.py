@@ -11,7 +11,7 @@ class FormatRow:
         module: `jobs.exports.formats.<module>` writes it.
         shapes: the values of `--shapes`, the default first; empty if the format has no choice.
         has_labels: whether it has labels; npy has maps.
-        has_unit_files: whether it has files of whole units, which its function `export_unit` makes of the records.
+        has_unit_files: whether it has files of whole units, which its function `export_unit` makes from the records.
         largest_value: the largest class value, if the format stores the data set's class values; 0: no limit.
     """
 

@@ -25,7 +25,7 @@ class LabelledImage:
     Attributes:
         number: the number of the image, for files that number images.
         file_name: its path in the folder of images, as in the source.
-        uri: the address of the picture.
+        uri: where the picture is.
         split: its part of the data set; "" for none.
         labels: (H, W) at image size: 0 background, class number + 1, `ignored` for unknown pixels.
         shapes: how objects are written, as in `--shapes`; "" if the format has no choice.
@@ -60,7 +60,7 @@ class Exported:
 
     Attributes:
         files: the contents of files, by name in the export's folder.
-        record: plain data for the file with all images, or with those of a unit; None if there is no such file.
+        record: plain data for the file with all images, or with the images of a unit; None if there is no such file.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)

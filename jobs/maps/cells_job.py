@@ -4,6 +4,7 @@ Each unit stores cells. When no unit is missing, the driver trains the network, 
 thousands of images.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
@@ -24,12 +26,13 @@ from ficklenet.cell_classifier import (
     choose_cells,
     learn_cells,
     pack_cells,
+    unpack_cells,
 )
 from jobs.maps.backbone_passes import BackbonePasses, read_unit_images
 from jobs.maps.cell_stages import CellStages, num_channels
 from jobs.maps.evidence import Evidence, read_saliencies
 from jobs.run.config_keys import Config
-from jobs.run.directory import CELL_NETWORK, CELLS, Run
+from jobs.run.directory import CELL_NETWORK, CELL_RECORD, CELLS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.finished import require_finished
@@ -40,7 +43,9 @@ from jobs.steps.unit_rows import finish_unit
 from storage.cell_store import CellStore
 from storage.errors import BadImage
 from storage.label_values import ignore_value
+from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
+from storage.records import read_json, seal
 from storage.steps import Skipped
 from storage.units import Unit
 
@@ -178,6 +183,10 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
     if plan.step.missing_units(units):
         print("cells: the launch that finishes the last shard trains the network.", flush=True)
         return
+    folder = run.data("cells", plan.start_id)
+    if (folder / CELL_RECORD).exists():  # refined maps may be made with it already; those of added images must match
+        print("cells: already learned; 'learn_cells.py --restart cells' learns them again.", flush=True)
+        return
     settings = run.config.cells
     cells = stored_cells(run, units, plan.start_id)
     names = ("background", *run.manifest().class_names)
@@ -197,8 +206,29 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
             learning_rate=settings.learning_rate,
             seed=run.config.seed,
         )
-    (run.data("cells", plan.start_id) / CELL_NETWORK).write_bytes(pack_cells(network, spec))
+    keep_network(folder, pack_cells(network, spec))
     print(f"cells: learned {plural(len(cells.labels_N), 'cell')} of {plural(len(seen), 'label')}.", flush=True)
+
+
+def keep_network(folder: Location, data: bytes) -> None:
+    """Writes the network, then the record with its checksum: the record says that it is complete."""
+    (folder / CELL_NETWORK).write_bytes(data)
+    (folder / CELL_RECORD).write_bytes(seal({"sha256": hashlib.sha256(data).hexdigest()}))
+
+
+def read_network(run: Run) -> nn.Sequential:
+    """The learned network.
+
+    Raises:
+        ValueError: its file has changed since it was written.
+    """
+    folder = run.data("cells")
+    remedy = "Run learn_cells.py --restart cells."
+    record = read_json(folder / CELL_RECORD, "the record of the network of cells", remedy)
+    data = (folder / CELL_NETWORK).read_bytes()
+    if hashlib.sha256(data).hexdigest() != record.get("sha256"):
+        raise ValueError(f"{folder / CELL_NETWORK}: its bytes have changed since it was written. {remedy}")
+    return unpack_cells(data)
 
 
 @contextmanager

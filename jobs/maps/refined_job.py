@@ -14,12 +14,13 @@ from torch import Tensor
 
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
-from ficklenet.cell_classifier import cell_features, cell_probabilities, unpack_cells
+from ficklenet.cell_classifier import cell_features, cell_probabilities
 from ficklenet.crf import LIGHT_AT_MAP_SIZE, refine, require_pydensecrf
 from ficklenet.propagation import Likeness, transitions, walk
 from jobs.maps.backbone_passes import BackbonePasses, read_unit_images
 from jobs.maps.cell_stages import CellStages
-from jobs.run.directory import CELL_NETWORK, MAPS, Run
+from jobs.maps.cells_job import read_network
+from jobs.run.directory import CELL_RECORD, MAPS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.finished import require_finished
@@ -48,7 +49,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     require_network(run, "classifier", "refine_maps")
     maps, store = require_finished(run, "maps", "refine_maps"), run.maps()
     require_finished(run, "cells", "refine_maps")
-    if not (run.data("cells") / CELL_NETWORK).exists():
+    if not (run.data("cells") / CELL_RECORD).exists():
         raise NotYet(f"refine_maps: the network of cells is not trained yet. Run '{run.step_command('cells')}' first.")
     device = resolved_device(config.maps.device, connection)
     passes = BackbonePasses.of(config.maps, device)
@@ -93,7 +94,7 @@ class Refiner:
     def __post_init__(self) -> None:
         self.run.step("refined").require_here()
         self.stages = CellStages(self.run, self.device)
-        self.network = unpack_cells((self.run.data("cells") / CELL_NETWORK).read_bytes())
+        self.network = read_network(self.run)
 
     def __call__(self, row: Payload) -> Payload:
         started = time.monotonic()

@@ -26,7 +26,7 @@ from jobs.maps.map_stages import MapMaker, MapStages
 from jobs.maps.maps_job import num_slots
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
-from jobs.steps.networks import require_network
+from jobs.steps.networks import require_network, require_segmenter
 from storage.images import read_image
 from storage.manifest import ManifestRow
 from storage.map_store import ImageMaps
@@ -153,9 +153,9 @@ class TrainedRun:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        spec = require_network(self.run, self.run.config.predictions.network, "predict").spec
+        spec = require_segmenter(self.run, self.run.config.predictions.network, "predict")
         with _same_threads():
-            return Predictor(PredictionStages(self.run, spec.input_size, spec.geometry, self.device))
+            return Predictor(PredictionStages(self.run, spec, self.device))
 
     def _row(self, image_id: str) -> int:
         return self.run.manifest().index_of(image_id)

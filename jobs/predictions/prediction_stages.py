@@ -10,9 +10,9 @@ import torch
 
 from cluster.fanout import Payload
 from cluster.quarantine import Compute
-from ficklenet.geometry import GridGeometry
 from ficklenet.label_image import label_image
 from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
+from ficklenet.segmenter import SegmenterSpec
 from ficklenet.transforms import resize_square
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
@@ -32,8 +32,7 @@ class PredictionStages:
     """Everything that a worker needs; its methods are stages of the fan-out."""
 
     run: Run
-    input_size: int
-    geometry: GridGeometry
+    spec: SegmenterSpec
     device: str
 
     @property
@@ -50,7 +49,8 @@ class PredictionStages:
 
     def sizes(self) -> list[int]:
         """The sizes of the square inputs whose logits are summed."""
-        return list(input_sizes(self.input_size, self.run.config.predictions.scales, self.geometry))
+        scales = self.run.config.predictions.scales
+        return list(input_sizes(self.spec.input_size, scales, self.spec.input_geometry))
 
     def inputs(self, image: np.ndarray) -> list[np.ndarray]:
         """The network's inputs for an image uint8 (H, W, 3): one (3, size, size) for each input size."""
@@ -58,7 +58,7 @@ class PredictionStages:
 
     def label(self, logits: np.ndarray, image: np.ndarray, *, use_crf: bool) -> np.ndarray:
         """An image's labels (H, W), made from the logits (L, h, w) of `Predictor`."""
-        probabilities_at = partial(enlarged_probabilities, logits, geometry=self.geometry)
+        probabilities_at = partial(enlarged_probabilities, logits, geometry=self.spec.geometry)
         return label_image(probabilities_at, image, use_crf=use_crf, max_side=self.run.config.predictions.max_side)
 
     def read(self, row: Payload) -> Payload:

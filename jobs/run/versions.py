@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "zarr", "s3fs", "numba", "pydensecrf2", "pillow")
 COMPUTING = ("torch", "torchvision", "numpy", "zarr", "numba", "pydensecrf2", "pillow")
-"""The packages between an image's bytes and stored results; the others move work and data."""
+"""The packages that can change stored results; all others only move work and data."""
 
 ROOT = Path(__file__).parents[2]
 

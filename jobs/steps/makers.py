@@ -1,4 +1,4 @@
-"""Who computed the units of a step: versions of the code and of the packages, where they are not the same in all."""
+"""The versions of code and packages that computed the units of a step, to show if they are not all the same."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from storage.receipts import Receipt
 
 
 def makers(receipts: Iterable[Receipt], *, with_own: bool = False) -> dict[str, int]:
-    """Units by the code and the packages that computed them, in words: {"0123456789ab with numpy 2.4.6": 12}.
+    """Number of units for each code and packages that computed them: {"0123456789ab with numpy 2.4.6": 12}.
 
-    Packages are named only where their versions differ. Units of which nothing was recorded are left out.
+    Packages are named only if their versions differ. Units without such a record are left out.
 
     Args:
-        with_own: whether this process takes part in the comparison; its own entry comes last and counts no unit.
+        with_own: compare with this process too; its entry comes last and counts no unit.
     """
     counts = Counter((receipt.code, receipt.packages) for receipt in receipts if receipt.code)
     found = [maker for maker in counts if maker != own()]

@@ -57,6 +57,13 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
     return TrainedNetwork(spec, complete["sha256"], complete["metrics"])
 
 
+def require_segmenter(run: Run, name: str, asked_by: str) -> SegmenterSpec:
+    """The specification of a finished segmentation network; arguments and errors as in `require_network`."""
+    spec = require_network(run, name, asked_by).spec
+    assert isinstance(spec, SegmenterSpec)
+    return spec
+
+
 def load_classifier(run: Run) -> FickleNet:
     """The run's classifier, on the CPU.
 

@@ -1,7 +1,7 @@
-"""Recomputing some finished units of a step on this machine, and comparing the results with the stored bytes.
+"""Computes some finished units of a step again on this machine, and compares the results with the stored bytes.
 
-Checksums show that the bytes are those that were written. This shows that they are those that this machine, with its
-code and packages, would write. The step itself is only read: the units are computed into a temporary folder.
+Checksums show only that the bytes have not changed since they were written. This shows that this machine, with its
+code and packages, would write the same bytes. The units are computed into a temporary folder; the step is only read.
 """
 
 import random
@@ -22,18 +22,18 @@ from storage.location import Location
 from storage.receipts import Receipt
 from storage.steps import Step, differences
 
-NAMED = 10  # units that are named
+NAMED = 10  # so many units with other results are named
 
 
 @dataclass(frozen=True)
 class Recomputation:
-    """What came out of recomputing units of a step.
+    """The outcome of computing units of a step again.
 
     Attributes:
-        name: of the step.
-        num_units: that were computed again.
-        differing: what differs, a sentence's end for each unit with other results.
-        makers: who computed the stored units, see `jobs.steps.makers`; this process comes last.
+        name: the name of the step.
+        num_units: the number of units that were computed again.
+        differing: for each unit with other results, its number and what differs.
+        makers: the code and packages that computed the stored units (see `jobs.steps.makers`); this process comes last.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Recomputation:
     def lines(self) -> list[str]:
         """For people."""
         count = plural(len(self.differing), "unit")
-        state = f"{count} with other results than stored" if self.differing else "the same bytes"
+        state = f"{count} with results that differ" if self.differing else "the same bytes"
         lines = [f"verify: {self.name}: {plural(self.num_units, 'unit')} computed again, {state}."]
         lines += [f"  {text}" for text in self.differing[:NAMED]]
         if self.differing:
@@ -61,12 +61,12 @@ def recompute_step(
 
     Args:
         connection: "in-process".
-        sample: so many units, chosen by chance.
-        make_job: of the step's module.
+        sample: the number of units, chosen at random.
+        make_job: the function of that name in the step's module.
 
     Raises:
         NotYet: an earlier step is incomplete.
-        ValueError: this launch would compute with other settings, or on another kind of device, than the step did.
+        ValueError: this launch has other settings, or another kind of device, than the step was computed with.
     """
     step = run.step(name)
     with tempfile.TemporaryDirectory(prefix="ficklenet-recompute-") as folder:
@@ -76,7 +76,7 @@ def recompute_step(
         recorded = step.fingerprint() or {}
         if text := differences(recorded, fingerprint) if recorded != fingerprint else "":
             raise ValueError(
-                f"verify: {name} cannot be computed again here, because it was made with other settings ({text}). Give "
+                f"verify: {name} cannot be computed again here, because its settings differ ({text}). Give "
                 "the same settings, and run this on a machine of the same kind."
             )
         receipts = step.receipts(with_objects=True)
@@ -97,8 +97,10 @@ def recompute_step(
 
 
 def _difference(stored: Receipt, computed: Receipt) -> str:
-    """What differs of a unit, '' where nothing does."""
+    """What differs in a unit; '' if nothing differs."""
     if stored.skipped != computed.skipped:
-        return f"unit {stored.name.removesuffix('.json')}: {len(computed.skipped)} skipped images, not as stored"
+        return (
+            f"unit {stored.name.removesuffix('.json')}: {len(computed.skipped)} skipped images, the receipt has others"
+        )
     others = sorted(path for path, found in computed.objects.items() if stored.objects.get(path, found) != found)
     return f"unit {stored.name.removesuffix('.json')}: other bytes in {', '.join(others)}" if others else ""

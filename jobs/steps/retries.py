@@ -24,13 +24,13 @@ def finished_images(plan: UnitPlan) -> Tally:
 
 
 def units_to_retry(run: Run, plan: UnitPlan) -> list[Unit]:
-    """The finished units that a launch computes again.
+    """The units with a receipt that a launch computes again.
 
     With ``--retry-skipped`` these are all units with skipped images. Without it, they are the units with missing
     images, but only if too many images were skipped and some of the missing images are back.
     """
     if plan.options.retry_skipped:
-        return [unit for unit in (*plan.finished, *plan.extended) if plan.receipts[unit.index].skipped]
+        return [unit for unit in plan.units if (receipt := plan.receipts.get(unit.index)) and receipt.skipped]
     return _units_with_found(run, plan)
 
 

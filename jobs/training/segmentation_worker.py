@@ -21,7 +21,14 @@ from ficklenet.segmentation_training import (
     relabelled_batch,
     segmentation_step,
 )
-from ficklenet.segmenter import LARGEFOV, Segmenter, SegmenterSpec, load_fc_weights, pack_segmenter
+from ficklenet.segmenter import (
+    Segmenter,
+    SegmenterSpec,
+    default_dilations,
+    load_fc_weights,
+    logits_geometry,
+    pack_segmenter,
+)
 from ficklenet.training_crf import Map
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
@@ -49,7 +56,12 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     segmenter.to(context.device).to(memory_format=torch.channels_last)
     schedule: Schedule = "steps" if plan.name == "segmenter" and config.supervision == "seeds" else "poly"
     base_rate = config.learning_rate or default_learning_rate(config.backbone, schedule)
-    optimizer = make_optimizer(segmenter, learning_rate=base_rate, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(
+        segmenter,
+        learning_rate=base_rate,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_learning_rate_decay,
+    )
     model = context.wrap(segmenter)
     teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
 
@@ -108,14 +120,15 @@ def segmenter_spec(config: Config, class_names: tuple[str, ...]) -> SegmenterSpe
     """The specification from which the segmentation network is built.
 
     Raises:
-        ValueError: there is no such backbone, or its cells do not fit the input size.
+        ValueError: there is no such backbone, its cells do not fit the input size, or it does not fit the head.
     """
     settings, input_size = config.segmenter, config.images.input_size
-    require_backbone_name(settings.backbone, "segmenter.backbone")
-    geometry = backbone_geometry(settings.backbone, settings.output_stride)
-    geometry.require_input_size(input_size, "images.input_size")
-    dilations = settings.dilations or geometry.dilations_like(LARGEFOV)
-    return SegmenterSpec(settings.backbone, class_names, dilations, input_size, settings.output_stride)
+    backbone, output_stride, head = settings.backbone, settings.output_stride, settings.head
+    require_backbone_name(backbone, "segmenter.backbone")
+    backbone_geometry(backbone, output_stride).require_input_size(input_size, "images.input_size")
+    logits_geometry(backbone, output_stride, head, key="segmenter.head")
+    dilations = settings.dilations or default_dilations(backbone, output_stride, head)
+    return SegmenterSpec(backbone, class_names, dilations, input_size, output_stride, head)
 
 
 def new_segmenter(run: Run, class_names: tuple[str, ...]) -> Segmenter:

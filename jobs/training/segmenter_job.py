@@ -128,15 +128,15 @@ def check_images(config: Config, manifest: Manifest) -> int:
 
 
 def _require_seeds(run: Run, manifest: Manifest) -> None:
-    """Refuses seeds that are not finished, that have another size, or that have no class."""
+    """Refuses seeds that are not finished, that do not fit the network's cells, or that have no class."""
     finished, store = require_finished(run, "seeds", "train_segmentation"), run.seeds()
-    spec = segmenter_spec(run.config, manifest.class_names)
-    if store.grid != spec.grid or stored_geometry(store) != spec.geometry:
+    spec, geometry = segmenter_spec(run.config, manifest.class_names), stored_geometry(store)
+    if store.grid != (geometry.grid_size(spec.input_size),) * 2 or not spec.geometry.refines(geometry):
         raise ValueError(
-            f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of "
-            f"{stored_geometry(store).in_words}, but {spec.backbone} at images.input_size = {spec.input_size} has "
-            f"{spec.grid[0]} x {spec.grid[1]} of {spec.geometry.in_words}. Use the size that the maps were made with, "
-            "and a segmenter.backbone and segmenter.output_stride with the same cells as the classifier."
+            f"segmenter.backbone: the seeds are {store.grid[0]} x {store.grid[1]} cells of {geometry.in_words}, but "
+            f"{spec.backbone} at images.input_size = {spec.input_size} has {spec.grid[0]} x {spec.grid[1]} of "
+            f"{spec.geometry.in_words}. Use the size that the maps were made with, and a segmenter.backbone and "
+            "segmenter.output_stride with the same cells as the classifier, or with a half or a quarter of the stride."
         )
     rows = training_images(manifest, run.config).rows
     num_background = num_unknown = 0

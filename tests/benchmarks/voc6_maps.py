@@ -23,7 +23,6 @@ from ficklenet.localizer import expected_evidence
 from ficklenet.masks import mask_key
 from ficklenet.metrics import average_precision
 
-KERNEL_SIZE = 9
 BATCH_SIZE = 16
 NUMS_OF_SAMPLES = (10, 50, 100, 200)
 PERCENTILE = Normalization("percentile", 90.0)
@@ -38,6 +37,7 @@ class Recipe:
         drop_rate: p.
         sizes: the kept features that it sees, another one in each epoch by turns.
         stages: whose features it sees, side by side.
+        kernel_size: s, in cells.
     """
 
     seed: int
@@ -46,6 +46,7 @@ class Recipe:
     stages: tuple[str, ...] = ("conv5",)
     num_epochs: int = 10
     learning_rate: float = 1e-3
+    kernel_size: int = 9
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ def head_of(recipe: Recipe, cache: Path, images: Sequence[Image]) -> StochasticH
     """The head of a recipe, trained on these images or read from the cache."""
     torch.manual_seed(recipe.seed)
     channels = image_features(cache, recipe.sizes[0], recipe.stages, images[0].index).shape[0]
-    head = StochasticHead(channels, len(CLASS_NAMES), KERNEL_SIZE)
+    head = StochasticHead(channels, len(CLASS_NAMES), recipe.kernel_size)
     file = cache / "heads" / f"{recipe.name}_n{len(images)}.pt"
     if file.exists():
         head.load_state_dict(torch.load(file, weights_only=True))

@@ -117,9 +117,7 @@ def learned_cells(
     )
     spec = CellSpec(cells_of_all.features_NK.shape[1], len(CLASS_NAMES) + 1)
     network = learn_cells(spec, cells_of_all, num_rounds=1, num_epochs=num_epochs, learning_rate=1e-3, seed=seed)
-    return {
-        image.index: cell_probabilities(network, features_of_cells(kept, image), image.labels) for image in images
-    }
+    return {image.index: cell_probabilities(network, features_of_cells(kept, image), image.labels) for image in images}
 
 
 def features_of_cells(kept: Path, image: Image) -> torch.Tensor:

@@ -42,14 +42,15 @@ def test_last_stages_end_with_the_features_and_share_their_grid(name):
 
 
 @pytest.mark.parametrize("name", BACKBONE_NAMES)
-def test_cells_lie_on_every_eighth_pixel_corners_aligned(name):
-    """With mirror-symmetric kernels, mirroring an image of 8 g + 1 pixels mirrors its features exactly."""
+def test_cells_lie_where_the_geometry_says(name):
+    """With mirror-symmetric kernels, mirroring an image that the cells fill mirrors its features exactly."""
     torch.manual_seed(0)
     backbone = build_backbone(name).double()
     for layer in backbone.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data += layer.weight.data.flip(3)
-    image = torch.randn(1, 3, 33, 41, dtype=torch.float64)
+    stride, extra = backbone.geometry.stride, 0 if backbone.geometry.is_patches else 1
+    image = torch.randn(1, 3, 4 * stride + extra, 5 * stride + extra, dtype=torch.float64)
     features = backbone(image)
     assert torch.allclose(backbone(image.flip(3)), features.flip(3), atol=1e-12)
     assert not torch.allclose(backbone(image.roll(1, 3)), features, atol=1e-6)
@@ -164,7 +165,7 @@ def test_every_weight_belongs_to_one_stage(name):
 
 
 def test_unknown_backbone_is_refused_with_the_known_and_the_nearest_names():
-    with pytest.raises(ValueError, match=r'"resnet" given; give one of vgg16, resnet101, small, or timm/NAME .*101'):
+    with pytest.raises(ValueError, match=r'"resnet" given; give one of vgg16, .*, or timm.NAME .* mean resnet101'):
         build_backbone("resnet")
     with pytest.raises(ValueError, match=r"Did you mean vgg16\?"):
         backbone_geometry("vgg19")

@@ -196,6 +196,15 @@ def test_new_layers_train_at_ten_times_and_biases_at_twice_the_rate():
     assert [len(group["params"]) for group in groups] == [2, 2, 1, 1]
 
 
+def test_layer_wise_decay_slows_the_first_stages_and_no_layer_of_the_head():
+    groups = make_optimizer(segmenter(), learning_rate=1.0, layer_decay=0.5).param_groups
+    expected = [0.125, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 10, 20]  # weights and biases of four stages, then the head's
+    assert [group["lr"] for group in groups] == pytest.approx(expected)
+    assert [len(group["params"]) for group in groups] == [1, 1, 1, 1, 1, 1, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match="layer decay"):
+        make_optimizer(segmenter(), learning_rate=1.0, layer_decay=0.0)
+
+
 def test_learning_rate_falls_to_a_third_in_each_eighth_of_the_training():
     assert [learning_rate_at(step, 8000, 1.0) for step in (0, 999, 1000, 7999)] == pytest.approx([1, 1, 0.33, 0.33**7])
     assert learning_rate_at(2, 3, 1.0) == pytest.approx(0.33**5)

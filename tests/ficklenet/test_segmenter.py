@@ -13,6 +13,7 @@ from ficklenet.segmenter import (
     LARGEFOV,
     Segmenter,
     SegmenterSpec,
+    default_dilations,
     load_fc_weights,
     pack_segmenter,
     unpack_segmenter,
@@ -87,6 +88,12 @@ def test_resnet_features_are_classified_by_one_layer():
     with torch.device("meta"):
         model = Segmenter(SegmenterSpec("resnet101", ("cat", "dog"), ASPP))
     assert [tuple(branch.weight.shape) for branch in model.head.branches] == [(3, 2048, 3, 3)] * 4
+
+
+def test_default_dilations_are_the_published_ones():
+    assert default_dilations("vgg16") == default_dilations("small") == LARGEFOV
+    assert default_dilations("resnet101") == ASPP
+    assert default_dilations("resnet101", head="deeplabv3plus") == (12, 24, 36)
 
 
 def test_last_layer_begins_small_and_unbiased():

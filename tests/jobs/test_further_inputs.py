@@ -131,7 +131,7 @@ def test_labelmes_painted_masks_are_drawn_and_those_beyond_the_picture_cost_the_
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
-        (SQUARE.astype(bool), "1 hold a class that is no label of their image (first: 'dog'"),
+        (SQUARE.astype(bool), "1 have a class that is not a label of their image (first: 'dog'"),
         (SQUARE.astype(np.uint16) * 65535, "65535 in 2. These pixels count as not known. If they are classes: --ma"),
         (np.dstack([SQUARE * 38] * 3), "38 in 2. These pixels count as not known"),
     ],
@@ -199,7 +199,7 @@ def test_json_and_lists_of_classes_are_read_with_a_mark_and_as_utf_16(encoding, 
         b"sep=\t\r\nimage\tlabels\r\n0.jpg\tcat;dog\r\n1.jpg\tcat\r\n",
         b'\xef\xbb\xbf"image";"labels";\r\n"0.jpg";"cat|dog";\r\n"1.jpg";"cat";\r\n;;\r\n',
         b"image,labels\r0.jpg,cat;dog\r1.jpg,cat\r",  # an old Mac
-        b"image,labels\n0.jpg,\"[\"\"cat\"\", \"\"dog\"\"]\"\n1.jpg,{'cat'}\n",
+        b'image,labels\n0.jpg,"[""cat"", ""dog""]"\n1.jpg,{\'cat\'}\n',
     ],
 )
 def test_tables_of_other_programs_are_one_table(text, tmp_path):

@@ -153,11 +153,9 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
 
     refused('name="scene_0012.png"', 'name="other.png"', r"no image of .* is called 'other.png'")
     refused('name="scene_0012.png"', 'name="scene_0013.png"', r"the image 'scene_0013.png' has two masks")
-    refused(
-        'width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, but the run's image has"
-    )
+    refused('width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, but the run's image has")
     refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is not a class of the run")
-    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of its 160 x 120 pixels", "</box>")
+    refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of 160 x 120 pixels", "</box>")
     refused("</annotations>", "", r"not CVAT's XML")
     file.write_text(text)
     (tmp_path / "pngs").mkdir()
@@ -225,7 +223,7 @@ def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):
         (lambda result: result.update(type="rectanglelabels"), "neither a polygon nor a mask"),
         (lambda result: result.update(original_width=30), "no brush masks and polygons of one image"),
         (lambda result: result["value"].update(rle=result["value"]["rle"][:20]), "neither a polygon nor a mask"),
-        (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is no class"),
+        (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is not a class"),
     ],
 )
 def test_objects_of_label_studio_that_are_no_masks_are_refused(painted_run, tmp_path, change, sentence):

@@ -208,9 +208,7 @@ def test_new_images_are_continued_by_the_same_command_and_refused_with_others(
     assert predict_new(predicted_run, new_images, out) == before
     assert "1 of 1 unit to do (2 images)" in capsys.readouterr().out
     (new_images / "day0" / "photo.png").rename(new_images / "day0" / "other.png")
-    with pytest.raises(
-        ValueError, match=r"was started with 2 images, but .*october has other images now"
-    ):
+    with pytest.raises(ValueError, match=r"was started with 2 images, but .*october has other images now"):
         predict_new(predicted_run, new_images, out)
     assert "day0__other" in predict_new(predicted_run, new_images, out, "--restart", "predictions")
 

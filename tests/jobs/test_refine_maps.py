@@ -13,7 +13,7 @@ from ficklenet.transforms import normalize, resize_square
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import pipeline_steps
 from jobs.maps.cells_job import _present
-from jobs.run.directory import CELL_NETWORK, Run, open_run
+from jobs.run.directory import CELL_NETWORK, CELL_RECORD, Run, open_run
 from jobs.steps.networks import load_classifier
 from storage.errors import NotYet
 from storage.images import read_image
@@ -79,7 +79,7 @@ def test_relaunch_computes_the_missing_unit_again_with_the_same_bytes(refined_ru
     assert len(before) > 10
     for name in ("cells", "refined"):
         (Path(refined_run.uri) / name / "done" / "000002.json").unlink()
-    (Path(refined_run.uri) / "cells" / CELL_NETWORK).unlink()
+    (Path(refined_run.uri) / "cells" / CELL_RECORD).unlink()
     launch(refined_run, "cells", "refined")
     assert capsys.readouterr().out.count("1 of 4 units to do (4 images)") == 2
     assert stored(refined_run) == before
@@ -141,7 +141,7 @@ def test_a_setting_that_changes_the_labels_of_the_cells_is_refused(refined_run):
 
 
 def test_refining_before_the_cells_are_learned_is_refused_with_the_command(refined_run):
-    (Path(refined_run.uri) / "cells" / CELL_NETWORK).unlink()
+    (Path(refined_run.uri) / "cells" / CELL_RECORD).unlink()
     with pytest.raises(NotYet, match=r"not trained yet. Run 'python jobs/learn_cells.py .*' first"):
         launch(refined_run, "refined")
 
@@ -162,3 +162,18 @@ def test_the_pipeline_refines_only_where_the_seeds_are_made_of_refined_maps(refi
 def test_cells_of_an_image_without_classes_are_told_apart_from_every_class():
     assert _present(np.array([1, -1]), 3).tolist() == [True, False, True, False]
     assert _present(np.array([-1, -1]), 3).all()
+
+
+def test_a_network_of_cells_that_has_changed_is_refused(refined_run):
+    place = Path(refined_run.uri) / "cells" / CELL_NETWORK
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(ValueError, match=r"network\.pt: its bytes have changed .* --restart cells"):
+        launch(refined_run, "refined", restart=True)
+
+
+def test_a_second_launch_keeps_the_network_that_refined_maps_were_made_with(refined_run, capsys):
+    before = stored(refined_run)
+    launch(refined_run, "cells")
+    assert "already learned" in capsys.readouterr().out and stored(refined_run) == before

@@ -105,7 +105,9 @@ def voc(name: str, split: str = "train") -> Callable[[Path], list[str]]:
 
 
 # A flag to give, or what to do where no flag can help
-WAY_OUT = re.compile(r"--[a-z]|\b([Aa]dd|[Pp]ut|[Gg]ive|[Ww]rite|[Ss]ave|[Cc]orrect|[Dd]ownload|[Rr]ename|Did you mean)\b")
+WAY_OUT = re.compile(
+    r"--[a-z]|\b([Aa]dd|[Pp]ut|[Gg]ive|[Ww]rite|[Ss]ave|[Cc]orrect|[Dd]ownload|[Rr]ename|Did you mean)\b"
+)
 
 GOOD = "image,labels,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,dog,val\n"
 

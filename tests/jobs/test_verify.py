@@ -80,10 +80,10 @@ def test_units_that_are_computed_again_have_the_stored_bytes(predicted_run, caps
 
 def test_a_machine_that_computes_other_bytes_is_named(finished_maps_run, monkeypatch, capsys):
     monkeypatch.setattr("jobs.maps.map_stages.normalize", lambda images: images.float() / 100)  # as another code would
-    with pytest.raises(ValueError, match="this machine computes other results than are stored"):
+    with pytest.raises(ValueError, match="this machine computes other results than those stored"):
         verify.main(["--run", finished_maps_run.uri, "--step", "maps", "--recompute", "1"])
     text = capsys.readouterr().out
-    assert "verify: maps: 1 unit computed again, 1 unit with other results than stored." in text
+    assert "verify: maps: 1 unit computed again, 1 unit with results that differ." in text
     assert "other bytes in maps.zarr/max/c/" in text and "this process is" in text
     with pytest.raises(ValueError, match=r"cannot be computed again here.*maps\.num_samples: \d+ -> 7"):
         verify.main(["--run", finished_maps_run.uri, "--step", "maps", "--recompute", "1", "--set=maps.num_samples=7"])
