@@ -192,3 +192,12 @@ def test_moved_images_are_read_at_their_new_place_and_nothing_becomes_outdated(l
         assert (a.uri, a.mask_uri, b.uri) == (f"{new}/sub/a.jpg", f"{new}/a.png", "/older/b.jpg")
         assert manifest.column_hash(["uri", "mask_uri"]) == before
         assert manifest.class_values == (8, 12, 17)
+
+
+def test_a_manifest_that_lost_a_column_is_refused(tmp_path) -> None:
+    place = Location(str(tmp_path / "manifest.parquet"))
+    write_manifest(place, drawn_rows(3), NAMES)
+    pq.write_table(pq.read_table(place.uri).drop(["uri"]), place.uri)
+    Manifest.forget()
+    with pytest.raises(ValueError, match=r"has no column uri\. Put it back from a copy"):
+        Manifest.open(place)
