@@ -141,6 +141,12 @@ class Manifest:
         self.location = location
         self.num_images: int = metadata.num_rows
         self._metadata = metadata
+        there = set(metadata.schema.to_arrow_schema().names) | _LATER.keys()
+        if missing := [name for name in _COLUMNS.names if name not in there]:
+            raise ValueError(
+                f"{location}: not a whole manifest, it has no column {missing[0]}. Put it back from a copy, or make it "
+                "again with prepare_dataset."
+            )
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)

@@ -265,7 +265,8 @@ def _damage_named(place: Location) -> Iterator[None]:
     except (OSError, Damaged, _Refused):
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
-        raise Damaged.of(place, str(error).split("\n")[0].rstrip(".")[:200] or type(error).__name__) from error
+        reason = str(error).split("\n")[0].split(". Stored: ")[0]  # a codec adds the checksums as raw bytes
+        raise Damaged.of(place, reason.rstrip(".")[:200] or type(error).__name__) from error
 
 
 def _join_group(location: Location, wanted: dict[str, Any]) -> zarr.Group:

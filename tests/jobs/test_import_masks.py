@@ -223,7 +223,7 @@ def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):
         (lambda result: result.update(type="rectanglelabels"), "neither a polygon nor a mask"),
         (lambda result: result.update(original_width=30), "no brush masks and polygons of one image"),
         (lambda result: result["value"].update(rle=result["value"]["rle"][:20]), "neither a polygon nor a mask"),
-        (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is no class"),
+        (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is not a class"),
     ],
 )
 def test_objects_of_label_studio_that_are_no_masks_are_refused(painted_run, tmp_path, change, sentence):

@@ -155,8 +155,7 @@ def test_a_header_of_another_version_is_called_by_its_name(section, key, value, 
     place = Path(finished_maps_run.uri) / "run.json"
     header = json.loads(place.read_text())
     header["config"][section][key] = value
-    del header["sealed"], header["checksum"]  # otherwise the file counts as damaged
-    place.write_text(json.dumps(header))
+    place.write_text(json.dumps({"config": header["config"]}))  # as an earlier version wrote it, without a seal
     with pytest.raises(ValueError, match=rf"run\.json: {section}\.{key}: .*If another version of the program wrote"):
         open_run(finished_maps_run.uri)
 

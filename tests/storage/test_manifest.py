@@ -206,3 +206,12 @@ def test_each_part_has_the_hash_of_its_rows_alone(location: Location) -> None:
     write_manifest(place, [*rows[:-1], ManifestRow("other", "/o.jpg")], NAMES, additions=(700, 1100))
     assert Manifest.open(place).part_hashes(["image_id", "labels"])[:2] == hashes[:2]
     assert Manifest.open(place).part_hashes(["image_id", "labels"])[2] != hashes[2]
+
+
+def test_a_manifest_that_lost_a_column_is_refused(tmp_path) -> None:
+    place = Location(str(tmp_path / "manifest.parquet"))
+    write_manifest(place, drawn_rows(3), NAMES)
+    pq.write_table(pq.read_table(place.uri).drop(["uri"]), place.uri)
+    Manifest.forget()
+    with pytest.raises(ValueError, match=r"has no column uri\. Put it back from a copy"):
+        Manifest.open(place)

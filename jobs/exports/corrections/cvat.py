@@ -24,7 +24,7 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
         raise ValueError(f"{objects.place}: not CVAT's XML for images ({type(error).__name__}: {error}).") from error
     if not images:
         raise ValueError(
-            f"{objects.place}: holds no images. Export as 'CVAT for images 1.1'; video tracks are not read."
+            f"{objects.place}: has no images. Export as 'CVAT for images 1.1'; video tracks are not read."
         )
     for image, name, size in zip(images, names, sizes, strict=True):
         shapes = [shape for shape in image if shape.tag != "tag"]

@@ -69,15 +69,15 @@ class Objects:
         """
         names = self.classes.names
         if label not in names:
-            raise ValueError(f"{self.place}: {label!r} is no class of the run; it has {', '.join(names[:20])}.")
+            raise ValueError(f"{self.place}: {label!r} is not a class of the run; it has {', '.join(names[:20])}.")
         return self.classes.values[names.index(label)]
 
     def _outline(self, name: str, segmentation: Any, size: Size) -> RunLengths:
         found = outline(segmentation, *size)
         if found is None:
             raise ValueError(
-                f"{self.place}: image {name!r} has an object that is neither a polygon nor a mask of its {size[1]} x "
-                f"{size[0]} pixels. Make it one, or delete it."
+                f"{self.place}: image {name!r} has an object that is neither a polygon nor a mask of {size[1]} x "
+                f"{size[0]} pixels. Change it to one of these, or delete it."
             )
         return found
 

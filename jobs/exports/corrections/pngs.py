@@ -29,7 +29,7 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
             raise ValueError(f"{uri}: {found.reason}.")
         if wrong := sorted(set(found) - known):
             raise ValueError(
-                f"{uri}: value {wrong[0]} is no class. The masks' values are the data set's own, as `export_labels "
-                f"--format png` writes them: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 not known."
+                f"{uri}: value {wrong[0]} is not a class. Masks must have the data set's values, as exported with "
+                f"--format png: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 not known."
             )
         yield CorrectedMask(path, None, 1, Location.parse(uri).read_bytes())
