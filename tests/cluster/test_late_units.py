@@ -125,6 +125,7 @@ def slow_once(folder: Path, payload: Payload) -> Payload:
     return payload | {"by": os.getpid()}
 
 
+@pytest.mark.cluster
 def test_a_slow_unit_runs_a_second_time_and_the_first_answer_counts(local_ray: Connection, tmp_path: Path) -> None:
     named: list[LateUnit] = []
     receipts = list(

@@ -190,6 +190,7 @@ def test_large_images_are_labelled_at_a_smaller_size(finished_maps_run):
     assert (labels[::4] == labels[1::4]).mean() > 0.9  # enlarged
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_seeds_from_ray_are_those_made_in_process(finished_maps_run, local_ray):
     make_seeds(finished_maps_run)

@@ -34,6 +34,7 @@ class KillingStages(MapStages):
         return MapStages.read(self, row)
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_an_image_that_kills_its_process_is_skipped_and_harms_no_other(
     finished_maps_run, local_ray, monkeypatch, capsys
