@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from ficklenet.geometry import GridGeometry
 from jobs import predict_masks
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
+from jobs.steps.networks import load_segmenter
 from storage.location import Location
 from storage.units import Unit
 
@@ -50,7 +50,7 @@ def summed_logits(run: Run, *assignments: str) -> tuple[list[tuple[int, ...]], n
     """Of the last unit: the shapes of the network's inputs, and what the actor makes of them."""
     predict(run, *assignments, restart=True)
     run = open_run(run.uri, None, assignments)
-    job = PredictionStages(run, 65, GridGeometry(8), "cpu")
+    job = PredictionStages(run, load_segmenter(run).spec, "cpu")
     read = job.read({"unit": Unit(3, 12, 14), "start_id": "", "skipped": ()})
     return [inputs.shape for inputs in read["inputs"]], Predictor(job)(read)["logits"]
 
@@ -217,7 +217,7 @@ def test_new_images_are_not_mixed_from_two_networks(predicted_run, new_images, t
     predict_new(predicted_run, new_images, tmp_path / "out")
     with connect("in-process") as connection:
         launch_step(open_run(predicted_run.uri, None, ["segmenter.epochs=1"]), connection, "segmenter", restart=True)
-    with pytest.raises(ValueError, match=r"was started with the segmenter \w{8}, and .* has \w{8} now"):
+    with pytest.raises(ValueError, match=r"was started with the segmenter \w{8}, but .* has \w{8} now"):
         predict_new(predicted_run, new_images, tmp_path / "out")
 
 
