@@ -105,7 +105,8 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
 )
 def test_coco_folder_with_a_slip_is_refused(coco_folder, tmp_path, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        main(["--run", str(tmp_path / "run"), "--coco", str(coco_folder), *arguments])
+        folder = [] if "--coco" in arguments else ["--coco", str(coco_folder)]
+        main(["--run", str(tmp_path / "run"), *folder, *arguments])
 
 
 def test_table_without_a_usable_row_says_why(table, tmp_path):
