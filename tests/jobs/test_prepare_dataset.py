@@ -104,8 +104,8 @@ def test_one_instances_file_goes_with_a_folder_of_images(coco_folder, tmp_path):
     ],
 )
 def test_coco_folder_with_a_slip_is_refused(coco_folder, tmp_path, arguments, sentence):
+    folder = [] if "--coco" in arguments else ["--coco", str(coco_folder)]
     with pytest.raises(ValueError, match=sentence):
-        folder = [] if "--coco" in arguments else ["--coco", str(coco_folder)]
         main(["--run", str(tmp_path / "run"), *folder, *arguments])
 
 
