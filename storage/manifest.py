@@ -141,12 +141,6 @@ class Manifest:
         self.location = location
         self.num_images: int = metadata.num_rows
         self._metadata = metadata
-        there = set(metadata.schema.to_arrow_schema().names) | _LATER.keys()
-        if missing := [name for name in _COLUMNS.names if name not in there]:
-            raise ValueError(
-                f"{location}: not a whole manifest, it has no column {missing[0]}. Put it back from a copy, or make it "
-                "again with prepare_dataset."
-            )
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
@@ -159,6 +153,12 @@ class Manifest:
             self.additions: tuple[int, ...] = tuple(json.loads(stored.get(b"additions", b"[]")))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
+        there = set(metadata.schema.to_arrow_schema().names) | _LATER.keys()
+        if missing := [name for name in _COLUMNS.names if name not in there]:
+            raise ValueError(
+                f"{location}: not a whole manifest, it has no column {missing[0]}. Put it back from a copy, or make it "
+                "again with prepare_dataset."
+            )
 
     @staticmethod
     def open(location: Location) -> "Manifest":
