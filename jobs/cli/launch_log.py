@@ -15,18 +15,32 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from jobs.cli.plain_output import PlainOutput
 from jobs.run.directory import LOGS, Run
+
+
+class Log:
+    """A file to write to, with control characters escaped; a full disk loses lines of the log and nothing else."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._plain = PlainOutput(file)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._plain.write(text)
+
+    def flush(self) -> None:
+        """Does nothing: the file is written line by line."""
 
 
 class Copied:
     """A text stream that also writes into the log; all other calls go to the stream."""
 
-    def __init__(self, stream: Any, log: IO[str]) -> None:
+    def __init__(self, stream: Any, log: Log) -> None:
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # a full disk must not end the job here
-            self._log.write(text)
+        self._log.write(text)
         return int(self._stream.write(text))
 
     def __getattr__(self, name: str) -> Any:
@@ -44,24 +58,26 @@ def launch_log(run: Run, script: str, *, is_dry_run: bool = False) -> Iterator[N
         return
     started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     place = run.location / LOGS / f"{started}-{script}-{socket.gethostname()}-{os.getpid()}.log"
-    with _opened(place.uri if place.is_local else None) as log:
-        handler = logging.StreamHandler(log)
-        logging.getLogger().addHandler(handler)
-        log.write(f"{' '.join(sys.argv)}\n")
-        try:
-            with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
-                yield
-        except BaseException as error:
-            log.write("".join(traceback.format_exception(error)))
-            if isinstance(error, Exception):
-                error.add_note(f"log: {place}")
-            raise
-        finally:
-            logging.getLogger().removeHandler(handler)
+    file = _opened(place.uri if place.is_local else None)
+    log = Log(file)
+    handler = logging.StreamHandler(log)
+    logging.getLogger().addHandler(handler)
+    log.write(f"{' '.join(sys.argv)}\n")
+    try:
+        with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
+            yield
+    except BaseException as error:
+        log.write("".join(traceback.format_exception(error)))
+        if isinstance(error, Exception):
+            error.add_note(f"log: {place}")
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with suppress(OSError):  # the error that ended the job says more
             if not place.is_local:
-                log.seek(0)
-                with suppress(OSError):  # the error that ended the job is more important
-                    place.write_bytes(log.read().encode())
+                file.seek(0)
+                place.write_bytes(file.read().encode())
+            file.close()
 
 
 def _opened(path: str | None) -> IO[str]:
@@ -74,5 +90,5 @@ def _opened(path: str | None) -> IO[str]:
         return _opened(None)
 
 
-def _copied(stream: Any, log: IO[str], redirect: Any) -> Any:
+def _copied(stream: Any, log: Log, redirect: Any) -> Any:
     return nullcontext() if stream is None else redirect(Copied(stream, log))  # no output: started with `>&-`

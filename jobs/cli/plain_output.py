@@ -1,7 +1,7 @@
 """Output for terminals and logs: names in it cannot move the cursor or change colours or the terminal's title."""
 
 import re
-from typing import TextIO
+from typing import IO
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters except tab and newline
 
@@ -13,7 +13,7 @@ class PlainOutput:
     of their line, so a carriage return at the beginning of a text is kept.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:

@@ -1,6 +1,7 @@
 """Every launch leaves a log in the run: what it printed, and the traceback of the error that ended it."""
 
 import sys
+from typing import IO
 
 import pytest
 
@@ -55,3 +56,25 @@ def test_a_log_on_s3_is_written_when_the_launch_ends(location, trained_run, caps
     with launch_log(Run(location, trained_run.config), "aggregate_seeds"):
         sys.stdout.write("on any store\n")
     assert logs(Run(location, trained_run.config))[0].endswith("on any store\n")
+
+
+def test_a_name_cannot_write_commands_of_a_terminal_into_the_log(trained_run, capsys):
+    with launch_log(trained_run, "aggregate_seeds"):
+        sys.stdout.write("a name \x1b]0;title\x07\n")
+    (log,) = logs(trained_run)
+    assert "\x1b" not in log and r"a name \x1b]0;title\x07" in log
+
+
+def test_a_disk_without_room_for_the_log_changes_neither_the_output_nor_the_error(trained_run, monkeypatch, capsys):
+    def full(_: object) -> IO[str]:
+        return open("/dev/full", "w", buffering=1)
+
+    def fail() -> None:
+        with launch_log(trained_run, "aggregate_seeds"):
+            sys.stdout.write("works\n")
+            raise ValueError("the true reason")
+
+    monkeypatch.setattr("jobs.cli.launch_log._opened", full)
+    with pytest.raises(ValueError, match="the true reason"):
+        fail()
+    assert capsys.readouterr().out == "works\n"
