@@ -19,6 +19,7 @@ test-cluster: $(VENV)/.installed ## the long tests of Ray itself
 
 chaos: $(VENV)/.installed       ## kill, stop, restart and damage a small job at random times, and compare its bytes
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos_faults.py
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos_steps.py
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos.py
 
 lint: $(VENV)/.installed        ## style and types
