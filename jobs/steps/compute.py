@@ -27,8 +27,8 @@ def resolved_device(asked: str, connection: Connection) -> str:
     """
     if asked == "cuda" and connection.in_process and not torch.cuda.is_available():
         raise ValueError(
-            "device: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, set the step's device to "
-            "auto or cpu, as in --set maps.device=cpu."
+            "device: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, set the step's device "
+            "to auto or cpu, as in --set maps.device=cpu."
         )
     if asked != "auto":
         return asked
