@@ -22,13 +22,11 @@ from jobs.maps.deterministic import DeterministicMapper
 from jobs.maps.evidence import Evidence
 from jobs.maps.refined_job import Refiner
 from jobs.notebook.trained_run import TrainedRun, open_trained
-from jobs.reporting import pictures
 from jobs.reporting.pictures import SheetRow, contact_sheet, heat_tile, image_tile, label_colours, label_tile
 from storage.images import read_image
 from storage.label_values import ignore_value
 
 PHOTOGRAPHS = Path(__file__).parent / "examples" / "photographs"
-TILE = 240  # pixels, the longer side of a photograph
 
 
 def main() -> None:
@@ -38,7 +36,6 @@ def main() -> None:
     parser.add_argument("photographs", nargs="+", metavar="FILE=CLASS")
     given = parser.parse_args()
     run = open_trained(given.run)
-    pictures.TILE = TILE
     samples = run.run.config.maps.num_samples
     columns = ["photograph", "map without sampling", f"maximum of {samples} samples", "mask"]
     rows, colours = [], {}
@@ -46,7 +43,7 @@ def main() -> None:
         file, name = word.split("=", 1)
         rows.append(draw(run, file, name))
         colours[name] = label_colours(np.array(run.class_names.index(name) + 1), ignore_value(len(run.class_names)))
-    contact_sheet(columns, rows, colours).save(given.out, quality=85, optimize=True)
+    contact_sheet(columns, rows, colours).save(given.out, quality=90, optimize=True)
 
 
 def draw(run: TrainedRun, file: str, name: str) -> SheetRow:

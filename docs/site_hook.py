@@ -7,7 +7,7 @@ short code get a class, so that `site.css` keeps them on one line.
 import re
 from typing import Any
 
-_SHORT_CODE = re.compile(r"<code>(?=[^<\n]{1,32}</code>)")
+_SHORT_CODE = re.compile(r"<code>(?=[^<\n]{1,36}</code>)")
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)]+)\)")
 
 
