@@ -159,6 +159,7 @@ with connect("local", num_cpus=3):
     assert killed and out == "answer\n"
 
 
+@pytest.mark.cluster
 def test_an_own_ray_starts_with_the_first_work(tmp_path: Path) -> None:
     script = f"""
 import sys
