@@ -134,6 +134,7 @@ def test_the_commands_of_all_steps_run_as_they_stand(places, capsys):
     _read_maps_as_the_page_does(run)
 
 
+@pytest.mark.cluster  # two whole pipelines; the page of all steps runs nearly the same commands in `make test`
 @pytest.mark.parametrize(
     ("page", "result"),
     [("tutorial-voc.md", "voc/report/index.html"), ("tutorial-coco.md", "coco5k/predictions/labels/scene_0012.png")],
