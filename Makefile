@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test coverage test-cluster chaos lint docs reference constraints clean help
+.PHONY: install demo test coverage test-cluster chaos lint docs reference constraints clean help
+
+install: $(VENV)/.installed     ## install everything into .venv
 
 demo: $(VENV)/.installed        ## draw a small data set; its labels become masks and figures
 	$(BIN)/python jobs/run_pipeline.py --demo
