@@ -173,11 +173,12 @@ def _require_tensorflow_rules(network: nn.Module) -> None:
     EfficientNet-PyTorch's weights were trained in TensorFlow. timm's ``efficientnet_lite0`` has the same shapes, but
     another epsilon, mean and deviation: it would take the weights, and its features would be worse (docs/method.md).
     """
-    name = network.pretrained_cfg["architecture"]
+    about: Any = network.pretrained_cfg
     epsilon = next(layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
     if epsilon != TENSORFLOW_EPSILON:
+        name = about["architecture"]
         raise ValueError(
-            f"backbone weights: they have the names of EfficientNet-PyTorch, so they were trained with batch norm of "
+            "backbone weights: they have the names of EfficientNet-PyTorch, so they were trained with batch norm of "
             f"epsilon {TENSORFLOW_EPSILON:g}, but timm/{name} has {epsilon:g}. Give timm/tf_{name} as the backbone."
         )
 
