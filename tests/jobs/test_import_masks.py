@@ -193,7 +193,7 @@ def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):
     ("change", "sentence"),
     [
         (lambda result: result.update(type="rectanglelabels"), "neither a polygon nor a mask"),
-        (lambda result: result.update(original_width=30), "no brush masks and polygons of one image"),
+        (lambda result: result.update(original_width=30), "objects other than brush masks and polygons"),
         (lambda result: result["value"].update(rle=result["value"]["rle"][:20]), "neither a polygon nor a mask"),
         (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is not a class"),
     ],
@@ -232,7 +232,7 @@ def test_yolo_s_class_numbers_mean_the_names_in_data_yaml(painted_run, tmp_path)
 
 def test_yolo_s_boxes_and_unknown_classes_are_refused(painted_run, tmp_path):
     folder = export(painted_run, tmp_path / "boxes", "--format", "yolo", "--shapes", "boxes")
-    with pytest.raises(ValueError, match="a box and no polygon"):
+    with pytest.raises(ValueError, match="is a box, not a polygon"):
         bring_back(painted_run, folder)
     (folder / "labels" / "scene_0012.txt").write_text("77 0 0 0.5 0 0.5 0.5\n")
     with pytest.raises(ValueError, match=r"class 77, but data\.yaml names 5 classes"):

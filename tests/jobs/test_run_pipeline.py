@@ -115,7 +115,7 @@ def test_either_a_run_or_the_demo_is_asked_for(arguments):
 
 
 def test_a_run_without_images_to_predict_is_refused_before_anything_is_trained(trained_run, capsys):
-    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set data\.val_splits"):
+    with pytest.raises(ValueError, match=r"of the split gold, .* has the splits train, val\. .*splits=train,val"):
         main(["--run", trained_run.uri, "--set", "predictions.splits=gold"])
     assert "step 1" not in capsys.readouterr().out
 
