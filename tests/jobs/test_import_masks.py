@@ -42,34 +42,6 @@ def predicted(run: Run) -> dict[str, np.ndarray]:
     return {name: run.labels("predictions").read(name) for name in ("scene_0012", "scene_0013")}
 
 
-def paint(run: Run) -> None:
-    """Predictions with several classes, a hole and touching corners: the tiny network predicts few."""
-    for number, name in enumerate(predicted(run)):
-        labels = np.zeros((120, 160), np.uint8)
-        labels[10:60, 20:90] = 1 + number
-        labels[20:30, 30:40] = 0
-        labels[60:80, 90:110] = 1 + number
-        labels[90:100, :10] = 5
-        Path(run.uri, "predictions", "labels", f"{name}.png").write_bytes(encode_label_png(labels))
-    for receipt in Path(run.uri, "predictions", "done").iterdir():  # they hold the checksums of other pixels
-        content = json.loads(receipt.read_text())
-        receipt.unlink()
-        run.step("predictions").write_receipt(_without_objects(content))
-
-
-def _without_objects(content: dict):
-    from storage.receipts import Receipt
-
-    keys = ("unit", "start", "stop", "seconds", "finished", "start_id")
-    return Receipt(**{key: content[key] for key in keys})
-
-
-@pytest.fixture
-def painted_run(predicted_run) -> Run:
-    paint(predicted_run)
-    return predicted_run
-
-
 @pytest.mark.parametrize(
     ("flags", "file"),
     [
