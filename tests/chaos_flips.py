@@ -49,7 +49,7 @@ def stored_files(run: Path) -> list[Path]:
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """The stored bytes, but for the receipts, which hold times, and run.json, which names the code of the last launch."""
+    """The stored bytes, but for receipts, which hold times, and run.json, which names the code of the last launch."""
     files = (file for file in stored_files(run) if file.parent.name != "done" and file.name != "run.json")
     return {str(file): file.read_bytes() for file in files}
 
