@@ -65,6 +65,8 @@ def finder(run: Path, file: Path) -> str:
         except ValueError as error:  # the jobs print it as their one sentence
             return name if "\n" not in str(error) else ""
     for row in (*TRAININGS, *UNIT_STEPS):  # fingerprints hold what the manifest says
+        if not (run / row.name / "step.json").exists():
+            continue
         try:
             with connect("in-process") as connection:
                 launch_step(open_run(str(run)), connection, row.name)
