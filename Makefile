@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test coverage test-cluster chaos lint docs reference constraints clean help
+.PHONY: install demo test coverage test-cluster chaos lint docs reference constraints clean help
+
+install: $(VENV)/.installed     ## install everything into .venv
 
 demo: $(VENV)/.installed        ## draw a small data set; its labels become masks and figures
 	$(BIN)/python jobs/run_pipeline.py --demo
@@ -14,7 +16,7 @@ test: $(VENV)/.installed lint   ## everything that must hold
 coverage: $(VENV)/.installed    ## which lines the tests run, in this process; workers of Ray are not seen
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-test-cluster: $(VENV)/.installed ## the long tests of Ray itself
+test-cluster: $(VENV)/.installed ## the long tests: killed workers of Ray, several nodes, benchmarks
 	$(BIN)/python -m pytest -m cluster
 
 chaos: $(VENV)/.installed       ## kill, stop, restart and damage a small job at random times, and compare its bytes
@@ -34,7 +36,7 @@ reference: $(VENV)/.installed   ## the pages of docs/ that follow from the code
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): 7 GB, 2 to 5 minutes, silent meanwhile."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 	@echo "Installed."
 

@@ -78,9 +78,16 @@ class Connection:
         for asked, there, name in ((gpus, self.num_gpus, "GPU"), (cpus, self.num_cpus, "CPU")):
             if asked > there:
                 verb = "needs" if purpose.startswith("1 ") else "need"
+                no_gpu = name == "GPU" and not there
                 raise ClusterError(
-                    f"cluster: {purpose} {verb} {plural(asked, name)}, but the cluster has {there:g}. Ask for fewer "
-                    f"workers, add nodes, or set cluster.autoscaling=true if the cluster is autoscaling."
+                    f"cluster: {purpose} {verb} {plural(asked, name)}, but the cluster has {there:g}. "
+                    + (
+                        "To use the CPU, set the step's device, as in --set maps.device=cpu. To use a GPU, add a node "
+                        "that has one. "
+                        if no_gpu
+                        else "Ask for fewer workers (cluster.max_actors, cluster.training_workers) or add nodes. "
+                    )
+                    + "If the cluster adds nodes when they are needed, give --set cluster.autoscaling=true."
                 )
 
 

@@ -6,16 +6,20 @@ distances of 1/12 (Huang et al., CVPR 2018).
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEAST_PROBABILITY = 1e-5  # limits the logarithm in the unary term
 
+Energy = Literal["log", "linear"]
+"""The unary energy of probabilities P: -log P as in the literature, or -P as in DSRG's released code."""
+
 
 @dataclass(frozen=True)
 class CrfParameters:
-    """The weights of the two pairwise terms, and their ranges.
+    """The unary energy, and the weights and ranges of the two pairwise terms.
 
     Attributes:
         bilateral_distance, gaussian_distance: standard deviations in pixels (or cells) of the given image.
@@ -28,6 +32,7 @@ class CrfParameters:
     bilateral_colour: float = 13.0
     gaussian_weight: float = 3.0
     num_iterations: int = 10
+    energy: Energy = "log"
 
 
 AT_IMAGE_SIZE = CrfParameters(bilateral_distance=80.0, gaussian_distance=3.0)
@@ -42,8 +47,7 @@ def refine(
     """The marginals of the CRF after mean-field inference: float32 (L, H, W), which sum to 1 over the labels.
 
     Args:
-        probabilities_LHW: the probabilities of the labels, in [0, 1], which sum to 1. The unary term is their negative
-            logarithm.
+        probabilities_LHW: the probabilities of the labels, in [0, 1], which sum to 1.
         image_HWC: uint8 RGB of the same height and width.
         parameters: by default those for image size.
 
@@ -58,8 +62,9 @@ def refine(
             "give a uint8 RGB image of the same height and width."
         )
     field = densecrf.DenseCRF2D(width, height, num_labels)
-    unary = -np.log(np.clip(probabilities_LHW, LEAST_PROBABILITY, 1.0))
-    field.setUnaryEnergy(np.ascontiguousarray(unary, np.float32).reshape(num_labels, -1))
+    is_log = parameters.energy == "log"
+    evidence = np.log(np.clip(probabilities_LHW, LEAST_PROBABILITY, 1.0)) if is_log else probabilities_LHW
+    field.setUnaryEnergy(np.ascontiguousarray(-evidence, np.float32).reshape(num_labels, -1))
     field.addPairwiseGaussian(sxy=parameters.gaussian_distance, compat=parameters.gaussian_weight)
     field.addPairwiseBilateral(
         sxy=parameters.bilateral_distance,

@@ -27,12 +27,12 @@ def refine_exactly(probabilities_BLHW: Tensor, images_BCHW: Tensor, parameters: 
     its own neighbour.
 
     Args:
-        probabilities_BLHW: the probabilities of the labels, float, which sum to 1. The unary term is their negative
-            logarithm.
+        probabilities_BLHW: the probabilities of the labels, float, which sum to 1.
         images_BCHW: RGB in 0..255, (B, 3, H, W), any dtype. With whole numbers, colour distances are exact.
         parameters: the parameters, with distances in cells of this grid.
     """
-    evidence_BLHW = probabilities_BLHW.clamp(min=LEAST_PROBABILITY).log()
+    is_log = parameters.energy == "log"
+    evidence_BLHW = probabilities_BLHW.clamp(min=LEAST_PROBABILITY).log() if is_log else probabilities_BLHW
     alike_BVV = bilateral_kernel(images_BCHW, parameters)
     root_B1V = (parameters.bilateral_weight / alike_BVV.sum(2, keepdim=True)).sqrt().transpose(1, 2)
     alike_BVV, root_B1V = alike_BVV.to(evidence_BLHW.dtype), root_B1V.to(evidence_BLHW.dtype)

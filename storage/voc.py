@@ -32,6 +32,7 @@ VOC_CLASS_VALUES = {name: value for value, name in enumerate(VOC_CLASSES, start=
 
 _READERS = 16
 _UNSAFE = "its line in the split list leads out of the devkit"
+_FOLDERS = (("Annotations/", "JPEGImages/"), ("labels/", "data/"))  # of XML files and pictures; the second: FiftyOne's
 _SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 _FLAGS = ("-1", "0", "1")  # the flags of images in lists such as Main/cat_train.txt
 
@@ -188,7 +189,10 @@ def _parse_line(devkit: Location, split: str, line: str, pictures: _Pictures) ->
 
 
 def _labelled_without_lists(devkit: Location, splits: Sequence[str]) -> list[SourceImage]:
-    """The images with an XML file beside them or in ``Annotations``; folders train, val and test are splits."""
+    """The images with an XML file beside them, in ``Annotations`` or in FiftyOne's ``labels``.
+
+    Folders train, val and test are splits.
+    """
     files = files_below(devkit)
     images = {_stem(path): path for path in files if is_image_name(path)}
     entries, places = [], []
@@ -198,7 +202,8 @@ def _labelled_without_lists(devkit: Location, splits: Sequence[str]) -> list[Sou
         split = folder if folder.lower() in _SPLIT_FOLDERS else ""
         if splits and split not in splits:
             continue
-        picture = images.get(stem) or images.get(stem.replace("Annotations/", "JPEGImages/"))
+        beside = [stem, *(stem.replace(xml_folder, picture_folder) for xml_folder, picture_folder in _FOLDERS)]
+        picture = next((images[name] for name in beside if name in images), None)
         problem = None if picture else "its XML file has no image beside it or in JPEGImages"
         uri = (devkit / picture).uri if picture else ""
         entries.append(SourceImage(stem.rsplit("/", 1)[-1], uri, split=split, problem=problem))

@@ -75,8 +75,8 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
             print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
             if own:
                 print(f"  time:    {own.time_in_words}\n  storage: about {size(own.bytes)}")
-    measured = (", ".join(split or "unnamed" for split in splits) for splits in measurable_splits(manifest, run.config))
-    metrics = "".join(f"metrics of {splits}, " for splits in measured)
+    measured = measurable_splits(manifest, run.config)
+    metrics = "".join(f"metrics of {', '.join(split or 'no split' for split in splits)}, " for splits in measured)
     without = "" if metrics else "no metrics (none of the images to measure has a mask), "
     if estimate.steps:
         _print_total(run, estimate)

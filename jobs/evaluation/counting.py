@@ -73,21 +73,26 @@ def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> 
         is_selected.append(chosen)
     if not has_mask:
         elsewhere = sorted(others - set(selection.splits))
-        remedy = (
-            f"Images of {', '.join(elsewhere)} have masks: give --split {elsewhere[0]}."
-            if elsewhere
-            else "Other images of these splits have masks: give --part all."
-            if others
-            else "Prepare a run with masks (prepare_dataset --masks, or a column `mask` of the table)."
+        if elsewhere:
+            names = ", ".join(name or "no split" for name in elsewhere)
+            remedy = f"Images of {names} have masks: give --split {elsewhere[-1]}."
+        elif others:
+            remedy = "Other images of these splits have masks: give --part all."
+        else:
+            remedy = (
+                "If you have masks, prepare the run again with them: prepare_dataset.py --masks FOLDER, or a column "
+                "mask in the table."
+            )
+        raise ValueError(
+            f"evaluate: none of the images ({named(selection)}) has a mask, so there is nothing to measure. {remedy}"
         )
-        raise ValueError(f"evaluate: no image of {named(selection)} has a mask. {remedy}")
     return units_with(np.concatenate(is_selected), unit_size)
 
 
 def named(selection: Selection) -> str:
     """A selection in words, such as 'train, report part'."""
     part = "" if selection.part == "all" else f", {selection.part} part"
-    return f"{', '.join(name or 'unnamed' for name in selection.splits)}{part}"
+    return f"{', '.join(name or 'no split' for name in selection.splits)}{part}"
 
 
 def _reasons(receipt: Receipt | None) -> dict[str, str]:

@@ -106,7 +106,7 @@ def store_metrics(run: Run, measured: Sequence[MeasuredLabels], class_names: Seq
 
 
 def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
-    """Sentences such as '1 image skipped by an earlier step (empty file): all its pixels are misses'.
+    """Sentences such as '1 image was skipped by an earlier step (empty file): all its pixels count as misses'.
 
     Args:
         measured: kinds of labels, and the number of measured images that have no labels, by reason.
@@ -118,7 +118,8 @@ def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[
         for reason, count in reasons.items():
             without.setdefault((reason, count), {})[labels] = None
     return [
-        f"{plural(count, 'image')} skipped by an earlier step ({reason}): all pixels are misses"
+        f"{plural(count, 'image')} {'was' if count == 1 else 'were'} skipped by an earlier step ({reason}): all "
+        f"{'its' if count == 1 else 'their'} pixels count as misses"
         + (f" in {', '.join(labels)}" if len(labels) < len(kinds) else "")
         for (reason, count), labels in without.items()
     ]

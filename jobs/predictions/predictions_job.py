@@ -95,12 +95,18 @@ def units_to_predict(run: Run) -> list[Unit]:
     units = units_of_step(BY_NAME["predictions"], manifest, run.config)
     if not units:
         known = sorted(manifest.splits())
-        named = ", ".join(name or "one without a name (--set predictions.splits=)" for name in known)
         raise ValueError(
-            f"predict_masks: no image in the splits {', '.join(splits)}; the manifest has {named}. "
-            "Set data.val_splits, or predictions.splits to predict training images."
+            f"predict_masks: masks are predicted for the images of {_in_words(splits)}, but no image is in there. The "
+            f"run has {_in_words(known)}. To predict all its images: --set predictions.splits={','.join(known)}"
         )
     return units
+
+
+def _in_words(splits: Sequence[str]) -> str:
+    """'the splits train, val', with images that have no split named as such."""
+    named = [name for name in splits if name]
+    words = [f"the {'split' if len(named) == 1 else 'splits'} {', '.join(named)}"] if named else []
+    return " and ".join([*words, *(["images without a split"] if "" in splits else [])])
 
 
 def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
@@ -114,6 +120,6 @@ def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
     if first:
         reason = f"{first}{'' if first.endswith('?') else '.'}"
         raise ValueError(
-            f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
-            f"(the first: {reason}) Correct the table and prepare it again; if steps were started, use another --run."
+            f"predict_masks: no image of {_in_words(splits)} can be used (the first: {reason}) Correct the table and "
+            "prepare it again; if steps were started, use another --run."
         )

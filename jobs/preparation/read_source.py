@@ -206,7 +206,8 @@ def _require_labels(class_names: Sequence[str], found: Sequence[str]) -> None:
     for name in class_names:
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The labels are {', '.join(found) or 'none'}."
+            labels = f"The labels are {', '.join(found)}." if found else "No image has a label at all."
+            hint = f"Did you mean {near[0]!r}?" if near else f"{labels} Correct --classes, or leave it out."
             raise ValueError(f"--classes: no image has the label {name!r}. {hint}")
 
 

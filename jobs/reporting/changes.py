@@ -1,9 +1,9 @@
 """The images whose labels differ most between runs, for the page of `compare`.
 
-Compared are the finest labels that all runs have finished and have not made in the same way, at the size of a small
-picture. (Pseudo-labels, for example, do not depend on the threshold of the seeds.) An image has changed by the
-largest share of its pixels in which any run differs from the first one. A pixel that one run labels and another leaves
-unknown differs too.
+It compares the finest labels that all runs have finished, at the size of a small picture. Labels that were made in
+the same way in all runs are passed over: pseudo-labels, for example, do not depend on the threshold of the seeds. The
+change of an image is the share of its pixels that differ from the first run, in the run that differs most. A pixel that
+is labelled in one run and unknown in another also differs.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ class ChangedImage:
     """One image with its labels in each run.
 
     Attributes:
-        share: of its pixels that differ, 0 to 1.
-        right: of each run the share of the pixels with a known true label that are right; empty without a mask.
+        share: the share of its pixels that differ, 0 to 1.
+        right: for each run, the share of right labels among the pixels with a known true label; empty without a mask.
         photograph, labels, truth: data URIs; "" for none.
     """
 
@@ -56,10 +56,10 @@ class Changes:
     """The images that changed most.
 
     Attributes:
-        step: whose labels are compared.
-        num_compared: images that were compared.
-        num_shared: images of which all runs have these labels.
-        mean_share: of the pixels of the compared images.
+        step: the step that made the compared labels.
+        num_compared: number of compared images.
+        num_shared: number of images that have these labels in all runs.
+        mean_share: the mean of `share` over the compared images.
     """
 
     step: str
@@ -70,27 +70,27 @@ class Changes:
 
 
 def find_changes(runs: Sequence[Run], labels: str = "", *, most_compared: int, most_shown: int) -> Changes:
-    """Compares the labels of images that all runs have, spread evenly where there are more than `most_compared`.
+    """Compares the labels of the images that all runs have. At most `most_compared` are taken, evenly spread.
 
     Args:
-        labels: of which step; "" for the finest, as above.
+        labels: the step that made them; "" for the finest, as described above.
 
     Raises:
-        ValueError: the runs have other classes, or no step that all of them have finished, or no image in common.
+        ValueError: the runs have different classes, no image in common, or no labels that all of them have finished.
     """
     if len({run.manifest().class_names for run in runs}) > 1:
         raise ValueError("compare: the runs have different classes, so their labels cannot be compared.")
     finished = [name for name in ([labels] if labels else LABELS) if all(_is_finished(run, name) for run in runs)]
     if not finished:
         raise ValueError(
-            f"compare: there are no {labels or 'labels'} that all of these runs have finished. Compute them in each "
-            "run, for example with aggregate_seeds."
+            f"compare: no {labels or 'labels'} are finished in all of these runs. Compute them in each run, for "
+            "example with aggregate_seeds.py."
         )
     step = next((name for name in finished if len({step_id(run, name) for run in runs}) > 1), finished[0])
     readers = [_Reader(run.reading(step), step) for run in runs]
     shared = [image_id for image_id in readers[0].rows if all(image_id in reader.rows for reader in readers)]
     if not shared:
-        raise ValueError(f"compare: these runs have no image in common of which all have {step}.")
+        raise ValueError(f"compare: no image has {step} in all of these runs. Compare runs of the same data set.")
     chosen = [shared[place] for place in spread(np.arange(len(shared)), most_compared)]
     with ThreadPoolExecutor(runs[0].config.images.read_concurrency) as pool:
         shares = list(pool.map(lambda image_id: _share([reader.read(image_id) for reader in readers]), chosen))

@@ -305,6 +305,11 @@ class SegmenterConfig(NetworkConfig):
     full_loss_weight: Annotated[float, Field(ge=0)] = Field(
         2.0, description="alpha, the weight of the loss on the masks of strong_splits"
     )
+    crf_energy: Literal["log", "linear"] = Field(
+        "log",
+        description="the unary energy of the training's CRF. log: -log P, as in the literature; linear: -P, as in "
+        "DSRG's released code, which follows the image's edges more",
+    )
     epochs: Count = Field(15, description="passes over the training images; 8,000 steps on VOC's 10,582")
     min_steps: Count = runtime_field(
         400,

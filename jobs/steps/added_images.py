@@ -1,7 +1,7 @@
 """Trainings and images that were added to the manifest after they began.
 
-A finished training stays: its network is what it was, and what was made with it stays valid. A training that is not
-finished is refused, because it would go on in another order and on other images than it began with.
+A finished training stays valid, and so do the results that were made with its network. A training that is not
+finished is refused, because it would continue with other images, in another order.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from jobs.run.steps import BY_NAME
 from jobs.run.training_record import read_complete
 from storage.steps import ADDED, Step, num_added
 
-LENGTH = "raised_epochs"  # of a fingerprint: follows from the number of images
+LENGTH = "raised_epochs"  # the part of a fingerprint that depends on the number of images
 
 
 def as_trained(step: Step, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint that a finished training must have: this launch's, on the images that there were then.
+    """The fingerprint of this launch, as it was when the training began: without the images added since.
 
     Args:
-        fingerprint: of this launch; it is returned where the training is not finished or no image was added since.
+        fingerprint: of this launch. It is returned unchanged if no image was added since the training began.
 
     Raises:
         ValueError: images were added since the training began, and it is not finished.
@@ -40,7 +40,7 @@ def as_trained(step: Step, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_unseen(run: Run, name: str) -> int:
-    """The images that were added to the manifest since a training began; 0 where it never did."""
+    """The number of images that were added to the manifest since a training began; 0 if it did not begin."""
     fingerprint, additions = run.step(name).fingerprint(), run.manifest().additions
     if fingerprint is None or num_added(fingerprint) >= len(additions):
         return 0
@@ -48,7 +48,7 @@ def num_unseen(run: Run, name: str) -> int:
 
 
 def added_in_words(run: Run, name: str) -> str:
-    """Says that images were added since a finished training, and how to train on them; "" where none was."""
+    """Says that images were added since a finished training, and how to train on them; "" if none were added."""
     number = num_unseen(run, name)
     if not number:
         return ""

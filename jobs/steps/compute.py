@@ -23,7 +23,16 @@ def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
 
 
 def resolved_device(asked: str, connection: Connection) -> str:
-    """'cpu' or 'cuda'. With 'auto', 'cuda' if the cluster has GPUs now."""
+    """'cpu' or 'cuda'. With 'auto', 'cuda' if the cluster has GPUs now.
+
+    Raises:
+        ValueError: 'cuda' is asked for in this process, and torch finds no GPU.
+    """
+    if asked == "cuda" and connection.in_process and not torch.cuda.is_available():
+        raise ValueError(
+            "device: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, set the step's device "
+            "to auto or cpu, as in --set maps.device=cpu."
+        )
     if asked != "auto":
         return asked
     return "cuda" if connection.num_gpus >= 1 else "cpu"

@@ -86,6 +86,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
                 total_weight=min(plan.batch_size, plan.num_images) / context.world_size,
                 micro_batch_size=config.micro_batch_size,
                 precision=precision,
+                crf_energy=config.crf_energy,
                 map_images=map_images,
             )
 

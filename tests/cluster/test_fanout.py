@@ -77,6 +77,7 @@ def test_each_unit_runs_once_in_each_stage_and_leaves_one_receipt(local_ray: Con
         assert num_begins(tmp_path, stage, unit) == 1
 
 
+@pytest.mark.cluster
 def test_workers_order_and_process_do_not_change_receipts(local_ray: Connection, tmp_path: Path) -> None:
     stages = noted_stages(tmp_path)
     expected = list(fan_out_in_process(units(7), stages))
@@ -95,6 +96,7 @@ def timed(folder: Path, stage: str, payload: Payload) -> Payload:
     return payload | {stage: (begin, time.monotonic(), os.getpid())}
 
 
+@pytest.mark.cluster
 def test_stages_overlap_in_processes_of_their_own(local_ray: Connection, tmp_path: Path) -> None:
     stage = partial(timed, tmp_path)
     stages = Stages(lambda: partial(stage, "compute"), partial(stage, "read"), partial(stage, "write"))
@@ -174,6 +176,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.cluster
 def test_an_error_while_an_actor_is_made_ready_comes_back_as_itself(local_ray: Connection) -> None:
     with pytest.raises(FileNotFoundError, match=r"^no classifier: train one first\."):
         list(fan_out(units(3), Stages(refuse, echo, echo), ONE))
@@ -192,6 +195,7 @@ def test_the_unit_of_a_killed_worker_is_run_again(local_ray: Connection, tmp_pat
     assert num_begins(tmp_path, stage, 3) == 2
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_unit_that_kills_its_process_is_handed_to_on_poison(
     local_ray: Connection, tmp_path: Path, stage: str

@@ -1,9 +1,11 @@
 """The dense CRF on a drawn edge."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ficklenet.crf import AT_IMAGE_SIZE, AT_MAP_SIZE, refine
 
@@ -49,6 +51,13 @@ def test_certain_probabilities_stay_finite():
     image, _ = two_halves()
     certain = np.stack([np.ones((SIZE, SIZE)), np.zeros((SIZE, SIZE))])
     assert (refine(certain, image).argmax(0) == 0).all()
+
+
+def test_linear_energy_is_the_negative_probability_itself():
+    image, probabilities = two_halves()
+    no_neighbours = replace(AT_IMAGE_SIZE, bilateral_weight=0.0, gaussian_weight=0.0, energy="linear")
+    expected = torch.from_numpy(probabilities).softmax(0)
+    np.testing.assert_allclose(refine(probabilities, image, no_neighbours), expected, atol=1e-6)
 
 
 def test_sizes_that_differ_are_refused():

@@ -43,19 +43,21 @@ def naive_mean_field(probabilities: np.ndarray, image: np.ndarray, parameters) -
                 kernel[i, j] = np.exp(-(place + colour / colour_reach**2) / 2)
         sums = kernel.sum(axis=1)
         supports += weight * kernel / np.sqrt(sums[:, None] * sums[None, :])
-    evidence = np.log(probabilities.reshape(num_labels, -1))
-    marginals = np.exp(evidence)
+    flat = probabilities.reshape(num_labels, -1)
+    evidence = np.log(flat) if parameters.energy == "log" else flat
+    marginals = np.exp(evidence) / np.exp(evidence).sum(axis=0)
     for _ in range(parameters.num_iterations):
         marginals = np.exp(evidence + marginals @ supports)
         marginals /= marginals.sum(axis=0)
     return marginals.reshape(probabilities.shape)
 
 
-def test_exact_mean_field_is_the_equations_written_out():
+@pytest.mark.parametrize("energy", ["log", "linear"])
+def test_exact_mean_field_is_the_equations_written_out(energy):
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(3), (2, 5, 6)).transpose(0, 3, 1, 2)
     images = generator.integers(0, 256, (2, 5, 6, 3)).astype(np.uint8)
-    parameters = replace(AT_MAP_SIZE, gaussian_distance=1.5, bilateral_colour=60.0)
+    parameters = replace(AT_MAP_SIZE, gaussian_distance=1.5, bilateral_colour=60.0, energy=energy)
     found = refine_exactly(
         torch.from_numpy(probabilities), torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), parameters
     )

@@ -126,6 +126,14 @@ def test_images_without_seeds_still_learn_boundaries():
     assert torch.isfinite(losses["loss"])
 
 
+def test_the_energy_of_the_crf_changes_the_boundary_loss():
+    model, batch = segmenter(), drawn_batch()
+    logits = 3 * torch.nn.functional.one_hot(batch.truth, 4).permute(0, 3, 1, 2).float()
+    model.forward = lambda images: logits  # sure of itself, unlike an untrained network
+    log, linear = (segmentation_loss(model, batch, LossWeights(), crf_energy=energy) for energy in ("log", "linear"))
+    assert float(log["boundary"]) != pytest.approx(float(linear["boundary"]), rel=1e-2)
+
+
 @pytest.mark.parametrize("num_classes", [1, 80])
 def test_one_class_and_eighty_are_trained(num_classes):
     model, drawn = segmenter(num_classes), drawn_batch(2, 1)

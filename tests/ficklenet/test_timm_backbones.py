@@ -28,6 +28,7 @@ from ficklenet.transforms import normalize
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
 RESNET, LITE, VIT = "timm/resnet10t", "timm/efficientnet_lite0", "timm/vit_tiny_patch16_224"
+TF_LITE = "timm/tf_efficientnet_lite0"
 
 # Backbone, output stride, height and width of the image, grid
 IDENTITY_CASES = [
@@ -245,13 +246,15 @@ def test_weights_load_with_the_classifier_and_position_embeddings_of_another_siz
 
 def test_weights_by_the_names_of_efficientnet_pytorch_are_matched_in_order():
     torch.manual_seed(0)
-    source, target = build_backbone(LITE), build_backbone(LITE)
+    source, target = build_backbone(TF_LITE), build_backbone(TF_LITE)
     given = {f"_blocks.{number}": value for number, value in enumerate(source.network.state_dict().values())}
     given = {"_conv_stem.weight": given.pop("_blocks.0")} | given | {"_fc.weight": torch.zeros(3, 1280)}
     load_backbone_weights(target, given)
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
     with pytest.raises(ValueError, match="has shape"):
         load_backbone_weights(target, dict(reversed(given.items())))
+    with pytest.raises(ValueError, match=r"epsilon 0\.001, but timm/efficientnet_lite0 has 1e-05. Give timm/tf_effic"):
+        load_backbone_weights(build_backbone(LITE), given)
 
 
 def test_a_network_without_registry_weights_says_so(monkeypatch):

@@ -29,7 +29,9 @@ from jobs.run.directory import Run, open_run
 from jobs.run.training_record import read_complete
 from jobs.steps.networks import load_segmenter
 from storage.images import read_image, read_mask
+from storage.label_folder import encode_label_png
 from storage.location import Location
+from storage.receipts import Receipt
 from storage.sources import SourceImage
 
 NUM_IMAGES = 14  # units of 4: the last one is short
@@ -173,6 +175,24 @@ def predicted_run(predicted_run_folder, tmp_path) -> Run:
     """A copy of a run with predictions of its two validation images, in a folder of the test's own."""
     shutil.copytree(predicted_run_folder, tmp_path / "predicted")
     return open_run(str(tmp_path / "predicted"))
+
+
+@pytest.fixture
+def painted_run(predicted_run) -> Run:
+    """A run whose predictions have several classes, a hole and touching corners: the tiny network predicts few."""
+    for number, name in enumerate(("scene_0012", "scene_0013")):
+        labels = np.zeros((120, 160), np.uint8)
+        labels[10:60, 20:90] = 1 + number
+        labels[20:30, 30:40] = 0
+        labels[60:80, 90:110] = 1 + number
+        labels[90:100, :10] = 5
+        Path(predicted_run.uri, "predictions", "labels", f"{name}.png").write_bytes(encode_label_png(labels))
+    kept = ("unit", "start", "stop", "seconds", "finished", "start_id")
+    for file in Path(predicted_run.uri, "predictions", "done").iterdir():  # they hold the checksums of other pixels
+        content = json.loads(file.read_text())
+        file.unlink()
+        predicted_run.step("predictions").write_receipt(Receipt(**{key: content[key] for key in kept}))
+    return predicted_run
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_a_page_shows_the_most_changed_images(seeded_run, other_seeds, tmp_path,
 
 
 def test_runs_without_common_labels_are_refused_for_a_page(seeded_run, finished_maps_run, tmp_path):
-    with pytest.raises(ValueError, match="no labels that all of these runs have finished"):
+    with pytest.raises(ValueError, match="no labels are finished in all of these runs"):
         compare.main([seeded_run.uri, finished_maps_run.uri, "--page", str(tmp_path / "page.html")])
 
 

@@ -197,14 +197,13 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
     # the image that could not be read has a mask, and no seeds: all of it is missed
     assert figure.matrix[:, -1].sum() >= 81
     assert figure.skipped == {"missing: no such file": 1}
-    assert "skipped by an earlier step (missing: no such file): all pixels are misses." in capsys.readouterr().out
+    sentence = "skipped by an earlier step (missing: no such file): all its pixels count as misses."
+    assert sentence in capsys.readouterr().out
 
 
-def test_nothing_to_measure_is_said(map_images, drawn_images):
+def test_a_run_without_masks_is_refused_before_its_seeds_are_asked_for(map_images, drawn_images):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
-    with connect("in-process") as connection:
-        launch_step(run, connection, "seeds")
-    with pytest.raises(ValueError, match=r"no image of train has a mask\. Prepare a run with masks .*--masks"):
+    with pytest.raises(ValueError, match=r"none of the images \(train\) has a mask, .*--masks FOLDER"):
         evaluate(run)
 
 
@@ -254,7 +253,7 @@ def test_only_what_the_skipping_step_made_misses_an_image(predicted_run, capsys)
         "predictions without CRF",
     }
     assert found["seeds", "image"].skipped == found["densified seeds", "image"].skipped == {}
-    told = "by an earlier step (empty file): all pixels are misses in predictions, predictions without CRF.\n"
+    told = "by an earlier step (empty file): all its pixels count as misses in predictions, predictions without CRF.\n"
     assert told in capsys.readouterr().out
 
 

@@ -145,6 +145,12 @@ def test_restart_begins_anew(mapped_run):
     assert open_run(mapped_run.uri).config.maps.num_samples == 9
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused_with_the_setting_for_the_cpu(trained_run):
+    with pytest.raises(ValueError, match=r"no GPU .* --set maps\.device=cpu"):
+        make_maps(trained_run, "maps.device=cuda")
+
+
 def test_maps_without_classifier_name_the_command_that_makes_it(trained_run):
     (Path(trained_run.uri) / "classifier" / "complete.json").unlink()
     with pytest.raises(ValueError, match=r"no trained classifier\. Run 'python jobs/train_ficklenet.py"):

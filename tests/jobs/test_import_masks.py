@@ -42,34 +42,6 @@ def predicted(run: Run) -> dict[str, np.ndarray]:
     return {name: run.labels("predictions").read(name) for name in ("scene_0012", "scene_0013")}
 
 
-def paint(run: Run) -> None:
-    """Predictions with several classes, a hole and touching corners: the tiny network predicts few."""
-    for number, name in enumerate(predicted(run)):
-        labels = np.zeros((120, 160), np.uint8)
-        labels[10:60, 20:90] = 1 + number
-        labels[20:30, 30:40] = 0
-        labels[60:80, 90:110] = 1 + number
-        labels[90:100, :10] = 5
-        Path(run.uri, "predictions", "labels", f"{name}.png").write_bytes(encode_label_png(labels))
-    for receipt in Path(run.uri, "predictions", "done").iterdir():  # they hold the checksums of other pixels
-        content = json.loads(receipt.read_text())
-        receipt.unlink()
-        run.step("predictions").write_receipt(_without_objects(content))
-
-
-def _without_objects(content: dict):
-    from storage.receipts import Receipt
-
-    keys = ("unit", "start", "stop", "seconds", "finished", "start_id")
-    return Receipt(**{key: content[key] for key in keys})
-
-
-@pytest.fixture
-def painted_run(predicted_run) -> Run:
-    paint(predicted_run)
-    return predicted_run
-
-
 @pytest.mark.parametrize(
     ("flags", "file"),
     [
@@ -221,7 +193,7 @@ def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):
     ("change", "sentence"),
     [
         (lambda result: result.update(type="rectanglelabels"), "neither a polygon nor a mask"),
-        (lambda result: result.update(original_width=30), "no brush masks and polygons of one image"),
+        (lambda result: result.update(original_width=30), "objects other than brush masks and polygons"),
         (lambda result: result["value"].update(rle=result["value"]["rle"][:20]), "neither a polygon nor a mask"),
         (lambda result: result["value"].update(brushlabels=["unicorn"]), "'unicorn' is not a class"),
     ],
@@ -260,7 +232,7 @@ def test_yolo_s_class_numbers_mean_the_names_in_data_yaml(painted_run, tmp_path)
 
 def test_yolo_s_boxes_and_unknown_classes_are_refused(painted_run, tmp_path):
     folder = export(painted_run, tmp_path / "boxes", "--format", "yolo", "--shapes", "boxes")
-    with pytest.raises(ValueError, match="a box and no polygon"):
+    with pytest.raises(ValueError, match="is a box, not a polygon"):
         bring_back(painted_run, folder)
     (folder / "labels" / "scene_0012.txt").write_text("77 0 0 0.5 0 0.5 0.5\n")
     with pytest.raises(ValueError, match=r"class 77, but data\.yaml names 5 classes"):

@@ -116,7 +116,7 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(segmented_run, draw
 def test_what_is_missing_is_named(seeded_run, segmented_run):
     with pytest.raises(ValueError, match=r"predict_masks: .* no trained segmentation network.*train_segmentation"):
         predict(seeded_run)
-    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set data\.val_splits"):
+    with pytest.raises(ValueError, match=r"of the split gold, .* has the splits train, val\. .*splits=train,val"):
         predict(segmented_run, "predictions.splits=gold")
 
 

@@ -1,4 +1,4 @@
-"""The commands of README and of the page of all steps, run as they stand; only places and the configuration differ."""
+"""The commands of README, the tutorials and the page of all steps run as they stand, with other places and settings."""
 
 import importlib
 import re
@@ -90,6 +90,8 @@ def places(drawn_images, coco_folder, tmp_path, monkeypatch) -> dict[str, str]:
         "/data/photos": str(photos),
         "/data/vgg16.pt": str(tmp_path / "weights.pt"),
         "s3://bucket/run1": str(tmp_path / "run1"),
+        **{f"docs/examples/{file.name}": "tiny.toml" for file in EXAMPLES.glob("*.toml")},
+        **{f"/data/{name}": str(tmp_path / name) for name in ("pets", "voc", "coco5k")},
         **{f"/data/run{number}": str(tmp_path / f"run{number}") for number in range(4)},
     }
 
@@ -100,7 +102,7 @@ def run_commands(page: str, places: dict[str, str], capsys) -> list[str]:
         job = Path(script).stem
         for place, here in places.items():
             words = shlex.split(shlex.join(words).replace(place, here))
-        tiny = ["--config", "tiny.toml"] if job == "prepare_dataset" else []
+        tiny = ["--config", "tiny.toml"] if job == "prepare_dataset" and "--config" not in words else []
         importlib.import_module(f"jobs.{job}").main([*tiny, *words])
         assert capsys.readouterr().out, f"{job} {words} says nothing"
     return [Path(script).stem for script, *_ in commands(page)]
@@ -130,6 +132,27 @@ def test_the_commands_of_all_steps_run_as_they_stand(places, capsys):
     assert open_run(places["/data/run2"]).manifest().num_images == 14
     assert open_run(places["/data/run3"]).manifest().num_images == 14
     _read_maps_as_the_page_does(run)
+
+
+@pytest.mark.cluster  # two whole pipelines; the page of all steps runs nearly the same commands in `make test`
+@pytest.mark.parametrize(
+    ("page", "result"),
+    [("tutorial-voc.md", "voc/report/index.html"), ("tutorial-coco.md", "coco5k/predictions/labels/scene_0012.png")],
+)
+def test_the_commands_of_the_tutorials_of_data_sets_run_as_they_stand(page, result, places, tmp_path, capsys):
+    run_commands((ROOT / "docs" / page).read_text(), places, capsys)
+    assert (tmp_path / result).exists()
+
+
+def test_own_photographs_become_masks_and_are_corrected_as_the_tutorials_say(places, tmp_path, capsys):
+    own, corrections = ((ROOT / "docs" / f"tutorial-{name}.md").read_text() for name in ("own-photographs", "cvat"))
+    run_commands(own, places, capsys)
+    run = open_run(places["/data/pets"])
+    masks = {file.stem for file in (tmp_path / "pets/pseudo_labels/labels").glob("*.png")}
+    assert masks == {row.image_id for row in run.manifest().iter_rows()}, "not every photograph has a mask"
+    corrected = str(tmp_path / "pets/exports/cvat-pseudo_labels-train/annotations.xml")
+    run_commands(corrections, {**places, "annotations.xml": corrected}, capsys)
+    assert list((tmp_path / "pets/corrected").iterdir()) and list((tmp_path / "pets/predictions/labels").iterdir())
 
 
 def test_the_example_of_a_table_says_what_it_says_it_does(tmp_path):

@@ -88,7 +88,7 @@ def test_splits_without_a_usable_image_are_refused_before_the_first_step(trained
     images = [replace(image, problem="no good" if image.split == "val" else None) for image in drawn_images]
     run = open_run(str(tmp_path / "other"), defaults=trained_run.config.model_dump())
     prepare(run, images, DRAWN_CLASS_NAMES)
-    with pytest.raises(ValueError, match=r"no image of the splits val can be used \(the first: no good\.\)"):
+    with pytest.raises(ValueError, match=r"no image of the split val can be used \(the first: no good\.\)"):
         launch(run, "predictions.splits=val")
     assert "step 1" not in capsys.readouterr().out
 
@@ -118,7 +118,7 @@ def test_either_a_run_or_the_demo_is_asked_for(arguments):
 
 
 def test_a_run_without_images_to_predict_is_refused_before_anything_is_trained(trained_run, capsys):
-    with pytest.raises(ValueError, match=r"splits gold; the manifest has train, val\. Set data\.val_splits"):
+    with pytest.raises(ValueError, match=r"of the split gold, .* has the splits train, val\. .*splits=train,val"):
         main(["--run", trained_run.uri, "--set", "predictions.splits=gold"])
     assert "step 1" not in capsys.readouterr().out
 

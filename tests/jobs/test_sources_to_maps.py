@@ -93,6 +93,18 @@ def roboflow(at: Path) -> list[str]:
     return ["--coco", str(FIXTURES / "roboflow")]
 
 
+def fiftyone_coco(at: Path) -> list[str]:
+    return ["--coco", str(FIXTURES / "fiftyone/coco"), "--val-fraction", "0.3"]
+
+
+def fiftyone_voc(at: Path) -> list[str]:
+    return ["--voc", str(FIXTURES / "fiftyone/voc"), "--classes", "cat,dog", "--val-fraction", "0.3"]
+
+
+def fiftyone_folders(at: Path) -> list[str]:
+    return ["--folders", str(FIXTURES / "fiftyone/folders"), "--val-fraction", "0.3"]
+
+
 def labelme(at: Path) -> list[str]:
     return ["--labelme", str(FIXTURES / "labelme")]
 
@@ -101,7 +113,11 @@ def hugging_face(at: Path) -> list[str]:
     return ["--hugging-face", str(FIXTURES / "saved")]
 
 
-@pytest.mark.parametrize("make", [folders, spreadsheet, excel, one_hot, voc, coco, roboflow, labelme, hugging_face])
+FIFTYONE = [fiftyone_coco, fiftyone_voc, fiftyone_folders]
+SOURCES = [folders, spreadsheet, excel, one_hot, voc, coco, roboflow, labelme, hugging_face, *FIFTYONE]
+
+
+@pytest.mark.parametrize("make", SOURCES)
 def test_a_source_goes_through_preparation_training_and_maps(make: Callable[[Path], list[str]], tmp_path, capsys):
     (tmp_path / "data").mkdir()
     settings = [part for setting in TINY for part in ("--set", setting)]
@@ -115,7 +131,7 @@ def test_a_source_goes_through_preparation_training_and_maps(make: Callable[[Pat
     rows = list(manifest.iter_rows())
     assert len(manifest.class_names) == 2 and all(len(row.labels) == 1 and row.height for row in rows)
     assert {row.labels for row in rows} == {(0,), (1,)}
-    with_outlines = {coco, roboflow, labelme}
+    with_outlines = {coco, roboflow, labelme, fiftyone_coco}
     if make in with_outlines:
         masks = [read_mask(str(row.mask_uri), manifest.class_values) for row in rows]
         assert [np.unique(mask).tolist() for mask in masks] == [[0, row.labels[0] + 1] for row in rows]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from scipy.special import softmax
@@ -55,6 +56,7 @@ def run(*arguments: str) -> list[dict]:
 SMALL = ["--backbone", "small", "--epochs", "1", "--batch", "2", "--device", "cpu", "--scales", "1", "2", "--mirror"]
 
 
+@pytest.mark.cluster
 def test_every_supervision_is_trained_and_scored_with_and_without_crf(tmp_path):
     torch.save(drawn_pack(), tmp_path / "pack.pt")
     files = ["--pack", str(tmp_path / "pack.pt"), "--out", str(tmp_path / "out"), "--size", "33"]
@@ -66,6 +68,7 @@ def test_every_supervision_is_trained_and_scored_with_and_without_crf(tmp_path):
     assert all(0 <= line["val_miou"] <= 1 and not line["crf"] for line in plain) and all(r["crf"] for r in refined)
 
 
+@pytest.mark.cluster
 def test_features_of_frozen_stages_that_are_computed_once_change_no_training(tmp_path):
     torch.save(drawn_pack(), tmp_path / "pack.pt")
     torch.save(build_backbone("small").state_dict(), tmp_path / "weights.pt")

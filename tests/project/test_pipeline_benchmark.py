@@ -9,9 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("part", "line"),
-    [("stages", "backbone | "), pytest.param("steady", "bare loop / Ray: ", marks=pytest.mark.cluster)],
+    [("stages", "backbone | "), ("steady", "bare loop / Ray: ")],
 )
 def test_a_part_measures_a_small_run(part, line):
     command = [sys.executable, "tests/benchmarks/pipeline.py", part]

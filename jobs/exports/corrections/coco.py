@@ -11,10 +11,10 @@ def read(content: Any, objects: Objects) -> Iterator[CorrectedMask]:
     """The masks of the images in a file.
 
     Args:
-        content: of the file.
+        content: the parsed JSON of the file.
 
     Raises:
-        ValueError: it is no such file, or has an object that is no mask of a known class.
+        ValueError: the file is not COCO's instances, or an object is not a mask of a known class.
     """
     try:
         categories = {record["id"]: record["name"] for record in content["categories"]}

@@ -10,10 +10,10 @@ from jobs.exports.corrections.objects import CorrectedMask, Objects, Size, colum
 
 
 def read(objects: Objects) -> Iterator[CorrectedMask]:
-    """The masks of the images in the file; tags, which belong to whole images, are left out.
+    """The masks of the images in the file. Tags are ignored, because they describe whole images.
 
     Raises:
-        ValueError: it is no such file, or has an object that is no mask of a known class.
+        ValueError: the file is not CVAT's XML for images, or an object is not a mask of a known class.
     """
     try:
         root = ElementTree.fromstring(objects.place.read_bytes())
@@ -24,7 +24,7 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
         raise ValueError(f"{objects.place}: not CVAT's XML for images ({type(error).__name__}: {error}).") from error
     if not images:
         raise ValueError(
-            f"{objects.place}: has no images. Export as 'CVAT for images 1.1'; video tracks are not read."
+            f"{objects.place}: this file has no images. Export as 'CVAT for images 1.1'; video tracks are not read."
         )
     for image, name, size in zip(images, names, sizes, strict=True):
         shapes = [shape for shape in image if shape.tag != "tag"]
@@ -33,7 +33,7 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
 
 
 def _segmentation(shape: ElementTree.Element, size: Size) -> Any:
-    """A shape as COCO writes it; None for one that covers no pixels."""
+    """A shape in COCO's form; None for a shape that is not an area."""
     try:
         if shape.tag == "polygon":
             pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]

@@ -1,7 +1,7 @@
 """A data set of Hugging Face's `datasets` with the columns that the export `hugging-face` has.
 
-That is a folder of Parquet files with `file_name`, `mask` and `labels`, from the disk or downloaded from the Hub. A
-mask's values are 0 for background, then the classes in the order of the column `labels`, and 255 for not known.
+It is a folder of Parquet files with the columns `file_name`, `mask` and `labels`, local or downloaded from the Hub. The
+values of a mask are 0 for background, then the classes in the order of the column `labels`, and 255 for unknown.
 """
 
 import io
@@ -25,7 +25,7 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
     """The masks of all rows.
 
     Raises:
-        ValueError: a file without these columns, or a mask with a value that is no class.
+        ValueError: a file does not have these columns, or a mask has a value that is not a class.
     """
     for path in files_below(objects.place):
         if path.endswith(".parquet"):
@@ -49,7 +49,7 @@ def _read_file(objects: Objects) -> Iterator[CorrectedMask]:
 
 
 def _class_names(schema: pa.Schema) -> list[str]:
-    """The class names that `datasets` keeps of the column `labels`."""
+    """The class names that `datasets` stores for the column `labels`."""
     features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     labels = features["labels"]
     return list((labels[0] if isinstance(labels, list) else labels["feature"])["names"])

@@ -1,7 +1,7 @@
 """Label Studio's own export "JSON": brush masks and polygons of the tasks.
 
-A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel; the fourth, the opacity, says
-where the object is. https://labelstud.io/guide/export
+A brush mask is a bit-packed run-length code (rle-pack) of four channels for each pixel. The fourth channel, the
+opacity, marks the object. https://labelstud.io/guide/export
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ def read(tasks: list[Any], objects: Objects) -> Iterator[CorrectedMask]:
     """The masks of the tasks' images.
 
     Raises:
-        ValueError: the file holds no such tasks, a task has several annotations, or an object is no mask.
+        ValueError: the file does not have such tasks, a task has several annotations, or an object is not a mask.
     """
     for task in tasks:
         try:
@@ -40,7 +40,7 @@ def read(tasks: list[Any], objects: Objects) -> Iterator[CorrectedMask]:
         sizes = {size for *_, size in found if size}
         if len(sizes) != 1 and results:
             raise ValueError(
-                f"{objects.place}: image {name!r} has objects that are no brush masks and polygons of one image. "
+                f"{objects.place}: image {name!r} has objects other than brush masks and polygons of this image. "
                 "Delete the others."
             )
         if sizes:
@@ -50,13 +50,13 @@ def read(tasks: list[Any], objects: Objects) -> Iterator[CorrectedMask]:
 
 
 def image_name(address: str) -> str:
-    """An image's path below the folder that Label Studio serves; of another address its path."""
+    """An image's path below the folder that Label Studio serves; for any other address, the path of the address."""
     parts = urlsplit(address)
     return parse_qs(parts.query).get("d", [unquote(parts.path)])[0].lstrip("/")
 
 
 def _object(result: Mapping[str, Any]) -> tuple[str, Any, Size | None]:
-    """An object's class, its outline as COCO writes it (None: it has none), and its image's size (None: not known)."""
+    """An object's class, its outline in COCO's form (None: no outline), and its image's size (None: unknown)."""
     size = None
     try:
         value, kind = result["value"], result["type"]
@@ -72,10 +72,10 @@ def _object(result: Mapping[str, Any]) -> tuple[str, Any, Size | None]:
 
 
 def decode_brush(data: bytes) -> np.ndarray:
-    """The bytes that a brush's run lengths stand for: uint8, four for each pixel, row by row.
+    """Decodes a brush's run lengths to uint8 values, four for each pixel, row by row.
 
     Raises:
-        ValueError: they end too early.
+        ValueError: the data end too early.
     """
     bits, place = np.unpackbits(np.frombuffer(data, np.uint8)), 0
 

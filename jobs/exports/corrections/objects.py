@@ -1,6 +1,6 @@
-"""What the readers of corrected masks share: an image's objects become its mask.
+"""Shared by the readers of corrected masks: makes an image's mask from its objects.
 
-Where objects overlap, the smaller one lies on top. What no object covers is background.
+If objects overlap, the smaller one lies on top. Pixels without an object are background.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class CorrectedMask:
     """One image's mask.
 
     Attributes:
-        name: of the image, as the file writes it; of a PNG its path.
-        size: (height, width) as the file writes it; None of files that hold none.
-        num_objects: in the file; of a PNG 1.
-        data: a PNG whose values are the data set's own class values, 0 background.
+        name: the image's name in the file; for a PNG, the path of the PNG.
+        size: (height, width) in the file; None if the file does not have it.
+        num_objects: number of objects of the image; 1 for a PNG.
+        data: a PNG with the data set's own class values; 0 is background.
     """
 
     name: str
@@ -36,11 +36,11 @@ class CorrectedMask:
 
 @dataclass(frozen=True)
 class Objects:
-    """Makes masks of the objects in one file.
+    """Makes masks from the objects in one file.
 
     Attributes:
-        place: of the file, named in refusals.
-        classes: of the run.
+        place: the file; refusals name it.
+        classes: the classes of the run.
     """
 
     place: Location
@@ -50,10 +50,10 @@ class Objects:
         """The mask of an image.
 
         Args:
-            objects: the class's name, and the outline as COCO writes it (polygons or run lengths), of each.
+            objects: for each object, its class name and its outline in COCO's form (polygons or run lengths).
 
         Raises:
-            ValueError: an unknown class, or something that is no outline of this size.
+            ValueError: a class is unknown, or an outline does not have this size.
         """
         outlines = [self._outline(name, segmentation, size) for _, segmentation in objects]
         found = [(self.value(label), each) for (label, _), each in zip(objects, outlines, strict=True)]
@@ -69,7 +69,9 @@ class Objects:
         """
         names = self.classes.names
         if label not in names:
-            raise ValueError(f"{self.place}: {label!r} is not a class of the run; it has {', '.join(names[:20])}.")
+            raise ValueError(
+                f"{self.place}: {label!r} is not a class of the run. Its classes are {', '.join(names[:20])}."
+            )
         return self.classes.values[names.index(label)]
 
     def _outline(self, name: str, segmentation: Any, size: Size) -> RunLengths:
@@ -83,7 +85,7 @@ class Objects:
 
 
 def column_runs(mask: np.ndarray) -> RunLengths:
-    """A mask (H, W) of 0 and 1 as COCO's plain run lengths: column by column, the first of 0."""
+    """COCO's plain run lengths of a mask (H, W) of 0 and 1: column by column, starting with a run of 0."""
     flat = mask.astype(np.uint8).T.reshape(-1)
     ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
     counts = np.diff(ends).tolist()

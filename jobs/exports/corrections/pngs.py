@@ -1,4 +1,4 @@
-"""A folder of PNGs with the data set's own class values, one for each image, as the export `png` has them."""
+"""A folder with one PNG for each image, with the data set's own class values, as the export `png` writes it."""
 
 from collections.abc import Iterator
 
@@ -13,14 +13,14 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
     """The masks below the folder.
 
     Raises:
-        ValueError: there are none, or one has a value that is no class.
+        ValueError: there are no masks, or a mask has a value that is not a class.
     """
     place, classes = objects.place, objects.classes
     paths = [path for path in files_below(place) if path.lower().endswith(".png")]
     if not paths:
         raise ValueError(
-            f"--masks {place}: no masks there. Give a folder of PNGs, of YOLO's text files with their data.yaml or of "
-            "Hugging Face's Parquet files, a .json of COCO or Label Studio, or CVAT's .xml."
+            f"--masks {place}: there are no masks. Give a folder of PNGs, of YOLO's text files with their data.yaml or "
+            "of Hugging Face's Parquet files, a .json of COCO or Label Studio, or CVAT's .xml."
         )
     uris = [(place / path).uri for path in paths]
     known = {0, *classes.values, 255, 65535}
@@ -30,6 +30,6 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
         if wrong := sorted(set(found) - known):
             raise ValueError(
                 f"{uri}: value {wrong[0]} is not a class. Masks must have the data set's values, as exported with "
-                f"--format png: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 not known."
+                f"--format png: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 unknown."
             )
         yield CorrectedMask(path, None, 1, Location.parse(uri).read_bytes())

@@ -1,4 +1,4 @@
-"""Masks that were corrected in a labelling tool, read back: which kind of file a place holds, and its reader."""
+"""Reads masks that were corrected in a labelling tool: finds out the kind of file and calls its reader."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from storage.tree import files_below
 def read_corrected_masks(
     place: Location, classes: Classes, size_of: Callable[[str], Size | None]
 ) -> Iterator[CorrectedMask]:
-    """The masks of a file of COCO, CVAT or Label Studio, or of a folder of YOLO, Hugging Face or PNGs.
+    """Reads the masks of a file (COCO, CVAT, Label Studio) or of a folder (YOLO, Hugging Face, PNGs).
 
     Args:
-        classes: of the run.
-        size_of: gives the (height, width) of the run's image of that name; None where it has none.
+        classes: the classes of the run.
+        size_of: gives the (height, width) of the run's image with this name; None if there is no such image.
 
     Raises:
-        ValueError: not such a file, or it holds an object that is no mask of a known class.
+        ValueError: it is not such a file, or an object is not a mask of a known class.
         FileNotFoundError: there is no such file.
     """
     objects = Objects(place, classes)

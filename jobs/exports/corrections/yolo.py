@@ -1,6 +1,6 @@
 """YOLO's text files, as Ultralytics, CVAT and others write them: a folder with data.yaml and labels/<image>.txt.
 
-Corners are parts of the image's width and height, so the images' sizes come from the run.
+Corners are given as fractions of the image's width and height, so the sizes of the images come from the run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,19 +15,19 @@ LABELS = "/labels/"
 
 
 def read(objects: Objects, size_of: Callable[[str], Size | None]) -> Iterator[CorrectedMask]:
-    """The masks of the images that have a text file; an empty one is an image without objects.
+    """The masks of the images that have a text file. An empty file is an image without objects.
 
     Args:
-        size_of: gives an image's (height, width) by its name; None where there is no such image.
+        size_of: gives an image's (height, width) by its name; None if there is no such image.
 
     Raises:
-        ValueError: no class names, no text files, or a line that is no polygon of a known class.
+        ValueError: there are no class names or no text files, or a line is not a polygon of a known class.
     """
     paths = files_below(objects.place)
     names = _class_names(objects, paths)
     texts = [path for path in paths if path.endswith(".txt") and LABELS in f"/{path}"]
     if not texts:
-        raise ValueError(f"{objects.place}: no text files in labels/.")
+        raise ValueError(f"{objects.place}: there are no text files in labels/.")
     for path in texts:
         name = f"/{path}".partition(LABELS)[2]
         lines = [line.split() for line in (objects.place / path).read_bytes().decode("utf-8-sig").splitlines()]
@@ -44,7 +44,7 @@ def _class_names(objects: Objects, paths: Sequence[str]) -> dict[int, str]:
         numbered = names.items() if isinstance(names, dict) else enumerate(names)
         return {int(number): str(name) for number, name in numbered}
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place}: holds no class names ({type(error).__name__}).") from error
+        raise ValueError(f"{place}: has no class names ({type(error).__name__}).") from error
 
 
 def _object(
@@ -53,15 +53,15 @@ def _object(
     """A line's class and polygon, in pixels.
 
     Raises:
-        ValueError: it is a box, or no line of YOLO's.
+        ValueError: it is a box, or not a line in YOLO's form.
     """
     try:
         number, *parts = int(line[0]), *map(float, line[1:])
     except ValueError:
-        raise ValueError(f"{objects.place / path}: {' '.join(line)[:60]!r} is no line of YOLO's.") from None
+        raise ValueError(f"{objects.place / path}: {' '.join(line)[:60]!r} is not a line in YOLO's form.") from None
     if len(parts) < 6 or len(parts) % 2:
         raise ValueError(
-            f"{objects.place / path}: a line with {len(parts)} numbers after the class, which is a box and no polygon. "
+            f"{objects.place / path}: a line with {len(parts)} numbers after the class is a box, not a polygon. "
             "Export polygons (segmentation)."
         )
     if number not in names:

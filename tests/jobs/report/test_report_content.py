@@ -54,11 +54,12 @@ def test_page_says_which_measured_images_an_earlier_step_skipped(finished_run, t
         figure["skipped"] = {"empty file": 2}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
-    assert "2 images skipped by an earlier step (empty file): all pixels are misses<" in html_of(run)
+    assert "2 images were skipped by an earlier step (empty file): all their pixels count as misses<" in html_of(run)
     record["metrics"][0]["skipped"] = {"empty file": 3}
     place.write_bytes(json.dumps(record).encode())
     write_report(run)
-    assert "3 images skipped by an earlier step (empty file): all pixels are misses in seeds;" in html_of(run)
+    sentence = "3 images were skipped by an earlier step (empty file): all their pixels count as misses in seeds;"
+    assert sentence in html_of(run)
 
 
 def test_page_tells_of_masks_of_other_values_and_has_the_figures_of_now_first(finished_run, tmp_path, html_of):
