@@ -99,15 +99,15 @@ def run_stages(
     """
     if is_done_here(connection, seconds):
         return fan_out_in_process(units, stages)
-    if device == "cpu" and connection.num_nodes == 1 and not config.autoscaling:
-        stages = stages.in_actors()
     pool = actor_pool(config, connection, device)
 
     def quarantine(unit: Payload) -> Payload:
-        assert trial is not None
+        assert trial is not None  # it runs the stages apart
         return run_quarantined(unit, unit["unit"].num_rows, stages, trial, pool)
 
-    return fan_out(units, stages, pool, on_poison=quarantine if trial else None, on_late=_print_late)
+    is_one_machine = device == "cpu" and connection.num_nodes == 1 and not config.autoscaling
+    ours = stages.in_actors() if is_one_machine else stages
+    return fan_out(units, ours, pool, on_poison=quarantine if trial else None, on_late=_print_late)
 
 
 def _print_late(late: LateUnit) -> None:
