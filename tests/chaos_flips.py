@@ -49,8 +49,9 @@ def stored_files(run: Path) -> list[Path]:
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """The stored bytes, but for the receipts, which hold times."""
-    return {str(file): file.read_bytes() for file in stored_files(run) if file.parent.name != "done"}
+    """The stored bytes, but for receipts, which hold times, and run.json, which names the code of the last launch."""
+    files = (file for file in stored_files(run) if file.parent.name != "done" and file.name != "run.json")
+    return {str(file): file.read_bytes() for file in files}
 
 
 def finder(run: Path, file: Path) -> str:
@@ -116,6 +117,8 @@ def main() -> None:
             found[who] += 1
             missed += [] if who else [f"bit {position} of {file.relative_to(run)}"]
             done += 1
+            if done % 50 == 0:
+                print(f"{done} flips: {dict(found)}, {repairs} repaired", flush=True)
     print(
         f"flips: {done} in {len(kinds)} kinds of files, seed {given.seed}; found by {dict(found)}; {repairs} repaired."
     )

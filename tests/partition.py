@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,13 +169,9 @@ class Trial:
     def __init__(self, network: Network, run: str, seconds: float) -> None:
         self.network, self.run, self.seconds = network, run, seconds
 
-    def launch(self, host: str, samples: int, *flags: str, **more: str) -> Launch:
-        """A launch of the maps on a host, with more variables in its environment."""
-
-        def move() -> None:
-            self.network.enter(host)
-            os.environ.update(more)
-
+    def launch(self, host: str, samples: int, *flags: str) -> Launch:
+        """A launch of the maps on a host."""
+        move = partial(self.network.enter, host)
         return Launch("generate_maps", self.run, chaos_faults.samples(samples), *flags, before=move)
 
     def wait_for_units(self, launch: Launch, number: int = 1) -> int:
@@ -213,15 +211,17 @@ def driver(trial: Trial) -> str:
 
 
 def suspended(trial: Trial) -> str:
-    """A driver that is cut off for longer than its heartbeat counts: another host restarts, then the driver wakes."""
-    launch = trial.launch(ONE, SAMPLES[0], FICKLENET_S3_TOTAL_SECONDS="900", AWS_MAX_ATTEMPTS="100")
+    """A driver's host is cut off and suspended for longer than a heartbeat counts: another host restarts, it wakes."""
+    launch = trial.launch(ONE, SAMPLES[0])
     units = trial.wait_for_units(launch)
+    launch.send(signal.SIGSTOP)
     trial.network.cut(ONE)
     early = trial.end(trial.launch(OTHER, SAMPLES[1], "--restart", "maps"))
     assert early != "0", "a restart was not refused, although the other driver was alive a moment ago"
     time.sleep(65)
     late = trial.again(OTHER, SAMPLES[1], "--restart", "maps")
     trial.network.join(ONE)
+    launch.send(signal.SIGCONT)
     woken = trial.end(launch)
     assert woken != "0", "a driver that lost its right told its work as done"
     return f"cut off after {units} units; restart at once: {early}; after 65 s: {late}; the first one, joined: {woken}"
