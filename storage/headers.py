@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from storage.errors import BadImage
-from storage.image_bytes import file_header, whole_file
+from storage.image_bytes import HEADER_BYTES, file_header, whole_file
 from storage.images import _open, _orientation
 
 Fit = Literal["same", "turned", "scaled", "other"]
+
+_FIRST_BYTES = 1 << 12  # of a local file: most headers are shorter, and reading again costs little
+_START_OF_IMAGE, _METADATA, _SEVERAL_PICTURES = b"\xff\xd8\xff", b"\xff\xe1", b"MPF\0"
 
 _SIDEWAYS = {  # EXIF orientation -> how to turn the stored pixels upright
     5: Image.Transpose.TRANSPOSE,
@@ -47,13 +51,14 @@ def read_header(uri: str) -> Header:
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
     """
-    head, is_whole_file = file_header(uri)
-    try:
-        return _header(head)
-    except BadImage:
-        if is_whole_file:
-            raise
-        return _header(whole_file(uri))
+    for num_bytes in (HEADER_BYTES,) if uri.startswith("s3://") else (_FIRST_BYTES, HEADER_BYTES):
+        head, is_whole_file = file_header(uri, num_bytes)
+        try:
+            return _plain_jpeg(head) or _header(head)
+        except BadImage:
+            if is_whole_file:
+                raise
+    return _header(whole_file(uri))
 
 
 def fit(declared: tuple[int, int], picture: Header) -> Fit:
@@ -98,6 +103,20 @@ def _is_scaled(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two sizes have the same aspect ratio, except for rounding."""
     scale = math.sqrt(other[0] * other[1] / (one[0] * one[1]))
     return all(abs(side * scale - wanted) <= max(1.0, scale) for side, wanted in zip(one, other, strict=True))
+
+
+def _plain_jpeg(data: bytes) -> Header | None:
+    """The header of a JPEG without blocks that could turn it; None for other files, which Pillow reads.
+
+    It takes a tenth of Pillow's time, which matters for hundreds of thousands of files.
+    """
+    if not data.startswith(_START_OF_IMAGE) or _METADATA in data or _SEVERAL_PICTURES in data:
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return Header(height, width, 1, "JPEG") if height * width <= (Image.MAX_IMAGE_PIXELS or 0) else None
 
 
 def _header(data: bytes) -> Header:

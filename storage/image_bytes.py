@@ -12,7 +12,7 @@ from storage.location import IrregularFile, Location, TooLarge
 
 MAX_BYTES = 256 << 20
 
-_HEADER_BYTES = 1 << 18  # enough for nearly every header, with thumbnails and profiles
+HEADER_BYTES = 1 << 18  # enough for nearly every header, with thumbnails and profiles
 
 _FAULTS_OF_ONE_FILE = {
     errno.ELOOP: "its symbolic links form a loop",
@@ -37,10 +37,10 @@ def whole_file(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
     return _read(uri, lambda location: location.read_whole(max_bytes))
 
 
-def file_header(uri: str) -> tuple[bytes, bool]:
+def file_header(uri: str, num_bytes: int = HEADER_BYTES) -> tuple[bytes, bool]:
     """The file's first bytes, at least one, and whether they are the whole file. It raises as `whole_file` does."""
-    head = _read(uri, lambda location: location.read_start(_HEADER_BYTES))
-    return head, len(head) < _HEADER_BYTES
+    head = _read(uri, lambda location: location.read_start(num_bytes))
+    return head, len(head) < num_bytes
 
 
 def num_jpeg_scans(data: bytes, unless_above: int = 0) -> int:

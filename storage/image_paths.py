@@ -11,6 +11,9 @@ from storage.location import Location
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # C:\ or \\server
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SUFFIX = re.compile(r"\.[^./]*$")
+_NAME = r"[^/\\:~.\0][^/\\:\0]*"
+_PLAIN = re.compile(rf"/?{_NAME}(?:/{_NAME})*")  # nothing to resolve in it; nearly all paths of large tables
 
 
 def resolve_path(folder: Location, path: str) -> str:
@@ -21,6 +24,8 @@ def resolve_path(folder: Location, path: str) -> str:
     Raises:
         ValueError: the path cannot be used; the message continues the words "the path of its image ...".
     """
+    if _PLAIN.fullmatch(path):
+        return path if path.startswith("/") else f"{folder.uri.rstrip('/')}/{path}"
     if _DRIVE.match(path):
         raise ValueError("is a Windows path; write it with slashes, relative to the folder of the images (--images)")
     scheme = _scheme(path)
@@ -47,6 +52,9 @@ def id_of_path(path: str) -> str:
 
     If the path is not in the folder, the id is its last part. `tell_apart` gives longer ids to images with the same id.
     """
+    if _PLAIN.fullmatch(path):
+        relative = path.rsplit("/", 1)[-1] if path.startswith("/") else path
+        return _without_suffix(relative).replace("/", "__")
     has_root = path.startswith(("/", "~/")) or bool(_scheme(path)) or bool(_DRIVE.match(path))
     path = (unquote(path) if _scheme(path) == "file" else path).replace("\\", "/")
     relative = path.rsplit("/", 1)[-1] if has_root else posixpath.normpath(path).removeprefix("./")
@@ -97,4 +105,4 @@ def _scheme(path: str) -> str:
 
 
 def _without_suffix(path: str) -> str:
-    return re.sub(r"\.[^./]*$", "", path)
+    return _SUFFIX.sub("", path)

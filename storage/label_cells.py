@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from storage.text import clean_name
 
@@ -17,6 +18,7 @@ _ABSENT = ("0", "0.0", "false", "no")
 _MINUS_ONE = ("-1", "-1.0")
 
 
+@lru_cache(maxsize=1 << 14)  # millions of rows have a few thousand different cells
 def parse_labels(cell: str, separators: str = SEPARATORS) -> tuple[str, ...]:
     """The class names in a cell, in their order and without repetitions.
 

@@ -115,8 +115,7 @@ class Location:
         """
         with storage_errors(self.uri):
             if self.is_local:
-                with _open_regular(self.uri) as file:
-                    return file.read(num_bytes) or b""  # None: a file of the kernel has no data at the moment
+                return _read_regular(self.uri, num_bytes)
             try:
                 return file_system().cat_file(self.uri, start=0, end=num_bytes, max_concurrency=1)  # one ranged GET
             except OSError as error:
@@ -277,14 +276,22 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _open_regular(path: str) -> Iterator[IO[bytes]]:
-    """A regular file to read. Anything else is refused, without waiting for data."""
+def _read_regular(path: str, num_bytes: int) -> bytes:
+    """The first bytes of a regular file. Anything else is refused, without waiting for data."""
     _require_regular(os.stat(path))  # because even opening may change a device
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO by now
-    with open(descriptor, "rb") as file:
-        _require_regular(os.fstat(descriptor))
-        yield file
+    try:
+        status = os.fstat(descriptor)
+        _require_regular(status)
+        wanted = min(num_bytes, status.st_size) or num_bytes  # files of the kernel have data, but the size 0
+        data = os.read(descriptor, wanted)
+        while len(data) < wanted and (more := os.read(descriptor, wanted - len(data))):
+            data += more
+    except BlockingIOError:  # a file of the kernel has no data at the moment
+        return b""
+    finally:
+        os.close(descriptor)
+    return data
 
 
 def _require_regular(status: os.stat_result) -> None:

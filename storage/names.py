@@ -1,7 +1,6 @@
 """Image ids as file names: which ids are safe, and the file name of an id."""
 
 import hashlib
-import re
 from urllib.parse import quote
 
 _MOST_CHARACTERS = 200
@@ -13,7 +12,8 @@ def is_safe_id(image_id: str) -> bool:
         0 < len(image_id) <= _MOST_CHARACTERS
         and image_id.isprintable()
         and not image_id.startswith(".")
-        and not re.search(r"[/\\]", image_id)
+        and "/" not in image_id
+        and "\\" not in image_id
     )
 
 

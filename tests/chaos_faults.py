@@ -49,9 +49,13 @@ SETTINGS = {
 
 
 class Launch:
-    """A job in a process of its own."""
+    """A job in a process of its own.
 
-    def __init__(self, script: str, run: Path, *flags: str) -> None:
+    Args:
+        before: called in that process before the job begins.
+    """
+
+    def __init__(self, script: str, run: Path | str, *flags: str, before: Callable[[], None] = lambda: None) -> None:
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  read at the end of the launch
         self.pid = os.fork()
         if self.pid == 0:
@@ -61,6 +65,7 @@ class Launch:
             sys.argv = [f"jobs/{script}.py", "--run", str(run), *flags]
             code = 70
             try:
+                before()
                 run_main(MAINS[script])
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
@@ -79,6 +84,10 @@ class Launch:
             time.sleep(0.01)
         self.output.seek(0)
         return os.waitstatus_to_exitcode(ended[1]), self.output.read().decode(errors="replace")
+
+    @property
+    def has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -99,7 +108,7 @@ def wait_for_work(run: Path, launch: Launch, chance: random.Random) -> None:
     """Until some receipts are written, and a moment more."""
     step, stop = Step(Location(str(run / "maps"))), time.monotonic() + 20 * chance.random()
     wanted = chance.randrange(NUM_UNITS)
-    while time.monotonic() < stop and os.waitid(os.P_PID, launch.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    while time.monotonic() < stop and not launch.has_ended:
         if len(step.receipts()) > wanted:
             break
         time.sleep(0.01)

@@ -102,8 +102,8 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
             launch_step(run, connection, row.name, dry_run=True)
         except NotYet:
             print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
-    measured = (", ".join(split or "unnamed" for split in splits) for splits in measurable_splits(manifest, run.config))
-    metrics = "".join(f"metrics of {splits}, " for splits in measured)
+    measured = measurable_splits(manifest, run.config)
+    metrics = "".join(f"metrics of {', '.join(split or 'no split' for split in splits)}, " for splits in measured)
     without = "" if metrics else "no metrics (none of the images to measure has a mask), "
     print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
 

@@ -41,6 +41,8 @@ def evaluate_labels(
     """Measures the labels that a run has, prints the metrics and stores them."""
     run = run.reading(*LABEL_STEPS)
     manifest, config = run.manifest(), run.config
+    selection = resolve_selection(manifest, config, splits, part)
+    selected_units(manifest, selection, config.unit_size)  # without masks, no other step needs to run first
     finished: dict[str, FinishedStep] = {}
     recipes: list[Recipe] = []
     has_seeds = _has_seeds(run) or deterministic
@@ -64,7 +66,6 @@ def evaluate_labels(
             Recipe("deterministic seeds", "deterministic maps", config),
             Recipe("deterministic densified seeds", "deterministic maps", config, densify=True),
         ]
-    selection = resolve_selection(manifest, config, splits, part)
     recipes += _prediction_recipes(run, selection, finished)
     if not recipes:
         raise ValueError(

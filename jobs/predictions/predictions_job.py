@@ -120,6 +120,6 @@ def _require_usable(manifest: Manifest, splits: Sequence[str]) -> None:
     if first:
         reason = f"{first}{'' if first.endswith('?') else '.'}"
         raise ValueError(
-            f"predict_masks: no image of the splits {', '.join(name or 'unnamed' for name in splits)} can be used "
-            f"(the first: {reason}) Correct the table and prepare it again; if steps were started, use another --run."
+            f"predict_masks: no image of {_in_words(splits)} can be used (the first: {reason}) Correct the table and "
+            "prepare it again; if steps were started, use another --run."
         )

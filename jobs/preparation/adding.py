@@ -111,7 +111,7 @@ def _require_unmoved(manifest: Manifest, run: Run, rows: Sequence[ManifestRow]) 
 def _describe(run: Run, manifest: Manifest, images: Sequence[SourceImage]) -> None:
     """Says how many images come behind which, and what their splits are for."""
     splits = Counter(image.split for image in images)
-    named = ", ".join(f"{split or 'unnamed'} {count:,}" for split, count in splits.items())
+    named = ", ".join(f"{split or 'no split'} {count:,}" for split, count in splits.items())
     print(f"  added:   {plural(len(images), 'image')} behind the {manifest.num_images:,} of the run ({named})")
     predicted = set(run.config.predicted_splits)
     if not predicted & splits.keys():

@@ -52,7 +52,7 @@ def describe_manifest(
             if problem:
                 problems[problem].append(image_id)
     print(f"prepare: {plural(manifest.num_images, 'image')} in the run {run_uri}")
-    print("  splits:  " + ", ".join(f"{printable(name) or 'unnamed'} {count:,}" for name, count in splits.items()))
+    print("  splits:  " + ", ".join(f"{printable(name) or 'no split'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
     if num_unlabelled:
         print(f"  without a label: {num_unlabelled:,}; not used for training, mapped only with maps.classes=predicted")

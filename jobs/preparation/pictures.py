@@ -60,7 +60,8 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
                 found.unreadable.append((uri, header.reason))
             else:
                 found.headers[number] = header
-                found.rows[number] = replace(found.rows[number], height=header.height, width=header.width)
+                facts = vars(found.rows[number]) | {"height": header.height, "width": header.width}
+                found.rows[number] = ManifestRow(**facts)  # dataclasses.replace takes three times as long
         progress.advance(min(HEADERS_AT_ONCE, len(rows) - start))
     progress.close()
     if renamed:

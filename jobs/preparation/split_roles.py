@@ -98,7 +98,7 @@ def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
 
 
 def _names(splits: Collection[str]) -> str:
-    return ", ".join(name or "unnamed" for name in splits) or "none"
+    return ", ".join(name or "no split" for name in splits) or "none"
 
 
 def _get(config: Config, key: str) -> tuple[str, ...]:

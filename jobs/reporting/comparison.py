@@ -45,7 +45,7 @@ def metrics_side_by_side(runs: Sequence[Run]) -> list[list[str]]:
 
 def _identity(record: Mapping[str, Any]) -> str:
     part = "" if record["part"] == "all" else f", {record['part']} part"
-    return f"{record['labels']}, {'+'.join(record['splits']) or 'unnamed'}{part}, {record['resolution']} resolution"
+    return f"{record['labels']}, {'+'.join(record['splits']) or 'no split'}{part}, {record['resolution']} resolution"
 
 
 def _figure(record: Mapping[str, Any] | None, name: str) -> str:

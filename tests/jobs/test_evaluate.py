@@ -201,10 +201,8 @@ def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn
     assert sentence in capsys.readouterr().out
 
 
-def test_nothing_to_measure_is_said(map_images, drawn_images):
+def test_a_run_without_masks_is_refused_before_its_seeds_are_asked_for(map_images, drawn_images):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
-    with connect("in-process") as connection:
-        launch_step(run, connection, "seeds")
     with pytest.raises(ValueError, match=r"none of the images \(train\) has a mask, .*--masks FOLDER"):
         evaluate(run)
 

@@ -85,7 +85,7 @@ def test_splits_without_a_usable_image_are_refused_before_the_first_step(trained
     images = [replace(image, problem="no good" if image.split == "val" else None) for image in drawn_images]
     run = open_run(str(tmp_path / "other"), defaults=trained_run.config.model_dump())
     prepare(run, images, DRAWN_CLASS_NAMES)
-    with pytest.raises(ValueError, match=r"no image of the splits val can be used \(the first: no good\.\)"):
+    with pytest.raises(ValueError, match=r"no image of the split val can be used \(the first: no good\.\)"):
         launch(run, "predictions.splits=val")
     assert "step 1" not in capsys.readouterr().out
 

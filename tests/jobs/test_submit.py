@@ -1,4 +1,4 @@
-"""`ray job submit` of a run on S3, `ray job stop` in mid-run, and the same command again."""
+"""`ray job submit` of a run on S3, which is stopped or loses its driver in mid-run, and the same command again."""
 
 import os
 import shutil
@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.connect import connect
 from jobs.cli.launch import launch_step
 from jobs.run.directory import Run, open_run
 from storage.heartbeat import heartbeats
-from storage.steps import Step
+from storage.steps import Receipt, Step
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -76,24 +77,61 @@ def submit(run: Run, environment: dict[str, str], name: str, *options: str) -> s
 def test_a_submitted_run_is_stopped_and_submitted_again(dashboard, s3_run, finished_maps_run):
     with connect("in-process") as connection:
         launch_step(open_run(finished_maps_run.uri, None, [MANY]), connection, "maps", restart=True)
-    step = Step(s3_run.location / "maps")
-    first = submit(s3_run, dashboard, "first", "--no-wait")
+    step = submitted_and_at_work(s3_run, dashboard)
+    assert "was stopped" in ray_job("stop", "first", dashboard)
+    done = step.receipts()
+    assert 0 < len(done) < 4, "stopped too late to matter"
+    assert "the same command continues." in ray_job("logs", "first", dashboard)
+    assert heartbeats(step.location) == []
+    require_the_same_bytes_after_another_submission(s3_run, dashboard, done, finished_maps_run)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1200)
+def test_the_same_command_is_submitted_again_after_its_driver_was_lost(dashboard, s3_run, finished_maps_run):
+    with connect("in-process") as connection:
+        launch_step(open_run(finished_maps_run.uri, None, [MANY]), connection, "maps", restart=True)
+    step = submitted_and_at_work(s3_run, dashboard)
+    drivers = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if {"jobs/generate_maps.py", s3_run.uri} <= {*(process.info["cmdline"] or ())}
+    ]
+    assert drivers, "the driver has ended too early to be lost"
+    for process in drivers:
+        process.kill()
+    end = time.monotonic() + 120
+    while "FAILED" not in ray_job("status", "first", dashboard) and time.monotonic() < end:
+        time.sleep(1)
+    assert "FAILED" in ray_job("status", "first", dashboard)
+    done = step.receipts()
+    assert 0 < len(done) < 4, "killed too late to matter"
+    require_the_same_bytes_after_another_submission(s3_run, dashboard, done, finished_maps_run)
+
+
+def submitted_and_at_work(run: Run, environment: dict[str, str]) -> Step:
+    """Submits the maps of a run, and waits for the first receipt."""
+    step = Step(run.location / "maps")
+    first = submit(run, environment, "first", "--no-wait")
     assert first.returncode == 0, first.stderr
     deadline = time.monotonic() + 600
     while not step.receipts() and time.monotonic() < deadline:
         time.sleep(0.05)
-    stopped = subprocess.run([RAY, "job", "stop", "first"], env=dashboard, capture_output=True, text=True, check=False)
-    assert "was stopped" in stopped.stdout + stopped.stderr
-    done = step.receipts()
-    assert 0 < len(done) < 4, "stopped too late to matter"
-    logs = subprocess.run([RAY, "job", "logs", "first"], env=dashboard, capture_output=True, text=True, check=False)
-    assert "the same command continues." in logs.stdout + logs.stderr
-    assert heartbeats(step.location) == []
+    return step
 
-    second = submit(s3_run, dashboard, "second")
+
+def ray_job(what: str, name: str, environment: dict[str, str]) -> str:
+    ended = subprocess.run([RAY, "job", what, name], env=environment, capture_output=True, text=True, check=False)
+    return ended.stdout + ended.stderr
+
+
+def require_the_same_bytes_after_another_submission(
+    run: Run, environment: dict[str, str], done: dict[int, Receipt], undisturbed: Run
+) -> None:
+    second = submit(run, environment, "second")
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"{4 - len(done)} of 4 units to do" in second.stdout + second.stderr
-    assert done.items() <= step.receipts().items()
+    assert done.items() <= Step(run.location / "maps").receipts().items()
     for unit in range(4):
-        found, wanted = (run.data("maps") / f"maps.zarr/max/c/{unit}/0/0/0" for run in (s3_run, finished_maps_run))
+        found, wanted = (each.data("maps") / f"maps.zarr/max/c/{unit}/0/0/0" for each in (run, undisturbed))
         assert found.read_bytes() == wanted.read_bytes()

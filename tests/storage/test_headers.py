@@ -1,13 +1,17 @@
 """Sizes by the header, EXIF orientation, and masks that are turned and scaled with their picture."""
 
 import io
+import tempfile
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from storage.errors import BadImage
-from storage.headers import Header, fit, fit_mask, read_header
+from storage.headers import Header, _header, _plain_jpeg, fit, fit_mask, read_header
 from storage.location import Location
 
 
@@ -72,3 +76,34 @@ def test_a_header_behind_much_metadata_is_found(location: Location) -> None:
     Image.new("RGB", (30, 40)).save(buffer, "JPEG", icc_profile=bytes(500_000))
     (location / "a.jpg").write_bytes(buffer.getvalue())
     assert read_header((location / "a.jpg").uri).size == (40, 30)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_plain_jpeg_has_the_same_header_as_pillow_reads(data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
+    more: dict[str, Any] = {"progressive": data.draw(st.booleans())}
+    exif = Image.Exif()
+    exif[0x0112] = data.draw(st.integers(1, 8))
+    blocks = [{}, {"icc_profile": bytes(9000)}, {"exif": exif}, {"comment": b"\xff\xd8" * 40}]
+    more |= data.draw(st.sampled_from(blocks))
+    stream = io.BytesIO()
+    Image.new(data.draw(st.sampled_from(["L", "RGB", "CMYK"])), (width, height)).save(stream, "JPEG", **more)
+    whole = stream.getvalue()
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(whole)
+        file.flush()
+        assert read_header(file.name) == _header(whole)
+    assert (_plain_jpeg(whole) is None) == ("exif" in more)
+
+
+def test_a_header_cut_anywhere_is_never_read_as_another_size(tmp_path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 12)).save(stream, "JPEG")
+    whole, place = stream.getvalue(), tmp_path / "a.jpg"
+    for length in range(1, len(whole)):
+        place.write_bytes(whole[:length])
+        try:
+            assert read_header(str(place)).size == (12, 20)
+        except BadImage:
+            assert length < whole.index(b"\xff\xda") + 20
