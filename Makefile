@@ -21,6 +21,7 @@ test-cluster: $(VENV)/.installed ## the long tests: killed workers of Ray, sever
 
 chaos: $(VENV)/.installed       ## kill, stop, restart and damage a small job at random times, and compare its bytes
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos_faults.py
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos_steps.py
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos.py
 
 lint: $(VENV)/.installed        ## style and types

@@ -30,7 +30,7 @@ from cluster.connect import connect  # noqa: E402
 from jobs import status, verify  # noqa: E402
 from jobs.cli.launch import launch_step  # noqa: E402
 from jobs.run.directory import open_run  # noqa: E402
-from jobs.run.steps import STEPS  # noqa: E402
+from jobs.run.steps import TRAININGS, UNIT_STEPS  # noqa: E402
 from jobs.run.training_record import kept_bytes  # noqa: E402
 from storage.location import Location  # noqa: E402
 from storage.manifest import Manifest, ManifestRow  # noqa: E402
@@ -63,7 +63,7 @@ def finder(run: Path, file: Path) -> str:
             read()
         except ValueError as error:  # the jobs print it as their one sentence
             return name if "\n" not in str(error) else ""
-    for row in STEPS:  # fingerprints hold what the manifest says
+    for row in (*TRAININGS, *UNIT_STEPS):  # fingerprints hold what the manifest says
         try:
             with connect("in-process") as connection:
                 launch_step(open_run(str(run)), connection, row.name)

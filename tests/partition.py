@@ -20,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}  # before Ray is imported
 
 import chaos_faults  # noqa: E402
 import conftest  # noqa: E402
@@ -36,6 +38,7 @@ from storage.location import Location  # noqa: E402
 from storage.steps import Step  # noqa: E402
 
 STORE, ONE, OTHER = "10.231.77.1", "10.231.77.2", "10.231.77.3"
+NODE_PORT = 7000  # of Ray's node manager
 SAMPLES = (60_000, 2_000)  # the first so many that a launch takes long enough to be cut off
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEW_NETWORK, _NEW_HOST_NAME = 0x40000000, 0x04000000  # CLONE_NEWNET, CLONE_NEWUTS
@@ -125,6 +128,8 @@ def hosts() -> Iterator[Network]:
         ip("-n", store, "link", "set", "bridge", "up")
         with open(f"/run/netns/{store}") as inside:
             _enter(inside.fileno())
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            del os.environ[name]  # it is outside
         stack.callback(_enter, outside.fileno())
         yield network
 
@@ -188,7 +193,8 @@ class Trial:
         """What became of a launch: its exit code and, unless it is 0, its last line, which is no traceback's."""
         code, text = launch.end()
         assert code >= 0 and "Traceback" not in text, f"{code}: {text[-3000:]}"
-        last = (text.strip().splitlines() or [""])[-1]
+        said = [line for line in text.splitlines() if line.strip() and ": log: " not in line]
+        last = said[-1] if said else ""
         return "0" if code == 0 else f"{code} ({last[-300:]})"
 
     def again(self, host: str, samples: int, *flags: str) -> str:
@@ -246,16 +252,29 @@ def ray_node(trial: Trial, host: str, *flags: str) -> Iterator[None]:
     """A node of Ray on a host, which may have ended by itself when the block ends."""
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--block", f"--node-ip-address={host}", "--num-cpus=2", *flags]
-    quiet = subprocess.DEVNULL
+    command += [f"--node-manager-port={NODE_PORT}"]
     command = ["ip", "netns", "exec", trial.network.names[host], *command]
-    node = subprocess.Popen(command, stdout=quiet, stderr=quiet)
+    output = tempfile.TemporaryFile()  # noqa: SIM115  read if the node does not start
+    node = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        time.sleep(20)
-        assert node.poll() is None, f"Ray did not start on {host}"
+        end = time.monotonic() + MOST_SECONDS
+        while not _answers(host, NODE_PORT):
+            if node.poll() is not None or time.monotonic() > end:
+                output.seek(0)
+                raise RuntimeError(f"Ray did not start on {host}: {output.read().decode(errors='replace')[-2000:]}")
+            time.sleep(1)
         yield
     finally:
         node.terminate()
         node.wait(timeout=120)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def compare(run: Location, expected: dict) -> str:

@@ -13,6 +13,9 @@ from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
 from jobs.run.config_keys import ClusterConfig
 
+START_SECONDS = 20.0
+"""About the time until a local Ray and its workers work. Shorter work is done in this process."""
+
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
     """The connection that the configuration asks for; it is open during a `with` block."""
@@ -67,6 +70,16 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Po
     )
 
 
+def is_done_here(connection: Connection, seconds: float | None) -> bool:
+    """Whether work is done in this process: without a Ray, or because a local Ray would take longer to start.
+
+    Args:
+        seconds: about how long one worker would need; None if it is not known.
+    """
+    is_short = seconds is not None and seconds < START_SECONDS
+    return connection.in_process or (connection.is_optional and is_short)
+
+
 def run_stages(
     units: Sequence[Mapping[str, Any]],
     stages: Stages,
@@ -74,15 +87,20 @@ def run_stages(
     connection: Connection,
     device: str,
     trial: Trial | None = None,
+    *,
+    seconds: float | None = None,
 ) -> Iterator[Payload]:
     """The receipts of all units, in the order in which they finish.
 
     Args:
         trial: if a unit repeatedly ends its process, its images are tried with this, one by one; None: such a unit
             stops the launch.
+        seconds: about how long one worker would need for all units; None if it is not known.
     """
-    if connection.in_process:
+    if is_done_here(connection, seconds):
         return fan_out_in_process(units, stages)
+    if device == "cpu" and connection.num_nodes == 1 and not config.autoscaling:
+        stages = stages.in_actors()
     pool = actor_pool(config, connection, device)
 
     def quarantine(unit: Payload) -> Payload:
