@@ -53,6 +53,8 @@ class Connection:
         num_nodes: Living nodes, with the head.
         in_process: There is no Ray; use the functions that work in this process.
         is_to_start: The first work will start a local Ray.
+        is_optional: The Ray is a local one that was not asked for. Work that would gain nothing from it may be done in
+            this process instead.
     """
 
     num_cpus: float
@@ -60,6 +62,7 @@ class Connection:
     num_nodes: int
     in_process: bool = False
     is_to_start: bool = field(default=False, compare=False)
+    is_optional: bool = field(default=False, compare=False)
 
     def require(self, *, cpus: float, gpus: float, purpose: str) -> None:
         """Refuses a demand for more resources than the cluster has now.
@@ -88,8 +91,16 @@ class Connection:
                 )
 
 
-_promised_cpus: list[int] = []
-"""The CPUs of the local Ray that the current `connect` block will start when needed; empty outside such a block."""
+@dataclass(frozen=True)
+class _Promise:
+    """The local Ray that the current `connect` block will start when it is needed."""
+
+    num_cpus: int
+    is_optional: bool
+
+
+_promised: list[_Promise] = []
+"""The promise of the current `connect` block; empty outside such a block and in one that joined a cluster."""
 
 
 def resources() -> Connection:
@@ -99,10 +110,10 @@ def resources() -> Connection:
         ClusterError: No Ray is connected.
     """
     if not ray.is_initialized():
-        if not _promised_cpus:
+        if not _promised:
             raise ClusterError("cluster: no Ray is connected. Run this inside `with connect():`.")
         with _sigterm_handler_kept():
-            _start(_promised_cpus[-1])
+            _start(_promised[-1].num_cpus)
     total = ray.cluster_resources()
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes)
@@ -114,7 +125,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
 
     Args:
         address: "local" starts a local Ray; "auto" or "host:port" joins a cluster; "in-process" uses no Ray. None or ""
-            joins the cluster in `RAY_ADDRESS`, which is set in a submitted Ray job, else starts a local Ray.
+            joins the cluster in `RAY_ADDRESS`, which is set in a submitted Ray job, else starts an optional local Ray.
         num_cpus: Logical CPUs of a local Ray, which may be more than the machine has. None or 0: the CPUs that this
             process may use. It does not apply to a joined cluster.
 
@@ -125,11 +136,11 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         ClusterError: The cluster does not answer.
     """
     if address == "in-process":
-        yield Connection(num_cpus=_usable_cpus(), num_gpus=0, num_nodes=1, in_process=True)
+        yield Connection(num_cpus=usable_cpus(), num_gpus=0, num_nodes=1, in_process=True)
         return
     _quieten_ray_data()
-    if ray.is_initialized() or _promised_cpus:  # the outer block ends it
-        yield resources() if ray.is_initialized() else _planned(_promised_cpus[-1])
+    if ray.is_initialized() or _promised:  # the outer block ends it
+        yield _planned(_promised[-1]) if _promised and not ray.is_initialized() else resources()
         return
     joined = _address_to_join(address)
     try:
@@ -138,18 +149,18 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
                 _join(joined)
             yield resources()
         else:
-            _promised_cpus.append(num_cpus or _usable_cpus())
-            yield _planned(_promised_cpus[-1])
+            _promised.append(_Promise(num_cpus or usable_cpus(), is_optional=address != "local"))
+            yield _planned(_promised[-1])
     finally:
-        _promised_cpus.clear()
+        _promised.clear()
         ray.shutdown()
 
 
-def _planned(num_cpus: int) -> Connection:
-    """The resources that a local Ray with this number of CPUs will have."""
+def _planned(promise: _Promise) -> Connection:
+    """The resources that the promised local Ray will have."""
     gpus = get_accelerator_manager_for_resource("GPU")
     num_gpus = float(gpus.get_current_node_num_accelerators() if gpus else 0)
-    return Connection(float(num_cpus), num_gpus, num_nodes=1, is_to_start=True)
+    return Connection(float(promise.num_cpus), num_gpus, num_nodes=1, is_to_start=True, is_optional=promise.is_optional)
 
 
 def _address_to_join(address: str | None) -> str | None:
@@ -159,7 +170,8 @@ def _address_to_join(address: str | None) -> str | None:
     return address or os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE) or None
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """The CPUs that this process may use, but at least the least number of a local Ray."""
     there = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(there, MIN_LOCAL_CPUS)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Payload = dict[str, Any]
@@ -31,3 +32,21 @@ class Stages:
         """Runs all stages of one unit in this process and returns its receipt."""
         payload = compute(self.read(unit) if self.read else unit)
         return self.write(payload) if self.write else payload
+
+    def in_actors(self) -> "Stages":
+        """The same work with all stages in the actors.
+
+        On one machine without GPUs, reading and writing tasks would be further processes on the CPUs of the actors, and
+        each of them would first spend seconds on imports.
+        """
+        return Stages(partial(_WholeUnit, self)) if self.read or self.write else self
+
+
+class _WholeUnit:
+    """An actor's function that runs all stages of a unit."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages, self._compute = stages, stages.make_compute()
+
+    def __call__(self, unit: Payload) -> Payload:
+        return self._stages.run(self._compute, unit)

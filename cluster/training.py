@@ -5,19 +5,24 @@ it starts them again from the latest checkpoint. The worker function defines the
 checkpoints; in this module a checkpoint is only bytes.
 """
 
+import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.connect import resources
+from cluster.connect import resources, usable_cpus
 from cluster.errors import ClusterError
 from cluster.training_context import LocalContext, Metrics, RayContext, TrainingContext
 from cluster.training_peers import OneAddressConfig
@@ -40,7 +45,7 @@ def train(
     use_gpu: bool,
     storage_uri: str,
     name: str,
-    cpus_per_worker: int = 1,
+    cpus_per_worker: int = 0,
     autoscaling: bool = False,
     resize_seconds: float = RESIZE_SECONDS,
     in_process: bool = False,
@@ -56,7 +61,8 @@ def train(
         use_gpu: Each worker uses one GPU beside its CPUs.
         storage_uri: Folder or `s3://` prefix for the checkpoints, which every node must be able to reach.
         name: The name of the training in this folder. The same name resumes it.
-        cpus_per_worker: The number of CPUs of each worker, and of torch's threads in it.
+        cpus_per_worker: The number of CPUs of each worker, and of torch's threads in it. 0: 1 for each worker of Ray
+            Train, and all CPUs for a worker in this process.
         autoscaling: The cluster grows on demand, so the training waits for workers that do not fit now.
         resize_seconds: How often a range of workers is compared with the cluster's size. If their number changes, the
             training continues from the latest checkpoint.
@@ -72,8 +78,11 @@ def train(
     """
     reports = _Reports(on_report)
     if in_process:
-        worker(LocalContext(storage_uri, name, use_gpu, reports.add), config)
+        context = LocalContext(storage_uri, name, use_gpu, reports.add)
+        with _threads(cpus_per_worker or int(os.environ.get("OMP_NUM_THREADS", usable_cpus()))):
+            worker(context, config)
         return reports.last
+    cpus_per_worker = cpus_per_worker or 1
     scaling = ray.train.ScalingConfig(  # type: ignore[call-arg]  # annotated for Ray Train's first version
         num_workers=num_workers,  # type: ignore[arg-type]
         use_gpu=use_gpu,
@@ -104,6 +113,22 @@ def train(
                 ) from error
 
 
+def is_begun_on_ray(storage_uri: str, name: str) -> bool:
+    """Whether Ray Train has checkpoints of this training in a local folder."""
+    return Path(storage_uri, name, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).exists()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Lets torch use so many threads in this process during the `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _resources_per_worker(cpus: int, use_gpu: bool) -> dict[str, float]:
     return {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
 
@@ -127,7 +152,7 @@ def _fit(
     actor: Any = ray.remote(num_cpus=0)(_Mailbox)
     mailbox = actor.options(scheduling_strategy=here).remote()
     trainer = ray.train.torch.TorchTrainer(
-        partial(_run_worker, worker, mailbox),
+        partial(_run_worker, worker, mailbox, None if "://" in storage_uri else Path(storage_uri, name)),
         train_loop_config=config,
         torch_config=OneAddressConfig(),
         scaling_config=scaling,
@@ -211,9 +236,9 @@ class _Reports:
 # --- the workers' side -----------------------------------------------------------------------------------------
 
 
-def _run_worker(worker: Worker, mailbox: Any, config: dict[str, Any]) -> None:
+def _run_worker(worker: Worker, mailbox: Any, folder: Path | None, config: dict[str, Any]) -> None:
     try:
-        worker(RayContext(), config)
+        worker(RayContext(folder), config)
     except Exception as error:
         error.add_note(f"In a training worker:\n{traceback.format_exc()}")
         ray.get(mailbox.put.remote("error", error))  # the error object, because Ray Train passes on only its text

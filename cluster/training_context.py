@@ -7,6 +7,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,14 @@ class TrainingContext(ABC):
 
 
 class RayContext(TrainingContext):
-    """The context of one of Ray Train's workers."""
+    """The context of one of Ray Train's workers.
 
-    def __init__(self) -> None:
+    Args:
+        folder: the training's folder, if it is local. A training in one process may have left a checkpoint there.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -72,11 +78,12 @@ class RayContext(TrainingContext):
         self.device = ray.train.torch.get_device()
 
     def latest(self) -> bytes | None:
+        here = self._folder / CHECKPOINT_NAME if self._folder else None
+        found = [here] if here and here.exists() else []
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return Path(folder, CHECKPOINT_NAME).read_bytes()
+        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+            found += [Path(folder, CHECKPOINT_NAME)] if folder else []
+            return max(found, key=lambda path: path.stat().st_mtime_ns).read_bytes() if found else None
 
     def report(self, metrics: Metrics, checkpoint: bytes | None = None) -> None:
         if checkpoint is None or self.rank != 0:

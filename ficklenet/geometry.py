@@ -11,15 +11,15 @@ is largest at the image's border: half of the ratio of the two sizes, in pixels 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from ficklenet.seeds import resize_labels
-from ficklenet.transforms import resize_maps
+
+if TYPE_CHECKING:  # the report needs only the positions of cells, and torch takes seconds to import
+    from torch import Tensor
 
 Frame = Literal["corners", "centres"]
 
@@ -74,13 +74,17 @@ class GridGeometry:
             sizes = f"cells lie on every {self.stride}th pixel, first to last. Give {self.stride} g + 1"
         raise ValueError(f"{key}: {input_size} given; {sizes}, such as {nearest}.")
 
-    def at_cells(self, images_BCHW: Tensor) -> Tensor:
+    def at_cells(self, images_BCHW: "Tensor") -> "Tensor":
         """The pixels (B, C, h, w) of network inputs (B, C, H, W) at the positions of the cells."""
         first = self.stride // 2 if self.is_patches else 0
         return images_BCHW[:, :, first :: self.stride, first :: self.stride]
 
-    def resize_maps(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize_maps(self, maps: "Tensor", size: tuple[int, int]) -> "Tensor":
         """Float maps (..., h, w) on the grid, or on any other size of the image, resized bilinearly to (..., *size)."""
+        from torch.nn import functional
+
+        from ficklenet.transforms import resize_maps
+
         if not self.is_patches:
             return resize_maps(maps, size)
         flat = maps.reshape(-1, 1, *maps.shape[-2:])

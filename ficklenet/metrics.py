@@ -6,16 +6,18 @@ different images can be added.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # the report needs only the metrics of label maps, and torch takes seconds to import
+    from torch import Tensor
 
 ConfusionMatrix = NDArray[np.int64]
 
 
-def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
+def average_precision(logits_NC: "Tensor", targets_NC: "Tensor") -> float:
     """The mean over classes of the average precision (area under the precision-recall curve, without interpolation).
 
     Args:
@@ -25,6 +27,7 @@ def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
     Returns:
         A number in [0, 1]. Classes that no image has are left out; NaN if no image has any class.
     """
+    import torch
     from torchmetrics.functional.classification import binary_average_precision
 
     per_class = [
@@ -35,7 +38,7 @@ def average_precision(logits_NC: Tensor, targets_NC: Tensor) -> float:
     return float(torch.stack(per_class).mean()) if per_class else float("nan")
 
 
-def _ranks(logits_N: Tensor) -> Tensor:
+def _ranks(logits_N: "Tensor") -> "Tensor":
     """The rank of each logit among the different logits, float64 in [0, 1].
 
     Average precision depends only on the order. torchmetrics applies the sigmoid to values outside [0, 1]. In float32

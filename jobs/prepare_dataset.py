@@ -10,14 +10,13 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import job_parser, run_main
-from jobs.preparation.adding import add_images
-from jobs.preparation.moving import move_run_images
-from jobs.preparation.prepare import Options, next_step, prepare
-from jobs.preparation.read_source import SOURCE_FLAGS, read_listing, source_name
-from jobs.run.directory import Run, open_run
-from storage.location import Location
+
+if TYPE_CHECKING:
+    from jobs.run.directory import Run
+    from storage.location import Location
 
 EXAMPLES = """examples:
   python jobs/prepare_dataset.py --run /data/run1 --folders /data/photos
@@ -46,14 +45,15 @@ numbers; 0 is background, and every other value, such as 255, is ignored.
 A relative path in --masks or --saliency is relative to the source's folder.
 """
 
-OF_SOURCES = sorted(
-    {flag for flags in SOURCE_FLAGS.values() for flag in flags if flag != "images"}
-    | {"classes", "split", "val_fraction", "negative_label", "unlabelled_are_negative"}
-)
-
 
 def main(arguments: list[str]) -> None:
     given = make_parser().parse_args(arguments)
+
+    from jobs.preparation.adding import add_images  # imports take a second, so --help does without
+    from jobs.preparation.prepare import Options, next_step, prepare
+    from jobs.preparation.read_source import read_listing, source_name
+    from jobs.run.directory import open_run
+
     run = open_run(given.run, given.config, given.set)
     if not source_name(given):
         _move(run, given)
@@ -165,13 +165,17 @@ def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _move(run: Run, given: argparse.Namespace) -> None:
+def _move(run: "Run", given: argparse.Namespace) -> None:
     """Records the new folder of a prepared run's images, if no source is given."""
+    from jobs.preparation.moving import move_run_images
+    from jobs.preparation.read_source import FLAGS_OF_SOURCES
+    from storage.location import Location
+
     if not given.images or given.add:
         raise ValueError(
             "no source of labels. Give one of --folders, --csv, --parquet, --voc, --coco, --labelme and --hugging-face."
         )
-    if others := [flag for flag in OF_SOURCES if getattr(given, flag) not in (None, False)]:
+    if others := [flag for flag in FLAGS_OF_SOURCES if getattr(given, flag) not in (None, False)]:
         name = others[0].replace("_", "-")
         raise ValueError(f"--{name}: says how a source is read, and --images alone moves a run's images. Leave it out.")
     if not (run.location / "manifest.parquet").exists():
@@ -184,8 +188,10 @@ def _move(run: Run, given: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _root(run: Run, dry_run: bool) -> Iterator[Location]:
+def _root(run: "Run", dry_run: bool) -> Iterator["Location"]:
     """Where images that are inside a source's files are written: the run, or a temporary folder in a dry run."""
+    from storage.location import Location
+
     if not dry_run:
         yield run.location
         return

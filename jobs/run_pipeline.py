@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError("run_pipeline: --dry-run goes with --run; the demo's run is ~/ficklenet-demo/run.")
 
     from jobs.cli.launch_log import launch_log
-    from jobs.cli.pipeline import plan_pipeline, run_pipeline  # torch and Ray take seconds to import
+    from jobs.cli.pipeline import run_pipeline  # torch and Ray take seconds to import
     from jobs.preparation.demo import prepare_demo
     from jobs.run.directory import open_run
     from jobs.steps.compute import connected
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> None:
     log = launch_log(run, "run_pipeline", is_dry_run=given.dry_run)
     with log, connected(run.config.cluster) as connection:
         if given.dry_run:
+            from jobs.cli.plans import plan_pipeline
+
             plan_pipeline(run, connection)
         else:
             run_pipeline(run, connection, redo_outdated=given.redo_outdated)

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 from uuid import uuid4
-
-from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
 
 from storage.errors import StorageError
 from storage.s3 import file_system, is_bucket_missing, server_code, storage_errors
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
 _DELETE_BATCH = 1000  # S3's limit for one DeleteObjects request
@@ -253,8 +253,10 @@ class Location:
             for start in range(0, len(keys), _DELETE_BATCH):
                 _delete_keys(keys[start : start + _DELETE_BATCH])
 
-    def zarr_store(self, *, read_only: bool = False) -> Store:
+    def zarr_store(self, *, read_only: bool = False) -> "Store":
         """This folder or prefix as a zarr store."""
+        from zarr.storage import FsspecStore, LocalStore  # zarr takes half a second, and most locations do not need it
+
         if self.is_local:
             return LocalStore(self.uri, read_only=read_only)
         path = self.uri.removeprefix("s3://")

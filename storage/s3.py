@@ -6,14 +6,16 @@ request waits for the server.
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-
-from botocore.exceptions import BotoCoreError, ClientError
+from typing import TYPE_CHECKING
 
 from storage.errors import StorageError
-from storage.s3_waiting import PatientFileSystem, Waiting
+
+if TYPE_CHECKING:
+    from storage.s3_waiting import PatientFileSystem
 
 _CREDENTIALS = "check the AWS_* variables and the bucket's policy, then run the same command again"
 _ADVICE = {
@@ -25,7 +27,7 @@ _ADVICE = {
 }
 
 
-def file_system(asynchronous: bool = False) -> PatientFileSystem:
+def file_system(asynchronous: bool = False) -> "PatientFileSystem":
     """This process's S3 file system, with the credentials, the endpoint and the limits in the environment now.
 
     Args:
@@ -39,7 +41,9 @@ def file_system(asynchronous: bool = False) -> PatientFileSystem:
 
 
 @cache
-def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, str], ...]) -> PatientFileSystem:
+def _file_system(_process: int, asynchronous: bool, _settings: tuple[tuple[str, str], ...]) -> "PatientFileSystem":
+    from storage.s3_waiting import PatientFileSystem, Waiting  # s3fs takes half a second, and folders do not need it
+
     # fsspec's own cache has one instance per *thread*, which would log in again for every reader thread.
     # The process is part of the key, because an event loop does not survive a fork.
     waiting = Waiting.from_environment()
@@ -76,7 +80,7 @@ def storage_errors(uri: str) -> Iterator[None]:
         if is_bucket_missing(error):
             raise StorageError(f"{uri}: {_ADVICE['NoSuchBucket']}.") from error
         raise
-    except (OSError, BotoCoreError) as error:
+    except _store_errors() as error:
         raise StorageError(f"{uri}: {_sentence(error)}.") from error
 
 
@@ -103,7 +107,17 @@ def _sentence(error: Exception) -> str:
 def server_code(error: BaseException | None) -> str | None:
     """The S3 error code behind an exception, such as ``"AccessDenied"``; None if no server answered."""
     while error is not None:
-        if isinstance(error, ClientError):
-            return str(error.response.get("Error", {}).get("Code", "error"))
+        if isinstance(error, _botocore_error("ClientError")):
+            return str(error.response.get("Error", {}).get("Code", "error"))  # type: ignore[attr-defined]
         error = error.__cause__ or error.__context__
     return None
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    return (OSError, *_botocore_error("BotoCoreError"))
+
+
+def _botocore_error(name: str) -> tuple[type[Exception], ...]:
+    """A class of botocore's exceptions; none as long as botocore is not imported, because then nothing raises it."""
+    module = sys.modules.get("botocore.exceptions")
+    return () if module is None else (getattr(module, name),)

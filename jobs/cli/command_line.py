@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,8 @@ from jobs.cli.plain_output import PlainOutput
 
 QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
 """Libraries that --debug leaves out, because their debug logs contain signatures and session tokens."""
+
+STARTED = time.monotonic()  # of this process, about: this is the first module that a job imports
 
 PROGRAM = "ficklenet"
 """The console command. A job that it starts calls itself `ficklenet maps` instead of `generate_maps`."""

@@ -7,6 +7,7 @@ from typing import Any
 from cluster.connect import Connection
 from jobs.run.directory import Run
 from jobs.run.steps import BY_NAME
+from jobs.steps.estimates import StepEstimate
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.unit_driver import run_unit_step
 from jobs.training.training_job import run_training_job
@@ -22,20 +23,22 @@ def launch_step(
     restart: bool = False,
     retry_skipped: bool = False,
     dry_run: bool = False,
+    estimate: StepEstimate | None = None,
 ) -> None:
     """Runs a step, continues it, or prints that it is done.
 
     Args:
         connection: the cluster, or this process.
         name: the step.
-        shard, restart, retry_skipped, dry_run: as in `jobs.steps.launch.LaunchOptions`.
+        shard, restart, retry_skipped, dry_run, estimate: as in `jobs.steps.launch.LaunchOptions`.
 
     Raises:
         NotYet: a step that this step reads is not finished.
         ValueError: the step refuses this launch; the sentence says why and what to do.
     """
+    options = LaunchOptions(shard, restart, retry_skipped, dry_run, estimate)
     drive = run_unit_step if BY_NAME[name].kind == "units" else run_training_job
-    drive(run, connection, job_maker(name)(run, connection), LaunchOptions(shard, restart, retry_skipped, dry_run))
+    drive(run, connection, job_maker(name)(run, connection), options)
 
 
 def job_maker(name: str) -> Callable[[Run, Connection], Any]:

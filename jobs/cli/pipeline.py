@@ -1,7 +1,6 @@
 """The pipeline: all steps of the table in order, then the metrics, a contact sheet and the report."""
 
 from cluster.connect import Connection
-from cluster.words import plural
 from jobs.cli.launch import launch_step
 from jobs.evaluation.comparison import better_labels
 from jobs.evaluation.measuring import evaluate_labels
@@ -11,7 +10,7 @@ from jobs.reporting.page import write_report
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps
-from jobs.run.selection import measurable_splits, units_of_step
+from jobs.run.selection import measurable_splits
 from jobs.run.steps import STEPS, StepRow
 from jobs.run.training_record import read_complete
 from jobs.training.backbone_weights import fetch_imagenet_weights
@@ -19,7 +18,6 @@ from jobs.training.plan import training_plan
 from jobs.training.retrained_job import require_something_to_relabel
 from jobs.training.segmenter_job import check_images, require_start_weights
 from jobs.training.training_job import require_workers
-from storage.errors import NotYet
 
 
 def pipeline_steps(config: Config) -> list[StepRow]:
@@ -86,33 +84,3 @@ def require_current(run: Run) -> None:
             f"these steps are outdated, because a step that they read has changed: {', '.join(outdated)}. The same "
             "command with --redo-outdated deletes their results and computes them again."
         )
-
-
-def plan_pipeline(run: Run, connection: Connection) -> None:
-    """Prints what each step would do. For a step with missing inputs it prints only the amount of work.
-
-    Raises:
-        ValueError: the pipeline would stop at this step.
-    """
-    require_possible(run)
-    manifest, steps = run.manifest(), pipeline_steps(run.config)
-    for number, row in enumerate(steps, start=1):
-        print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
-        try:
-            launch_step(run, connection, row.name, dry_run=True)
-        except NotYet:
-            print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
-    measured = measurable_splits(manifest, run.config)
-    metrics = "".join(f"metrics of {', '.join(split or 'no split' for split in splits)}, " for splits in measured)
-    without = "" if metrics else "no metrics (none of the images to measure has a mask), "
-    print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
-
-
-def _extent(run: Run, row: StepRow) -> str:
-    """How much work a step has."""
-    manifest = run.manifest()
-    if row.kind == "training":
-        plan = training_plan("segmenter", run.config, check_images(run.config, manifest))
-        return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
-    units = units_of_step(row, manifest, run.config)
-    return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"

@@ -64,12 +64,10 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
 
     log = launch_log(run, BY_NAME[name].script, is_dry_run=given.dry_run)
     with log, connected(run.config.cluster) as connection:
-        launch_step(
-            run,
-            connection,
-            name,
-            shard,
-            restart=bool(given.restart),
-            retry_skipped=getattr(given, "retry_skipped", False),
-            dry_run=given.dry_run,
-        )
+        restart, retry_skipped = bool(given.restart), getattr(given, "retry_skipped", False)
+        if given.dry_run:
+            from jobs.cli.plans import plan_step
+
+            plan_step(run, connection, name, shard, restart=restart, retry_skipped=retry_skipped)
+        else:
+            launch_step(run, connection, name, shard, restart=restart, retry_skipped=retry_skipped)

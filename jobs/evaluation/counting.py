@@ -19,6 +19,9 @@ from storage.manifest import Manifest
 from storage.steps import Receipt
 from storage.units import Unit, units_with
 
+SECONDS = 0.005
+"""About how long one worker needs to measure one kind of labels of an image."""
+
 
 def count(
     run: Run,
@@ -45,8 +48,10 @@ def count(
         for unit in units
     ]
     stages = Stages(partial(UnitMeter, measurement))
-    total, progress = Counts(), Progress("evaluate", sum(unit.num_images for unit in units))
-    for result in run_stages(rows, stages, run.config.cluster, connection, device):
+    num_images = sum(unit.num_images for unit in units)
+    total, progress = Counts(), Progress("evaluate", num_images)
+    seconds = None if needs_backbone else SECONDS * len(recipes) * len(resolutions) * num_images
+    for result in run_stages(rows, stages, run.config.cluster, connection, device, seconds=seconds):
         total.add(result["counts"])  # the order does not matter
         progress.advance(result["num_images"])
     progress.close()

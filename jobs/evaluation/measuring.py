@@ -18,8 +18,9 @@ from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
 from jobs.run.selection import Part, Selection, resolve_selection
-from jobs.steps.dry_run import describe_connection, print_other_job
+from jobs.steps.dry_run import print_other_job
 from jobs.steps.finished import FinishedStep, require_finished
+from jobs.steps.unit_dry_run import describe_connection
 from storage.errors import NotYet
 from storage.manifest import Manifest
 

@@ -15,6 +15,7 @@ from jobs.run.steps import BY_NAME
 from jobs.steps.finished import require_finished
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.unit_driver import UnitStepJob, run_unit_step
+from jobs.steps.unit_dry_run import CostEstimate
 from storage.location import Location
 
 ALGORITHM_VERSION = 2
@@ -128,6 +129,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         ),
         skipped=source.skipped,
         finish=finish,
+        cost=CostEstimate(seconds=0.02),
     )
     run_unit_step(run, connection, job, options)
 

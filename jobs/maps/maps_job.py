@@ -12,9 +12,9 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import MAPS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device
-from jobs.steps.dry_run import CostEstimate
 from jobs.steps.networks import require_network
 from jobs.steps.unit_driver import UnitStepJob
+from jobs.steps.unit_dry_run import CostEstimate
 from storage.manifest import Manifest
 from storage.map_store import MapStore
 from storage.units import plan_units
@@ -80,9 +80,6 @@ def num_slots(manifest: Manifest, config: Config) -> int:
 
 
 def _cost(manifest: Manifest, stages: MapStages) -> CostEstimate:
-    """Per image: the time of a VGG-16 pass on one CPU (1.0 s at 321 x 321), and two float16 maps for each label."""
-    config = stages.run.config
-    is_measured = stages.device == "cpu" and config.classifier.backbone == "vgg16"
-    seconds = 1.05 * (config.images.input_size / 321) ** 2 if is_measured else None
+    """Per image: two float16 maps for each label."""
     labels_per_image = manifest.num_labels() / max(1, manifest.num_images)
-    return CostEstimate(seconds, bytes=labels_per_image * 4 * stages.grid[0] * stages.grid[1])
+    return CostEstimate(bytes=labels_per_image * 4 * stages.grid[0] * stages.grid[1])

@@ -14,9 +14,9 @@ from jobs.maps.evidence import Evidence, read_saliencies
 from jobs.maps.stored_geometry import geometry_attributes, stored_geometry
 from jobs.run.directory import SEEDS, Run
 from jobs.run.fingerprints import step_fingerprint
-from jobs.steps.dry_run import CostEstimate
 from jobs.steps.finished import require_finished
 from jobs.steps.unit_driver import UnitStepJob
+from jobs.steps.unit_dry_run import CostEstimate
 from jobs.steps.unit_rows import finish_unit
 from storage.errors import BadImage
 from storage.label_values import ignore_value
@@ -63,7 +63,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             {"class_names": list(manifest.class_names), **geometry_attributes(geometry)},
         ),
         skipped=maps.skipped,
-        cost=CostEstimate(bytes=grid[0] * grid[1]),
+        cost=CostEstimate(seconds=0.003, bytes=grid[0] * grid[1]),
     )
 
 

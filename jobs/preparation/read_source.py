@@ -46,6 +46,11 @@ SOURCE_FLAGS = {
     "hugging_face": ("image_column", "label_column", "first_class"),
     "labelme": ("saliency",),
 }
+FLAGS_OF_SOURCES = sorted(
+    {flag for flags in SOURCE_FLAGS.values() for flag in flags if flag != "images"}
+    | {"classes", "split", "val_fraction", "negative_label", "unlabelled_are_negative"}
+)
+"""All flags that say how a source is read."""
 
 
 @dataclass(frozen=True)

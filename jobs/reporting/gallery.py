@@ -8,7 +8,7 @@ Three values per image and class show how doubtful a map is:
     error         1 - IoU of the class's seeds with the truth at map resolution, without cells of true label 255
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from ficklenet.seeds import resize_labels
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.thumbnails import heat_uri, labels_uri, outcome_uri, picture_uri
 from jobs.run.directory import Run
+from jobs.steps.states import StepState
 from storage.errors import BadImage
 from storage.images import read_image, read_mask
 from storage.label_values import ignore_value
@@ -29,13 +30,27 @@ from storage.steps import Receipt
 
 TRUTH_SIDE = 160  # pixels, the longer side of a drawn mask
 
+# What each kind of tile shows; the page says it when a tile is enlarged
+TILES = {
+    "image": "The photograph.",
+    "max": "Of each cell, the largest value that the class has in any of the samples.",
+    "mean": "Of each cell, the mean of the class over the samples. Where the maximum is high and the mean is low, only "
+    "some samples find the class.",
+    "seeds": "The labels on which the segmentation network is trained, at the size of the maps. Where you see the "
+    "photograph, the label is unknown.",
+    "prediction": "The mask: a label for each pixel.",
+    "truth": "The mask of the data set.",
+    "outcome": "The seeds of this class compared with the truth.",
+    "doubt": "The cells where some sample finds a class, but the mean of the samples does not.",
+}
+
 
 @dataclass(frozen=True)
 class Tile:
     """A picture of an entry: its kind and title, and the overlay on the photograph ("" for none).
 
     Attributes:
-        kind: "image", "max", "mean", "seeds", "prediction", "truth" or "outcome"; the style sheet uses it.
+        kind: a key of `TILES`; the style sheet uses it too.
     """
 
     kind: str
@@ -76,10 +91,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The sample, and the number of images from which it was taken."""
+    """The sample.
+
+    Attributes:
+        num_mapped: the number of images from which it was taken.
+        num_doubtful: how many of the pictures are the most doubtful of all images.
+    """
 
     pictures: tuple[Picture, ...]
     num_mapped: int
+    num_doubtful: int
     grid: tuple[int, int]
     theta: float
 
@@ -112,6 +133,23 @@ def mapped_images(manifest: Manifest, receipts: Sequence[Receipt], *, without_la
     return np.flatnonzero(finished_rows(receipts, manifest.num_images) & np.array(is_wanted, bool))
 
 
+def labelled_rows(run: Run, manifest: Manifest, name: str, state: StepState) -> np.ndarray:
+    """The rows that have labels of a step, ascending.
+
+    Args:
+        name: "seeds", "pseudo_labels" or "predictions", which has only the images of its splits.
+    """
+    fingerprint = run.step(name).fingerprint() or {}
+    splits = fingerprint[name]["splits"] if name == "predictions" and fingerprint else None
+    skipped = {skip.image_id for skip in state.skipped}
+    is_wanted = [
+        image_id not in skipped and (splits is None or split in splits)
+        for batch in manifest.iter_columns(["image_id", "split"])
+        for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
+    ]
+    return np.flatnonzero(finished_rows(state.receipts, manifest.num_images) & np.array(is_wanted, bool))
+
+
 def spread(indices: np.ndarray, number: int) -> list[int]:
     """At most `number` of the indices, spread evenly; the choice is always the same."""
     places = np.linspace(0, len(indices) - 1, min(number, len(indices)))
@@ -119,22 +157,41 @@ def spread(indices: np.ndarray, number: int) -> list[int]:
 
 
 def make_gallery(
-    run: Run, manifest: Manifest, mapped: np.ndarray, is_seeded: np.ndarray, number: int, *, theta: float
+    run: Run,
+    manifest: Manifest,
+    steps: Mapping[str, StepState],
+    mapped: np.ndarray,
+    doubtful: Sequence[int],
+    number: int,
+    *,
+    theta: float,
 ) -> Gallery:
     """Reads and draws a sample of a run's images, several at the same time.
 
+    Half of the sample are the most doubtful of all images. The others are spread evenly over the rest.
+
     Args:
+        steps: the states of the steps.
         mapped: the rows that have maps.
-        is_seeded: bool (num_images,), whether a row has seeds.
+        doubtful: the same rows or a part of them, the most doubtful first.
         number: the number of images in the sample.
         theta: the seeds' threshold.
     """
-    store = run.maps()
+    store, is_seeded = run.maps(), finished_rows(steps["seeds"].receipts, manifest.num_images)
     seeds = run.seeds() if is_seeded.any() else None
-    artist = Artist(run, manifest, store, seeds, is_seeded, theta)
+    if seeds is not None and seeds.grid != store.grid:  # they were made from earlier maps of another size
+        seeds = None
+    worst = list(doubtful[: number // 2]) if number < len(mapped) else []
+    rows = sorted([*worst, *spread(np.setdiff1d(mapped, worst), number - len(worst))])
+    artist = Artist(run, manifest, steps, store, seeds, is_seeded, theta)
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
-        pictures = tuple(pool.map(artist.draw, spread(mapped, number)))
-    return Gallery(pictures, len(mapped), store.grid, theta)
+        pictures = tuple(pool.map(artist.draw, rows))
+    return Gallery(pictures, len(mapped), len(worst), store.grid, theta)
+
+
+def with_state(caption: str, step: StepState) -> str:
+    """A tile's caption, which says so if the tile was made from results that have changed since."""
+    return f"{caption} (outdated)" if step.state == "outdated" else caption
 
 
 @dataclass(frozen=True)
@@ -143,6 +200,7 @@ class Artist:
 
     run: Run
     manifest: Manifest
+    steps: Mapping[str, StepState]
     maps: MapStore
     seeds: SeedStore | None
     is_seeded: np.ndarray
@@ -159,19 +217,19 @@ class Artist:
         ignore = ignore_value(self.manifest.num_classes)
         shared: list[Tile] = []
         if seeds is not None:
-            shared.append(Tile("seeds", "Seeds", labels_uri(seeds, ignore)))
+            shared.append(Tile("seeds", with_state("Seeds", self.steps["seeds"]), labels_uri(seeds, ignore)))
         if isinstance(truth, np.ndarray):
             shared.append(Tile("truth", "Truth", labels_uri(shrunk(truth), ignore)))
         entries = []
         for slot, number in enumerate(maps.classes):
             tiles = [
                 Tile("image", "Image"),
-                Tile("max", "Maximum", heat_uri(maps.max[slot])),
-                Tile("mean", "Mean", heat_uri(maps.mean[slot])),
+                Tile("max", with_state("Maximum", self.steps["maps"]), heat_uri(maps.max[slot])),
+                Tile("mean", with_state("Mean", self.steps["maps"]), heat_uri(maps.mean[slot])),
                 *shared,
             ]
             error = None
-            if seeds is not None and isinstance(truth, np.ndarray):
+            if seeds is not None and isinstance(truth, np.ndarray) and self.steps["seeds"].state != "outdated":
                 cells = stored_geometry(self.maps).resize_labels(truth, self.maps.grid)
                 is_seed, is_true = (seeds == number + 1) & (cells != ignore), cells == number + 1
                 error = seed_error(is_seed, is_true)

@@ -18,9 +18,10 @@ from jobs.reporting.facts import (
     settings_of,
     skipped_images,
 )
-from jobs.reporting.gallery import Gallery, error_first, finished_rows, make_gallery, mapped_images
+from jobs.reporting.gallery import TILES, error_first, labelled_rows, make_gallery, mapped_images
+from jobs.reporting.lead import lead_pictures
 from jobs.reporting.measured import headline, measured_metrics
-from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, write_review
+from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, trust_of, write_review
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
 from jobs.reporting.templates import PARTS, environment, style
 from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_scale
@@ -70,10 +71,14 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
 
     # 2. The results, as numbers and pictures
     measured = measured_metrics(run, settings, state)
-    gallery = _gallery(run, manifest, steps, num_images, now)
+    mapped, theta = _mapped(run, manifest, steps, now), now["seeds.theta"].value
+    doubtful = [doubt.row for doubt in doubts]
+    gallery = make_gallery(run, manifest, steps, mapped, doubtful, num_images, theta=theta) if len(mapped) else None
     entries = error_first(gallery.pictures) if gallery else []
-    worst = _worst(run, manifest, steps, num_images)
+    worst = _worst(run, manifest, steps)
+    lead = lead_pictures(run, manifest, steps, mapped, theta) if num_images else None
     pictures = [
+        *(picture for picture, _ in (lead.pictures if lead else ())),
         *(gallery.pictures if gallery else ()),
         *(example.picture for example in (worst.examples if worst else ())),
     ]
@@ -106,6 +111,9 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
             entries=entries,
             doubts=doubts[:SHOWN],
             num_reviewed=len(doubts),
+            trust=trust_of(doubts),
+            lead=lead,
+            tiles=TILES,
             review_file=FILE,
             classes_shown=sorted({entry.class_number for _, entry in entries}),
             splits_shown=sorted({picture.split for picture, _ in entries}),
@@ -129,32 +137,17 @@ def _review(run: Run) -> list[Doubt]:
     return review_list(run, manifest, mapped, run.config.seeds.theta) if len(mapped) else []
 
 
-def _gallery(
-    run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int, now: dict[str, Setting]
-) -> Gallery | None:
-    """The gallery; None if there are no maps yet."""
+def _mapped(run: Run, manifest: Manifest, steps: Mapping[str, StepState], now: dict[str, Setting]) -> np.ndarray:
+    """The rows that have maps."""
     without_labels = now["maps.classes"].value == "predicted"
-    mapped = mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
-    if len(mapped) == 0:
-        return None
-    is_seeded = _is_seeded(manifest, steps)
-    return make_gallery(run, manifest, mapped, is_seeded, number, theta=now["seeds.theta"].value)
+    return mapped_images(manifest, steps["maps"].receipts, without_labels=without_labels)
 
 
-def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState], number: int) -> Worst | None:
-    """The worst predictions; None if there are no predictions of the run's current network."""
-    predictions = steps["predictions"]
-    if predictions.state == "outdated" or not predictions.receipts:
+def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState]) -> Worst | None:
+    """The worst predictions; None if there are no predictions."""
+    if not steps["predictions"].receipts:
         return None
-    splits = (run.step("predictions").fingerprint() or {})["predictions"]["splits"]
-    skipped = {skip.image_id for skip in predictions.skipped}
-    is_wanted = [
-        split in splits and image_id not in skipped
-        for batch in manifest.iter_columns(["image_id", "split"])
-        for image_id, split in zip(batch["image_id"], batch["split"], strict=True)
-    ]
-    predicted = np.flatnonzero(finished_rows(predictions.receipts, manifest.num_images) & np.array(is_wanted, bool))
-    return worst_predictions(run, manifest, predicted, _is_seeded(manifest, steps), number)
+    return worst_predictions(run, manifest, steps, labelled_rows(run, manifest, "predictions", steps["predictions"]))
 
 
 def _measuring_command(run: Run, manifest: Manifest) -> str:
@@ -162,12 +155,6 @@ def _measuring_command(run: Run, manifest: Manifest) -> str:
     groups = measurable_splits(manifest, run.config)
     splits = next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
     return evaluate_command(run, splits) if splits else ""
-
-
-def _is_seeded(manifest: Manifest, steps: Mapping[str, StepState]) -> np.ndarray:
-    """Bool (num_images,): whether a row has seeds that were made from the current maps."""
-    seeds = steps["seeds"]
-    return finished_rows(() if seeds.state == "outdated" else seeds.receipts, manifest.num_images)
 
 
 def _trainings(state: RunState) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ficklenet.geometry import GridGeometry
 from jobs.maps.evidence import resized
-from storage.label_folder import voc_palette
+from jobs.reporting.palette import label_palette
 
 TILE = 192  # pixels, the longer side of a tile
 GAP = 6
@@ -20,13 +20,6 @@ BACKGROUND = (255, 255, 255)
 CORNERS = GridGeometry(8)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def label_palette() -> np.ndarray:
-    """VOC's colours, uint8 (256, 3), made lighter, because its navy and maroon are hard to see on black."""
-    colours = voc_palette()
-    colours[1:] = 255 - (255 - colours[1:].astype(np.uint16)) * 3 // 4
-    return colours
 
 
 def label_colours(labels: np.ndarray, ignore_value: int) -> np.ndarray:

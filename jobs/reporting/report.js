@@ -9,9 +9,11 @@ if (list) {
   const all = [...list.children];
   const controls = { class: find("class-filter"), split: find("split-filter"), order: find("order") };
   const dialog = find("detail");
+  const others = [...document.querySelectorAll("#lead .entry, #examples .entry")];
   let chosen = all; // the entries that pass the filters, in order
   let limit = PAGE;
-  let open = 0; // index in `chosen` of the enlarged entry
+  let leafed = chosen; // the entries between which the dialog changes
+  let open = 0; // index in `leafed` of the enlarged entry
 
   const number = (entry, key) => (entry.dataset[key] === "" ? null : Number(entry.dataset[key]));
 
@@ -45,15 +47,26 @@ if (list) {
     show();
   }
 
-  function enlarge(place) {
-    open = Math.max(0, Math.min(place, chosen.length - 1));
-    const copy = chosen[open].cloneNode(true);
+  function enlarge(place, entries = leafed) {
+    leafed = entries;
+    open = Math.max(0, Math.min(place, leafed.length - 1));
+    const copy = leafed[open].cloneNode(true);
     copy.hidden = false;
-    copy.querySelector(".enlarge").remove();
+    copy.querySelector(".enlarge")?.remove();
+    for (const tile of copy.querySelectorAll(".tile")) explain(tile);
     find("detail-body").replaceChildren(copy);
     find("previous").disabled = open === 0;
-    find("next").disabled = open === chosen.length - 1;
+    find("next").disabled = open === leafed.length - 1;
     if (!dialog.open) dialog.showModal();
+  }
+
+  function explain(tile) {
+    const words = [...find("tile-words").querySelectorAll("dd")].find((each) => tile.classList.contains(each.dataset.kind));
+    if (!words) return;
+    const paragraph = document.createElement("p");
+    paragraph.className = "quiet";
+    paragraph.textContent = words.textContent;
+    tile.querySelector("figcaption").append(paragraph);
   }
 
   for (const control of Object.values(controls)) control?.addEventListener("change", arrange);
@@ -68,8 +81,12 @@ if (list) {
     first.querySelector(".enlarge").focus({ preventScroll: true }); // the button has moved, or is gone
   });
   list.addEventListener("click", (event) => {
-    if (event.target.closest(".enlarge, .strip")) enlarge(chosen.indexOf(event.target.closest(".entry")));
+    if (event.target.closest(".enlarge, .strip")) enlarge(chosen.indexOf(event.target.closest(".entry")), chosen);
   });
+  for (const entry of others) {
+    const siblings = [...entry.parentElement.children];
+    entry.querySelector(".strip").addEventListener("click", () => enlarge(siblings.indexOf(entry), siblings));
+  }
   for (const button of document.querySelectorAll("[data-show-class]")) {
     button.addEventListener("click", () => {
       controls.class.value = button.dataset.showClass;

@@ -32,6 +32,8 @@ class Doubt:
     Attributes:
         disagreement: 1 - |mean > theta| / |maximum > theta| of the class's maps; 1 if no sample exceeds theta.
         score: the expected logit; below 0, the classifier does not recognise the mapped class.
+        lowest_score: the lowest score of the image's classes.
+        row: the number of its row in the manifest.
     """
 
     image_id: str
@@ -39,6 +41,8 @@ class Doubt:
     class_name: str
     disagreement: float
     score: float
+    lowest_score: float
+    row: int
 
 
 def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) -> list[Doubt]:
@@ -66,12 +70,40 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
                 figures.append((1.0 if doubt is None else doubt, -float(maps.score[number, slot]), int(slot)))
             worst, minus_score, worst_slot = max(figures)
             name = manifest.class_names[maps.classes[number, worst_slot]]
-            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score))
+            lowest = -max(figure[1] for figure in figures)
+            row = unit.start + number
+            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score, lowest, row))
         return found
 
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
         every = [doubt for some in pool.map(doubts, chosen) for doubt in some]
     return sorted(every, key=lambda doubt: (-doubt.disagreement, doubt.score, doubt.image_id))
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The quality of all maps together, without masks.
+
+    Attributes:
+        num_images: the number of images.
+        unrecognised: the share of the images with a class that the classifier does not recognise.
+        disagreement: the mean over the images, of the most doubtful class of each.
+    """
+
+    num_images: int
+    unrecognised: float
+    disagreement: float
+
+
+def trust_of(doubts: Sequence[Doubt]) -> Trust | None:
+    """The quality of all images of the list; None if there are none."""
+    if not doubts:
+        return None
+    return Trust(
+        len(doubts),
+        float(np.mean([doubt.lowest_score < 0 for doubt in doubts])),
+        float(np.mean([doubt.disagreement for doubt in doubts])),
+    )
 
 
 def write_review(place: Location, doubts: Sequence[Doubt]) -> None:

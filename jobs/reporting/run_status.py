@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.words import plural
 from jobs.run.directory import LOGS, Run
 from jobs.run.steps import STEPS
+from jobs.run.training_record import TrainingRecord
+from jobs.steps.estimates import read_estimates, time_at_work
 from jobs.steps.makers import makers
 from jobs.steps.progress import duration, size
 from jobs.steps.states import StepState, run_state
@@ -47,6 +49,8 @@ class StepStatus:
         codes: the number of finished units by the code, and the packages that differ, that computed them.
         command: the command that starts or continues the step.
         note: further information, "" for none.
+        seconds: time at work, without starts and pauses; None if it is not known.
+        estimated_seconds: what the dry run of the fresh pipeline estimated for this; None if there was none.
     """
 
     name: str
@@ -64,6 +68,8 @@ class StepStatus:
     codes: Mapping[str, int]
     command: str
     note: str
+    seconds: float | None = None
+    estimated_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,14 @@ def run_status(run: Run) -> RunStatus:
     with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # runs while the receipts are read below
         stored = {row.name: pool.submit(Location.usage, run.location / row.name) for row in STEPS}
         beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
+        state, estimates = run_state(run, manifest), read_estimates(run)
         steps = [
-            _step_status(state, beats[name].result(), stored[name].result())
-            for name, state in run_state(run, manifest).steps.items()
+            replace(
+                _step_status(step, beats[name].result(), stored[name].result()),
+                seconds=_seconds(step, state.trainings.get(name)),
+                estimated_seconds=estimates[name].seconds if name in estimates else None,
+            )
+            for name, step in state.steps.items()
         ]
     logs = run.location / LOGS
     latest = [(logs / name).uri for name in logs.list_names()[-1:]]  # they begin with the time
@@ -116,6 +127,14 @@ def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int
         command=state.command,
         note=state.note,
     )
+
+
+def _seconds(state: StepState, training: TrainingRecord | None) -> float | None:
+    """The time at work; None if nothing is finished, or if an earlier version did not record it."""
+    if training is None:
+        return time_at_work(state.receipts) if state.receipts else None
+    seconds = [float(line["seconds"]) for line in training.epochs if "seconds" in line]
+    return sum(seconds) if seconds and len(seconds) == len(training.epochs) else None
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -155,6 +174,8 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     lines += [f"  {step.note}"] if step.note else []
+    if step.state == "done" and step.seconds is not None and step.estimated_seconds is not None:
+        lines.append(f"  took {duration(step.seconds)}; the estimate was {duration(step.estimated_seconds)}")
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
         lines.append(f"  computed by different code or packages, with the same algorithm version: {units}")

@@ -1,6 +1,6 @@
 """The report's part on the segmentation network: its metrics and those of the seeds, confusions, worst images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +10,16 @@ import numpy as np
 
 from ficklenet.metrics import confusion_matrix, label_metrics
 from ficklenet.seeds import resize_labels
-from jobs.reporting.gallery import Picture, Tile, picture_of, read_truth, shrunk, spread
+from jobs.reporting.gallery import Picture, Tile, finished_rows, picture_of, read_truth, shrunk, spread, with_state
 from jobs.reporting.measured import Measured
 from jobs.reporting.thumbnails import labels_uri
 from jobs.run.directory import Run
+from jobs.steps.states import StepState
 from storage.label_values import ignore_value
 from storage.manifest import Manifest
 
 NUM_WORST = 24  # images shown
+MOST_COMPARED = 2000  # images compared with their masks, about 10 ms each
 MOST_LABELS = 31  # a confusion matrix with more labels is not shown whole
 MOST_CONFUSIONS = 20  # the confusions shown of such a matrix
 NETWORK, PEERS = "predictions", ("predictions without CRF", "densified seeds")  # among evaluate's labels
@@ -118,24 +120,29 @@ def _comparison(measured: Measured, by_name: dict[str, tuple[dict[str, Any], str
 
 
 def worst_predictions(
-    run: Run, manifest: Manifest, predicted: np.ndarray, is_seeded: np.ndarray, number: int
+    run: Run, manifest: Manifest, steps: Mapping[str, StepState], predicted: np.ndarray
 ) -> Worst | None:
-    """Compares a sample of the predicted images with their masks and draws the worst; without masks, the first ones.
+    """Compares the predicted images with their masks and draws the worst; without masks, the first ones.
+
+    If there are very many images, a sample of them is compared.
 
     Args:
+        steps: the states of the steps.
         predicted: the rows that have predictions.
-        is_seeded: bool (num_images,), whether a row has seeds.
-        number: the number of images in the sample.
     """
-    sample = spread(predicted, number)
+    sample = spread(predicted, MOST_COMPARED)
     if not sample:
         return None
+    is_seeded = finished_rows(
+        () if steps["seeds"].state == "outdated" else steps["seeds"].receipts, manifest.num_images
+    )
+    caption = with_state("Prediction", steps["predictions"])
     run = run.reading("predictions")
     seeds = run.seeds() if is_seeded.any() else None
 
     def draw(index: int) -> Example:
         seeds_of = seeds.read(index) if seeds is not None and is_seeded[index] else None
-        return _example(run, manifest, index, seeds_of, errors[index])
+        return _example(run, manifest, index, seeds_of, errors[index], caption)
 
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
         found = dict(zip(sample, pool.map(partial(look_at_prediction, run, manifest), sample), strict=True))
@@ -167,14 +174,16 @@ def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float 
     return 1 - label_metrics(matrix).mean_iou if matrix.any() else None, found
 
 
-def _example(run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None, error: float | None) -> Example:
+def _example(
+    run: Run, manifest: Manifest, index: int, seeds: np.ndarray | None, error: float | None, caption: str
+) -> Example:
     row = manifest.rows(index, index + 1)[0]
     truth, labels = read_truth(run, manifest, row), _read_prediction(run, row.image_id)
     ignore, tiles = ignore_value(manifest.num_classes), [Tile("image", "Image")]
     if seeds is not None:
         tiles.append(Tile("seeds", "Seeds", labels_uri(seeds, ignore)))
     if labels is not None:
-        tiles.append(Tile("prediction", "Prediction", labels_uri(shrunk(labels), ignore)))
+        tiles.append(Tile("prediction", caption, labels_uri(shrunk(labels), ignore)))
     if isinstance(truth, np.ndarray):
         tiles.append(Tile("truth", "Truth", labels_uri(shrunk(truth), ignore)))
     return Example(picture_of(run, index, row, truth), error, tuple(tiles))

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from jobs.reporting.pictures import label_palette
+from jobs.reporting.palette import label_palette
 
 PICTURE_SIDE = 256  # pixels, the longer side of a photograph
 PICTURE_QUALITY = 60  # of WebP
@@ -50,6 +50,11 @@ def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
     for where, colour in ((is_seed & is_true, RIGHT), (is_seed & ~is_true, FALSE), (~is_seed & is_true, MISSED)):
         colours[where] = (*colour, 255)
     return _uri(Image.fromarray(colours), lossless=True)
+
+
+def doubt_uri(is_doubtful: np.ndarray) -> str:
+    """Doubtful cells, bool (h, w), in one colour; transparent elsewhere."""
+    return outcome_uri(np.zeros_like(is_doubtful), is_doubtful)
 
 
 def colour_of(label: int) -> str:

@@ -381,8 +381,8 @@ class ClusterConfig(Section):
     address: str = Field(
         "",
         description="which Ray is used. '': the cluster that this job was submitted to, else the one in RAY_ADDRESS, "
-        "else a local Ray; 'auto' or HOST:PORT: that cluster; 'local': always a local Ray; 'in-process': no Ray, for a "
-        "debugger",
+        "else a local Ray, except for short work and for trainings with one worker, which then run in the job's own "
+        "process; 'auto' or HOST:PORT: that cluster; 'local': always a local Ray; 'in-process': no Ray, for a debugger",
     )
     cpus: Annotated[int, Field(ge=0)] = Field(
         0, description="number of CPUs that a local Ray uses; 0: all CPUs of the machine"
@@ -396,12 +396,18 @@ class ClusterConfig(Section):
     max_actors: Annotated[int, Field(ge=0)] = Field(
         0, description="most computing actors; 0: one per GPU, or one per CPU without GPUs"
     )
+    price_per_hour: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="price of all machines together for one hour, for the estimates of --dry-run; 0: not known"
+    )
     training_workers: Workers = Field(
         1,
         description="number of processes that train together; on GPUs each has one GPU. A range such as '2..8': as "
         "many as the cluster has room for; the number changes when nodes are added or lost",
     )
-    cpus_per_training_worker: Count = Field(1, description="number of CPUs, and of threads, per training worker")
+    cpus_per_training_worker: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="number of CPUs, and of threads, per training worker; 0: 1, or all CPUs for a training without Ray",
+    )
 
 
 def training_worker_range(config: ClusterConfig) -> tuple[int, int]:

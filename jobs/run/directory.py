@@ -5,25 +5,27 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.environment import is_submitted_job
 from jobs.run.config import resolve_config
 from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS
 from jobs.run.versions import package_versions, source_hash
-from storage.cell_store import CellStore
 from storage.image_identity import images_ids
 from storage.label_folder import LabelFolder
 from storage.location import Location
 from storage.manifest import Manifest
-from storage.map_store import MapStore
 from storage.receipts import Receipt
 from storage.records import read_json, seal
-from storage.seed_store import SeedStore
 from storage.steps import Step
-from storage.unit_arrays import Mode
 from storage.units import Unit
+
+if TYPE_CHECKING:  # the stores import zarr, which takes half a second; status does not open them
+    from storage.cell_store import CellStore
+    from storage.map_store import MapStore
+    from storage.seed_store import SeedStore
+    from storage.unit_arrays import Mode
 
 MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders of their steps' results
 CELL_NETWORK, CELL_RECORD = "network.pt", "network.json"  # beside cells.zarr
@@ -98,16 +100,22 @@ class Run:
         known = self.starts.get(name) if start_id is None else start_id
         return self.step(name).data(self.reading(name).starts[name] if known is None else known)
 
-    def maps(self, mode: Mode = "r", start_id: str | None = None, step: str = "maps") -> MapStore:
+    def maps(self, mode: "Mode" = "r", start_id: str | None = None, step: str = "maps") -> "MapStore":
         """The stored maps, or those of the step "refined"; with "r+", a worker can write the maps of a start."""
+        from storage.map_store import MapStore
+
         return MapStore.open(self.data(step, start_id) / MAPS, mode)
 
-    def cells(self, mode: Mode = "r", start_id: str | None = None) -> CellStore:
+    def cells(self, mode: "Mode" = "r", start_id: str | None = None) -> "CellStore":
         """The stored cells; with "r+", a worker can write the cells of a start."""
+        from storage.cell_store import CellStore
+
         return CellStore.open(self.data("cells", start_id) / CELLS, mode)
 
-    def seeds(self, mode: Mode = "r", start_id: str | None = None) -> SeedStore:
+    def seeds(self, mode: "Mode" = "r", start_id: str | None = None) -> "SeedStore":
         """The stored seeds; with "r+", a worker can write the seeds of a start."""
+        from storage.seed_store import SeedStore
+
         return SeedStore.open(self.data("seeds", start_id) / SEEDS, mode)
 
     def labels(self, step: str, kind: str = "labels", start_id: str | None = None) -> LabelFolder:

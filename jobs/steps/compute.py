@@ -13,6 +13,9 @@ from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
 from jobs.run.config_keys import ClusterConfig
 
+START_SECONDS = 20.0
+"""About the time until a local Ray and its workers work. Shorter work is done in this process."""
+
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
     """The connection that the configuration asks for; it is open during a `with` block."""
@@ -67,6 +70,16 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Po
     )
 
 
+def is_done_here(connection: Connection, seconds: float | None) -> bool:
+    """Whether work is done in this process: without a Ray, or because a local Ray would take longer to start.
+
+    Args:
+        seconds: about how long one worker would need; None if it is not known.
+    """
+    is_short = seconds is not None and seconds < START_SECONDS
+    return connection.in_process or (connection.is_optional and is_short)
+
+
 def run_stages(
     units: Sequence[Mapping[str, Any]],
     stages: Stages,
@@ -74,22 +87,27 @@ def run_stages(
     connection: Connection,
     device: str,
     trial: Trial | None = None,
+    *,
+    seconds: float | None = None,
 ) -> Iterator[Payload]:
     """The receipts of all units, in the order in which they finish.
 
     Args:
         trial: if a unit repeatedly ends its process, its images are tried with this, one by one; None: such a unit
             stops the launch.
+        seconds: about how long one worker would need for all units; None if it is not known.
     """
-    if connection.in_process:
+    if is_done_here(connection, seconds):
         return fan_out_in_process(units, stages)
     pool = actor_pool(config, connection, device)
 
     def quarantine(unit: Payload) -> Payload:
-        assert trial is not None
+        assert trial is not None  # it runs the stages apart
         return run_quarantined(unit, unit["unit"].num_rows, stages, trial, pool)
 
-    return fan_out(units, stages, pool, on_poison=quarantine if trial else None, on_late=_print_late)
+    is_one_machine = device == "cpu" and connection.num_nodes == 1 and not config.autoscaling
+    ours = stages.in_actors() if is_one_machine else stages
+    return fan_out(units, ours, pool, on_poison=quarantine if trial else None, on_late=_print_late)
 
 
 def _print_late(late: LateUnit) -> None:

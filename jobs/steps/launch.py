@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jobs.steps.estimates import StepEstimate
 from jobs.steps.unit_rows import UnitRow
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Shard, Unit, units_of_shard
@@ -17,12 +18,14 @@ class LaunchOptions:
         restart: delete the step's results and start it again.
         retry_skipped: compute the units with skipped images again.
         dry_run: print what would be done; start and write nothing.
+        estimate: what a dry run prints if no unit or epoch is finished.
     """
 
     shard: Shard = (1, 1)
     restart: bool = False
     retry_skipped: bool = False
     dry_run: bool = False
+    estimate: StepEstimate | None = None
 
     @property
     def launch(self) -> str:

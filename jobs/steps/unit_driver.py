@@ -16,12 +16,12 @@ from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
-from jobs.steps.compute import run_stages
-from jobs.steps.dry_run import CostEstimate, print_unit_step
+from jobs.steps.compute import is_done_here, run_stages
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
 from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
+from jobs.steps.unit_dry_run import CostEstimate, print_unit_step
 from storage.heartbeat import beating
 from storage.image_identity import images_id
 from storage.location import Location
@@ -45,7 +45,8 @@ class UnitStepJob:
             before any worker starts.
         skipped: images that an upstream step skipped, by unit.
         trial: if a unit repeatedly ends its process, its images are tried with this, one by one.
-        cost: the cost of an image, for dry runs before any unit is finished.
+        cost: the cost of an image, for dry runs before any unit is finished. Without a trial, short work is done in
+            this process.
         observe: called with the result of each unit's last stage.
         finish: called when no unit is missing any more.
     """
@@ -63,6 +64,15 @@ class UnitStepJob:
     cost: CostEstimate = field(default_factory=CostEstimate)
     observe: Callable[[Payload], None] | None = None
     finish: Callable[[UnitPlan], None] | None = None
+
+    def seconds_for(self, units: Sequence[Unit]) -> float | None:
+        """About how long one worker needs for these units; None if it is not known, or if images must be tried.
+
+        A unit that has a trial decodes images, and a broken image may end the process.
+        """
+        if self.trial or self.cost.seconds is None:
+            return None
+        return self.cost.seconds * sum(unit.num_images for unit in units)
 
 
 def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: LaunchOptions) -> None:
@@ -82,7 +92,8 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
             plan = replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
         else:
             finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
-        print_unit_step(run, connection, job.title, plan, job.device, job.cost)
+        is_here = is_done_here(connection, job.seconds_for(plan.missing))
+        print_unit_step(run, connection, job.title, plan, job.device, job.cost, is_here=is_here)
         return
     images = images_id(run.manifest())
     start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
@@ -112,7 +123,8 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
         ValueError: too many images were skipped.
     """
     rows = plan.rows(job.skipped)
-    results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial)
+    seconds = job.seconds_for(plan.missing)
+    results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial, seconds=seconds)
     max_fraction = run.config.images.max_skipped_fraction
     tally = finished_images(plan)
     units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")

@@ -65,7 +65,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     model = context.wrap(segmenter)
     teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
 
-    with image_map(context.device, run.config.cluster.cpus_per_training_worker) as map_images:
+    with image_map(context.device, run.config.cluster.cpus_per_training_worker or 1) as map_images:
         # 2. A step, with this worker's share of the batch
         def step(loaded: LoadedBatch, number: int) -> Tensor:
             batch = loaded.batch.to(context.device)

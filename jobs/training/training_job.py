@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.connect import Connection
-from cluster.training import Worker, train
+from cluster.training import Worker, is_begun_on_ray, train
 from cluster.training_context import Metrics
 from cluster.words import plural
 from jobs.run.config_keys import ClusterConfig, training_worker_range
@@ -14,14 +14,18 @@ from jobs.run.steps import BY_NAME
 from jobs.run.training_record import read_complete, read_epochs
 from jobs.run.versions import package_versions
 from jobs.steps.added_images import added_in_words, as_trained
-from jobs.steps.dry_run import NOTHING, describe_connection, print_deletion
+from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
+from jobs.steps.unit_dry_run import describe_connection
 from jobs.training.kept_network import keep_epoch
 from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
 from storage.heartbeat import beating
+from storage.location import Location
 from storage.text import printable
+
+CHECKPOINTS = "checkpoints"  # the subfolder of a training's checkpoints
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,9 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
             cpus_per_worker=cluster.cpus_per_training_worker,
             use_gpu=job.device == "cuda",
             storage_uri=folder.uri,
-            name="checkpoints",
+            name=CHECKPOINTS,
             autoscaling=cluster.autoscaling,
-            in_process=connection.in_process,
+            in_process=is_trained_here(cluster, connection, folder),
             on_report=log.add,
         )
 
@@ -112,6 +116,15 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     for reason, ids in log.skipped.items():
         print(f"{name}: skipped {len(ids):,}: {reason} ({printable(ids[0])}{', ...' if len(ids) > 1 else ''})")
     _print_verdict(job, metrics)
+
+
+def is_trained_here(cluster: ClusterConfig, connection: Connection, folder: Location) -> bool:
+    """Whether the training runs in this process: without a Ray, or if one worker would get nothing from a local Ray.
+
+    A training that was begun on Ray continues there, from Ray Train's checkpoints.
+    """
+    is_alone = connection.is_optional and training_worker_range(cluster) == (1, 1)
+    return connection.in_process or (is_alone and folder.is_local and not is_begun_on_ray(folder.uri, CHECKPOINTS))
 
 
 def _notes(job: TrainingJob) -> list[str]:
@@ -145,13 +158,16 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done
     least, most = training_worker_range(cluster)
     workers = plural(least, "training worker") if least == most else f"{least} to {most} training workers"
-    if not (connection.in_process or cluster.autoscaling):
-        num_gpus, cpus = least if job.device == "cuda" else 0, least * cluster.cpus_per_training_worker
+    is_here = is_trained_here(cluster, connection, folder)
+    if not (is_here or cluster.autoscaling):
+        num_gpus, cpus = least if job.device == "cuda" else 0, least * (cluster.cpus_per_training_worker or 1)
         connection.require(cpus=cpus, gpus=num_gpus, purpose=plural(least, "training worker"))
     pace = lines[-1].get("images_per_second") if lines else None
-    seconds = (
-        f"about {duration(epochs_left * plan.epoch_images / pace)}" if pace else "unknown until an epoch is finished"
-    )
+    seconds = "unknown until an epoch is finished"
+    if pace:
+        seconds = f"about {duration(epochs_left * plan.epoch_images / pace)}"
+    elif options.estimate:
+        seconds = options.estimate.time_in_words
     epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
     print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
     for note in _notes(job):
@@ -159,6 +175,6 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     if options.restart:
         print_deletion(folder)
     if epochs_left:
-        print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection)}")
+        print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection, is_here=is_here)}")
         print(f"  time:    {seconds}\n  storage: the model, and a checkpoint about three times its size, in {folder}")
     print(f"  {NOTHING}")

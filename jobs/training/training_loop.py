@@ -86,10 +86,11 @@ def run_training(
     """Trains from the latest checkpoint, or from the start, to the last epoch.
 
     All reports have `step`, `losses` (pairs [step, mean loss up to it]), `learning_rate`, `images_per_second` and the
-    number of `workers`. Reports at the end of an epoch also have `epoch`, its mean `loss` and the metrics of the
-    validation. If images were skipped, they have `skipped` (the number so far) and `skipped_images`: the newly skipped
-    images with reasons, in the last epoch all of them. `best.pt` is written when no earlier validation was better, and
-    `last.pt` at the end, each before the checkpoint that includes it.
+    number of `workers`. Reports at the end of an epoch also have `epoch`, its mean `loss`, the `seconds` since the last
+    such report or the start, and the metrics of the validation with its `validation_seconds`. If images were skipped,
+    they have `skipped` (the number so far) and `skipped_images`: the newly skipped images with reasons, in the last
+    epoch all of them. `best.pt` is written when no earlier validation was better, and `last.pt` at the end, each before
+    the checkpoint that includes it.
 
     Args:
         batches_of: yields this worker's share of each of the given global steps, in order.
@@ -102,7 +103,7 @@ def run_training(
         progress = Progress(**unpack_training(checkpoint, learner.model, learner.optimizer))
     steps = range(progress.next_step, plan.steps)
     stretch, loss, skipped = _Stretch(), torch.zeros((), device=context.device), dict[str, str]()
-    num_steps, kept_at = 0, time.monotonic()
+    num_steps, kept_at, ended_at = 0, time.monotonic(), time.monotonic()
     for step, batch in zip(steps, batches_of(steps), strict=True):
         # 1. Make a step
         set_learning_rate(learner.optimizer, learner.learning_rate(step))
@@ -132,6 +133,7 @@ def run_training(
         metrics |= {"learning_rate": learner.learning_rate(step), "workers": context.world_size}
         if step_in_epoch == 0:
             metrics |= _finish_epoch(context, plan, learner, progress, epoch)
+            metrics["seconds"], ended_at = time.monotonic() - ended_at, time.monotonic()
         state = None
         if is_due or epoch % plan.stretch == 0 or epoch == plan.epochs:
             kept_at = time.monotonic()
@@ -156,7 +158,9 @@ def _finish_epoch(
         }
         progress.reported = len(progress.skipped)
     if is_last or epoch % plan.validate_every == 0:
+        started = time.monotonic()
         metrics |= learner.validate()
+        metrics["validation_seconds"] = time.monotonic() - started
     score = metrics.get(learner.score)
     if score is not None and (progress.best is None or score >= progress.best):  # of equal scores the latest
         progress.best = score

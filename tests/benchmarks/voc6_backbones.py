@@ -1,7 +1,7 @@
 """Backbones beside VGG-16 on VOC6 without saliency: validation mAP, seeds, and the time of a pass, features frozen.
 
     python tests/benchmarks/voc6_backbones.py --data VOC6 --cache cache vgg16=vgg16_features.pt \
-        timm/efficientnet_lite0:16=efficientnet-lite0-57934424.pth
+        timm/tf_efficientnet_lite0:16=efficientnet-lite0-57934424.pth
 
 A number behind a colon is the output stride, a path behind "=" a state dict; without a path the registry's weights are
 taken. Each image runs through each backbone once, at the input size nearest to --size. The features are kept in the

@@ -184,6 +184,13 @@ def test_in_process_starts_nothing() -> None:
         assert (connection.num_gpus, connection.num_nodes) == (0, 1)
 
 
+@pytest.mark.parametrize(("address", "is_optional"), [("", True), (None, True), ("local", False)])
+def test_a_local_ray_is_optional_unless_it_is_asked_for(address, is_optional, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with connect(address) as connection, connect() as inner:
+        assert (connection.is_optional, inner.is_optional) == (is_optional, is_optional)
+
+
 def test_resources_name_the_remedy_when_too_much_is_asked() -> None:
     Connection(num_cpus=4, num_gpus=2, num_nodes=1).require(cpus=4, gpus=2, purpose="2 compute actors")
     with pytest.raises(ClusterError, match=r"^cluster: 4 compute actors need 4 GPUs, but the cluster has 2\. "):

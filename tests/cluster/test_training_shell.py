@@ -14,7 +14,7 @@ from ray import cloudpickle
 
 from cluster.connect import Connection
 from cluster.errors import ClusterError
-from cluster.training import TrainingContext, train
+from cluster.training import TrainingContext, is_begun_on_ray, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Data warns of its own settings
 
@@ -153,3 +153,13 @@ def test_more_workers_than_the_cluster_has_are_refused(local_ray: Connection, tm
 def test_in_process_training_refuses_remote_storage() -> None:
     with pytest.raises(ClusterError, match="'s3://bucket/run'"):
         train(fit_a_line, {}, num_workers=1, use_gpu=False, storage_uri="s3://bucket/run", name="x", in_process=True)
+
+
+@pytest.mark.cluster
+def test_ray_continues_a_training_that_began_in_one_process(local_ray: Connection, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        train_here(tmp_path, fault="raise", fault_at=4, mark=str(tmp_path / "mark"))
+    assert not is_begun_on_ray(str(tmp_path), "line")
+    _, steps = train_on_ray(tmp_path, 1)
+    assert steps == [4, 5]
+    assert is_begun_on_ray(str(tmp_path), "line")

@@ -54,10 +54,28 @@ def test_every_job_explains_itself(job, run_job):
     assert {"status": "--json", "compare": "RUN [RUN ...]"}.get(job, "--set KEY=VALUE") in answer.stdout
 
 
-def test_status_asks_neither_torch_nor_ray():
-    """Which take seconds to import, and half of the memory a driver of millions of images may have."""
-    script = "import sys, jobs.status; print(sorted({'torch', 'ray'} & sys.modules.keys()))"
+def test_what_only_reads_a_run_imports_nothing_slow():
+    """torch and ray take seconds and half of the memory that a driver of millions of images may have."""
+    script = """if True:
+        import sys
+        import jobs.reporting.run_status
+        print(sorted({"torch", "ray", "zarr", "s3fs"} & sys.modules.keys()))
+        import jobs.preparation.adding, jobs.preparation.prepare, jobs.preparation.read_source, jobs.reporting.page
+        print(sorted({"torch", "ray", "s3fs"} & sys.modules.keys()))
+    """
     answer = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert answer.stdout == "[]\n[]\n", answer.stderr
+
+
+def test_help_imports_nothing_slow():
+    script = """if True:
+        import importlib, sys
+        for name in sys.argv[1:]:
+            importlib.import_module(f"jobs.{name}")
+        print(sorted({"pyarrow", "pydantic", "torch", "ray", "zarr"} & sys.modules.keys()))
+    """
+    command = [sys.executable, "-c", script, *(file.stem for file in JOBS)]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert answer.stdout == "[]\n", answer.stderr
 
 

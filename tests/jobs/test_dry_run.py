@@ -16,10 +16,18 @@ from jobs import (
     report,
     train_ficklenet,
 )
+from jobs.cli import plans
+from jobs.cli.estimate import Estimate
 from jobs.run.config_keys import ClusterConfig
-from jobs.steps.dry_run import describe_connection
+from jobs.steps.unit_dry_run import describe_connection
 from storage.heartbeat import beating, heartbeats
 from storage.steps import Step
+
+
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch):
+    """Timing has its own tests, in test_estimates.py."""
+    monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: Estimate({}, 0.0, 0.0))
 
 
 def files_of(run) -> dict[str, tuple[int, int]]:

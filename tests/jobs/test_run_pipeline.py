@@ -9,8 +9,11 @@ import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs.cli import plans
+from jobs.cli.estimate import Estimate
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import plan_pipeline, run_pipeline
+from jobs.cli.pipeline import run_pipeline
+from jobs.cli.plans import plan_pipeline
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
 from jobs.run_pipeline import main
@@ -124,7 +127,8 @@ def files_of(run: Run) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in Path(run.uri).rglob("*")}
 
 
-def test_a_dry_run_describes_every_step_and_changes_nothing(trained_run, capsys):
+def test_a_dry_run_describes_every_step_and_changes_nothing(trained_run, monkeypatch, capsys):
+    monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: Estimate({}, 0.0, 0.0))
     before = files_of(trained_run)
     main(["--run", trained_run.uri, "--dry-run"])
     printed = capsys.readouterr().out

@@ -1,6 +1,8 @@
 """What the report's page says."""
 
+import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +14,7 @@ from jobs.evaluation.measuring import evaluate_labels
 from jobs.evaluation.metrics import MEANINGS, SUMMARY
 from jobs.report import main
 from jobs.reporting.page import write_report
+from jobs.reporting.review import Doubt, trust_of
 from jobs.run.directory import open_run
 from jobs.run.training_record import read_complete
 from storage.location import Location
@@ -139,6 +142,40 @@ def test_maps_of_an_earlier_classifier_are_outdated_and_so_is_what_was_made_of_t
     write_report(run)
     assert html_of(run).count('<span class="state outdated">') == 3  # maps, seeds, evaluation
     assert "with an earlier classifier" in html_of(run)
+    for caption in ("Maximum", "Mean", "Seeds", "Doubt"):
+        assert f"<figcaption>{caption} (outdated)</figcaption>" in html_of(run)
+    assert "(outdated)" not in html_of(finished_run)
+
+
+def test_page_begins_with_photographs_masks_and_doubt(predicted_run, finished_run, html_of):
+    write_report(predicted_run)
+    for run, mask in ((predicted_run, "Mask: predictions"), (finished_run, "Mask: seeds")):
+        page = html_of(run)
+        lead = page[page.index('<section id="lead"') : page.index('<section id="overview"')]
+        assert page.index("<section") == page.index('<section id="lead"')
+        captions = re.findall("<figcaption>(.*?)</figcaption>", lead)
+        assert len(captions) > 3 and captions == ["Photograph", mask, "Doubt"] * (len(captions) // 3)
+
+
+def test_quality_without_masks_is_of_all_images(tmp_path, handmade_run, write_picture, html_of):
+    place = Location(str(tmp_path))
+    rows = [ManifestRow(f"{n}", write_picture(place / f"{n}.jpg"), (0, 1), split="train") for n in range(8)]
+    run = handmade_run(place / "run", rows, ["cat", "dog"])  # the scores are -2, -1, 0, ...
+    write_report(run, num_images=2)
+    assert "<strong>25 %</strong> not recognised" in html_of(run)
+    trust = trust_of([Doubt("a", "train", "cat", doubt, 3.0, lowest, 0) for doubt, lowest in ((0.2, 1), (0.6, -1))])
+    assert trust is not None and (trust.unrecognised, trust.disagreement) == (0.5, pytest.approx(0.4))
+
+
+def test_the_most_doubtful_of_all_images_are_in_the_sample(finished_run, tmp_path, html_of):
+    shutil.copytree(finished_run.uri, tmp_path / "run")
+    run = open_run(str(tmp_path / "run"))
+    write_report(run, num_images=4)
+    with open(tmp_path / "run/report/review.csv") as file:
+        worst = [row["image_id"] for row in csv.DictReader(file)][:2]
+    shown = set(re.findall(r'<span class="id">(.*?)</span>', html_of(run)))
+    assert set(worst) <= shown and len(shown) == 4
+    assert "the 2 most doubtful of all, and others spread evenly" in html_of(run)
 
 
 def test_report_of_a_run_without_a_manifest_is_refused(tmp_path):
@@ -196,4 +233,4 @@ def test_ten_thousand_images_give_a_sample_of_a_few_megabytes(tmp_path, visit, h
         {int(row) for row in page.locator("#entries").evaluate("e => [...e.children].map(c => c.dataset.row)")}
     )
     assert (sampled[0], sampled[-1]) == (0, 9999)
-    assert max(np.diff(sampled)) <= 51
+    assert max(np.diff(sampled)) <= 102  # half of the sample

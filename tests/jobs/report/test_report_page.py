@@ -90,6 +90,15 @@ def test_keyboard_alone_enlarges_walks_and_returns(finished_run, visit):
     expect(opener).to_be_focused()
 
 
+def test_a_click_on_a_picture_says_what_it_shows(finished_run, visit):
+    page = visit(finished_run)
+    for place, words in (("#lead", "some sample finds a class"), ("#entries", "largest value that the class has")):
+        page.locator(f"{place} .strip").first.click()
+        expect(page.locator("#detail-body")).to_contain_text(words)
+        page.keyboard.press("Escape")
+    assert words not in page.locator("#entries").inner_text()
+
+
 def test_every_picture_has_a_text_and_every_control_a_name(finished_run, visit):
     page = visit(finished_run)
 

@@ -144,13 +144,13 @@ def test_predictions_without_masks_are_shown(predicted_run, html_of):
     assert "Some images" in section and section.count('<figure class="tile prediction">') == 2
 
 
-def test_figures_of_an_earlier_network_say_so_and_its_images_are_gone(measured_run, html_of):
+def test_figures_and_images_of_an_earlier_network_say_so(measured_run, html_of):
     complete = measured_run.location / "segmenter" / "complete.json"
     complete.write_bytes(json.dumps(read_complete(complete.parent) | {"sha256": "0" * 64}).encode())
     write_report(measured_run)
     _, _, section = html_of(measured_run).partition('id="network"')
     assert "with an earlier network" in section
-    assert 'id="examples"' not in section
+    assert "<figcaption>Prediction (outdated)</figcaption>" in section
 
 
 def measured_over(num_labels: int, resolution: str, matrix: np.ndarray) -> Measured:

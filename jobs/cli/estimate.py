@@ -1,0 +1,169 @@
+"""The estimate of a dry run: the paces of `jobs.cli.timing`, scaled by the counts of the run."""
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cluster.connect import PROJECT_ROOT, Connection
+from jobs.cli.command_line import STARTED
+from jobs.cli.timing import Paces, TrainingPace, UnitPace, time_steps
+from jobs.reporting.page import NUM_IMAGES
+from jobs.run.config_keys import training_worker_range
+from jobs.run.directory import Run
+from jobs.run.selection import measurable_splits, units_of_step
+from jobs.run.steps import StepRow
+from jobs.run.training_record import read_complete, read_epochs
+from jobs.steps.compute import actor_pool, is_done_here, resolved_device
+from jobs.steps.estimates import StepEstimate
+from jobs.training.foreground import NUM_IMAGES as NUM_COMPARED
+from jobs.training.image_list import image_list
+from jobs.training.plan import Plan, training_plan
+from jobs.training.segmentation_data import training_images
+from jobs.training.training_job import is_trained_here
+
+RAY_SECONDS = 5.0  # the start of a local Ray, beside that of its processes
+_STARTS = {"units": 1.5, "training": 3.0}  # processes that a step on Ray starts, one after the other
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the rest of a run will take.
+
+    Attributes:
+        steps: by name; without steps that are done, or that could not be timed.
+        start_seconds: of this job, of Ray and of its workers.
+        end_seconds: of the evaluation, the contact sheet and the report.
+        problem: why some steps could not be timed; "" if all were.
+    """
+
+    steps: dict[str, StepEstimate]
+    start_seconds: float
+    end_seconds: float
+    problem: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.start_seconds + self.end_seconds + sum(step.seconds for step in self.steps.values())
+
+    @property
+    def bytes(self) -> float:
+        return sum(step.bytes for step in self.steps.values())
+
+
+def is_begun(run: Run, row: StepRow) -> bool:
+    """Whether the step has a finished unit or epoch, which shows its speed better than a few images do."""
+    step = run.step(row.name)
+    return bool(step.receipts() if row.kind == "units" else read_epochs(step.data()))
+
+
+def can_be_timed_here(run: Run, connection: Connection) -> bool:
+    """Whether this machine has a GPU if the steps use one."""
+    config = run.config
+    sections = (config.classifier, config.maps, config.segmenter, config.predictions)
+    uses_gpu = any(resolved_device(section.device, connection) == "cuda" for section in sections)
+    return torch.cuda.is_available() or not uses_gpu
+
+
+def estimate_steps(run: Run, connection: Connection, rows: Sequence[StepRow], *, is_whole: bool) -> Estimate:
+    """Times some steps on this machine and scales the times to what is left to do.
+
+    Args:
+        rows: the steps in order, with all that they read.
+        is_whole: the steps are followed by the evaluation and the report.
+    """
+    cluster = run.config.cluster
+    own_start = _own_seconds()
+    is_here = training_worker_range(cluster) == (1, 1) and (connection.in_process or connection.is_optional)
+    num_threads = cluster.cpus_per_training_worker or (0 if is_here else 1)
+    on_gpu = connection.num_gpus >= 1 and torch.cuda.is_available()
+    paces = time_steps(run, rows, on_gpu=on_gpu, num_threads=num_threads, with_report=is_whole)
+    steps, starts = {}, 0.0
+    for row in rows:
+        pace = paces.steps.get(row.name)
+        if isinstance(pace, UnitPace):
+            steps[row.name], is_on_ray = _of_units(run, connection, row, pace)
+        elif isinstance(pace, TrainingPace):
+            steps[row.name], is_on_ray = _of_training(run, connection, row, pace)
+        else:
+            continue
+        starts += _STARTS[row.kind] if is_on_ray and steps[row.name].seconds else 0
+    ray = RAY_SECONDS if starts and connection.is_to_start else 0.0
+    start_seconds = own_start + ray + (starts * _process_seconds() if starts else 0.0)
+    end_seconds = _end_seconds(run, paces) if is_whole else 0.0
+    return Estimate(steps, start_seconds, end_seconds, paces.problem)
+
+
+def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) -> tuple[StepEstimate, bool]:
+    """The estimate of the missing units, and whether they are computed on Ray."""
+    step, config = run.step(row.name), run.config
+    missing = step.missing_units(units_of_step(row, run.manifest(), config), step.receipts())
+    num_images = sum(unit.num_images for unit in missing)
+    is_here = is_done_here(connection, pace.seconds * num_images if row.name == "seeds" else None)
+    section = config.maps if row.name in ("cells", "refined") else getattr(config, row.section)
+    device = resolved_device(getattr(section, "device", "cpu"), connection)
+    num_workers = 1 if is_here else actor_pool(config.cluster, connection, device).max_actors
+    shares = [sum(unit.num_images for unit in missing[worker::num_workers]) for worker in range(num_workers)]
+    seconds = pace.seconds * max(shares) + pace.finish_seconds * num_images
+    return StepEstimate(seconds, pace.bytes * num_images), not is_here
+
+
+def _of_training(run: Run, connection: Connection, row: StepRow, pace: TrainingPace) -> tuple[StepEstimate, bool]:
+    """The estimate of the epochs that are left, and whether they are trained on Ray."""
+    config, manifest, folder = run.config, run.manifest(), run.step(row.name).data()
+    if row.name == "classifier":
+        data = config.data
+        images = image_list(manifest, data.train_splits, without=data.val_splits)
+        num_validation = len(image_list(manifest, data.val_splits)) if data.val_splits else 0
+    else:
+        images = training_images(manifest, config)
+        num_validation = min(NUM_COMPARED, len(images))
+    plan = training_plan(row.name, config, len(images))
+    done = plan.epochs if read_complete(folder) else min(plan.epochs, len(read_epochs(folder)))
+    share = (plan.epochs - done) / plan.epochs
+    seconds = share * _training_seconds(plan, pace, num_validation) / training_worker_range(config.cluster)[0]
+    is_here = is_trained_here(config.cluster, connection, folder)
+    return StepEstimate(seconds, pace.bytes if share else 0.0), not is_here
+
+
+def _training_seconds(plan: Plan, pace: TrainingPace, num_validation: int) -> float:
+    num_passes = plan.num_images * (2 - 2.0 ** (1 - plan.epochs)) + num_validation  # of a frozen backbone
+    return (
+        plan.steps * plan.step_images * pace.step_seconds
+        + num_passes * pace.pass_seconds
+        + math.ceil(plan.epochs / plan.validate_every) * num_validation * pace.validation_seconds
+        + plan.epochs * pace.epoch_seconds
+    )
+
+
+def _end_seconds(run: Run, paces: Paces) -> float:
+    """Of the evaluation, the contact sheet and the report."""
+    manifest = run.manifest()
+    measured = {split for group in measurable_splits(manifest, run.config) for split in group}
+    num_measured = num_images = 0
+    for batch in manifest.iter_columns(["split", "mask_uri"]):
+        num_images += len(batch["split"])
+        num_measured += sum(
+            split in measured and uri is not None for split, uri in zip(batch["split"], batch["mask_uri"], strict=True)
+        )
+    drawn = min(NUM_IMAGES, num_images) / max(1, min(NUM_IMAGES, paces.num_images))
+    return paces.evaluation_seconds * num_measured + paces.report_seconds * drawn
+
+
+def _own_seconds() -> float:
+    """The start of this job until now, with its imports; the launch will take as long."""
+    return time.monotonic() - STARTED
+
+
+def _process_seconds() -> float:
+    """The start of a worker: a process of Python that imports what workers import, two at the same time."""
+    command = [sys.executable, "-c", "import ray.data, jobs.maps.map_stages"]
+    started = time.monotonic()
+    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT) for _ in range(2)]
+    for process in processes:
+        process.wait()
+    return time.monotonic() - started

@@ -1,0 +1,129 @@
+"""Dry runs: what a step or the whole pipeline would do, and how long it would take.
+
+A step that has no finished unit or epoch yet is timed on a few images (`jobs.cli.timing`).
+"""
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
+
+from cluster.connect import Connection
+from cluster.words import plural
+from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_steps, is_begun
+from jobs.cli.launch import launch_step
+from jobs.cli.pipeline import pipeline_steps, require_possible
+from jobs.cli.timing import SECONDS
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.selection import measurable_splits, units_of_step
+from jobs.run.steps import BY_NAME, STEPS, StepRow
+from jobs.steps.estimates import FILE, write_estimates
+from jobs.steps.progress import duration, size
+from jobs.training.plan import training_plan
+from jobs.training.segmenter_job import check_images
+from storage.errors import NotYet
+from storage.units import Shard
+
+UNTIMED = ("seeds",)  # steps of milliseconds, which are not worth a timing of all steps before them
+
+
+def plan_step(
+    run: Run,
+    connection: Connection,
+    name: str,
+    shard: Shard = (1, 1),
+    *,
+    restart: bool = False,
+    retry_skipped: bool = False,
+) -> None:
+    """Prints what a launch of a step would do; the arguments are those of `jobs.cli.launch.launch_step`.
+
+    Raises:
+        NotYet: a step that this step reads is not finished.
+        ValueError: the step refuses this launch.
+    """
+    row, estimate = BY_NAME[name], None
+    plan = partial(
+        launch_step, run, connection, name, shard, restart=restart, retry_skipped=retry_skipped, dry_run=True
+    )
+    if not is_begun(run, row) and name not in UNTIMED:
+        with redirect_stdout(io.StringIO()):
+            plan()  # refused before anything is timed
+        estimate = _estimate(run, connection, _needed(run.config, row), row.script, is_whole=False).steps.get(name)
+    plan(estimate=estimate)
+
+
+def plan_pipeline(run: Run, connection: Connection) -> None:
+    """Prints what each step would do. For a step with missing inputs it prints only the amount of work.
+
+    If a step was not started yet, the estimates of all steps are kept in the run, so that status can compare them.
+
+    Raises:
+        ValueError: the pipeline would stop at this step.
+    """
+    require_possible(run)
+    manifest, steps = run.manifest(), pipeline_steps(run.config)
+    is_fresh = not all(is_begun(run, row) for row in steps)
+    estimate = _estimate(run, connection, steps, "pipeline", is_whole=True) if is_fresh else Estimate({}, 0.0, 0.0)
+    for number, row in enumerate(steps, start=1):
+        print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
+        own = None if is_begun(run, row) else estimate.steps.get(row.name)
+        try:
+            launch_step(run, connection, row.name, dry_run=True, estimate=own)
+        except NotYet:
+            print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
+            if own:
+                print(f"  time:    {own.time_in_words}\n  storage: about {size(own.bytes)}")
+    measured = measurable_splits(manifest, run.config)
+    metrics = "".join(f"metrics of {', '.join(split or 'no split' for split in splits)}, " for splits in measured)
+    without = "" if metrics else "no metrics (none of the images to measure has a mask), "
+    if estimate.steps:
+        _print_total(run, estimate)
+    print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
+
+
+def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: str, *, is_whole: bool) -> Estimate:
+    if not can_be_timed_here(run, connection):
+        print(f"{name}: the times are not known, because this machine has no GPU to time the steps on.")
+        return Estimate({}, 0.0, 0.0)
+    where = "" if connection.is_optional or connection.in_process else "; the nodes of a cluster may differ"
+    print(f"{name}: timing the steps on a few images on this machine{where}. This takes up to {SECONDS} s.", flush=True)
+    estimate = estimate_steps(run, connection, rows, is_whole=is_whole)
+    if estimate.problem:
+        print(f"{name}: some steps could not be timed ({estimate.problem.rstrip('.')}).")
+    return estimate
+
+
+def _print_total(run: Run, estimate: Estimate) -> None:
+    total, price = estimate.seconds, run.config.cluster.price_per_hour
+    money = f", and costs {total / 3600 * price:.2f} at {price:g} per hour" if price else ""
+    write_estimates(run, {name: each for name, each in estimate.steps.items() if not is_begun(run, BY_NAME[name])})
+    print(
+        f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
+        f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
+        f"metrics and the report. The estimate is kept in {run.location / FILE}; status.py compares it with the real "
+        "times."
+    )
+
+
+def _needed(config: Config, row: StepRow) -> list[StepRow]:
+    """A step with all steps that it reads, also through others, in order."""
+    possible = {each.name for each in pipeline_steps(config)} | {row.name}
+    possible |= {"cells"} if row.name == "refined" else set()
+    names, waiting = set[str](), [row.name]
+    while waiting:
+        name = waiting.pop()
+        names.add(name)
+        waiting += [other for other in BY_NAME[name].upstream if other in possible - names]
+    return [each for each in STEPS if each.name in names]
+
+
+def _extent(run: Run, row: StepRow) -> str:
+    """How much work a step has."""
+    manifest = run.manifest()
+    if row.kind == "training":
+        plan = training_plan("segmenter", run.config, check_images(run.config, manifest))
+        return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
+    units = units_of_step(row, manifest, run.config)
+    return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"

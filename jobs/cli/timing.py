@@ -1,0 +1,286 @@
+"""Times the steps of a run on a few of its images, with a temporary run on this machine.
+
+The steps are the real ones, one after the other in this process: the real images, networks, sizes and settings, but few
+images and epochs. A first round warms up and shows how slow the images are. If there is time for it, a second round
+takes more images and gives the figures.
+"""
+
+import io
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from cluster.connect import Connection, usable_cpus
+from cluster.errors import ClusterError
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
+from jobs.reporting.contact_sheet import draw_contact_sheet
+from jobs.reporting.page import write_report
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from jobs.run.selection import units_of_step
+from jobs.run.steps import StepRow
+from jobs.run.training_record import read_epochs
+from jobs.training.image_list import image_list
+from jobs.training.segmentation_data import training_images
+from storage.location import Location
+from storage.manifest import Manifest, write_manifest
+
+SECONDS = 60
+"""What all rounds together may take, about."""
+
+EPOCHS = 3
+FROZEN_EPOCHS = 8  # with a frozen backbone; by then each image and its mirror image have passed through it
+_FIRST, _MOST = 2, 24  # training images in the first round, and the most in the second one
+
+
+@dataclass(frozen=True)
+class UnitPace:
+    """The cost of an image in a unit step.
+
+    Attributes:
+        seconds: working time of one worker.
+        finish_seconds: time of what is done once at the end, for each image.
+        bytes: stored bytes.
+    """
+
+    seconds: float
+    finish_seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class TrainingPace:
+    """The costs of a training.
+
+    Attributes:
+        step_seconds: of an image in a step.
+        pass_seconds: of an image's first pass through a frozen backbone, whose features are kept; 0 if none is frozen.
+        validation_seconds: of an image in a validation.
+        epoch_seconds: of the report and the checkpoint at the end of an epoch.
+        bytes: of the networks and the checkpoint.
+    """
+
+    step_seconds: float
+    pass_seconds: float
+    validation_seconds: float
+    epoch_seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Paces:
+    """What a round has found.
+
+    Attributes:
+        steps: by name; a step that could not be run is not among them.
+        evaluation_seconds: of an image; 0 if no image has a mask.
+        report_seconds: of the contact sheet and the report.
+        num_images: the images of the round.
+        problem: why later steps could not be run; "" if all were.
+    """
+
+    steps: dict[str, UnitPace | TrainingPace]
+    evaluation_seconds: float = 0.0
+    report_seconds: float = 0.0
+    num_images: int = 0
+    problem: str = ""
+
+
+def time_steps(run: Run, rows: Sequence[StepRow], *, on_gpu: bool, num_threads: int, with_report: bool) -> Paces:
+    """Times steps on this machine; it takes about `SECONDS` at most.
+
+    Args:
+        rows: the steps, each after the steps that it reads.
+        on_gpu: use this machine's GPU.
+        num_threads: of the trainings; 0 for all CPUs.
+        with_report: also time the evaluation and the report.
+    """
+    started = time.monotonic()
+    arguments = (run, rows, on_gpu, num_threads, with_report)
+    first = _round(*arguments, num_training=_FIRST, epochs=2)
+    taken = time.monotonic() - started
+    per_image = taken / _FIRST * EPOCHS / 2  # with everything that is slow only once
+    number = min(_MOST, int((SECONDS - taken) / per_image))
+    if first.problem or number < 2 * _FIRST:
+        return first
+    return _round(*arguments, num_training=number, epochs=EPOCHS)
+
+
+def _round(
+    run: Run, rows: Sequence[StepRow], on_gpu: bool, num_threads: int, with_report: bool, num_training: int, epochs: int
+) -> Paces:
+    folder = tempfile.mkdtemp(prefix="ficklenet-timing-")
+    connection = Connection(usable_cpus(), float(on_gpu), num_nodes=1, in_process=True)
+    try:
+        with _quiet(), _threads_kept():
+            small = _small_run(run, Location(folder), num_training, epochs, num_threads)
+            return _time_all(small, rows, connection, with_report=with_report)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _time_all(run: Run, rows: Sequence[StepRow], connection: Connection, *, with_report: bool) -> Paces:
+    paces: dict[str, UnitPace | TrainingPace] = {}
+    num_images = run.manifest().num_images
+    for row in rows:
+        started = time.monotonic()
+        try:
+            launch_step(run, connection, row.name)
+            seconds = time.monotonic() - started
+            paces[row.name] = _unit_pace(run, row, seconds) if row.kind == "units" else _training_pace(run, row)
+        except (ValueError, OSError, ClusterError) as error:
+            return Paces(paces, problem=f"{row.title}: {error}")
+    if not with_report:
+        return Paces(paces)
+    started = time.monotonic()
+    try:
+        num_measured = _evaluate(run, connection)
+        evaluation_seconds = (time.monotonic() - started) / num_measured if num_measured else 0.0
+        started = time.monotonic()
+        draw_contact_sheet(run, num_images=8)
+        write_report(run)
+    except (ValueError, OSError) as error:
+        return Paces(paces, problem=f"metrics and report: {error}")
+    return Paces(paces, evaluation_seconds, time.monotonic() - started, num_images)
+
+
+def _evaluate(run: Run, connection: Connection) -> int:
+    """Measures the images that have masks; returns their number."""
+    splits = sorted({row.split for row in run.manifest().iter_rows() if row.mask_uri})
+    validation = [split for split in splits if split in run.config.data.val_splits]
+    training = [split for split in splits if split not in validation]
+    number = 0
+    for group in filter(None, (training, validation)):
+        measured = evaluate_labels(run, connection, group, "all", ("image",), deterministic=False)
+        number += measured[0].num_images
+    return number
+
+
+def _unit_pace(run: Run, row: StepRow, seconds: float) -> UnitPace:
+    step = run.step(row.name)
+    receipts = sorted(step.receipts().values(), key=lambda receipt: receipt.unit)
+    images = {unit.index: unit.num_images for unit in units_of_step(row, run.manifest(), run.config)}
+    worked, num_images = sum(receipt.seconds for receipt in receipts), sum(images.values())
+    latest = receipts[len(receipts) // 2 :]  # the first units include what is slow only once
+    return UnitPace(
+        seconds=sum(receipt.seconds for receipt in latest) / sum(images[receipt.unit] for receipt in latest),
+        finish_seconds=max(0.0, seconds - worked) / num_images if row.name == "cells" else 0.0,
+        bytes=step.location.usage()[1] / num_images,
+    )
+
+
+def _training_pace(run: Run, row: StepRow) -> TrainingPace:
+    step, manifest = run.step(row.name), run.manifest()
+    epochs, (num_training, num_validation) = read_epochs(step.data()), _counts(run, row, manifest)
+    batch = min(getattr(run.config, row.section).batch_size, num_training)
+    num_images = num_training // batch * batch
+    stepping = [num_images / line["images_per_second"] for line in epochs]
+    validating = [line.get("validation_seconds", 0.0) for line in epochs]
+    others = [line["seconds"] - step - check for line, step, check in zip(epochs, stepping, validating, strict=True)]
+    is_frozen = (step.fingerprint() or {}).get("images_are") == "whole"
+    usual = min(stepping) if is_frozen else float(np.mean(stepping[1:]))
+    num_passes = num_images * (2 - 2.0 ** (1 - len(epochs)))  # an image or its mirror image, the first time
+    passes = max(0.0, sum(stepping) - len(epochs) * usual) / num_passes if is_frozen else 0.0
+    return TrainingPace(
+        step_seconds=usual / num_images,
+        pass_seconds=passes,
+        validation_seconds=validating[-1] / num_validation if num_validation else 0.0,
+        epoch_seconds=max(0.0, float(np.mean(others[1:]))),
+        bytes=step.location.usage()[1],
+    )
+
+
+def _counts(run: Run, row: StepRow, manifest: Manifest) -> tuple[int, int]:
+    """The training images, and the images of a validation; a segmentation network is validated on training images."""
+    if row.name == "classifier":
+        data = run.config.data
+        training = image_list(manifest, data.train_splits, without=data.val_splits)
+        return len(training), len(image_list(manifest, data.val_splits)) if data.val_splits else 0
+    number = len(training_images(manifest, run.config))
+    return number, number if row.name == "segmenter" else 0
+
+
+# --- the temporary run --------------------------------------------------------------------------------------------
+
+
+def _small_run(run: Run, folder: Location, num_training: int, epochs: int, num_threads: int) -> Run:
+    """A run of a few images of another run, with the same settings but for the number of epochs."""
+    manifest = run.manifest()
+    chosen = _chosen(run.config, manifest, num_training)
+    rows = [manifest.rows(number, number + 1)[0] for number in chosen]
+    small = Run(folder, _small_config(run.config, num_training, epochs, num_threads))
+    write_manifest(folder / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
+    return small
+
+
+def _chosen(config: Config, manifest: Manifest, num_training: int) -> list[int]:
+    """Rows of the manifest: training images, spread evenly, and a third as many images to predict or to validate on."""
+    training = training_images(manifest, config).rows
+    splits = pa.array([*config.data.val_splits, *config.predicted_splits], pa.string())
+    is_other = [
+        pc.and_(pc.is_in(table["split"], splits), table["problem"].is_null()).to_numpy(False)
+        for table in manifest.iter_tables(["split", "problem"])
+    ]
+    others = np.setdiff1d(np.flatnonzero(np.concatenate([np.zeros(0, bool), *is_other])), training)
+    strong = [row for row in training if manifest.rows(row, row + 1)[0].split in config.segmenter.strong_splits][:1]
+    rows = [*_spread(training, num_training), *strong, *_spread(others, max(1, num_training // 3))]
+    return sorted({int(row) for row in rows})
+
+
+def _spread(rows: np.ndarray, number: int) -> np.ndarray:
+    return rows[np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int)]
+
+
+def _small_config(config: Config, num_training: int, epochs: int, num_threads: int) -> Config:
+    """The settings of the temporary run. Every step can be run, however little the networks have learnt."""
+    sections: dict[str, Any] = {
+        "images": {"max_skipped_fraction": 1.0},
+        "seeds": {"theta": 0.0, "priority": "foreground"},  # a class has seeds, whatever its maps are
+        "cluster": {"address": "in-process", "training_workers": 1, "cpus_per_training_worker": num_threads},
+    }
+    for name in ("classifier", "segmenter"):
+        section = getattr(config, name)
+        sections[name] = {
+            "epochs": epochs,
+            "min_steps": 1,
+            "batch_size": min(section.batch_size, num_training),
+            "weights": "none" if section.weights == "imagenet" else section.weights,  # equally fast, and no download
+        }
+    sections["classifier"] |= {"keep": "last", "validate_every": 1}
+    if config.classifier.frozen_stages == "all":
+        sections["classifier"]["epochs"] = FROZEN_EPOCHS
+    updated = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    unit_size = max(1, min(config.unit_size, num_training // 2))
+    return config.model_copy(update={**updated, "unit_size": unit_size})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Discards what the steps print, and their warnings: they are about a run that is thrown away."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Restores torch's number of threads, which the steps' workers change."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,127 @@
+"""The estimate of a dry run: what is timed, how it is scaled, and what status makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import Connection
+from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs import generate_maps, run_pipeline, train_ficklenet
+from jobs.cli import estimate as estimating
+from jobs.cli import plans, timing
+from jobs.cli.estimate import Estimate, estimate_steps
+from jobs.cli.pipeline import pipeline_steps
+from jobs.cli.timing import Paces, TrainingPace, UnitPace
+from jobs.preparation.prepare import prepare
+from jobs.reporting.run_status import run_status, status_lines
+from jobs.run.directory import Run, open_run
+from jobs.run.steps import BY_NAME
+from jobs.steps.estimates import StepEstimate, read_estimates, time_at_work, write_estimates
+from storage.receipts import Receipt
+
+HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
+LOCAL = Connection(num_cpus=2, num_gpus=0, num_nodes=1, is_to_start=True, is_optional=True)
+PACES = Paces(
+    {
+        "classifier": TrainingPace(0.5, 0.0, 0.25, 1.0, 1e6),
+        "maps": UnitPace(1.0, 0.0, 100.0),
+        "seeds": UnitPace(0.001, 0.0, 10.0),
+    }
+)
+
+
+@pytest.fixture
+def fresh_run(trained_run, drawn_images, tmp_path) -> Run:
+    """A prepared run of which no step was started: 12 training images and 2 for validation, in units of 4."""
+    run = open_run(str(tmp_path / "fresh"), defaults=trained_run.config.model_dump())
+    prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    return run
+
+
+def test_a_fresh_pipeline_is_timed_and_each_step_gets_a_time_and_a_size(fresh_run, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "SECONDS", 0)  # one round
+    monkeypatch.setattr(estimating, "_own_seconds", lambda: 1.0)
+    before = set(Path(fresh_run.uri).rglob("*"))
+    run_pipeline.main(["--run", fresh_run.uri, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "could not be timed" not in printed, printed
+    names = [row.name for row in pipeline_steps(fresh_run.config)]
+    estimates = read_estimates(fresh_run)
+    assert sorted(estimates) == sorted(names)
+    assert all(each.seconds > 0 and each.bytes > 0 for each in estimates.values())
+    assert printed.count("(timed on a few images)") == len(names)
+    assert set(Path(fresh_run.uri).rglob("*")) - before == {Path(fresh_run.uri, "estimate.json")}
+
+
+def test_the_total_has_a_price_if_one_is_given(fresh_run, monkeypatch, capsys):
+    found = Estimate({"maps": StepEstimate(90, 2e6)}, start_seconds=10, end_seconds=20)
+    monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: found)
+    run_pipeline.main(["--run", fresh_run.uri, "--dry-run", "--set", "cluster.price_per_hour=3.6"])
+    sentence = (
+        "pipeline: all of this takes about 2 min 0 s and 2.0 MB, and costs 0.12 at 3.6 per hour. 10 s of this are"
+    )
+    assert sentence in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("connection", "maps_seconds"), [(HERE, 14), (LOCAL, 8)])
+def test_times_are_scaled_by_images_epochs_and_workers(connection, maps_seconds, fresh_run, monkeypatch):
+    monkeypatch.setattr(estimating, "time_steps", lambda *_, **__: PACES)
+    monkeypatch.setattr(estimating, "_process_seconds", lambda: 2.0)
+    monkeypatch.setattr(estimating, "_own_seconds", lambda: 4.0)
+    found = estimate_steps(fresh_run, connection, [BY_NAME[name] for name in PACES.steps], is_whole=False)
+    # One epoch of one step of 10 images, a validation of 2 images, and a report
+    assert found.steps["classifier"] == StepEstimate(10 * 0.5 + 2 * 0.25 + 1.0, 1e6)
+    assert found.steps["maps"] == StepEstimate(maps_seconds, 1400.0)  # units of 4, 4, 4 and 2 on one or two workers
+    assert found.steps["seeds"].seconds == pytest.approx(0.014)
+    on_ray = 0 if connection.in_process else 5 + 2 * 1.5  # only the maps start workers of Ray
+    assert found.start_seconds == 4 + on_ray
+    assert found.seconds == pytest.approx(sum(step.seconds for step in found.steps.values()) + found.start_seconds)
+
+
+def test_what_is_finished_is_not_estimated_again(trained_run, monkeypatch):
+    monkeypatch.setattr(estimating, "time_steps", lambda *_, **__: PACES)
+    found = estimate_steps(trained_run, HERE, [BY_NAME["classifier"], BY_NAME["maps"]], is_whole=False)
+    assert found.steps["classifier"] == StepEstimate(0.0, 0.0) and found.steps["maps"].seconds == 14
+
+
+def test_a_frozen_backbone_costs_a_pass_for_each_image_and_its_mirror_image(fresh_run, monkeypatch):
+    pace = TrainingPace(0.0, 1.0, 0.0, 0.0, 1.0)
+    monkeypatch.setattr(estimating, "time_steps", lambda *_, **__: Paces({"classifier": pace}))
+    run = open_run(fresh_run.uri, None, ["classifier.epochs=30"])
+    found = estimate_steps(run, HERE, [BY_NAME["classifier"]], is_whole=False)
+    assert found.steps["classifier"].seconds == pytest.approx(2 * 12 + 2, abs=1e-3)
+
+
+def test_a_step_of_its_own_is_timed_if_nothing_of_it_is_finished(fresh_run, finished_maps_run, monkeypatch, capsys):
+    asked = []
+
+    def estimate(run, connection, rows, *, is_whole):
+        asked.append([row.name for row in rows])
+        return Estimate({name: StepEstimate(90, 2e6) for name in asked[-1]}, 0, 0)
+
+    monkeypatch.setattr(plans, "estimate_steps", estimate)
+    train_ficklenet.main(["--run", fresh_run.uri, "--dry-run"])
+    assert "  time:    about 1 min 30 s (timed on a few images)\n" in capsys.readouterr().out
+    generate_maps.main(["--run", finished_maps_run.uri, "--dry-run"])
+    assert asked == [["classifier"]]
+    assert not Path(fresh_run.uri, "estimate.json").exists()
+
+
+def test_a_refused_launch_is_refused_before_anything_is_timed(fresh_run, monkeypatch):
+    monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(ValueError, match="train_ficklenet"):
+        generate_maps.main(["--run", fresh_run.uri, "--dry-run"])
+
+
+def test_status_compares_the_estimate_with_the_real_time(finished_maps_run):
+    write_estimates(finished_maps_run, {"classifier": StepEstimate(100, 1), "maps": StepEstimate(200, 1)})
+    status = run_status(finished_maps_run)
+    lines = [line for line in status_lines(status) if "the estimate was" in line]
+    assert [line.partition("; ")[2] for line in lines] == ["the estimate was 1 min 40 s", "the estimate was 3 min 20 s"]
+    assert all(step.seconds > 0 for step in status.steps[:2])
+    assert status.steps[2].estimated_seconds is None
+
+
+def test_time_at_work_counts_parallel_workers_once_and_no_pauses():
+    times = [(4, 10), (5, 10), (3, 20)]  # seconds, finished
+    assert time_at_work(Receipt(n, n, n + 1, *pair) for n, pair in enumerate(times)) == 5 + 3
