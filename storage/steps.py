@@ -177,13 +177,21 @@ class Step:
         Raises:
             ValueError: the step was started again after the unit was begun.
         """
-        current = self.start_id()
-        if receipt.start_id and receipt.start_id != current:
+        if receipt.start_id:
+            self.require_current(receipt.start_id)
+        (self._done(receipt.start_id or self.start_id()) / receipt.name).write_bytes(receipt.to_json())
+
+    def require_current(self, start_id: str) -> None:
+        """Refuse to go on with an earlier start of the step.
+
+        Raises:
+            ValueError: the step was started again since.
+        """
+        if start_id != self.start_id():
             raise ValueError(
                 f"{self.location}: another launch restarted this step while this launch was running, so the results of "
                 "this launch are not used. To continue, run the command again with the settings of the other launch."
             )
-        (self._done(current) / receipt.name).write_bytes(receipt.to_json())
 
     def receipts(self, *, with_objects: bool = False) -> dict[int, Receipt]:
         """All receipts of the current start, by unit index; it lists once and reads the files concurrently.

@@ -120,7 +120,7 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
     """Computes the missing units and counts their receipts.
 
     Raises:
-        ValueError: too many images were skipped.
+        ValueError: too many images were skipped, or another launch restarted the step.
     """
     rows = plan.rows(job.skipped)
     seconds = job.seconds_for(plan.missing)
@@ -144,6 +144,9 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
             if job.observe:
                 job.observe(result)
             tally.check(job.title, max_fraction, job.command)
+    except Exception:
+        job.step.require_current(plan.start_id)  # if another launch restarted the step, this is the reason of the error
+        raise
     finally:
         progress.close()
         print(summary_line(job.title, tally.done, tally.skipped, tally.left, time.monotonic() - start), flush=True)

@@ -198,3 +198,15 @@ def test_seeds_from_ray_are_those_made_in_process(finished_maps_run, local_ray):
     run = open_run(finished_maps_run.uri, None, ["cluster.address="])
     launch_step(run, local_ray, "seeds", restart=True)
     np.testing.assert_array_equal(stored_seeds(run), expected)
+
+
+def test_a_launch_whose_step_was_restarted_says_so_whatever_failed_first(finished_maps_run, monkeypatch):
+    def restarted_meanwhile(maker, row):
+        step = maker.run.step("seeds")
+        monkeypatch.setattr(Step, "require_idle", lambda step: None)  # the other host does not see this one's heartbeat
+        step.open({"theta": 0.5}, "aggregate_seeds", restart=True)
+        raise FileNotFoundError("seeds.zarr: there are no arrays here yet.")
+
+    monkeypatch.setattr("jobs.maps.seeds_job.SeedMaker.__call__", restarted_meanwhile)
+    with pytest.raises(ValueError, match="another launch restarted this step while this launch was running"):
+        make_seeds(finished_maps_run)
