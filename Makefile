@@ -37,7 +37,7 @@ reference: $(VENV)/.installed   ## the pages of docs/ that follow from the code
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): 7 GB, 2 to 5 minutes, silent meanwhile."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 	@echo "Installed."
 
