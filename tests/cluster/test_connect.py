@@ -187,6 +187,9 @@ def test_in_process_starts_nothing() -> None:
 @pytest.mark.parametrize(("address", "is_optional"), [("", True), (None, True), ("local", False)])
 def test_a_local_ray_is_optional_unless_it_is_asked_for(address, is_optional, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.connect._promised", [])
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # the Ray of other tests does not count, and lives on
+    monkeypatch.setattr("ray.shutdown", lambda: None)
     with connect(address) as connection, connect() as inner:
         assert (connection.is_optional, inner.is_optional) == (is_optional, is_optional)
 
