@@ -223,7 +223,7 @@ def suspended(trial: Trial) -> str:
     trial.network.join(ONE)
     launch.send(signal.SIGCONT)
     woken = trial.end(launch)
-    assert woken != "0", "a driver that lost its right told its work as done"
+    assert woken != "0", "a driver that lost its right reported its work as done"
     return f"cut off after {units} units; restart at once: {early}; after 65 s: {late}; the first one, joined: {woken}"
 
 

@@ -37,7 +37,7 @@ from storage.location import Location
 from storage.manifest import Manifest, write_manifest
 
 SECONDS = 60
-"""What all rounds together may take, about."""
+"""The time that all rounds together may take, in seconds; approximate."""
 
 EPOCHS = 3
 FROZEN_EPOCHS = 8  # with a frozen backbone; by then each image and its mirror image have passed through it
@@ -50,7 +50,7 @@ class UnitPace:
 
     Attributes:
         seconds: working time of one worker.
-        finish_seconds: time of what is done once at the end, for each image.
+        finish_seconds: time of the work at the end of the step, divided by the number of images.
         bytes: stored bytes.
     """
 
@@ -64,7 +64,7 @@ class TrainingPace:
     """The costs of a training.
 
     Attributes:
-        step_seconds: of an image in a step.
+        step_seconds: seconds of an image in a step.
         pass_seconds: of an image's first pass through a frozen backbone, whose features are kept; 0 if none is frozen.
         validation_seconds: of an image in a validation.
         epoch_seconds: of the report and the checkpoint at the end of an epoch.
@@ -80,7 +80,7 @@ class TrainingPace:
 
 @dataclass(frozen=True)
 class Paces:
-    """What a round has found.
+    """The results of a round.
 
     Attributes:
         steps: by name; a step that could not be run is not among them.
