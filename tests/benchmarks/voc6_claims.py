@@ -121,13 +121,13 @@ def draw(found: Sequence[Figures], file: Path) -> None:
     def line(axis: plt.Axes, places: Sequence[float], rows: Sequence[Row], label: str, style: str) -> None:
         values = np.array([[figures[row][0] for row in rows] for figures in found])
         axis.plot(places, values.mean(0), style, label=label)
-        axis.fill_between(places, values.min(0), values.max(0), alpha=0.2)
+        axis.fill_between(places, values.min(0), values.max(0), alpha=0.2, color=style[:2])
 
-    line(by_number, NUMS_OF_SAMPLES, [(PAPER_P, str(number)) for number in NUMS_OF_SAMPLES], "N samples", "o-")
-    for what, style in (("deterministic", "--"), ("blurred", ":")):
+    line(by_number, NUMS_OF_SAMPLES, [(PAPER_P, str(number)) for number in NUMS_OF_SAMPLES], "N samples", "C0o-")
+    for what, style in (("deterministic", "C1--"), ("blurred", "C2:")):
         line(by_number, NUMS_OF_SAMPLES, [(PAPER_P, what)] * len(NUMS_OF_SAMPLES), what, style)
         line(by_rate, DROP_RATES, [(rate, what) for rate in DROP_RATES], what, style)
-    line(by_rate, DROP_RATES, [(rate, str(PAPER_N)) for rate in DROP_RATES], f"{PAPER_N} samples", "o-")
+    line(by_rate, DROP_RATES, [(rate, str(PAPER_N)) for rate in DROP_RATES], f"{PAPER_N} samples", "C0o-")
     by_number.set(xscale="log", xlabel=f"samples N, p = {PAPER_P}", ylabel="seed mIoU, report part")
     by_number.set_xticks(NUMS_OF_SAMPLES, [str(number) for number in NUMS_OF_SAMPLES])
     by_rate.set(xlabel="drop rate p, in training and in inference")
