@@ -1,6 +1,8 @@
 """Finds the meaning of a table's columns: by their names, by the command line, or by their cells of 0 and 1."""
 
 import difflib
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,7 @@ NAMES = {
     "saliency": ("saliency", "saliency_path"),
 }  # fmt: skip
 KNOWN = tuple(NAMES)
-_NO_CLASS = ("index", "unnamed: 0", "level_0")  # pandas' names for row numbers
+_NO_CLASS = ("index", "unnamed:_0", "level_0")  # pandas' names for row numbers
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def find_columns(
         ValueError: a column is missing or misspelt, or a meaning has several columns. The message does not name the
             file.
     """
-    plain = [clean_name(name).casefold() for name in header]
+    plain = [_plain(name) for name in header]
     if not any(plain):
         raise ValueError("the table is empty; its first line must name the columns, such as image,labels")
     _require_different(header, plain)
@@ -71,9 +73,10 @@ def find_columns(
             continue
         there = [name for name in names if name in plain]
         if len(there) > 1 and there[0] != names[0]:
+            first, second = (header[plain.index(name)] for name in there[:2])
             raise ValueError(
-                f"columns {there[0]!r} and {there[1]!r} may both be the {meaning}. Say which: "
-                f"{_flag(meaning)} {there[0]}"
+                f"columns {first!r} and {second!r} may both be the {meaning}. Say which: "
+                f"{_flag(meaning)} {shlex.quote(first)}"
             )
         if there:
             found[meaning] = plain.index(there[0])
@@ -85,7 +88,7 @@ def find_columns(
         more = "" if "labels" in found else ", and which names the labels: --label-column NAME"
         raise ValueError(
             f"no column 'image'; it has {words(named)}. Say which column names the images: --image-column "
-            f"{named[0]}{more}"
+            f"{shlex.quote(named[0])}{more}"
         )
     classes = {} if "labels" in found else _class_columns(header, plain, rows, found, class_names)
     if needs_labels and "labels" not in found and not classes:
@@ -127,12 +130,17 @@ def _class_columns(
     return {name: classes[name] for name in class_names if name in classes}
 
 
+def _plain(name: str) -> str:
+    """A name without case, and with "_" between its words: "File name" is the same as "file_name"."""
+    return re.sub(r"[\s_-]+", "_", clean_name(name).casefold())
+
+
 def _given(header: Sequence[str], plain: Sequence[str], meaning: str, name: str) -> int:
     wanted = clean_name(name)
     if wanted in map(clean_name, header):
         return [clean_name(each) for each in header].index(wanted)
-    if wanted.casefold() in plain:
-        return plain.index(wanted.casefold())
+    if _plain(wanted) in plain:
+        return plain.index(_plain(wanted))
     near = difflib.get_close_matches(wanted, header, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {words(header)}"
     raise ValueError(f"{_flag(meaning)} {name}: no such column; {hint}")

@@ -89,6 +89,7 @@ def test_empty_cells_at_the_end_may_be_left_out(folder: Location) -> None:
         ("image,labels,spilt\na,b,c\n", r"column 'spilt': unknown. Did you mean 'split'\? Then rename it\."),
         ("image,breed\na,b\n", r"no column 'labels', and no columns of 0 and 1; .* as in --label-column breed"),
         ("picture_nr,labels\na,b\n", r"no column 'image'; it has picture_nr, labels. Say .*--image-column picture_nr"),
+        ("My picture,labels\na,b\n", r"no column 'image'; it has My picture, .*--image-column 'My picture'"),
         ("image,labels,image\na,b,c\n", "two columns are called 'image'; rename one of them"),
         ("image,label,class\na,b,c\n", "columns 'label' and 'class' may both be the labels. .*--label-column label"),
         ("0.jpg,cat\n1.jpg,dog\n", "its first line does not have the names of the columns; add a line such as"),
@@ -295,3 +296,8 @@ def test_a_parquet_table_without_its_columns_is_refused(location: Location) -> N
 def test_a_row_of_parquet_that_names_no_image_says_so(folder: Location) -> None:
     source = read_parquet_table(put_parquet(folder / "t.parquet", image=["a.jpg", None], labels=["cat", "x"]), folder)
     assert (source.images[1].image_id, source.images[1].problem) == ("row 2", "its row names no image")
+
+
+def test_names_of_columns_may_have_spaces(folder: Location) -> None:
+    source = read(folder, "File name,Labels\na.jpg,cat\nb.jpg,dog\n")
+    assert labels(source) == [("cat",), ("dog",)]
