@@ -33,7 +33,8 @@ from ficklenet.classifier import ClassifierSpec, FickleNet
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import training_step
 from ficklenet.expansion import literal_logits
-from ficklenet.masks import TRAINING_STREAM, dropout_masks, mask_key
+from ficklenet.masks import mask_key
+from ficklenet.training_masks import training_masks
 from ficklenet.transforms import normalize
 
 NUM_CLASSES = 20
@@ -121,16 +122,17 @@ def make_step(options: argparse.Namespace, model: FickleNet, images: Tensor, tar
 
 def logits_of(model: FickleNet, features: Tensor, keys: list[int], *, is_literal: bool) -> Tensor:
     spec, head = model.spec, model.head
-    masks = dropout_masks(
+    masks = training_masks(
         keys,
-        [0],
+        0,
         kernel_size=spec.kernel_size,
         grid=spec.grid,
         drop_rate=spec.drop_rate,
-        stream=TRAINING_STREAM,
         device=features.device,
-    )[:, 0]
-    return literal_logits(features, head.weight, head.bias, masks) if is_literal else head(features, masks)
+    )
+    if is_literal:
+        return literal_logits(features, head.weight, head.bias, masks[:, : spec.kernel_size**2])
+    return head(features, masks)
 
 
 def clock(device: torch.device) -> float:
