@@ -1,6 +1,7 @@
 """The masks of a training step: one sample per image and epoch, of the training stream of ``ficklenet.masks``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def training_masks(
         bool or uint8 (B, D, V), 0 or 1. On a GPU, rows of zeros may follow the D offsets.
     """
     kernels = kernels_for("triton_masks", device)
-    settings = {"kernel_size": kernel_size, "grid": grid, "drop_rate": drop_rate, "device": device}
+    settings: dict[str, Any] = {"kernel_size": kernel_size, "grid": grid, "drop_rate": drop_rate, "device": device}
     if kernels is not None:
         return kernels.training_masks(keys, epoch, **settings)
     return dropout_masks(keys, [epoch], **settings, stream=TRAINING_STREAM)[:, 0]
