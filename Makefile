@@ -11,7 +11,7 @@ demo: $(VENV)/.installed        ## draw a small data set; its labels become mask
 	$(BIN)/python jobs/run_pipeline.py --demo
 
 test: $(VENV)/.installed lint   ## everything that must hold
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 coverage: $(VENV)/.installed    ## which lines the tests run, in this process; workers of Ray are not seen
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

@@ -10,7 +10,7 @@ from ``build_backbone`` under a name of ``BACKBONE_NAMES``. Nothing else needs t
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -84,6 +84,12 @@ class Backbone(Protocol):
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The backbone's weights, under its own names, from a state dict with the published names."""
+
+    def eval(self) -> Any:
+        """As ``nn.Module`` has it."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As ``nn.Module`` has it."""
 
     def state_dict(self) -> dict[str, Any]:
         """As ``nn.Module`` has it."""

@@ -1,8 +1,8 @@
-"""Trains only the classifier's head, on features of a frozen backbone that are computed once.
+"""Features of a frozen backbone, which are computed once, and the training of the classifier's head on them.
 
 A frozen backbone gives the same features in every epoch. So they are computed once per image and once for its mirror
-image, and kept. A step computes only the stochastic head: one product with this epoch's masks and one linear layer. On
-one CPU core this takes 5 to 10 ms per image; VGG-16 would take 0.8 s.
+image, and kept. A step of the classifier computes only the stochastic head: one product with this epoch's masks and one
+linear layer. On one CPU core this takes 5 to 10 ms per image; VGG-16 would take 0.8 s.
 
 There are no random crops here: the features are those of the whole image. No loop over workers, no files.
 
@@ -16,10 +16,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ficklenet.backbones import Backbone
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import learning_rate_at, step_in_micro_batches
 from ficklenet.head import StochasticHead
 from ficklenet.training_masks import training_masks
+from ficklenet.transforms import normalize
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,39 @@ class FeatureBatch:
     targets_BC: Tensor
     keys: Sequence[int]
     weights_B: Tensor | None = None
+
+
+def is_frozen(backbone: Backbone) -> bool:
+    """Whether no weight of the backbone is trained."""
+    return not any(weight.requires_grad for stage in backbone.stage_weights() for weight in stage)
+
+
+@torch.inference_mode()
+def frozen_features(
+    backbone: Backbone, images_BCHW: Tensor, precision: torch.dtype, *, micro_batch_size: int = 0
+) -> Tensor:
+    """The features of some images, as they are kept.
+
+    Args:
+        backbone: in evaluation mode.
+        images_BCHW: uint8 RGB.
+        precision: the backbone's precision.
+        micro_batch_size: images in one pass; 0: all. On a CPU it is always 1: this is as fast, and an image has the
+            same bits in every batch.
+
+    Returns:
+        float16 (B, K, H, W) on the CPU; larger values become float16's largest.
+    """
+    device = next(backbone.parameters()).device
+    size = 1 if device.type == "cpu" else micro_batch_size or len(images_BCHW)
+    limit = torch.finfo(torch.float16).max
+    found = []
+    for part_BCHW in images_BCHW.split(size):
+        inputs_BCHW = normalize(part_BCHW.to(device, non_blocking=True))
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            features_BKHW = backbone(inputs_BCHW.contiguous(memory_format=torch.channels_last))
+        found.append(features_BKHW.float().clamp(-limit, limit).half().cpu())
+    return torch.cat(found).contiguous()
 
 
 def head_loss(head: nn.Module, batch: FeatureBatch, epoch: int, *, drop_rate: float) -> Tensor:

@@ -7,6 +7,7 @@ and on masks of images that have one. No loop, no workers, no checkpoints.
 Shape legend: B images, L labels (background and classes), H W pixels of the network input, h w the backbone's grid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,7 @@ class SegmentationBatch(NamedTuple):
         present: bool (B, L): the labels that may grow, which are the image's classes and the background.
         truth: integer (B, h, w) like the seeds; all unknown if the image has no mask or the mask may not be read.
         weights: float (B,); 0 leaves an unreadable image out.
+        features: float (B, K, H', W'): the output of the frozen backbone for these images; None: not computed yet.
     """
 
     images: Tensor
@@ -50,14 +52,20 @@ class SegmentationBatch(NamedTuple):
     present: Tensor
     truth: Tensor
     weights: Tensor
+    features: Tensor | None = None
 
     def to(self, device: torch.device) -> "SegmentationBatch":
         """The same batch on a device."""
-        return SegmentationBatch(*(values.to(device, non_blocking=True) for values in self))
+        return self._each(lambda values: values.to(device, non_blocking=True))
 
     def micro_batch(self, chosen: slice) -> "SegmentationBatch":
         """Some of the batch's images."""
-        return SegmentationBatch(*(values[chosen] for values in self))
+        return self._each(lambda values: values[chosen])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "SegmentationBatch":
+        features = None if self.features is None else change(self.features)
+        images, seeds, present, truth, weights = map(change, self[:5])
+        return SegmentationBatch(images, seeds, present, truth, weights, features)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def segmentation_loss(
         Scalars: "loss" with its graph, and its unweighted parts "seed", "boundary" and "full" without a graph.
     """
     # 1. Predict
-    probabilities_BLhw = _predict(model, batch.images, precision)
+    probabilities_BLhw = _predict(model, batch, precision)
     nothing_B = probabilities_BLhw.new_zeros(len(batch.images))
     parts = {"seed": nothing_B, "boundary": nothing_B, "full": full_loss(probabilities_BLhw, batch.truth)}
 
@@ -162,6 +170,7 @@ def relabelled_batch(
     teacher: nn.Module,
     batch: SegmentationBatch,
     *,
+    uses_features: bool = False,
     micro_batch_size: int = 0,
     precision: torch.dtype = torch.float32,
     map_images: Map = map,
@@ -172,13 +181,15 @@ def relabelled_batch(
     Args:
         teacher: the other network, in evaluation mode, on the batch's device. The CRF refines its probabilities, and
             the most probable of an image's labels becomes the truth.
+        uses_features: the batch's features, if there are any, are those of the teacher's backbone too.
         micro_batch_size: images in one pass of the teacher; 0: all.
         precision, map_images: as in ``segmentation_loss``.
     """
     truths, geometry = [], _geometry(teacher)
     for start in range(0, len(batch.images), micro_batch_size or len(batch.images)):
         part = batch.micro_batch(slice(start, start + (micro_batch_size or len(batch.images))))
-        probabilities_BLhw = _predict(teacher, part.images, precision)
+        part = part if uses_features else part._replace(features=None)
+        probabilities_BLhw = _predict(teacher, part, precision)
         refined_BLhw = refine_batch(
             probabilities_BLhw, geometry.at_cells(part.images), crf_parameters(geometry), map_images=map_images
         )
@@ -188,11 +199,13 @@ def relabelled_batch(
     return batch._replace(truth=torch.cat(truths))
 
 
-def _predict(model: nn.Module, images_BCHW: Tensor, precision: torch.dtype) -> Tensor:
-    """Label probabilities, float32 (B, L, h, w), of uint8 images."""
-    inputs_BCHW = normalize(images_BCHW).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs_BCHW.device.type, precision, enabled=precision != torch.float32):
-        logits_BLhw = model(inputs_BCHW)
+def _predict(model: nn.Module, batch: SegmentationBatch, precision: torch.dtype) -> Tensor:
+    """Label probabilities, float32 (B, L, h, w), of a batch's images, or of their features if these are known."""
+    with torch.autocast(batch.images.device.type, precision, enabled=precision != torch.float32):
+        if batch.features is None:
+            logits_BLhw = model(normalize(batch.images).contiguous(memory_format=torch.channels_last))
+        else:
+            logits_BLhw = model(batch.images, batch.features)
     return label_probabilities(logits_BLhw)
 
 

@@ -89,11 +89,16 @@ class Segmenter(nn.Module):
         self.backbone = build_backbone(spec.backbone, spec.output_stride)
         self.head = _head(spec, self.backbone.out_channels)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> logits (B, L, h, w) of background and classes."""
+    def forward(self, images_BCHW: Tensor, features_BKHW: Tensor | None = None) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, L, h, w) of background and classes.
+
+        Args:
+            features_BKHW: the backbone's output, if it is known; then the images are not used. DeepLab v3+ needs more
+                than this output, so it cannot use it.
+        """
         if isinstance(self.head, DeepLabV3Plus):
             return self.head(*self.backbone.with_low_level(images_BCHW))
-        return self.head(self.backbone(images_BCHW))
+        return self.head(self.backbone(images_BCHW) if features_BKHW is None else features_BKHW)
 
 
 def logits_geometry(

@@ -18,6 +18,9 @@ import pytest
 
 from storage.location import Location
 
+# Ray's workers have a low priority by default. On two cores they would wait for the tests of the other process.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 BUCKET = "test-bucket"
 _START_SECONDS = 60
 _folders = count()

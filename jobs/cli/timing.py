@@ -188,7 +188,7 @@ def _training_pace(run: Run, row: StepRow) -> TrainingPace:
     stepping = [num_images / line["images_per_second"] for line in epochs]
     validating = [line.get("validation_seconds", 0.0) for line in epochs]
     others = [line["seconds"] - step - check for line, step, check in zip(epochs, stepping, validating, strict=True)]
-    is_frozen = (step.fingerprint() or {}).get("images_are") == "whole"
+    is_frozen = getattr(run.config, row.section).frozen_stages == "all"
     usual = min(stepping) if is_frozen else float(np.mean(stepping[1:]))
     num_passes = num_images * (2 - 2.0 ** (1 - len(epochs)))  # an image or its mirror image, the first time
     passes = max(0.0, sum(stepping) - len(epochs) * usual) / num_passes if is_frozen else 0.0
@@ -252,14 +252,12 @@ def _small_config(config: Config, num_training: int, epochs: int, num_threads: i
     for name in ("classifier", "segmenter"):
         section = getattr(config, name)
         sections[name] = {
-            "epochs": epochs,
+            "epochs": FROZEN_EPOCHS if section.frozen_stages == "all" else epochs,
             "min_steps": 1,
             "batch_size": min(section.batch_size, num_training),
             "weights": "none" if section.weights == "imagenet" else section.weights,  # equally fast, and no download
         }
     sections["classifier"] |= {"keep": "last", "validate_every": 1}
-    if config.classifier.frozen_stages == "all":
-        sections["classifier"]["epochs"] = FROZEN_EPOCHS
     updated = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     unit_size = max(1, min(config.unit_size, num_training // 2))
     return config.model_copy(update={**updated, "unit_size": unit_size})

@@ -126,6 +126,10 @@ class NetworkConfig(Section):
         description="distance of neighbouring feature cells in pixels. It applies to networks of timm that can be "
         "dilated; vgg16, resnet101 and small always have 8, and other networks have a fixed stride of their own",
     )
+    kept_features_gb: Annotated[float, Field(ge=0)] = runtime_field(
+        40.0,
+        "if the whole backbone is frozen: most space in GB that its features may take in a worker's temporary folder",
+    )
 
 
 class ClassifierConfig(NetworkConfig):
@@ -173,10 +177,6 @@ class ClassifierConfig(NetworkConfig):
     )
     layer_learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="the learning rate of each backbone stage is that of the next stage times this"
-    )
-    kept_features_gb: Annotated[float, Field(ge=0)] = runtime_field(
-        40.0,
-        "if the whole backbone is frozen: most space in GB that its features may take in a worker's temporary folder",
     )
     halve_every: Count = Field(10, description="the learning rate is halved after each so many epochs")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty on all weights")

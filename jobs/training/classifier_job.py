@@ -1,21 +1,19 @@
 """The step `classifier`: FickleNet trained on image-level labels."""
 
-import tempfile
 from typing import Any
 
 from cluster.connect import Connection
 from ficklenet.backbones import require_imagenet_weights
 from ficklenet.classifier import FickleNet
+from ficklenet.frozen_features import is_frozen
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
-from jobs.steps.progress import duration, size
 from jobs.training.backbone_weights import weights_hash
 from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker
-from jobs.training.frozen_training import is_whole_backbone_frozen
 from jobs.training.image_list import ImageList, image_list
-from jobs.training.kept_features import bytes_of
+from jobs.training.kept_features import features_in_words
 from jobs.training.plan import training_plan
 from jobs.training.training_data import validation_images
 from jobs.training.training_job import TrainingJob
@@ -79,28 +77,16 @@ def _whole_frozen(config: Config, manifest: Manifest) -> FickleNet | None:
         return None
     classifier = FickleNet(classifier_spec(config, manifest.class_names))
     classifier.backbone.freeze_stages(config.classifier.frozen_stages)
-    return classifier if is_whole_backbone_frozen(classifier) else None
+    return classifier if is_frozen(classifier.backbone) else None
 
 
 def _features_in_words(
     classifier: FickleNet, num_training: int, num_validation: int, config: Config, device: str
 ) -> str:
     """The cost of a frozen backbone, in words: its passes, and the space for their features."""
-    settings, side = config.classifier, config.images.input_size
-    num_passes = 2 * num_training + num_validation
-    each = bytes_of((classifier.backbone.out_channels, *classifier.spec.grid))
-    num_kept = min(num_passes, int(1e9 * settings.kept_features_gb // each))
-    is_measured = device == "cpu" and settings.backbone == "vgg16"
-    seconds = f", about {duration(1.05 * (side / 321) ** 2 * num_passes)} of one core" if is_measured else ""
-    kept = "Their features" if num_kept == num_passes else f"The features of {num_kept:,} passes"
-    later = (
-        "Then no image is decoded again." if num_kept == num_passes else "The other passes are repeated in each epoch."
-    )
-    return (
-        f"the backbone is frozen, so each image and its mirror image run through it once: up to {num_passes:,} passes"
-        f"{seconds}. {kept} are kept in {tempfile.gettempdir()} (TMPDIR) on each worker's machine: up to "
-        f"{size(num_kept * each)}, limited by classifier.kept_features_gb = {settings.kept_features_gb:g}. {later}"
-    )
+    shape = (classifier.backbone.out_channels, *classifier.spec.grid)
+    words, are_all_kept = features_in_words("classifier", config, shape, 2 * num_training + num_validation, device)
+    return f"{words} Then no image is decoded again." if are_all_kept else words
 
 
 def _training_images(config: Config, manifest: Manifest) -> ImageList:

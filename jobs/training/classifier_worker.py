@@ -11,13 +11,14 @@ from ficklenet.backbones import backbone_geometry, require_backbone_name
 from ficklenet.batches import addressed_batches
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
 from ficklenet.classifier_training import PRETRAINED_FACTOR, learning_rate_at, make_optimizer, training_step
+from ficklenet.frozen_features import is_frozen
 from ficklenet.metrics import average_precision
 from ficklenet.transforms import normalize
 from jobs.run.config_keys import ClassifierConfig, Config
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.training.backbone_weights import load_weights
-from jobs.training.frozen_training import FrozenTraining, is_whole_backbone_frozen
+from jobs.training.frozen_training import FrozenTraining
 from jobs.training.image_list import ListedImage, image_list
 from jobs.training.plan import Plan, training_plan
 from jobs.training.training_data import (
@@ -53,7 +54,7 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         layer_decay=config.layer_learning_rate_decay,
     )
     precision = _precision(context, config)
-    learn = _learn_features if is_whole_backbone_frozen(classifier) else _learn_images
+    learn = _learn_features if is_frozen(classifier.backbone) else _learn_images
     passes = learn(context, classifier, optimizer, plan, images, manifest, run.config, precision)
 
     # 2. The loop

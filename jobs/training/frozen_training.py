@@ -17,9 +17,8 @@ from torch import Tensor
 from cluster.training_context import TrainingContext
 from ficklenet.batches import addressed_batches, keyed_generator
 from ficklenet.classifier import FickleNet
-from ficklenet.frozen_features import FeatureBatch, head_step
+from ficklenet.frozen_features import FeatureBatch, frozen_features, head_step
 from ficklenet.masks import mask_key
-from ficklenet.transforms import normalize
 from jobs.run.config_keys import Config
 from jobs.training.image_list import ListedImage
 from jobs.training.kept_features import KeptFeatures
@@ -34,11 +33,6 @@ from jobs.training.training_data import (
 )
 
 View = tuple[int, bool]  # the position of an image in the list, and whether it is mirrored
-
-
-def is_whole_backbone_frozen(classifier: FickleNet) -> bool:
-    """Whether only the head is trained."""
-    return not any(weight.requires_grad for stage in classifier.backbone.stage_weights() for weight in stage)
 
 
 @dataclass(frozen=True)
@@ -147,25 +141,18 @@ class FrozenTraining:
             share, new = waiting.popleft()
             yield self._batch(share, self._compute(new, images))
 
-    @torch.inference_mode()
     def _compute(self, views: Sequence[View], images: ImageBatch | None) -> dict[View, np.ndarray]:
         """Computes the features of decoded images, and keeps them if there is room."""
         found: dict[View, np.ndarray] = {}
         if images is None:
             return found
-        device, size = self.context.device, self.config.classifier.micro_batch_size or len(views)
-        size = 1 if device.type == "cpu" else size  # equally fast, and a resumed training gets the same bits
-        for start in range(0, len(views), size):
-            inputs = normalize(images.images[start : start + size].to(device, non_blocking=True))
-            with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-                features = self.classifier.backbone(inputs.contiguous(memory_format=torch.channels_last))
-            limit = torch.finfo(torch.float16).max
-            computed = features.float().clamp(-limit, limit).half().cpu().contiguous().numpy()
-            found |= dict(zip(views[start : start + size], computed, strict=True))
-        for view in views:
+        backbone, size = self.classifier.backbone, self.config.classifier.micro_batch_size
+        features = frozen_features(backbone, images.images, self.precision, micro_batch_size=size).numpy()
+        for view, computed in zip(views, features, strict=True):
+            found[view] = computed
             if reason := images.skipped.get(self.dataset.images[view[0]].image_id):
                 self.unreadable[view] = reason
-            self.kept.put(view, found[view])
+            self.kept.put(view, computed)
         return found
 
     def _batch(self, share: Sequence[View], new: dict[View, np.ndarray]) -> LoadedFeatures:

@@ -4,9 +4,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Hashable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jobs.run.config_keys import Config
+from jobs.steps.progress import duration, size
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +34,19 @@ class KeptFeatures:
         num_wanted: how many to keep if there is room.
         most_bytes: the most bytes for all of them.
         num_sharing: the number of processes on this machine that keep features.
+        key: the key of ``most_bytes``, for messages.
     """
 
-    def __init__(self, shape: tuple[int, ...], num_wanted: int, *, most_bytes: float, num_sharing: int = 1) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_wanted: int,
+        *,
+        most_bytes: float,
+        num_sharing: int = 1,
+        key: str = "classifier.kept_features_gb",
+    ) -> None:
+        self.key = key
         self.folder = tempfile.gettempdir()
         free = LARGEST_SHARE * shutil.disk_usage(self.folder).free / num_sharing
         self.num_places = min(num_wanted, int(min(most_bytes, free) // bytes_of(shape)))
@@ -71,10 +85,28 @@ class KeptFeatures:
             self._file.flush()
         except OSError as error:
             raise ValueError(
-                f"classifier.kept_features_gb: features cannot be kept in {self.folder} ({error.strerror}). Lower it, "
+                f"{self.key}: features cannot be kept in {self.folder} ({error.strerror}). Lower it, "
                 "or set the environment variable TMPDIR to another folder."
             ) from error
 
     def get(self, key: Hashable) -> NDArray[np.float16]:
         """The kept features of a key; a view of the file."""
         return self._features[self._places[key]]
+
+
+def features_in_words(
+    section: Literal["classifier", "segmenter"], config: Config, shape: tuple[int, ...], num_passes: int, device: str
+) -> tuple[str, bool]:
+    """The passes of a frozen backbone and the space for their features, in words; and whether all are kept."""
+    settings, each = getattr(config, section), bytes_of(shape)
+    num_kept = min(num_passes, int(1e9 * settings.kept_features_gb // each))
+    is_measured = device == "cpu" and settings.backbone == "vgg16"
+    seconds = 1.05 * (config.images.input_size / 321) ** 2 * num_passes
+    of_a_core = f", about {duration(seconds)} of one core" if is_measured else ""
+    kept = "Their features" if num_kept == num_passes else f"The features of {num_kept:,} passes"
+    words = (
+        f"the backbone is frozen, so each image and its mirror image run through it once: up to {num_passes:,} passes"
+        f"{of_a_core}. {kept} are kept in {tempfile.gettempdir()} (TMPDIR) on each worker's machine: up to "
+        f"{size(num_kept * each)}, limited by {section}.kept_features_gb = {settings.kept_features_gb:g}."
+    )
+    return (words, True) if num_kept == num_passes else (f"{words} The other passes are repeated in each epoch.", False)

@@ -8,7 +8,7 @@ from jobs.steps.compute import resolved_device
 from jobs.steps.networks import require_network
 from jobs.training.plan import training_plan
 from jobs.training.segmentation_worker import segmentation_worker
-from jobs.training.segmenter_job import check_images, require_start_weights, segmentation_fingerprint
+from jobs.training.segmenter_job import check_images, frozen_note, require_start_weights, segmentation_fingerprint
 from jobs.training.training_job import TrainingJob
 
 
@@ -26,7 +26,8 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     if device == "cpu":
         require_pydensecrf()
     require_start_weights(run, manifest)
-    plan = training_plan("retrained", run.config, check_images(run.config, manifest))
+    num_images = check_images(run.config, manifest)
+    plan = training_plan("retrained", run.config, num_images)
     return TrainingJob(
         plan=plan,
         worker=segmentation_worker,
@@ -34,6 +35,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         fingerprint=segmentation_fingerprint(run, plan, device, ["segmenter"]),
         keep="last",
         subject=f"{config.backbone}, on the first network's labels,",
+        notes=[frozen_note(run.config, manifest, num_images, device)],
     )
 
 

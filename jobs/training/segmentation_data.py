@@ -26,7 +26,10 @@ from storage.seed_store import SeedStore
 
 
 class SegmentationExample(NamedTuple):
-    """An image uint8 (3, S, S), seeds and truth int64 (h, w), present labels bool (L,), and why it is unusable."""
+    """An image uint8 (3, S, S), seeds and truth int64 (h, w), present labels bool (L,), and why it is unusable.
+
+    ``is_mirrored`` is about all three arrays of cells and pixels.
+    """
 
     pixels: np.ndarray
     seeds: np.ndarray
@@ -34,13 +37,15 @@ class SegmentationExample(NamedTuple):
     truth: np.ndarray
     image_id: str
     problem: str = ""
+    is_mirrored: bool = False
 
 
 class LoadedBatch(NamedTuple):
-    """A batch, and the reasons why some of its images could not be read (weight 0)."""
+    """A batch, the reasons why some of its images could not be read (weight 0), and (image id, is mirrored) of each."""
 
     batch: SegmentationBatch
     skipped: dict[str, str]
+    views: list[tuple[str, bool]]
 
 
 def training_images(manifest: Manifest, config: Config) -> ImageList:
@@ -77,7 +82,7 @@ class SegmentationImages(Dataset):
         if not is_mirrored:
             return example
         pixels, seeds, truth = (values[..., ::-1].copy() for values in (example.pixels, example.seeds, example.truth))
-        return example._replace(pixels=pixels, seeds=seeds, truth=truth)
+        return example._replace(pixels=pixels, seeds=seeds, truth=truth, is_mirrored=True)
 
     def example(self, entry: ListedImage) -> SegmentationExample:
         """One image, not mirrored; all labels of an unusable image are unknown."""
@@ -118,4 +123,5 @@ def collate(examples: Sequence[SegmentationExample]) -> LoadedBatch:
     return LoadedBatch(
         SegmentationBatch(stacked("pixels"), stacked("seeds"), stacked("present"), stacked("truth"), weights),
         {example.image_id: example.problem for example in examples if example.problem},
+        [(example.image_id, example.is_mirrored) for example in examples],
     )

@@ -36,6 +36,7 @@ from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter
 from jobs.training.backbone_weights import load_weights
 from jobs.training.foreground import foreground_shares
+from jobs.training.frozen_segmentation import FrozenBackbone, have_the_same_weights, trains_only_the_head
 from jobs.training.plan import training_plan
 from jobs.training.segmentation_data import LoadedBatch, SegmentationImages, collate, training_images
 from jobs.training.training_data import load_batches, loader_processes
@@ -64,15 +65,21 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     )
     model = context.wrap(segmenter)
     teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
+    is_frozen = trains_only_the_head(segmenter)
+    frozen = FrozenBackbone(context, segmenter, len(images), config, precision) if is_frozen else None
+    teacher_uses_features = teacher is not None and have_the_same_weights(teacher.backbone, segmenter.backbone)
 
     with image_map(context.device, run.config.cluster.cpus_per_training_worker or 1) as map_images:
         # 2. A step, with this worker's share of the batch
         def step(loaded: LoadedBatch, number: int) -> Tensor:
             batch = loaded.batch.to(context.device)
+            if frozen is not None:
+                batch = frozen.with_features(loaded._replace(batch=batch))
             if teacher is not None:
                 batch = relabelled_batch(
                     teacher,
                     batch,
+                    uses_features=teacher_uses_features,
                     micro_batch_size=config.micro_batch_size,
                     precision=precision,
                     map_images=map_images,

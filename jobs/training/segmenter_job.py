@@ -7,6 +7,7 @@ import numpy as np
 from cluster.connect import Connection
 from ficklenet.backbones import require_imagenet_weights
 from ficklenet.crf import require_pydensecrf
+from ficklenet.segmenter import Segmenter
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
@@ -15,6 +16,8 @@ from jobs.steps.compute import precision_name, resolved_device, resolved_precisi
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.training.backbone_weights import weights_hash
+from jobs.training.frozen_segmentation import features_shape, trains_only_the_head
+from jobs.training.kept_features import features_in_words
 from jobs.training.plan import Plan, training_plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.segmentation_worker import (
@@ -54,8 +57,20 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         fingerprint=segmentation_fingerprint(run, plan, device, ["seeds"] if learns_seeds else []),
         keep="last",
         subject=f"{config.backbone}, {_named_supervision(run.config)},",
+        notes=[frozen_note(run.config, manifest, num_images, device)],
         verdict=lambda metrics: background_warning("segmenter", metrics, config),
     )
+
+
+def frozen_note(config: Config, manifest: Manifest, num_images: int, device: str) -> str:
+    """What it costs to keep the features of a backbone that is frozen as a whole; "" if they are not kept."""
+    if config.segmenter.frozen_stages == 0:
+        return ""
+    segmenter = Segmenter(segmenter_spec(config, manifest.class_names))
+    segmenter.backbone.freeze_stages(config.segmenter.frozen_stages)
+    if not trains_only_the_head(segmenter):
+        return ""
+    return features_in_words("segmenter", config, features_shape(segmenter), 2 * num_images, device)[0]
 
 
 def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[str]) -> dict[str, Any]:

@@ -101,9 +101,9 @@ def test_the_same_command_is_submitted_again_after_its_driver_was_lost(dashboard
     for process in drivers:
         process.kill()
     end = time.monotonic() + 120
-    while "FAILED" not in ray_job("status", "first", dashboard) and time.monotonic() < end:
+    while "'first' failed" not in ray_job("status", "first", dashboard) and time.monotonic() < end:
         time.sleep(1)
-    assert "FAILED" in ray_job("status", "first", dashboard)
+    assert "'first' failed" in ray_job("status", "first", dashboard)
     done = step.receipts()
     assert 0 < len(done) < 4, "killed too late to matter"
     require_the_same_bytes_after_another_submission(s3_run, dashboard, done, finished_maps_run)
