@@ -11,6 +11,7 @@ from ficklenet.model_file import model_record
 from ficklenet.segmenter import (
     ASPP,
     LARGEFOV,
+    SegmentationHead,
     Segmenter,
     SegmenterSpec,
     default_dilations,
@@ -88,6 +89,19 @@ def test_resnet_features_are_classified_by_one_layer():
     with torch.device("meta"):
         model = Segmenter(SegmenterSpec("resnet101", ("cat", "dog"), ASPP))
     assert [tuple(branch.weight.shape) for branch in model.head.branches] == [(3, 2048, 3, 3)] * 4
+
+
+@pytest.mark.parametrize("grid", [(9, 7), (4, 5)])  # the second is smaller than the largest dilation
+def test_branches_of_one_layer_give_what_torchs_convolutions_give_and_the_same_gradients(grid):
+    torch.manual_seed(0)
+    head = SegmentationHead(torch.nn.Conv2d(6, 3, 3, padding=dilation, dilation=dilation) for dilation in (1, 2, 5))
+    features = torch.randn(2, 6, *grid, requires_grad=True)
+    found, wanted = head(features), sum(branch(features) for branch in head.branches)
+    torch.testing.assert_close(found, wanted)
+    weights = [features, *head.parameters()]
+    gradients = zip(*(torch.autograd.grad(each.square().sum(), weights) for each in (found, wanted)), strict=True)
+    for of_found, of_wanted in gradients:
+        torch.testing.assert_close(of_found, of_wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_default_dilations_are_the_published_ones():

@@ -13,6 +13,7 @@ from torch import nn
 from cluster.connect import connect
 from ficklenet.backbones import build_backbone
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from ficklenet.frozen_features import is_frozen
 from ficklenet.geometry import GridGeometry
 from jobs.cli.launch import launch_step
 from jobs.exports.export_job import ExportRequest, export
@@ -23,7 +24,6 @@ from jobs.run.directory import Run, open_run
 from jobs.steps.launch import LaunchOptions
 from jobs.training.backbone_weights import fetch_imagenet_weights, load_weights, weights_hash
 from jobs.training.classifier_worker import backbone_factor, classifier_spec, new_classifier
-from jobs.training.frozen_training import is_whole_backbone_frozen
 from jobs.training.segmentation_data import SegmentationImages, training_images
 from jobs.training.segmentation_worker import segmenter_spec
 from storage.location import Location
@@ -222,7 +222,7 @@ def test_the_example_for_photographs_begins_with_weights_that_are_installed(tmp_
     config = open_run(str(tmp_path / "run"), str(EXAMPLES / "own_data.toml"), []).config
     classifier = new_classifier(config, ("cat", "dog"))
     assert (classifier.spec.grid, classifier.spec.kernel_size) == ((21, 21), 5)
-    assert classifier.backbone.keeps_statistics and is_whole_backbone_frozen(classifier)
+    assert classifier.backbone.keeps_statistics and is_frozen(classifier.backbone)
 
 
 def test_files_with_code_are_not_run_and_say_what_they_hold(source, tmp_path):
