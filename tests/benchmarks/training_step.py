@@ -98,7 +98,8 @@ def make_step(options: argparse.Namespace, model: FickleNet, images: Tensor, tar
     )
     optimizer = torch.optim.Adam(trained.parameters(), lr=1e-6)
     if options.side == "step":
-        return lambda: training_step(model, optimizer, images, targets, keys, 0, weights, precision=precision)
+        settings = {"total_weight": float(len(images)), "precision": precision}  # as in the job: no wait for the device
+        return lambda: training_step(model, optimizer, images, targets, keys, 0, weights, **settings)
     fixed = torch.rand(len(images), model.backbone.out_channels, *model.spec.grid, device=device)
     fixed = fixed.to(precision).contiguous(memory_format=torch.channels_last)
 
