@@ -13,6 +13,7 @@ import numpy as np
 
 from storage.label_values import ignore_value, label_dtype
 from storage.location import Location
+from storage.receipts import Receipt
 from storage.unit_arrays import ArraySpec, Mode, UnitArrays
 from storage.units import Unit
 
@@ -97,4 +98,13 @@ class CellStore:
             ValueError: the unit is not written yet.
         """
         found = self._arrays.read_unit(unit)
+        return found["features"], found["label"], found["classes"]
+
+    def read_earlier(self, receipt: Receipt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of an earlier receipt's rows, which were the whole unit before images were added to it.
+
+        Raises:
+            Damaged: they are not what was written then.
+        """
+        found = self._arrays.read_earlier(receipt)
         return found["features"], found["label"], found["classes"]

@@ -39,14 +39,14 @@ from jobs.steps.finished import require_finished
 from jobs.steps.launch import UnitPlan
 from jobs.steps.networks import require_network
 from jobs.steps.unit_driver import UnitStepJob
-from jobs.steps.unit_rows import finish_unit
+from jobs.steps.unit_rows import earlier_part, finish_unit
 from storage.cell_store import CellStore
 from storage.errors import BadImage
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
 from storage.records import read_json, seal
-from storage.steps import Skipped
+from storage.steps import ADDED, Skipped
 from storage.units import Unit
 
 ALGORITHM_VERSION = 1  # raise it when code between images and maps and the stored cells and network changes results
@@ -76,7 +76,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             algorithm_version=ALGORITHM_VERSION,
             columns=MANIFEST_COLUMNS,
             upstream=["classifier", "maps"],
-            is_of_all_images=True,  # the network learns the cells of all of them
             seed=config.seed,
             data=config.data.result_settings(),
             images=config.images.limits,
@@ -150,8 +149,14 @@ class CellMaker:
         """The unreadable images, which have no cells, and the features, labels and classes to store."""
         config, spec, unit = self.config, self.stages.spec, row["unit"]
         num_cells, ignore = config.cells.cells_per_image, ignore_value(len(spec.class_names))
-        found, maps = read_unit_images(self.run, row), self.run.maps().read_unit(unit)
-        skipped = list(found.skipped)
+        earlier, kept = earlier_part(
+            self.run,
+            self.run.step("cells"),
+            row,
+            lambda receipt: self.run.cells(start_id=row["start_id"]).read_earlier(receipt),
+        )
+        found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0)
+        maps, skipped = self.run.maps().read_unit(unit), [*(earlier.skipped if earlier else ()), *found.skipped]
         wanted = found.is_present & [is_learned(entry, config) and self.is_chosen(entry) for entry in found.entries]
         saliencies = read_saliencies(found.entries, config, spec.geometry, spec.grid)
         features = np.zeros((unit.num_rows, num_cells, num_channels(spec)), np.float16)
@@ -167,6 +172,8 @@ class CellMaker:
             cells = choose_cells(seeds, ignore, num_cells, generator)
             features[number, : len(cells)] = cell_features(stages).flatten(1)[:, cells].T
             labels[number, : len(cells)] = seeds.ravel()[cells]
+        if kept:
+            features[: len(kept[0])], labels[: len(kept[1])] = kept[:2]
         return skipped, features, labels, maps.classes
 
     def is_chosen(self, entry: ManifestRow) -> bool:
@@ -185,7 +192,7 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
         return
     folder = run.data("cells", plan.start_id)
     if (folder / CELL_RECORD).exists():  # refined maps may be made with it already; those of added images must match
-        print("cells: already learned; 'learn_cells.py --restart cells' learns them again.", flush=True)
+        print("cells: already learned; 'learn_cells.py --restart cells' learns them again, of all images.", flush=True)
         return
     settings = run.config.cells
     cells = stored_cells(run, units, plan.start_id)
@@ -206,14 +213,18 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
             learning_rate=settings.learning_rate,
             seed=run.config.seed,
         )
-    keep_network(folder, pack_cells(network, spec))
+    keep_network(folder, pack_cells(network, spec), run.manifest().part_hashes(MANIFEST_COLUMNS)[1:])
     print(f"cells: learned {plural(len(cells.labels_N), 'cell')} of {plural(len(seen), 'label')}.", flush=True)
 
 
-def keep_network(folder: Location, data: bytes) -> None:
-    """Writes the network, then the record with its checksum: the record says that it is complete."""
+def keep_network(folder: Location, data: bytes, added: Sequence[str]) -> None:
+    """Writes the network, then its record, which says that it is complete.
+
+    Args:
+        added: the hashes of the groups of added images that it has learned from; ``step_id`` reads them.
+    """
     (folder / CELL_NETWORK).write_bytes(data)
-    (folder / CELL_RECORD).write_bytes(seal({"sha256": hashlib.sha256(data).hexdigest()}))
+    (folder / CELL_RECORD).write_bytes(seal({"sha256": hashlib.sha256(data).hexdigest(), ADDED: [*added]}))
 
 
 def read_network(run: Run) -> nn.Sequential:

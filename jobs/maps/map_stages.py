@@ -15,10 +15,7 @@ from ficklenet.masks import mask_key
 from jobs.maps.backbone_passes import BackbonePasses, batches, read_unit_images
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
-from jobs.steps.unit_rows import ROW_KEYS, earlier_receipt, finish_unit
-from storage.errors import Damaged
-from storage.map_store import UnitMaps
-from storage.receipts import Receipt
+from jobs.steps.unit_rows import ROW_KEYS, earlier_part, finish_unit
 from storage.steps import Step
 
 
@@ -39,7 +36,9 @@ class MapStages:
         """Stage 1: fetches a unit's images concurrently into one tensor; unusable images are zeros, with a reason."""
         started = time.monotonic()
         self.step.require_here()
-        earlier, kept = self.earlier(row)
+        earlier, kept = earlier_part(
+            self.run, self.step, row, lambda receipt: self.run.maps(start_id=row["start_id"]).read_earlier(receipt)
+        )
         found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0)
         classes = np.full((len(found.entries), self.num_slots), -1, np.int16)
         for number, entry in enumerate(found.entries):
@@ -57,17 +56,6 @@ class MapStages:
             "skipped": (*(earlier.skipped if earlier else ()), *found.skipped),
             "seconds": time.monotonic() - started,
         }
-
-    def earlier(self, row: Payload) -> tuple[Receipt | None, UnitMaps | None]:
-        """The maps that the unit had before images were added to it, with their receipt; they stay as they are.
-
-        None of both where there are no such maps, or where they are damaged: then the whole unit is computed.
-        """
-        receipt = earlier_receipt(self.run, self.step, row)
-        try:
-            return (receipt, self.run.maps(start_id=row["start_id"]).read_earlier(receipt)) if receipt else (None, None)
-        except Damaged:
-            return None, None
 
     def trial(self, compute: Compute, row: Payload) -> None:
         """Everything except writing, for the quarantine."""

@@ -26,7 +26,7 @@ from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.steps.unit_driver import UnitStepJob
-from jobs.steps.unit_rows import finish_unit
+from jobs.steps.unit_rows import earlier_part, finish_unit
 from storage.errors import NotYet
 from storage.map_store import MapStore, UnitMaps
 from storage.steps import Skipped
@@ -109,14 +109,25 @@ class Refiner:
 
     def refined(self, row: Payload) -> tuple[tuple[Skipped, ...], UnitMaps]:
         """The unreadable images, which have no maps, and the unit's maps."""
-        found, maps = read_unit_images(self.run, row), self.run.maps().read_unit(row["unit"])
+        earlier, kept = earlier_part(
+            self.run,
+            self.run.step("refined"),
+            row,
+            lambda receipt: self.run.maps(start_id=row["start_id"], step="refined").read_earlier(receipt),
+        )
+        found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0)
+        maps = self.run.maps().read_unit(row["unit"])
         classes = np.where(found.is_present[:, None], maps.classes, -1)
         is_real = classes >= 0
         refined = np.full(maps.max.shape, np.nan, np.float32)
         for number, stages in self.stages.of(found.images, is_real[:, 0]):  # slots are filled from the first on
             colours = self._colours(found.images[number])
             refined[number][is_real[number]] = self.refine(stages, colours, classes[number][is_real[number]])
-        return found.skipped, UnitMaps(classes, refined, refined, np.where(is_real, maps.score, np.nan))
+        score = np.where(is_real, maps.score, np.nan)
+        if kept and earlier:
+            num_kept = len(kept.classes)
+            classes[:num_kept], refined[:num_kept], score[:num_kept] = kept.classes, kept.max, kept.score
+        return (*(earlier.skipped if earlier else ()), *found.skipped), UnitMaps(classes, refined, refined, score)
 
     def refine(self, stages: list[Tensor], colours_HWC: np.ndarray, classes_S: np.ndarray) -> np.ndarray:
         """An image's maps (S, H, W): probabilities; with that of the background they sum to 1."""

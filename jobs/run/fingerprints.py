@@ -9,7 +9,7 @@
 A step's id changes when its results may have changed. The id of a training is the sha256 of its network. The id of a
 unit step is the hash of its fingerprint. These ids show which steps are outdated. Added images change
 no earlier result, so they change no id: a unit step computes them beside the others, and a trained network stays
-(`jobs.steps.added_images`).
+(`jobs.steps.added_images`), also that of the cells until they are learned again.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run
+from jobs.run.directory import CELL_RECORD, Run
 from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.run.training_record import read_complete
 from storage.steps import ADDED
@@ -49,7 +49,6 @@ def step_fingerprint(
     algorithm_version: int,
     columns: Sequence[str],
     upstream: Iterable[str],
-    is_of_all_images: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
     """Everything that changes a step's results.
@@ -57,11 +56,10 @@ def step_fingerprint(
     Args:
         columns: the columns of the manifest that the step reads.
         upstream: the steps that it reads; all are finished.
-        is_of_all_images: each result depends on all images together, so after an addition the step must start again.
         others: everything else that changes results, such as the device.
     """
     manifest = run.manifest()
-    first, *added = [manifest.column_hash(columns)] if is_of_all_images else manifest.part_hashes(columns)
+    first, *added = manifest.part_hashes(columns)
     return {
         "algorithm_version": algorithm_version,
         "manifest": first,
@@ -78,7 +76,13 @@ def step_id(run: Run, name: str) -> str | None:
         complete = read_complete(run.step(name).data())
         return complete["sha256"] if complete else None
     fingerprint = run.step(name).fingerprint()
-    return None if fingerprint is None else fingerprint_hash(fingerprint)
+    if fingerprint is None:
+        return None
+    record = run.data(name) / CELL_RECORD
+    if name == "cells" and record.exists():  # its network may have learned from added images too
+        learned = json.loads(record.read_bytes()).get(ADDED)
+        fingerprint = {**fingerprint, "learned_from": learned} if learned else fingerprint
+    return fingerprint_hash(fingerprint)
 
 
 def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:

@@ -1,16 +1,19 @@
 """The row of a unit on its way through the fan-out, and the receipt at its end."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, TypeVar
 
 from cluster.fanout import Payload
 from jobs.run.directory import Run
 from jobs.run.versions import code_id, computing_packages
+from storage.errors import Damaged
 from storage.manifest import ManifestRow
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Unit
+
+Stored = TypeVar("Stored")
 
 
 class UnitRow(TypedDict):
@@ -52,6 +55,23 @@ def earlier_receipt(run: Run, step: Step, row: Payload) -> Receipt | None:
     if not any(unit.start < first < unit.stop for first in run.manifest().additions):
         return None
     return step.earlier_receipt(unit, row["start_id"])
+
+
+def earlier_part(
+    run: Run, step: Step, row: Payload, read: Callable[[Receipt], Stored]
+) -> tuple[Receipt | None, Stored | None]:
+    """What a unit had stored before images were added to it, and its receipt; both stay as they are.
+
+    None of both where there is nothing, or where it is damaged: then the whole unit is computed.
+
+    Args:
+        read: reads the stored values of a receipt.
+    """
+    receipt = earlier_receipt(run, step, row)
+    try:
+        return (receipt, read(receipt)) if receipt else (None, None)
+    except Damaged:
+        return None, None
 
 
 def finish_unit(

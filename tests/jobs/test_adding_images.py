@@ -283,14 +283,14 @@ def test_an_export_whose_images_would_get_other_names_is_known(drawn_images, add
     assert names(rows) != names([*rows, in_another_folder])
 
 
-def test_the_network_of_cells_which_saw_all_images_must_learn_again(finished_maps_run, added):
-    launch(finished_maps_run, "cells")
+def test_the_network_of_cells_stays_until_it_learns_again_and_then_its_maps_are_outdated(finished_maps_run, added):
+    launch(finished_maps_run, "cells", "refined")
     before = step_id(finished_maps_run, "cells")
     add(finished_maps_run, added)
     launch(finished_maps_run, "maps")
-    with pytest.raises(ValueError, match=r"was started with other settings.*--restart cells"):
-        launch(finished_maps_run, "cells")
     with pytest.raises(NotYet, match="cells are complete"):
         launch(finished_maps_run, "refined")
+    launch(finished_maps_run, "cells", "refined")
+    assert step_id(finished_maps_run, "cells") == before and not outdated_steps(finished_maps_run)
     launch(finished_maps_run, "cells", restart=True)
-    assert step_id(finished_maps_run, "cells") != before  # so the refined maps made with it are outdated
+    assert step_id(finished_maps_run, "cells") != before and outdated_steps(finished_maps_run) == {"refined"}

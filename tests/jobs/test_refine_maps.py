@@ -10,13 +10,16 @@ import torch
 from cluster.connect import connect
 from ficklenet.cell_classifier import cell_features, cell_probabilities, unpack_cells
 from ficklenet.transforms import normalize, resize_square
+from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import pipeline_steps
+from jobs.maps import backbone_passes
 from jobs.maps.cells_job import _present
 from jobs.run.directory import CELL_NETWORK, CELL_RECORD, Run, open_run
 from jobs.steps.networks import load_classifier
 from storage.errors import NotYet
 from storage.images import read_image
+from storage.manifest import Manifest
 from storage.units import plan_units
 
 QUICK = ("cells.cells_per_image=40", "cells.epochs=2")
@@ -177,3 +180,38 @@ def test_a_second_launch_keeps_the_network_that_refined_maps_were_made_with(refi
     before = stored(refined_run)
     launch(refined_run, "cells")
     assert "already learned" in capsys.readouterr().out and stored(refined_run) == before
+
+
+def test_added_images_alone_are_refined_with_the_network_that_was_learned_before(
+    refined_run, drawn_images, monkeypatch
+):
+    before, table = stored(refined_run), Path(refined_run.uri).parent / "added.csv"
+    new = [str(shutil.copy(drawn_images[number].uri, table.with_name(f"october_{number}.jpg"))) for number in range(5)]
+    table.write_text(
+        "image,labels,split\n"
+        + "".join(f"{new[number]},{';'.join(drawn_images[number].labels)},train\n" for number in range(5))
+    )
+    prepare_dataset.main(["--run", refined_run.uri, "--csv", str(table), "--add"])
+    Manifest.forget()
+    opened = set()
+
+    def read(uri: str, **limits: int) -> np.ndarray:
+        opened.add(uri)
+        return read_image(uri, **limits)
+
+    launch(refined_run, "maps")
+    monkeypatch.setattr(backbone_passes, "read_image", read)
+    launch(refined_run, "cells", "refined", "seeds", settings=("seeds.maps=refined",))
+    assert opened == {*new}
+    after = stored(refined_run)
+    full = [name for name in before if "/c/" in name and not name.split("/c/")[1].startswith("3/")]  # units of 4 of 14
+    assert full and all(after[name] == before[name] for name in (*full, *(n for n in before if CELL_NETWORK in n)))
+    found = refined_values(refined_run)
+    launch(refined_run, "refined", restart=True)
+    np.testing.assert_array_equal(found, refined_values(refined_run))
+
+
+def refined_values(run: Run) -> np.ndarray:
+    """Of all classes of all images."""
+    store = open_run(run.uri).maps(step="refined")
+    return np.concatenate([store.read(number).max.ravel() for number in range(run.manifest().num_images)])
