@@ -26,13 +26,12 @@ with Client(sys.argv[1]) as connection:
 
 
 @pytest.fixture(scope="session")
-def run_interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], None]]:
+def run_interpreted() -> Iterator[Callable[[str], None]]:
     """Runs a script in one process for all tests, which imports torch only once; fails as the script fails."""
     pytest.importorskip("triton", reason="the GPU kernels need Triton")
-    address = str(tmp_path_factory.mktemp("interpreter") / "socket")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    with Listener(address, family="AF_UNIX") as listener:
-        child = subprocess.Popen([sys.executable, "-c", SERVE, address], cwd=ROOT, env=environment)
+    with Listener(family="AF_UNIX") as listener:
+        child = subprocess.Popen([sys.executable, "-c", SERVE, str(listener.address)], cwd=ROOT, env=environment)
         with listener.accept() as connection:
 
             def run(script: str) -> None:
