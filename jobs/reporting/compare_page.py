@@ -32,18 +32,14 @@ def compare_page(
             head, body
         )
 
-    return (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            style=style(),
-            names=names,
-            settings=settings,
-            metrics=metrics,
-            changes=changes,
-            class_names=class_names,
-            has_truth=any(image.truth for image in changes.images),
-            manifests_differ=manifests_differ,
-            table=table,
-        )
+    return environment().get_template("compare.html.j2").render(
+        style=style(),
+        names=names,
+        settings=settings,
+        metrics=metrics,
+        changes=changes,
+        class_names=class_names,
+        has_truth=any(image.truth for image in changes.images),
+        manifests_differ=manifests_differ,
+        table=table,
     )
