@@ -34,5 +34,8 @@ def average_over_images(loss_B: Tensor, weights_B: Tensor, total_weight: float |
             of a single worker.
     """
     weights_B = weights_B.to(loss_B.dtype)
-    total = weights_B.sum() if total_weight is None else weights_B.new_tensor(total_weight)
-    return (loss_B * weights_B).sum() / total.where(total > 0, 1.0)
+    summed = (loss_B * weights_B).sum()
+    if total_weight is not None:  # a number, which does not wait for the device
+        return summed / (total_weight if total_weight > 0 else 1.0)
+    total = weights_B.sum()
+    return summed / total.where(total > 0, 1.0)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ficklenet.classifier import FickleNet
 from ficklenet.classifier_losses import multilabel_loss
-from ficklenet.masks import TRAINING_STREAM, dropout_masks
 from ficklenet.stages import stage_factors
+from ficklenet.training_masks import training_masks
 from ficklenet.transforms import normalize
 
 
@@ -38,17 +38,16 @@ def training_loss(
         The scalar loss with its graph.
     """
     spec = unwrapped(model).spec
-    masks_B1DV = dropout_masks(
+    masks_BDV = training_masks(
         keys,
-        [epoch],
+        epoch,
         kernel_size=spec.kernel_size,
         grid=spec.grid,
         drop_rate=spec.drop_rate,
-        stream=TRAINING_STREAM,
         device=images_BCHW.device,
     )
     inputs_BCHW = normalize(images_BCHW).contiguous(memory_format=torch.channels_last)
-    logits_BC = model(inputs_BCHW, masks_B1DV[:, 0])
+    logits_BC = model(inputs_BCHW, masks_BDV)
     weights_B = logits_BC.new_ones(len(keys)) if weights_B is None else weights_B
     return multilabel_loss(logits_BC, targets_BC, weights_B, total_weight)
 

@@ -20,7 +20,7 @@ from ficklenet.backbones import Backbone
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import learning_rate_at, step_in_micro_batches
 from ficklenet.head import StochasticHead
-from ficklenet.masks import TRAINING_STREAM, dropout_masks
+from ficklenet.training_masks import training_masks
 from ficklenet.transforms import normalize
 
 
@@ -158,16 +158,15 @@ def _loss(
 ) -> Tensor:
     bare = cast(StochasticHead, getattr(head, "module", head))  # without the wrapper of distributed training
     features_BKHW = batch.features_BKHW[chosen].to(bare.weight.dtype)
-    masks_B1DV = dropout_masks(
+    masks_BDV = training_masks(
         batch.keys[chosen],
-        [epoch],
+        epoch,
         kernel_size=bare.kernel_size,
         grid=(features_BKHW.shape[2], features_BKHW.shape[3]),
         drop_rate=drop_rate,
-        stream=TRAINING_STREAM,
         device=features_BKHW.device,
     )
-    logits_BC = head(features_BKHW, masks_B1DV[:, 0])
+    logits_BC = head(features_BKHW, masks_BDV)
     return multilabel_loss(logits_BC, batch.targets_BC[chosen], weights_B[chosen], total_weight)
 
 

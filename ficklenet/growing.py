@@ -1,7 +1,7 @@
 """Seeded region growing (Huang et al., CVPR 2018, section 3.3): seeds spread into confident neighbours.
 
 It works for a whole batch, on the device of its arguments. The labels of seeds spread between 8-connected pixels with
-the same label until nothing changes.
+the same label until nothing changes. On a GPU, ``ficklenet.triton_growing`` does this without waiting for the device.
 
 Label maps: 0 background, class number + 1; every other value (255 in the stores) is unknown.
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ficklenet.gpu_kernels import kernels_for
 from ficklenet.segmentation_losses import is_known
 
 FOREGROUND_CONFIDENCE = 0.85
@@ -43,11 +44,13 @@ def grow_seeds(
     needed_BHW = torch.where(label_BHW == 0, background_confidence, foreground_confidence)
     labels_BHW = torch.where(likely_BHW > needed_BHW, label_BHW.to(seeds_BHW.dtype), seeds_BHW)
     is_seed_BHW = is_known(seeds_BHW, probabilities_BLHW.shape[1])
-    reached_BHW = _connected(labels_BHW, is_seed_BHW & (labels_BHW == seeds_BHW))
+    kernels = kernels_for("triton_growing", labels_BHW.device)
+    spread = kernels.connected if kernels is not None else connected
+    reached_BHW = spread(labels_BHW, is_seed_BHW & (labels_BHW == seeds_BHW))
     return torch.where(reached_BHW & ~is_seed_BHW, labels_BHW, seeds_BHW)
 
 
-def _connected(labels_BHW: Tensor, sources_BHW: Tensor) -> Tensor:
+def connected(labels_BHW: Tensor, sources_BHW: Tensor) -> Tensor:
     """The pixels that are connected to a source through pixels of the same label, bool (B, H, W)."""
     neighbours_BNHW = _neighbours(labels_BHW.float() + 1)  # outside the edge is 0, which is not a label
     is_open_BNHW = (neighbours_BNHW == labels_BHW.float()[:, None] + 1).float()

@@ -37,10 +37,14 @@ class StochasticHead(nn.Module):
         return self.weight.shape[0]
 
     def forward(self, features_BKHW: Tensor, masks_BDV: Tensor) -> Tensor:
-        """Logits (B, C) of one stochastic pass; the masks may also be an expectation for all images, (1, D, V)."""
-        features_BKV = features_BKHW.flatten(2)
-        masks_BDV = masks_BDV.to(features_BKV.dtype).expand(len(features_BKV), -1, -1)
-        pooled_BKD = features_BKV @ masks_BDV.mT / features_BKV.shape[2]
+        """Logits (B, C) of one stochastic pass.
+
+        Args:
+            masks_BDV: 0 and 1, or an expectation, also (1, D, V) for all images. Rows after the D offsets are ignored.
+        """
+        features_BVK = features_BKHW.flatten(2).mT  # contiguous in channels_last, and so is its gradient
+        pooled_BDK = masks_BDV.to(features_BVK.dtype) @ features_BVK / features_BVK.shape[1]
+        pooled_BKD = pooled_BDK[:, : self.kernel_size**2].mT
         return nn.functional.linear(pooled_BKD.flatten(1), self.weight.flatten(1), self.bias)
 
     def expected_logits(self, features_BKHW: Tensor, drop_rate: float) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ficklenet import dense_sampler
 from ficklenet.dense_sampler import expected_evidence, expected_score
 from ficklenet.folding import Normalization, SampleFold
+from ficklenet.gpu_kernels import kernels_for
 from ficklenet.head import StochasticHead
 
 Sampler = Literal["compiled", "triton", "dense"]
@@ -97,7 +98,8 @@ def localize(
         raise ValueError(f"vote_threshold: {vote_threshold} given; maps are in [0, 1], so give 0 to below 1.")
     grid = _grid(features_BKHW)
     maps = _blank_maps((*classes_BS.shape, *grid), features_BKHW.device, has_votes=vote_threshold is not None)
-    module = {"compiled": _compiled(), "triton": _triton_sampler(), "dense": dense_sampler}[sampler]
+    triton_sampler = kernels_for("triton_sampler", features_BKHW.device)
+    module = {"compiled": _compiled(), "triton": triton_sampler, "dense": dense_sampler}[sampler]
     assert module is not None  # it can run here
     fold_samples = functools.partial(
         module.fold_samples,
@@ -137,8 +139,7 @@ def samplers_for(device: torch.device | str, dtype: torch.dtype = torch.float32)
     """The samplers that can run for such features, the fastest first."""
     usable: list[Sampler] = ["dense"]
     if dtype == torch.float32:
-        triton_sampler = _triton_sampler()
-        if triton_sampler is not None and triton_sampler.runs_on(torch.device(device)):
+        if kernels_for("triton_sampler", device) is not None:
             usable.insert(0, "triton")
         if torch.device(device).type == "cpu" and _compiled() is not None:
             usable.insert(0, "compiled")
@@ -210,16 +211,6 @@ def _compiled() -> ModuleType | None:
     except ImportError:
         return None
     return compiled
-
-
-@functools.cache
-def _triton_sampler() -> ModuleType | None:
-    """The GPU sampler, or None if Triton is not installed."""
-    try:
-        from ficklenet import triton_sampler
-    except ImportError:
-        return None
-    return triton_sampler
 
 
 def _grid(features_BKHW: Tensor) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The CRF of a training step, for a batch at map size: one function with two implementations.
 
-``exact`` is ``ficklenet.mean_field`` on the batch's device. ``lattice`` is pydensecrf on the CPU, one image at a time.
-They solve the same problem, but the lattice approximates the kernel (docs/method.md shows the effect on the losses).
+``exact`` is ``ficklenet.mean_field`` on the batch's device, on GPUs with a kernel in float16. ``lattice`` is pydensecrf
+on the CPU, one image at a time. They solve the same problem, but the lattice approximates the kernel (docs/method.md
+shows the effect on the losses).
 """
 
 from collections.abc import Callable, Iterable
@@ -43,7 +44,8 @@ def refine_batch(
     if method == "auto":
         method = "lattice" if probabilities_BLHW.device.type == "cpu" else "exact"
     if method == "exact":
-        return refine_exactly(probabilities_BLHW.float(), images_BCHW, parameters)
+        kernel_type = torch.float16 if probabilities_BLHW.device.type == "cuda" else torch.float32
+        return refine_exactly(probabilities_BLHW.float(), images_BCHW, parameters, kernel_type=kernel_type)
     images = np.ascontiguousarray(images_BCHW.permute(0, 2, 3, 1).cpu().numpy())
     marginals = map_images(refine, probabilities_BLHW.float().cpu().numpy(), images, [parameters] * len(images))
     return torch.from_numpy(np.stack(list(marginals))).to(probabilities_BLHW.device)

@@ -2,12 +2,18 @@
 # (a kernel's arguments are typed by Triton)
 """The three kernels of the GPU sampler: draw, sum, and normalise and fold. ``ficklenet.triton_sampler`` runs them.
 
+``ficklenet.triton_masks`` also uses the functions that draw.
+
 Shape legend: B images, R rows (the wanted classes of all images, image by image), N samples, D offsets, V
 positions, G draws of ten offsets, P parts of the samples that are folded separately.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ficklenet.masks import INFERENCE_STREAM, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, WORDS_PER_CALL
 from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW
@@ -18,6 +24,34 @@ _NUM_PATTERNS, _OFFSETS_PER_DRAW = tl.constexpr(NUM_PATTERNS), tl.constexpr(OFFS
 _ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 _MULTIPLIER_0, _MULTIPLIER_1 = tl.constexpr(PHILOX_MULTIPLIERS[0]), tl.constexpr(PHILOX_MULTIPLIERS[1])
 _KEY_STEP_0, _KEY_STEP_1 = tl.constexpr(PHILOX_KEY_STEPS[0]), tl.constexpr(PHILOX_KEY_STEPS[1])
+
+
+def keys_on(device: torch.device, keys: Sequence[int]) -> Tensor:
+    """The keys of images as int64 with the same bits, on a device; without waiting for the device."""
+    signed_keys = [key - 2**64 if key >= 2**63 else key for key in keys]
+    return torch.tensor(signed_keys, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, key):
+    """Philox4x32-10 of uint32 counters with an int64 key: four tensors of words (``ficklenet.masks``)."""
+    key0, key1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    for _ in tl.static_range(_ROUNDS):
+        product0, product1 = c0.to(tl.uint64) * _MULTIPLIER_0, c2.to(tl.uint64) * _MULTIPLIER_1
+        c0, c1 = (product1 >> 32).to(tl.uint32) ^ c1 ^ key0, product1.to(tl.uint32)
+        c2, c3 = (product0 >> 32).to(tl.uint32) ^ c3 ^ key1, product0.to(tl.uint32)
+        key0, key1 = key0 + _KEY_STEP_0, key1 + _KEY_STEP_1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def look_up(word, table):
+    """The patterns (int32) of random words (``ficklenet.patterns``)."""
+    draw = (word >> 1).to(tl.int32)
+    column = draw % _NUM_PATTERNS
+    entry = tl.load(table + column)
+    is_below = draw // _NUM_PATTERNS < entry // _NUM_PATTERNS
+    return tl.where(is_below, column, entry % _NUM_PATTERNS)
 
 
 @triton.jit(do_not_specialize=["first_sample", "num_samples"])
@@ -42,21 +76,10 @@ def draw_patterns(
     sample_words = zero + (first_sample + numbers).to(tl.uint32)
     key = tl.load(keys_B + image)
     for call in tl.static_range((NUM_DRAWS + _WORDS_PER_CALL - 1) // _WORDS_PER_CALL):
-        c0, c1, c2, c3 = position_words, zero + call, sample_words, zero + _STREAM
-        key0, key1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
-        for _ in tl.static_range(_ROUNDS):
-            product0, product1 = c0.to(tl.uint64) * _MULTIPLIER_0, c2.to(tl.uint64) * _MULTIPLIER_1
-            c0, c1 = (product1 >> 32).to(tl.uint32) ^ c1 ^ key0, product1.to(tl.uint32)
-            c2, c3 = (product0 >> 32).to(tl.uint32) ^ c3 ^ key1, product0.to(tl.uint32)
-            key0, key1 = key0 + _KEY_STEP_0, key1 + _KEY_STEP_1
+        words = philox(position_words, zero + call, sample_words, zero + _STREAM, key)
         for w in tl.static_range(_WORDS_PER_CALL):
             if call * _WORDS_PER_CALL + w < NUM_DRAWS:
-                word = c0 if w == 0 else c1 if w == 1 else c2 if w == 2 else c3
-                draw = (word >> 1).to(tl.int32)
-                column = draw % _NUM_PATTERNS
-                entry = tl.load(table + column)
-                is_below = draw // _NUM_PATTERNS < entry // _NUM_PATTERNS
-                pattern = tl.where(is_below, column, entry % _NUM_PATTERNS)
+                pattern = look_up(words[w], table)
                 row = (image * num_samples + numbers) * NUM_DRAWS + call * _WORDS_PER_CALL + w
                 tl.store(patterns_BNGV + row * num_positions + positions, pattern.to(tl.int16), mask=is_real)
 

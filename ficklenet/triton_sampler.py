@@ -1,8 +1,7 @@
 """The GPU sampler, in three kernels (``ficklenet.triton_kernels``): draw, sum, and normalise and fold.
 
 The masks are those of ``ficklenet.masks``, bit for bit. The maps equal those of plain torch, except for the order of
-float32 sums. This module needs Triton, which comes with torch's CUDA builds, and is imported only if it is installed.
-Under Triton's interpreter (``TRITON_INTERPRET=1``) it runs on a CPU, for tests.
+float32 sums. This module needs Triton; see ``ficklenet.gpu_kernels``.
 
 The memory contains, for one chunk of samples at a time, the draws of each image (16 bits for ten offsets), which all
 its classes use, and the map of each sample, which is written once and read once.
@@ -29,12 +28,6 @@ BYTES_PER_CHUNK = 2**28  # for draws and maps together
 MOST_ROWS, GROUP, TILE = 4, 8, 128
 SAMPLES_PER_PART = 8  # for a program of the third kernel, which works on one row
 FOLD_VALUES_PER_WARP = 512
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether the kernels can run there: on a GPU, and on a CPU under Triton's interpreter."""
-    is_compiled = isinstance(triton_kernels.sum_maps, triton.JITFunction)
-    return device.type == ("cuda" if is_compiled else "cpu")
 
 
 def fold_samples(
@@ -129,7 +122,6 @@ def drawn_patterns(
     device: torch.device,
 ) -> Tensor:
     """``ficklenet.masks.drawn_patterns`` of the inference stream, as int16 (B, N, G, V)."""
-    signed_keys = [key - 2**64 if key >= 2**63 else key for key in keys]  # the same bits as int64
     patterns_BNGV = torch.empty(
         len(keys), len(samples), num_draws(kernel_size), num_positions, dtype=torch.int16, device=device
     )
@@ -137,7 +129,7 @@ def drawn_patterns(
     with torch.cuda.device_of(patterns_BNGV):
         triton_kernels.draw_patterns[programs](
             patterns_BNGV,
-            torch.tensor(signed_keys, device=device),
+            triton_kernels.keys_on(device, keys),
             table_entries(drop_rate, torch.int32, device),
             samples.start,
             len(samples),

@@ -1,15 +1,15 @@
-"""What localisation costs beside the backbone, on a CPU: one table of medians, all sides in one process.
+"""What localisation costs beside the backbone, on a CPU: a table of processor times, all sides in one process.
 
     python tests/benchmarks/cpu_localize.py                  # VGG-16 at 321 x 321, 200 samples
     python tests/benchmarks/cpu_localize.py --weights vgg16_features.pt --repeats 9
 
 The weights hardly change the times; without them the backbone is random. The backbone runs as in `generate_maps`, in
 channels_last. Localisation is everything after the features of one image: affinity, masks, sums, normalisation, fold,
-score and, with --votes, the votes. "dense" is the same in plain torch.
+score and, with --votes, the votes. "dense" is the same in plain torch. One thread, as in an actor of the job; the least
+processor time of several runs, which other work on the machine disturbs least.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -33,18 +33,17 @@ KERNEL_SIZE = 9
 def main() -> None:
     options = parse_options()
     print(describe("torch", "numba"))
-    print(f"{options.samples} samples, input {options.size} x {options.size}, median of {options.repeats} runs\n")
-    header = ("threads", "classes", "p", "normalisation", "sampler", "backbone ms", "localisation ms", "ratio")
+    print(f"{options.samples} samples, input {options.size} x {options.size}, least of {options.repeats} runs\n")
+    header = ("classes", "p", "normalisation", "sampler", "backbone ms", "localisation ms", "ratio")
     print(" | ".join(header))
     print(" | ".join("---" for _ in header))
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        measure(options, threads)
+    torch.set_num_threads(1)
+    measure(options)
 
 
 @torch.inference_mode()
-def measure(options: argparse.Namespace, threads: int) -> None:
-    """Prints the rows of one thread count. The backbone is timed beside every row, as the machine's speed varies."""
+def measure(options: argparse.Namespace) -> None:
+    """Prints the rows. The backbone is timed beside every row, as the machine's speed varies."""
     torch.manual_seed(0)
     backbone = build_backbone("vgg16")
     if options.weights:
@@ -65,7 +64,7 @@ def measure(options: argparse.Namespace, threads: int) -> None:
                         ],
                         options.repeats,
                     )
-                    cells = (threads, num_classes, drop_rate, normalization.kind, sampler)
+                    cells = (num_classes, drop_rate, normalization.kind, sampler)
                     print(*cells, *(f"{1e3 * value:.1f}" for value in times), f"{times[1] / times[0]:.1%}", sep=" | ")
                     sys.stdout.flush()
 
@@ -95,15 +94,15 @@ def localisation(
 
 
 def side_by_side(calls: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each call, taken in turns after one warm-up."""
+    """The least processor time of each call in seconds, taken in turns after one warm-up."""
     times: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats + 1):
         for call, taken in zip(calls, times, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
             if repeat:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+                taken.append(time.process_time() - start)
+    return [min(taken) for taken in times]
 
 
 def parse_options() -> argparse.Namespace:
@@ -114,7 +113,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=200, help="stochastic maps per image and class")
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 3, 10], help="wanted classes of the image")
     parser.add_argument("--drop-rates", type=float, nargs="+", default=[0.5, 0.7, 0.9], help="p")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="torch's threads")
     parser.add_argument("--size", type=int, default=321, help="side of the square input")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side")
     parser.add_argument("--weights", type=Path, help="state dict of VGG-16's features (optional)")

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu_localize.py                        # VGG-16 at 321 x 321, bfloat16, 200 samples
     python tests/benchmarks/gpu_localize.py --dense                # with the plain torch path beside it
-    python tests/benchmarks/gpu_localize.py --check                # compare the masks and maps of all paths
+    python tests/benchmarks/gpu_localize.py --check                # compare all GPU kernels with plain torch
 
 Needs torch with CUDA, torchvision and numpy; the rest of the project may be absent. The backbone runs as in
 `generate_maps`: channels_last, mixed precision, batches of one fixed size. Localisation is everything after the
@@ -25,14 +25,18 @@ from machine import describe
 from torch import Tensor, nn
 
 from ficklenet.backbones import build_backbone, load_backbone_weights
+from ficklenet.crf import AT_MAP_SIZE
+from ficklenet.drawing import draw_scene
 from ficklenet.folding import Normalization
 from ficklenet.head import StochasticHead
 from ficklenet.localizer import LocalizationMaps, Sampler, localize, samplers_for
-from ficklenet.masks import INFERENCE_STREAM, dropout_masks, mask_key
+from ficklenet.masks import INFERENCE_STREAM, TRAINING_STREAM, dropout_masks, mask_key
+from ficklenet.mean_field import refine_exactly
+from ficklenet.transforms import resize_maps, resize_square
 
 NUM_CLASSES = 20
 KERNEL_SIZE = 9
-TOLERANCE = 1e-5  # of maps in [0, 1]: two orders of float32 sums
+LIMITS = {"maps": 1e-5, "labels after the CRF": 1e-4}  # maps are in [0, 1]: two orders of float32 sums
 
 
 def main() -> None:
@@ -151,9 +155,12 @@ def check(options: argparse.Namespace) -> None:
             differences.append(
                 (f"maps, {normalization.kind}, Triton and dense", map_difference(options, normalization))
             )
+        differences.append(("masks of a training step, Triton and plain torch", training_mask_difference(device)))
+        differences.append(("grown seeds, Triton and plain torch", growing_difference(device)))
     else:
         print("Triton is absent or cannot run here; the plain path is used.")
-    limits = [TOLERANCE if name.startswith("maps") else 0.0 for name, _ in differences]
+    differences.append(("labels after the CRF, kernel in float16 and in float32", crf_difference(device)))
+    limits = [LIMITS.get(name.split(",")[0], 0.0) for name, _ in differences]
     for (name, difference), limit in zip(differences, limits, strict=True):
         print(f"{name}: largest difference {difference:.3g} (at most {limit:g})")
     if any(not difference <= limit for (_, difference), limit in zip(differences, limits, strict=True)):
@@ -199,6 +206,44 @@ def triton_mask_difference(device: torch.device) -> float:
                 masks = paper_masks(torch.device("cpu"), key, samples, drop_rate).permute(1, 0, 2)
                 worst = max(worst, (maps != masks.float()).float().mean().item())
     return worst
+
+
+def training_mask_difference(device: torch.device) -> float:
+    """Share of the bits that differ, rows of zeros included."""
+    from ficklenet.triton_masks import training_masks
+
+    settings = {"kernel_size": KERNEL_SIZE, "grid": (41, 41), "drop_rate": 0.9}
+    keys = [1, 2**63 + 7, mask_key(0, "check")]
+    on_gpu = training_masks(keys, 7, **settings, device=device).cpu()
+    on_cpu = dropout_masks(keys, [7], **settings, stream=TRAINING_STREAM)[:, 0].byte()
+    padding = on_cpu.new_zeros(len(keys), on_gpu.shape[1] - on_cpu.shape[1], on_cpu.shape[2])
+    return (on_gpu != torch.cat([on_cpu, padding], dim=1)).float().mean().item()
+
+
+def growing_difference(device: torch.device) -> float:
+    """Share of the cells that differ, in noise of different densities."""
+    from ficklenet import growing, triton_growing
+
+    generator = torch.Generator().manual_seed(0)
+    density = torch.linspace(0.2, 0.8, 20)[:, None, None]
+    labels = (torch.rand(20, 41, 41, generator=generator) < density).long()
+    sources = torch.rand(20, 41, 41, generator=generator) < 0.01
+    found = triton_growing.connected(labels.to(device), sources.to(device)).cpu()
+    return (found != growing.connected(labels, sources)).float().mean().item()
+
+
+def crf_difference(device: torch.device) -> float:
+    """Share of the cells whose most probable label differs, on drawn images with doubtful probabilities."""
+    scenes = [draw_scene(number) for number in range(20)]
+    images = torch.stack([torch.from_numpy(resize_square(scene.image, 41)) for scene in scenes]).to(device)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(20, 21, 6, 6, generator=generator).mul(6).softmax(1).to(device)
+    probabilities = resize_maps(coarse, (41, 41))
+    found, wanted = (
+        refine_exactly(probabilities, images, AT_MAP_SIZE, kernel_type=kernel_type).argmax(1)
+        for kernel_type in (torch.float16, torch.float32)
+    )
+    return (found != wanted).float().mean().item()
 
 
 def map_difference(options: argparse.Namespace, normalization: Normalization) -> float:

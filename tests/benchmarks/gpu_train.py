@@ -3,8 +3,8 @@
     python tests/benchmarks/gpu_train.py                                    # drawn scenes, VGG-16 at 321 x 321
     python tests/benchmarks/gpu_train.py --data voc.pt --weights vgg16.pt --epochs 15 --out model.pt
 
-Needs torch, torchvision and numpy; the rest of the project may be absent. The step, the order of the images, their
-crops and their masks are those of `jobs/train_ficklenet.py`, and --out gets the same file that it writes. --data is a
+Needs the project's packages except Ray. The step, the order of the images, their crops, their masks and the processes
+that crop are those of `jobs/train_ficklenet.py`, and --out gets the same file that it writes. --data is a
 file that `torch.save` wrote, of plain values and tensors:
 
     images       list of uint8 RGB tensors (H, W, 3), of any sizes
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project need
 import torch
 from machine import describe
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ficklenet.backbones import BACKBONE_NAMES, load_backbone_weights
 from ficklenet.batches import addressed_batches, keyed_generator, steps_per_epoch
@@ -37,6 +37,7 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
 from ficklenet.masks import mask_key
 from ficklenet.metrics import average_precision
 from ficklenet.transforms import normalize, resize_square, training_crop
+from jobs.training.training_data import load_batches, loader_processes
 
 NUM_DRAWN, NUM_DRAWN_VALIDATION = 300, 60
 REPORT_EVERY = 20  # steps
@@ -125,14 +126,8 @@ def load(
     crops: Crops, steps: range, options: argparse.Namespace, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     addresses = addressed_batches(steps, len(crops.numbers), options.batch, options.seed, rank=0, world_size=1)
-    loader = DataLoader(
-        crops,
-        batch_sampler=addresses,  # type: ignore[arg-type]
-        num_workers=options.loaders,
-        pin_memory=device.type == "cuda",
-        collate_fn=collate,
-    )
-    return iter(loader)
+    num_processes = loader_processes(options.loaders, device, workers_on_node=1)
+    return load_batches(crops, addresses, collate, num_processes=num_processes, device=device)
 
 
 def collate(examples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -194,7 +189,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--backbone-factor", type=float, default=1.0)
     parser.add_argument("--halve-every", type=int, default=10)
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--loaders", type=int, default=8, help="processes that crop")
+    parser.add_argument("--loaders", type=int, help="processes that crop; by default as many as in the job")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -194,13 +194,15 @@ def stage_seconds(job: MapStages, compute: TimedMapMaker, row: UnitRow) -> dict[
 # --- the run that is measured --------------------------------------------------------------------------------------
 
 
-def make_run(folder: Path, options: argparse.Namespace, num_images: int, size: int, backbone: str) -> Run:
+def make_run(
+    folder: Path, options: argparse.Namespace, num_images: int, size: int, backbone: str, device: str = "cpu"
+) -> Run:
     """A prepared run of so many images with a classifier: a copy of --run, or drawn and random."""
     settings = {
         "unit_size": options.unit_size,
         "images": {"input_size": size},
         "classifier": {"backbone": backbone},
-        "maps": {"num_samples": options.samples, "device": "cpu"},
+        "maps": {"num_samples": options.samples, "device": device},
     }
     run = open_run(str(folder), defaults=settings)
     if options.run and backbone == "vgg16":

@@ -33,7 +33,8 @@ from ficklenet.classifier import ClassifierSpec, FickleNet
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import training_step
 from ficklenet.expansion import literal_logits
-from ficklenet.masks import TRAINING_STREAM, dropout_masks, mask_key
+from ficklenet.masks import mask_key
+from ficklenet.training_masks import training_masks
 from ficklenet.transforms import normalize
 
 NUM_CLASSES = 20
@@ -97,7 +98,8 @@ def make_step(options: argparse.Namespace, model: FickleNet, images: Tensor, tar
     )
     optimizer = torch.optim.Adam(trained.parameters(), lr=1e-6)
     if options.side == "step":
-        return lambda: training_step(model, optimizer, images, targets, keys, 0, weights, precision=precision)
+        settings = {"total_weight": float(len(images)), "precision": precision}  # as in the job: no wait for the device
+        return lambda: training_step(model, optimizer, images, targets, keys, 0, weights, **settings)
     fixed = torch.rand(len(images), model.backbone.out_channels, *model.spec.grid, device=device)
     fixed = fixed.to(precision).contiguous(memory_format=torch.channels_last)
 
@@ -121,16 +123,17 @@ def make_step(options: argparse.Namespace, model: FickleNet, images: Tensor, tar
 
 def logits_of(model: FickleNet, features: Tensor, keys: list[int], *, is_literal: bool) -> Tensor:
     spec, head = model.spec, model.head
-    masks = dropout_masks(
+    masks = training_masks(
         keys,
-        [0],
+        0,
         kernel_size=spec.kernel_size,
         grid=spec.grid,
         drop_rate=spec.drop_rate,
-        stream=TRAINING_STREAM,
         device=features.device,
-    )[:, 0]
-    return literal_logits(features, head.weight, head.bias, masks) if is_literal else head(features, masks)
+    )
+    if is_literal:
+        return literal_logits(features, head.weight, head.bias, masks[:, : spec.kernel_size**2])
+    return head(features, masks)
 
 
 def clock(device: torch.device) -> float:

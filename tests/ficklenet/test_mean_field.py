@@ -53,16 +53,33 @@ def naive_mean_field(probabilities: np.ndarray, image: np.ndarray, parameters) -
 
 
 @pytest.mark.parametrize("energy", ["log", "linear"])
-def test_exact_mean_field_is_the_equations_written_out(energy):
+@pytest.mark.parametrize(("kernel_type", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01)])
+def test_exact_mean_field_is_the_equations_written_out(energy, kernel_type, tolerance):
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(3), (2, 5, 6)).transpose(0, 3, 1, 2)
     images = generator.integers(0, 256, (2, 5, 6, 3)).astype(np.uint8)
     parameters = replace(AT_MAP_SIZE, gaussian_distance=1.5, bilateral_colour=60.0, energy=energy)
     found = refine_exactly(
-        torch.from_numpy(probabilities), torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), parameters
+        torch.from_numpy(probabilities),
+        torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
+        parameters,
+        kernel_type=kernel_type,
     )
     expected = [naive_mean_field(*each, parameters) for each in zip(probabilities, images, strict=True)]
-    np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=1e-5)  # the kernel is float32
+    np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=tolerance)
+
+
+@pytest.mark.parametrize("energy", ["log", "linear"])
+@pytest.mark.parametrize("sure", [0.05, 0.6])
+def test_a_kernel_in_half_precision_moves_no_label(energy, sure):
+    probabilities, images = drawn_batch(1, sure)
+    parameters = replace(AT_MAP_SIZE, energy=energy)
+    exact, half = (
+        refine_exactly(probabilities, images, parameters, kernel_type=kernel_type)
+        for kernel_type in (torch.float32, torch.float16)
+    )
+    assert torch.equal(exact.argmax(1), half.argmax(1)) and not torch.equal(exact, half)
+    assert (exact - half).abs().max() < 0.02 and (exact - half).abs().mean() < 1e-5
 
 
 @pytest.mark.parametrize("darkest", [0, 240])

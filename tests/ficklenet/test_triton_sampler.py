@@ -1,13 +1,7 @@
 """The GPU sampler under Triton's interpreter, on a CPU: the reference's masks bit for bit, its maps to rounding.
 
-The interpreter is chosen when the kernels are defined, so each test runs a script in a process of its own. Whether a
-GPU's compiler takes the kernels is asked too; that needs no GPU.
+Whether a GPU's compiler takes the kernels is asked too; that needs no GPU.
 """
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +10,6 @@ from ficklenet import localizer
 from ficklenet.localizer import samplers_for
 
 pytest.importorskip("triton", reason="the GPU sampler needs Triton")
-
-ROOT = Path(localizer.__file__).parents[1]
 
 IMPORTS = """
 import torch
@@ -33,14 +25,11 @@ torch.manual_seed(0)
 """
 
 
-def run_interpreted(script: str) -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", IMPORTS + script], check=True, timeout=240, cwd=ROOT, env=environment)
-
-
-def test_masks_equal_the_reference_bit_for_bit():
+def test_masks_equal_the_reference_bit_for_bit(run_interpreted):
     """An affinity of 1 at one offset and 0 elsewhere makes that offset's mask visible in the map."""
-    run_interpreted("""
+    run_interpreted(
+        IMPORTS
+        + """
 cases = [(5, (7, 9), 0.7, 0), (5, (7, 9), 0.0, 2**31), (3, (12, 13), 0.5, 2**32 - 3), (1, (2, 3), 1.0, 0)]
 for kernel_size, grid, drop_rate, start in cases:
     num_offsets, num_positions, samples = kernel_size**2, grid[0] * grid[1], range(start, start + 3)
@@ -52,12 +41,15 @@ for kernel_size, grid, drop_rate, start in cases:
     )[0]
     assert torch.equal(maps == 1, masks.permute(1, 0, 2)), (kernel_size, grid, drop_rate, start)
     assert ((maps == 0) | (maps == 1)).all()
-""")
+"""
+    )
 
 
-def test_folds_equal_the_dense_fold_with_unequal_rows_per_image():
+def test_folds_equal_the_dense_fold_with_unequal_rows_per_image(run_interpreted):
     """Five rows of the first image are more than one program takes; the second image has none."""
-    run_interpreted("""
+    run_interpreted(
+        IMPORTS
+        + """
 grid, samples = (5, 7), range(5)
 affinity, rows = torch.randn(6, 25, 35), torch.tensor([0, 0, 0, 0, 0, 2])
 for normalization in (Normalization("max"), Normalization("percentile", 90.0)):
@@ -69,11 +61,14 @@ for normalization in (Normalization("max"), Normalization("percentile", 90.0)):
         assert (fold.maximum[rows == image] - dense.maximum[0]).abs().max() < 1e-6
         assert (fold.mean[rows == image] - dense.mean[0]).abs().max() < 1e-6
         assert torch.equal(fold.votes[rows == image], dense.votes[0])
-""")
+"""
+    )
 
 
-def test_samples_folded_in_chunks_equal_one_chunk():
-    run_interpreted("""
+def test_samples_folded_in_chunks_equal_one_chunk(run_interpreted):
+    run_interpreted(
+        IMPORTS
+        + """
 affinity, rows = torch.randn(2, 9, 20), torch.tensor([0, 2])
 settings = dict(grid=(4, 5), drop_rate=0.7, normalization=Normalization("max"), vote_threshold=0.35)
 whole = triton_sampler.fold_samples(affinity, rows, KEYS, range(5), **settings)
@@ -81,12 +76,15 @@ triton_sampler.BYTES_PER_CHUNK = 20 * (2 * 4 + 3 * 1 * 2) * 3  # of 3 and 2 samp
 chunked = triton_sampler.fold_samples(affinity, rows, KEYS, range(5), **settings)
 assert torch.equal(chunked.maximum, whole.maximum) and torch.equal(chunked.votes, whole.votes)
 assert (chunked.mean - whole.mean).abs().max() < 1e-6 and chunked.count == 5
-""")
+"""
+    )
 
 
-def test_a_map_is_divided_by_its_sorted_value_of_the_rank_and_a_zero_map_stays_zero():
+def test_a_map_is_divided_by_its_sorted_value_of_the_rank_and_a_zero_map_stays_zero(run_interpreted):
     """Five samples are folded in three parts, the last one short."""
-    run_interpreted("""
+    run_interpreted(
+        IMPORTS
+        + """
 triton_sampler.SAMPLES_PER_PART = 2
 maps = torch.rand(2, 5, 77).mul(100) * (torch.rand(2, 5, 77) < 0.6)
 maps[1, 4] = 0
@@ -100,11 +98,14 @@ for rank, threshold in ((1, None), (40, 0.25), (70, None), (77, 0.0)):
     assert (found.total - scaled.double().sum(1)).abs().max() < 1e-12
     assert (found.votes is None) == (threshold is None)
     assert threshold is None or torch.equal(found.votes, (scaled > threshold).sum(1, dtype=torch.int32))
-""")
+"""
+    )
 
 
-def test_localiser_gives_the_dense_maps_and_scores_and_keeps_empty_slots_blank():
-    run_interpreted("""
+def test_localiser_gives_the_dense_maps_and_scores_and_keeps_empty_slots_blank(run_interpreted):
+    run_interpreted(
+        IMPORTS
+        + """
 features, head = torch.rand(3, 6, 5, 6), StochasticHead(6, 4, 3)
 torch.nn.init.normal_(head.weight)
 classes = torch.tensor([[1, -1], [-1, -1], [0, 3]])
@@ -115,17 +116,21 @@ for name in ("max_BSHW", "mean_BSHW", "score_BS"):
 assert torch.equal(found.votes_BSHW, dense.votes_BSHW) and found.votes_BSHW.any()
 blank = localize(features, head, torch.full((3, 2), -1), KEYS, **settings, sampler="triton")
 assert blank.max_BSHW.isnan().all() and blank.score_BS.isnan().all()
-""")
+"""
+    )
 
 
-def test_broken_features_stay_visible_as_nan():
-    run_interpreted("""
+def test_broken_features_stay_visible_as_nan(run_interpreted):
+    run_interpreted(
+        IMPORTS
+        + """
 affinity = torch.randn(1, 9, 20)
 affinity[0, 4, 7] = torch.nan  # the centre's offset, always kept
 rows = torch.zeros(1, dtype=torch.int64)
 maps = triton_sampler.sample_maps(affinity, rows, KEYS[:1], range(2), grid=(4, 5), drop_rate=0.5)
 assert maps[:, :, 7].isnan().all() and maps.isnan().sum() == 2
-""")
+"""
+    )
 
 
 def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
