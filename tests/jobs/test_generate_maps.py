@@ -234,7 +234,7 @@ def test_number_of_workers_does_not_change_a_map(mapped_run, local_ray):
     assert stored_bytes(run) == expected
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_killed_and_relaunched_run_stores_the_same_bytes(mapped_run):
     expected, fewer = stored_bytes(mapped_run), 0
     command = [sys.executable, "jobs/generate_maps.py", "--run", mapped_run.uri, "--set", "cluster.address=local"]
