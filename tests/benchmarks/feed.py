@@ -165,9 +165,9 @@ class PretendedGpu:
         return {"unit": unit["unit"], "maps": self._maps, "from": start, "to": time.time()}
 
 
-def write_unit(store: MapStore, size: int, unit: dict[str, Any]) -> dict[str, Any]:
+def write_unit(folder: str, size: int, unit: dict[str, Any]) -> dict[str, Any]:
     number = unit["unit"]
-    store.write_unit(Unit(number, number * size, (number + 1) * size), *unit["maps"])
+    MapStore.open(Location(folder), "r+").write_unit(Unit(number, number * size, (number + 1) * size), *unit["maps"])
     return {"from": unit["from"], "to": unit["to"]}
 
 
@@ -175,8 +175,9 @@ def busy_share(paths: list[str], gpu_ms: float, num_units: int) -> float:
     """How much of the time between its first and its last unit the pretended GPU sleeps."""
     pool = Pool(1, 1, cpus_per_actor=0.25, read_cpus=0.5, write_cpus=0.25)
     with tempfile.TemporaryDirectory() as folder, connect("local"):
-        store = MapStore.create(Location(folder), num_units * UNIT_SIZE, SLOTS, (GRID, GRID), UNIT_SIZE)
-        stages = Stages(partial(PretendedGpu, gpu_ms), partial(read_unit, paths), partial(write_unit, store, UNIT_SIZE))
+        MapStore.create(Location(folder), num_units * UNIT_SIZE, SLOTS, (GRID, GRID), UNIT_SIZE)
+        write = partial(write_unit, folder, UNIT_SIZE)
+        stages = Stages(partial(PretendedGpu, gpu_ms), partial(read_unit, paths), write)
         receipts = list(fan_out([{"unit": number} for number in range(num_units)], stages, pool))
     span = max(receipt["to"] for receipt in receipts) - min(receipt["from"] for receipt in receipts)
     return num_units * UNIT_SIZE * gpu_ms / 1000 / span
