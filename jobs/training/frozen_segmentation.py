@@ -66,8 +66,8 @@ class FrozenBackbone:
 
     def with_features(self, loaded: LoadedBatch) -> SegmentationBatch:
         """The batch with its features, on the batch's device."""
-        batch = loaded.batch
-        new = [number for number, view in enumerate(loaded.views) if self.kept.reserve(view)]
+        batch, unread = loaded.batch, loaded.skipped  # blank pixels, and perhaps readable in the next epoch
+        new = [number for number, view in enumerate(loaded.views) if view[0] in unread or self.kept.reserve(view)]
         computed: Mapping[int, Tensor] = {}
         if new:
             self.backbone.eval()  # the training sets the training mode of the whole network after each validation
@@ -76,7 +76,8 @@ class FrozenBackbone:
             )
             computed = dict(zip(new, features_BKHW, strict=True))
             for number, features_KHW in computed.items():
-                self.kept.put(loaded.views[number], features_KHW.numpy())
+                if loaded.views[number][0] not in unread:
+                    self.kept.put(loaded.views[number], features_KHW.numpy())
         features = [
             computed[number] if number in computed else torch.tensor(self.kept.get(view))
             for number, view in enumerate(loaded.views)

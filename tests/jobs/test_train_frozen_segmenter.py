@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,9 @@ from ficklenet.segmenter import unpack_segmenter
 from jobs.cli.launch import launch_step
 from jobs.run.directory import Run, open_run
 from jobs.run.training_record import kept_bytes
-from jobs.training import frozen_segmentation, segmentation_worker
+from jobs.training import frozen_segmentation, segmentation_data, segmentation_worker
+from storage.errors import BadImage
+from storage.images import read_image
 
 FROZEN = (
     "segmenter.weights=classifier",
@@ -64,6 +67,25 @@ def test_without_room_features_are_computed_again_and_the_weights_are_the_same(s
     found = train(seeded_run, f"segmenter.kept_features_gb={places}", restart=True)
     assert sum(passes) - num_passes > num_passes
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_blank_pixels_of_an_image_that_could_not_be_read_once_are_not_kept(seeded_run, monkeypatch):
+    victim = next(row.uri for row in seeded_run.manifest().iter_rows() if row.split == "train")
+    reads: list[str] = []
+
+    def read(uri: str, *arguments: int, **limits: int) -> np.ndarray:
+        reads.append(uri)
+        if uri == victim and reads.count(uri) <= 2:
+            raise BadImage("no answer")
+        return read_image(uri, *arguments, **limits)
+
+    monkeypatch.setattr(segmentation_data, "read_image", read)
+    found = train(seeded_run, "segmenter.epochs=8")
+    reads.clear()
+    monkeypatch.setattr(segmentation_worker, "trains_only_the_head", lambda _: False)
+    expected = train(seeded_run, "segmenter.epochs=8", restart=True)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-3)
 
 
 class Killed(BaseException):
