@@ -35,9 +35,7 @@ def main(arguments: list[str]) -> None:
         choices=("tune", "report", "all"),
         help="of training splits: a quarter of the ids to tune thresholds on, the rest to report (default), or all",
     )
-    parser.add_argument(
-        "--resolution", choices=["map", "image", "both"], help="where labels meet truth; default: both"
-    )
+    parser.add_argument("--resolution", choices=["map", "image", "both"], help="where labels meet truth; default: both")
     parser.add_argument("--deterministic", action="store_true", help="beside them, labels of the deterministic maps")
     parser.add_argument(
         "--sweep",

@@ -1,13 +1,12 @@
 """Zarr arrays for maps and seeds. Their first axis is the manifest, and each shard is a unit.
 
 Zarr silently loses data if two writes share a shard. So each write here is exactly one unit, and one unit is one shard.
-Chunks that equal the fill value are stored too, so a missing shard always means a missing unit. Each chunk has a
-CRC-32C in its shard. Each shard has a checksum in its unit's receipt, which is beside the group in ``done/``.
+Chunks that equal the fill value are stored too, so a missing shard always means a missing unit. Whole units are encoded
+and decoded by `shards`; zarr reads single images. Each chunk has a CRC-32C in its shard. Each shard has a checksum in
+its unit's receipt, which is beside the group in ``done/``.
 """
 
 import json
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +14,16 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
-from storage.checked_store import CheckedStore, ShardMissing
 from storage.checksums import checksum, mismatch
 from storage.errors import Damaged
 from storage.location import Location
 from storage.receipts import Receipt, read_receipt, receipt_name
 from storage.records import seal
 from storage.s3 import storage_errors
+from storage.shards import CHUNK_CODECS, decode_chunk, decode_shard, encode_chunk, encode_shard
+from storage.strict_store import ShardMissing, StrictStore
 from storage.units import Unit
 
 Mode = Literal["r", "r+"]
@@ -58,7 +57,7 @@ class UnitArrays:
         attributes: the group's attributes as plain data.
     """
 
-    def __init__(self, location: Location, group: zarr.Group, names: Sequence[str], store: CheckedStore) -> None:
+    def __init__(self, location: Location, group: zarr.Group, names: Sequence[str]) -> None:
         self.location = location
         self.attributes = dict(group.attrs)
         if not {"num_images", "unit_size"} <= self.attributes.keys():
@@ -67,9 +66,7 @@ class UnitArrays:
             raise _Refused(f"{location}: this zarr group was not made by this project; choose another run.")
         self.num_images = int(cast(int, self.attributes["num_images"]))
         self.unit_size = int(cast(int, self.attributes["unit_size"]))
-        arrays = {name: cast(zarr.Array, group[name]) for name in names}
-        self._arrays = {name: array.with_config({"write_empty_chunks": True}) for name, array in arrays.items()}
-        self._store, self._lock = store, threading.Lock()
+        self._arrays = {name: cast(zarr.Array, group[name]) for name in names}
 
     @classmethod
     def create(
@@ -104,9 +101,9 @@ class UnitArrays:
             Damaged: they cannot be opened.
         """
         with storage_errors(location.uri), _damage_named(location):
-            store = CheckedStore(location.zarr_store(read_only=mode == "r"))
+            store = StrictStore(location.zarr_store(read_only=mode == "r"))
             try:
-                return cls(location, zarr.open_group(store=store, mode=mode), names, store)
+                return cls(location, zarr.open_group(store=store, mode=mode), names)
             except (FileNotFoundError, KeyError) as error:
                 if header_record(location).exists():
                     raise Damaged.of(location, "the description of an array is missing") from error
@@ -134,7 +131,8 @@ class UnitArrays:
             The checksums of the written objects for the unit's receipt, by path relative to the folder of the group.
 
         Raises:
-            ValueError: it is not one of this store's units, or an array is missing or has another shape or type.
+            ValueError: it is not one of this store's units, an array is missing or has another shape or type, or the
+                store was opened to read.
         """
         self._check_unit(unit)
         if values.keys() != self._arrays.keys():
@@ -146,16 +144,21 @@ class UnitArrays:
                     f"{self.location}: {name} of unit {unit.name} must be {dtype} {wanted}, "
                     f"given {value.dtype} {value.shape}; only whole units are written."
                 )
-        keys = {name: self._key(name, unit) for name in values}
-        with storage_errors(self.location.uri), self._lock:
-            self._store.replaced.update(keys.values())
-            try:
-                for name, value in values.items():
-                    self._arrays[name][unit.start : unit.stop] = value
-                    _sync_to_disk(self.location / keys[name])
-            finally:
-                self._store.replaced.clear()
-            return {f"{self.location.name}/{key}": self._store.written.pop(key) for key in keys.values()}
+        written = {}
+        for name, value in values.items():
+            key = self._key(name, unit)
+            data = self._encode(name, value)
+            (self.location / key).write_bytes(data)
+            written[f"{self.location.name}/{key}"] = checksum(data)
+        return written
+
+    def _encode(self, name: str, values: np.ndarray) -> bytes:
+        array = self._arrays[name]
+        if array.read_only:
+            raise ValueError(f"{self.location}: opened to read, so nothing can be written.")
+        if array.shards:
+            return encode_shard(values, self.unit_size)
+        return encode_chunk(values, self.unit_size, cast(float, array.fill_value))
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start`` to ``stop`` of one array; each image is compared with its own checksum.
@@ -187,13 +190,15 @@ class UnitArrays:
 
     def _read_as_receipt_says(self, keys: Mapping[str, str], receipt: Receipt) -> dict[str, np.ndarray]:
         """A receipt's rows of the arrays, out of objects that are compared with its checksums."""
-        with self._lock:
-            try:
-                for key in keys.values():
-                    self._store.in_memory[key] = self._checked_bytes(key, receipt)
-                return {name: self.read(name, receipt.start, receipt.stop) for name in self._arrays}
-            finally:
-                self._store.in_memory.clear()
+        found = {}
+        for name, key in keys.items():
+            data = self._checked_bytes(key, receipt)
+            array = self._arrays[name]
+            decode = decode_shard if array.shards else decode_chunk
+            shape = (receipt.stop - receipt.start, *self.item_shape(name))
+            with _damage_named(self.location / key):
+                found[name] = decode(data, self.unit_size, shape, array.dtype)
+        return found
 
     def read_earlier(self, receipt: Receipt) -> dict[str, np.ndarray]:
         """The rows of every array that an earlier receipt of a unit names, before images were added to the unit.
@@ -306,7 +311,7 @@ def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_imag
             dtype=spec.dtype,
             chunks=(1, *spec.item_shape) if spec.chunk_is_image else shard,
             shards=shard if spec.chunk_is_image else None,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],  # 4 bytes per chunk; readers of one image compare it
+            compressors=CHUNK_CODECS,
             fill_value=spec.fill,
             dimension_names=("image", *spec.dimensions),
         )
@@ -315,13 +320,6 @@ def _join_array(location: Location, group: zarr.Group, spec: ArraySpec, num_imag
         found = (array.shape, str(array.dtype), (array.shards or array.chunks)[0])
         if found != (shape, str(np.dtype(spec.dtype)), unit_size):
             raise _Refused(_differs(location, f"{spec.name} {found[0]} {found[1]} -> {shape} {spec.dtype}")) from None
-
-
-def _sync_to_disk(shard: Location) -> None:
-    """Calls fsync, which zarr does not. After a power cut, a receipt must not exist without its data."""
-    if shard.is_local:
-        with open(shard.uri, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _differs(location: Location, what: str) -> str:

@@ -27,7 +27,7 @@ class ExportRequest:
 
     Attributes:
         format: a name of `FORMATS`.
-        labels: the step with the labels; "" for the finest labels of the run. npy ignores it, because it has maps.
+        labels: the step with the labels; "" for the finest labels of the run. npy has maps, so it does not use it.
         shapes: how objects are written; "" for the format's default.
         splits: the splits to export; empty for all.
     """
@@ -44,17 +44,20 @@ class ExportRequest:
             ValueError: a flag is not allowed; the message says what is.
         """
         row = FORMATS[self.format]
-        if self.labels and not row.has_labels:
-            raise ValueError(f"--labels {self.labels}: --format {self.format} exports maps, not labels. Leave it out.")
         if self.shapes and self.shapes not in row.shapes:
             allowed = " or ".join(row.shapes)
             hint = f"allowed: {allowed}." if allowed else "this format has no choice of shapes. Leave it out."
             raise ValueError(f"--shapes {self.shapes} does not go with --format {self.format}; {hint}")
 
     def resolved(self, run: Run) -> "ExportRequest":
-        """The request with its defaults filled in; call `check` first."""
+        """The request with its defaults filled in; call `check` first.
+
+        Labels for a format of maps are not used, and the user reads that.
+        """
         row = FORMATS[self.format]
-        labels = self.labels or (finest_labels(run) if row.has_labels else "maps")
+        if self.labels and not row.has_labels:
+            print(f"export: --format {self.format} exports the maps, so --labels {self.labels} is not used")
+        labels = (self.labels or finest_labels(run)) if row.has_labels else "maps"
         return ExportRequest(self.format, labels, self.shapes or (row.shapes[0] if row.shapes else ""), self.splits)
 
     @property

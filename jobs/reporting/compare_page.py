@@ -32,15 +32,19 @@ def compare_page(
             head, body
         )
 
-    return environment().get_template("compare.html.j2").render(
-        style=style(),
-        names=names,
-        settings=settings,
-        metrics=[row for row in metrics if len({*row[1:]}) > 1],
-        equal_metrics=[row for row in metrics if len({*row[1:]}) == 1],
-        changes=changes,
-        class_names=class_names,
-        has_truth=any(image.truth for image in changes.images),
-        manifests_differ=manifests_differ,
-        table=table,
+    return (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            style=style(),
+            names=names,
+            settings=settings,
+            metrics=[row for row in metrics if len({*row[1:]}) > 1],
+            equal_metrics=[row for row in metrics if len({*row[1:]}) == 1],
+            changes=changes,
+            class_names=class_names,
+            has_truth=any(image.truth for image in changes.images),
+            manifests_differ=manifests_differ,
+            table=table,
+        )
     )

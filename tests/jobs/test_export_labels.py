@@ -202,7 +202,6 @@ def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (ExportRequest("npy", "predictions"), "--labels predictions: --format npy exports maps, not labels"),
         (
             ExportRequest("png", shapes="polygons"),
             "--shapes polygons does not go with --format png; this format has",
@@ -216,6 +215,12 @@ def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):
 def test_flags_without_meaning_are_refused(request_, sentence):
     with pytest.raises(ValueError, match=sentence):
         request_.check()
+
+
+def test_labels_for_a_format_of_maps_are_not_used_and_that_is_printed(finished_maps_run, capsys):
+    request = ExportRequest("npy", "seeds").resolved(finished_maps_run)
+    assert request == ExportRequest("npy").resolved(finished_maps_run)
+    assert "--format npy exports the maps, so --labels seeds is not used" in capsys.readouterr().out
 
 
 def test_only_the_splits_asked_for_are_exported(predicted_run, tmp_path):
