@@ -280,7 +280,9 @@ def _join(address: str) -> None:
             remedy = "refuses this process. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
         else:
             remedy = "does not answer. Start one with 'ray start --head', or use the address 'local'"
-        raise ClusterError(f"cluster: the Ray at '{address}' {remedy}.") from error
+        variable = ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE
+        origin = f" (of the variable {variable})" if os.environ.get(variable) == address else ""
+        raise ClusterError(f"cluster: the Ray at '{address}'{origin} {remedy}.") from error
 
 
 def _require_an_answer(address: str) -> None:

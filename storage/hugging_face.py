@@ -17,6 +17,7 @@ from storage.image_paths import id_of_path, resolve_path
 from storage.label_cells import parse_labels, unique_names
 from storage.location import Location
 from storage.names import safe_name
+from storage.parquet import parquet_errors
 from storage.sources import Source, SourceImage
 from storage.table_columns import NAMES
 from storage.tree import files_below, is_image_name, words
@@ -42,11 +43,8 @@ def is_hugging_face_table(place: Location) -> bool:
     Raises:
         ValueError: it is not a Parquet file. FileNotFoundError: it does not exist.
     """
-    with place.open_input() as file:
-        try:
-            schema = pq.read_schema(file)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{place}: not a Parquet file.") from error
+    with place.open_input() as file, parquet_errors(place):
+        schema = pq.read_schema(file)
     return b"huggingface" in (schema.metadata or {}) or _image_column(schema) is not None
 
 
@@ -150,14 +148,18 @@ def _split_of(path: str) -> str:
 
 
 def _open(place: Location) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    if place.name.endswith(".arrow"):
-        table = pa.ipc.open_stream(pa.BufferReader(place.read_bytes())).read_all()
-        return table.schema, iter(table.to_batches(max_chunksize=_BATCH))
-    try:
-        parquet = pq.ParquetFile(pa.BufferReader(place.read_bytes()))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{place}: not a Parquet file.") from error
-    return parquet.schema_arrow, parquet.iter_batches(batch_size=_BATCH)
+    data = pa.BufferReader(place.read_bytes())
+    with parquet_errors(place):
+        if place.name.endswith(".arrow"):
+            table = pa.ipc.open_stream(data).read_all()
+            return table.schema, iter(table.to_batches(max_chunksize=_BATCH))
+        parquet = pq.ParquetFile(data)
+    return parquet.schema_arrow, _batches(place, parquet)
+
+
+def _batches(place: Location, parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    with parquet_errors(place):
+        yield from parquet.iter_batches(batch_size=_BATCH)
 
 
 # Columns

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from storage.image_paths import id_of_path, resolve_path
 from storage.label_cells import SEPARATORS, is_list, parse_labels, read_flag, unique_names
 from storage.location import Location
+from storage.parquet import parquet_errors
 from storage.sources import Source, SourceImage
 from storage.table_columns import KNOWN, Columns, find_columns
 from storage.text import csv_rows, decode_text
@@ -86,11 +87,8 @@ def read_parquet_table(table: Location, folder: Location, options: TableOptions 
         ValueError: a column is missing, misspelt or not text, or the file is not Parquet.
         FileNotFoundError: there is no such table.
     """
-    with table.open_input() as file:
-        try:
-            columns = pq.read_table(file)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{table}: not a Parquet file.") from error
+    with table.open_input() as file, parquet_errors(table):
+        columns = pq.read_table(file)
     try:
         for name in columns.column_names:
             _require_readable(name, columns.schema.field(name).type)

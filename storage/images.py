@@ -212,15 +212,25 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def _upright_rgb(image: Image.Image, data: bytes, target_side: int | None) -> np.ndarray:
     turn = _UPRIGHT.get(_orientation(image))
-    size = image.size
     if target_side is not None:
         image.draft(image.mode, (2 * target_side, 2 * target_side))  # scaled decoding, which only JPEGs have
-    is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn is None and image.size == size
-    if is_plain:  # the same pixels as Pillow, in two thirds of the time
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and turn is None:
         with contextlib.suppress(ValueError):  # damaged: Pillow decides whether it can be used
-            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+            return _plain_jpeg(data, image.height, image.width)
     rgb = _to_rgb(image)
     return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def _plain_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
+    """The same pixels as Pillow decodes, in less time: two thirds for small files, four fifths for large ones.
+
+    Args:
+        height, width: the file's size, or the size at 1/2, 1/4 or 1/8 at which it is decoded.
+    """
+    pixels = simplejpeg.decode_jpeg(data, "RGB", False, False, min_height=height, min_width=width, min_factor=1)
+    if pixels.shape[:2] != (height, width):
+        raise ValueError("decoded at another size")
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

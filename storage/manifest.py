@@ -28,9 +28,11 @@ import pyarrow.parquet as pq
 from storage.column_text import joined, json_texts
 from storage.label_values import translation_table
 from storage.location import Location
+from storage.parquet import parquet_errors
 
 ROW_GROUP_SIZE = 1024
 _GROUPS_AT_ONCE = 16  # of a walk over all rows
+_ADVICE = "put the manifest back from a copy, or make it again with prepare_dataset"
 
 _COLUMNS = pa.schema(
     [
@@ -311,7 +313,7 @@ class Manifest:
         unknown = set(columns or ()) - set(_COLUMNS.names)
         if unknown:
             raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
-        with self.location.open_input() as file:
+        with self.location.open_input() as file, parquet_errors(self.location, _ADVICE):
             parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True)
             there = parquet.schema_arrow.names
             names = None if columns is None else [name for name in columns if name in there] or ["image_id"]
@@ -365,17 +367,16 @@ def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> st
 @lru_cache(maxsize=8)
 def _open(location: Location) -> Manifest:
     try:
-        with location.open_input() as file:
-            return Manifest(location, pq.read_metadata(file))
+        with location.open_input() as file, parquet_errors(location, _ADVICE):
+            metadata = pq.read_metadata(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{location}: there is no manifest here; make it with prepare_dataset.") from error
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{location}: not a Parquet file; make the manifest again with prepare_dataset.") from error
+    return Manifest(location, metadata)
 
 
 @lru_cache(maxsize=8)  # neighbouring units are in the same row group
 def _read_row_group(manifest: Manifest, group: int) -> pa.Table:
-    with manifest.location.open_input() as file:
+    with manifest.location.open_input() as file, parquet_errors(manifest.location, _ADVICE):
         return pq.ParquetFile(file, metadata=manifest._metadata).read_row_group(group)
 
 

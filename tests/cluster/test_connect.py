@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.connect import Connection, connect, resources
+from cluster.connect import Connection, _join, connect, resources
 from cluster.errors import ClusterError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Data warns of its own settings
@@ -127,6 +127,14 @@ def test_no_cluster_at_the_address_is_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert "ClusterError: cluster: the Ray at '127.0.0.1:1' does not answer." in done.stderr.splitlines()[-1]
     assert time.monotonic() - begin < 60
+
+
+def test_an_address_that_was_left_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"'127.0.0.1:1' \(of the variable RAY_ADDRESS\) does not answer"):
+        _join("127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"'127.0.0.1:2' does not answer"):
+        _join("127.0.0.1:2")
 
 
 def test_connecting_again_shares_the_ray_and_leaves_it_alive(local_ray: Connection) -> None:

@@ -349,6 +349,10 @@ def test_the_fast_decoder_gives_pillows_pixels(mode: str, options: dict, tmp_pat
         found = read_image(put(Location.parse(str(tmp_path)), data))
         assert found.flags.writeable
         np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        scaled = Image.open(io.BytesIO(data))
+        scaled.draft(scaled.mode, (80, 80))
+        found = read_image(put(Location.parse(str(tmp_path)), data), target_side=40)
+        np.testing.assert_array_equal(found, np.asarray(scaled.convert("RGB")))
 
 
 def test_pillow_decides_about_a_jpeg_with_a_fault_in_its_pixels(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import random
 import tracemalloc
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +103,25 @@ def test_other_files_are_not_taken_for_a_manifest(location: Location) -> None:
     (location / "text.parquet").write_bytes(b"image,labels\n" * 10)
     with pytest.raises(ValueError, match="not a Parquet file"):
         Manifest.open(location / "text.parquet")
+
+
+def test_a_flipped_bit_never_ends_in_anything_but_one_sentence(tmp_path: Path) -> None:
+    place = Location(str(tmp_path / "manifest.parquet"))
+    write_manifest(place, drawn_rows(40), NAMES)
+    good, chance, refused = place.read_bytes(), random.Random(0), []
+    for _ in range(300):
+        bad, position = bytearray(good), chance.randrange(8 * len(good))
+        bad[position // 8] ^= 1 << position % 8
+        place.write_bytes(bytes(bad))
+        Manifest.forget()
+        try:
+            manifest = Manifest.open(place)
+            manifest.rows(0, manifest.num_images)
+            manifest.column_hash(["image_id", "labels"])
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert all(place.uri in sentence and "\n" not in sentence for sentence in refused)
 
 
 def test_a_rewritten_manifest_is_read_again(location: Location) -> None:
