@@ -48,5 +48,5 @@ def words(names: Sequence[str], most: int = 20) -> str:
 
 def _local_files(root: str) -> Iterator[str]:
     for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        yield from names if below == "." else (f"{below}/{name}" for name in names)

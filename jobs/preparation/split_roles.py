@@ -7,7 +7,6 @@ unless the user asks for it. If there is no validation split, masks are predicte
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from jobs.run.config_keys import Config
 from storage.sources import SourceImage
@@ -69,7 +68,8 @@ def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImag
     def chosen(image: SourceImage) -> SourceImage:
         digest = hashlib.blake2b(image.image_id.encode("utf-8", "surrogatepass"), digest_size=8, key=b"validation part")
         is_chosen = int.from_bytes(digest.digest(), "little") < fraction * 2**64 and not _TEST.fullmatch(image.split)
-        return replace(image, split="val" if is_chosen else image.split or "train")
+        split = "val" if is_chosen else image.split or "train"
+        return SourceImage(**(vars(image) | {"split": split}))  # dataclasses.replace takes three times as long
 
     return [chosen(image) for image in images]
 
