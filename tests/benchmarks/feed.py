@@ -5,9 +5,9 @@
     python tests/benchmarks/feed.py --gpu-ms 0                   # without the pretended GPU, which starts a Ray
 
 Images are drawn scenes as JPEGs of 500 x 375, and one of 4000 x 3000. The pretended GPU sleeps for so many milliseconds
-an image, in a real fan-out of the project on the CPUs this process may use. It counts as busy while it sleeps, from the
-first unit to the last. Processor time of a machine that does other work too is too high: take the least of several
-rounds, which is what is printed.
+an image, in a real fan-out of the project on the CPUs this process may use. It counts as busy while it sleeps, in the
+second half of the units: before, the workers start, which takes tens of seconds on two CPUs. Processor time of a
+machine that does other work too is too high: take the least of several rounds, which is what is printed.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--against", type=Path, help="another checkout of the project")
     parser.add_argument("--rounds", type=int, default=3, help="of which the best counts")
     parser.add_argument("--gpu-ms", type=float, default=3.3, help="time of an image on the pretended GPU; 0: without")
-    parser.add_argument("--units", type=int, default=20, help=f"of {UNIT_SIZE} images, for the pretended GPU")
+    parser.add_argument("--units", type=int, default=200, help=f"of {UNIT_SIZE} images, for the pretended GPU")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -172,15 +172,17 @@ def write_unit(folder: str, size: int, unit: dict[str, Any]) -> dict[str, Any]:
 
 
 def busy_share(paths: list[str], gpu_ms: float, num_units: int) -> float:
-    """How much of the time between its first and its last unit the pretended GPU sleeps."""
-    pool = Pool(1, 1, cpus_per_actor=0.25, read_cpus=0.5, write_cpus=0.25)
-    with tempfile.TemporaryDirectory() as folder, connect("local"):
+    """How much of the time the pretended GPU sleeps, in the second half of the units."""
+    # Ray is told of 2 more CPUs than there are, because the actor sleeps. With fractions of CPUs for each task there
+    # would be more workers than CPUs, and Ray ends such workers as soon as they have been idle for a second.
+    num_cpus = len(os.sched_getaffinity(0)) + 2
+    with tempfile.TemporaryDirectory() as folder, connect("local", num_cpus):
         MapStore.create(Location(folder), num_units * UNIT_SIZE, SLOTS, (GRID, GRID), UNIT_SIZE)
         write = partial(write_unit, folder, UNIT_SIZE)
         stages = Stages(partial(PretendedGpu, gpu_ms), partial(read_unit, paths), write)
-        receipts = list(fan_out([{"unit": number} for number in range(num_units)], stages, pool))
-    span = max(receipt["to"] for receipt in receipts) - min(receipt["from"] for receipt in receipts)
-    return num_units * UNIT_SIZE * gpu_ms / 1000 / span
+        receipts = list(fan_out([{"unit": number} for number in range(num_units)], stages, Pool()))
+    times = sorted((receipt["from"], receipt["to"]) for receipt in receipts)[num_units // 2 :]
+    return len(times) * UNIT_SIZE * gpu_ms / 1000 / (times[-1][1] - times[0][0])
 
 
 if __name__ == "__main__":
