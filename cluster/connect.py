@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ray
@@ -97,6 +97,7 @@ class _Promise:
 
     num_cpus: int
     is_optional: bool
+    failure: str = ""  # why it did not start
 
 
 _promised: list[_Promise] = []
@@ -117,6 +118,20 @@ def resources() -> Connection:
     total = ray.cluster_resources()
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes)
+
+
+def start_optional_ray() -> str:
+    """Starts the optional local Ray of the current `connect` block, unless it runs. It is tried once.
+
+    Returns:
+        Why it does not start, so that the work must be done in this process; "" if it runs.
+    """
+    if not ray.is_initialized() and not _promised[-1].failure:
+        try:
+            resources()
+        except ClusterError as error:
+            _promised[-1] = replace(_promised[-1], failure=str(error))
+    return "" if ray.is_initialized() else _promised[-1].failure
 
 
 @contextlib.contextmanager
@@ -200,7 +215,8 @@ def _node_errors(address: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ClusterError(
             f"cluster: the Ray at {address} did not start ({reason}). The machine may be overloaded or out of memory, "
-            f"or its /tmp may be full. Run the same command again."
+            "or its /tmp may be full. Run the same command again, or work without Ray on one core: "
+            "--set cluster.address=in-process."
         ) from error
 
 
@@ -279,7 +295,7 @@ def _join(address: str) -> None:
         if "AuthToken" in str(error.__cause__) or isinstance(error, AuthenticationError):
             remedy = "refuses this process. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
         else:
-            remedy = "does not answer. Start one with 'ray start --head', or use the address 'local'"
+            remedy = "does not answer. Start the cluster, or use the address 'local'"
         variable = ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE
         origin = f" (of the variable {variable})" if os.environ.get(variable) == address else ""
         raise ClusterError(f"cluster: the Ray at '{address}'{origin} {remedy}.") from error

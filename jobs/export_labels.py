@@ -62,8 +62,6 @@ def main(arguments: list[str]) -> None:
     request = ExportRequest(given.format, given.labels, given.shapes, tuple(given.split))
     request.check()
     request = request.resolved(run)
-    if not given.labels and FORMATS[given.format].has_labels:
-        print(f"export: labels are the run's {request.labels}; --labels chooses others.")
     out = export_folder(run, request, given.out)
     options = LaunchOptions(restart=bool(given.restart), dry_run=given.dry_run)
     with launch_log(run, "export_labels", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:

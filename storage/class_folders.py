@@ -4,6 +4,7 @@ Folders inside a class's folder belong to this class. A picture that is in the f
 pictures, because only the path identifies it.
 """
 
+import os
 from collections.abc import Sequence
 
 from storage.image_paths import id_of_path
@@ -31,7 +32,9 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
     depth = 2 if has_splits else 1
     below = [path for path in images if path.count("/") >= depth]
     if not below:
-        what = f"{len(images):,} images that are not in a folder" if images else "no images"
+        is_missing = folder.is_local and not os.path.isdir(folder.uri)
+        nothing = "no such folder" if is_missing else "no images"
+        what = f"{len(images):,} images that are not in a folder" if images else nothing
         raise ValueError(
             f"{folder}: {what}. --folders needs a folder per class, such as {folder.name}/cat/1.jpg; for images with "
             "a table, give --csv labels.csv --images FOLDER."

@@ -15,6 +15,7 @@ earlier rows is still known to be theirs (`part_hashes`).
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -235,8 +236,15 @@ class Manifest:
 
     def splits(self) -> list[str]:
         """The names of the splits that occur, in the order of their first images."""
-        found = (pc.unique(table["split"]).to_pylist() for table in self.iter_tables(["split"]))
-        return list(dict.fromkeys(name for names in found for name in names))
+        return list(self.split_counts())
+
+    def split_counts(self) -> dict[str, int]:
+        """The number of images of each split, in the order of their first images."""
+        counts = Counter[str]()
+        for table in self.iter_tables(["split"]):
+            for each in pc.value_counts(table["split"]).to_pylist():
+                counts[each["values"]] += each["counts"]
+        return dict(counts)
 
     def index_of(self, image_id: str) -> int:
         """The first row of an image id.
@@ -249,7 +257,8 @@ class Manifest:
             if image_id in batch["image_id"]:
                 return start + batch["image_id"].index(image_id)
             start += len(batch["image_id"])
-        raise KeyError(f"{self.location}: no image {image_id!r}.")
+        example = f"; the first id is {self.rows(0, 1)[0].image_id!r}" if self.num_images else ""
+        raise KeyError(f"{self.location}: no image {image_id!r}{example}.")
 
     @property
     def parts(self) -> list[tuple[int, int]]:

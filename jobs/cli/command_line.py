@@ -142,7 +142,8 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
         if interruption is None:
             raise
         word, code = ("stopped", 143) if isinstance(interruption, Stopped) else ("interrupted", 130)
-        print(f"{word}; the same command continues.", file=sys.stderr)
+        same = "without --restart the same command" if _is_restart(given) else "the same command"
+        print(f"{word}; {same} continues.", file=sys.stderr)
         _exit(code)
     except (ValueError, OSError, ClusterError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -159,8 +160,14 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
         for note in getattr(error, "__notes__", []):  # where the log of this launch is
             print(f"{name}: {note}", file=sys.stderr)
+        if code == 1 and _is_restart(given):
+            print(f"{name}: to continue, leave out --restart, which would delete the results again.", file=sys.stderr)
         _exit(code)
     _exit(0)
+
+
+def _is_restart(given: list[str]) -> bool:
+    return any(argument.split("=")[0] == "--restart" for argument in given)
 
 
 def _use_utf8() -> None:

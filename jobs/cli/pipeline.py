@@ -55,6 +55,8 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
             print(f"pipeline: {advice}", flush=True)
     print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
     print(f"pipeline: look at {write_report(run)[0]}")
+    export = run.command("export_labels", "--format", "cvat")
+    print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
 
 
 def require_possible(run: Run) -> None:

@@ -88,7 +88,8 @@ def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: s
         print(f"{name}: the times are not known, because this machine has no GPU to time the steps on.")
         return Estimate({}, 0.0, 0.0)
     where = "" if connection.is_optional or connection.in_process else "; the nodes of a cluster may differ"
-    print(f"{name}: timing the steps on a few images on this machine{where}. This takes up to {SECONDS} s.", flush=True)
+    most = f"This takes up to {SECONDS} s, and the time to start."
+    print(f"{name}: timing the steps on a few images on this machine{where}. {most}", flush=True)
     estimate = estimate_steps(run, connection, rows, is_whole=is_whole)
     if estimate.problem:
         print(f"{name}: some steps could not be timed ({estimate.problem.rstrip('.')}).")
@@ -102,8 +103,8 @@ def _print_total(run: Run, estimate: Estimate) -> None:
     print(
         f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
         f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
-        f"metrics and the report. The estimate is kept in {run.location / FILE}; status.py compares it with the real "
-        "times."
+        f"metrics and the report. Only the estimate was written, to {run.location / FILE}; status.py compares "
+        "it with the real times."
     )
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from cluster.connect import Connection
-from cluster.fanout import Stages
+from cluster.fanout import Payload, Stages
+from cluster.words import plural
 from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
@@ -17,6 +18,7 @@ from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.unit_driver import UnitStepJob, run_unit_step
 from jobs.steps.unit_dry_run import CostEstimate
 from storage.location import Location
+from storage.manifest import Manifest
 
 ALGORITHM_VERSION = 2
 
@@ -104,10 +106,16 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
     names = ImageNames.of(manifest)
     stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names)
+    left_out = _left_out(stages, manifest)
+    seen = SeenImages(labels)
 
     def finish(plan: UnitPlan) -> None:
         finish_export(stages, manifest, source.units, plan.start_id)
-        print(f"export: {format} files of the {labels} are in {out}")
+        others = "; --labels chooses others" if FORMATS[format].has_labels else ""
+        print(f"export: {format} files of the {labels} are in {out}{others}")
+        seen.describe()
+        if left_out:
+            print(f"export: {left_out}")
 
     flags = ["--format", format, *(["--labels", labels] if FORMATS[format].has_labels else [])]
     flags += ["--shapes", request.shapes] if request.shapes else []
@@ -131,10 +139,59 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             "export_labels", *flags, *(f"--split={split}" for split in request.splits), "--out", out.uri
         ),
         skipped=source.skipped,
+        observe=seen.add,
         finish=finish,
         cost=CostEstimate(seconds=0.02),
     )
     run_unit_step(run, connection, job, options)
+
+
+@dataclass
+class SeenImages:
+    """The images that a launch exports, to warn if they have no objects."""
+
+    labels: str
+    num_exported: int = 0
+    num_empty: int = 0
+
+    def add(self, result: Payload) -> None:
+        self.num_exported += result["num_exported"]
+        self.num_empty += result["num_empty"]
+
+    def describe(self) -> None:
+        """Prints how many of the images have no object."""
+        if not self.num_empty:
+            return
+        if self.num_empty < self.num_exported:
+            print(f"export: {self.num_empty:,} of {plural(self.num_exported, 'image')} have no object")
+            return
+        others = " or ".join(name for name in LABELS if name != self.labels)
+        print(
+            f"export: WARNING: no object in any of the {plural(self.num_exported, 'image')}: every pixel is background "
+            f"or unknown. Look at the report. Other labels may be better: --labels {others}."
+        )
+
+
+def _left_out(stages: ExportStages, manifest: Manifest) -> str:
+    """Which images of the splits asked for are not exported, and why; "" if all are.
+
+    Raises:
+        ValueError: none is exported.
+    """
+    asked = {name: count for name, count in manifest.split_counts().items() if name in (stages.splits or [name])}
+    missing = sum(count for split, count in asked.items() if not stages.includes(split))
+    if not missing:
+        return ""
+    predicted = ", ".join(stages.run.config.predicted_splits)
+    reason = (
+        f"{missing:,} of {plural(sum(asked.values()), 'image')} are not exported, because masks are predicted for the "
+        f"split {predicted} only. '--labels pseudo_labels' exports all images that have labels. To predict more: "
+        f"'{stages.run.step_command('predictions')} --set predictions.splits={','.join(manifest.splits())} --restart "
+        "predictions'."
+    )
+    if missing == sum(asked.values()):
+        raise ValueError(f"export_labels: {reason}")
+    return reason
 
 
 def export_folder(run: Run, request: ExportRequest, out: str | None) -> Location:

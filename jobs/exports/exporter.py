@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -70,12 +70,11 @@ class ExportStages:
         """The file with a unit's records, of a start of the export, for formats with one file for all images."""
         return self.step.data(start_id) / "parts" / f"{unit.name}.json"
 
-    def includes(self, entry: ManifestRow) -> bool:
-        """Whether this image is exported."""
-        if self.splits and entry.split not in self.splits:
+    def includes(self, split: str) -> bool:
+        """Whether the images of this split are exported."""
+        if self.splits and split not in self.splits:
             return False
-        of_all = self.format == "npy" or self.labels != "predictions"
-        return of_all or entry.split in self.run.config.predicted_splits
+        return self.labels != "predictions" or split in self.run.config.predicted_splits
 
 
 class Exporter:
@@ -94,26 +93,29 @@ class Exporter:
         skipped = list(row["skipped"])
         known = {skip.image_id for skip in skipped}
         stored, entries = self.read_unit(unit), self.manifest.rows(unit.start, unit.stop)
-        usable = [n for n, entry in enumerate(entries) if entry.image_id not in known and self.job.includes(entry)]
+        wanted = [n for n, entry in enumerate(entries) if self.job.includes(entry.split)]
+        usable = [n for n in wanted if entries[n].image_id not in known]
 
-        def attempt(number: int) -> Any:
+        def attempt(number: int) -> Exported | Skipped:
             try:
                 exported = self.export_image(entries[number], unit.start + number, stored, number)
             except BadImage as bad:
                 return Skipped(entries[number].image_id, bad.reason)
             self.write(exported)
-            return exported.record
+            return replace(exported, files={})
 
         with ThreadPoolExecutor(self.run.config.images.read_concurrency) as pool:
             results = list(pool.map(attempt, usable))
         skipped += [result for result in results if isinstance(result, Skipped)]
-        records = [result for result in results if result is not None and not isinstance(result, Skipped)]
+        exported = [result for result in results if not isinstance(result, Skipped)]
+        records = [result.record for result in exported if result.record is not None]
         if FORMATS[self.job.format].has_unit_files:
             whole = self.module.export_unit(records, unit.name, self.classes)
             self.write(whole)
             records = whole.record
         self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
-        return finish_unit(self.job.step, row, skipped, time.monotonic() - started)
+        counts = {"num_exported": len(exported), "num_empty": sum(result.is_empty for result in exported)}
+        return finish_unit(self.job.step, row, skipped, time.monotonic() - started) | counts
 
     def write(self, exported: Exported) -> None:
         """Writes the files of an image or a unit."""
@@ -148,7 +150,8 @@ class Exporter:
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
         names = self.job.names
-        return self.module.export_image(
+        ignored = ignore_value(self.manifest.num_classes)
+        exported = self.module.export_image(
             LabelledImage(
                 number=names.number(entry, row),
                 image_id=entry.image_id,
@@ -156,11 +159,12 @@ class Exporter:
                 uri=entry.uri,
                 split=entry.split,
                 labels=labels,
-                ignored=ignore_value(self.manifest.num_classes),
+                ignored=ignored,
                 classes=self.classes,
                 shapes=self.job.shapes,
             )
         )
+        return replace(exported, is_empty=not ((labels > 0) & (labels != ignored)).any())
 
     def _source_keys(self, classes: np.ndarray) -> np.ndarray:
         """IRN's keys: the data set's own class values, counted from 0. VOC's cat with the value 8 is 7."""

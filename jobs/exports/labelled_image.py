@@ -61,10 +61,12 @@ class Exported:
     Attributes:
         files: the contents of files, by name in the export's folder.
         record: plain data for the file with all images, or with the images of a unit; None if there is no such file.
+        is_empty: no pixel of the image has a class.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     record: Any = None
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,12 @@ class TrainedRun:
             Maps on the grid of the classifier, classes ascending.
 
         Raises:
-            ValueError: the run does not have one of the classes.
+            ValueError: the run does not have one of the classes, or the image is something else.
             NotYet: the classifier is not trained.
         """
+        _require_image(image, "localize")
+        if isinstance(classes, str):
+            raise ValueError(f"localize: given the text {classes!r}, allowed: a list of class names, [{classes!r}].")
         unknown = [name for name in classes if name not in self.class_names]
         if unknown or not classes:
             given = unknown[0] if unknown else "no class"
@@ -138,7 +141,9 @@ class TrainedRun:
 
         Raises:
             NotYet: the network is not trained.
+            ValueError: the image is something else.
         """
+        _require_image(image, "predict")
         predictor = self._predictor
         logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine
@@ -182,6 +187,15 @@ def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -
     run = open_run(path, None, settings)
     run.manifest()
     return TrainedRun(run, device)
+
+
+def _require_image(image: object, asked_by: str) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        raise ValueError(
+            f"{asked_by}: given {given}, allowed: a uint8 array (height, width, 3), RGB, such as "
+            "np.asarray(Image.open(path).convert('RGB')) of Pillow."
+        )
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def status_lines(status: RunStatus) -> list[str]:
 
 def _step_lines(step: StepStatus) -> list[str]:
     if step.state == "not possible":
-        return [f"{step.name}: not possible, because none of the images to measure has a mask"]
+        return [f"{step.name}: no figures, because none of the images to measure has a mask; nothing else needs one"]
     if step.state == "not started" and not step.drivers:
         return [f"{step.name}: not started; {step.command}"]
     parts = [f"{plural(step.done, step.unit.removesuffix('s'))} done"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cluster.connect import Connection, connect
+from cluster.connect import Connection, connect, start_optional_ray
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
@@ -98,6 +98,9 @@ def run_stages(
         seconds: about how long one worker would need for all units; None if it is not known.
     """
     if is_done_here(connection, seconds):
+        return fan_out_in_process(units, stages)
+    if connection.is_optional and (failure := start_optional_ray()):
+        print(f"{failure} Now the work goes on in this process, on one core.", flush=True)
         return fan_out_in_process(units, stages)
     pool = actor_pool(config, connection, device)
 

@@ -87,10 +87,10 @@ class Plan:
 
     @property
     def epoch_in_words(self) -> str:
-        """An epoch in words, as '1 step of 5 images (4 random images are skipped in each epoch)'."""
+        """An epoch in words, as '1 step of 5 images (each epoch leaves out 4 other images)'."""
         left_out = self.num_images - self.epoch_images
-        verb = "is" if left_out == 1 else "are"
-        note = f" ({plural(left_out, 'random image')} {verb} skipped in each epoch)" if left_out else ""
+        others = "another image" if left_out == 1 else f"{left_out:,} other images"
+        note = f" (each epoch leaves out {others})" if left_out else ""
         return f"{plural(self.epoch_steps, 'step')} of {plural(self.step_images, 'image')}{note}"
 
     @property

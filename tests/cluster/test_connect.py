@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.connect import Connection, _join, connect, resources
+from cluster.connect import Connection, _join, connect, resources, start_optional_ray
 from cluster.errors import ClusterError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Data warns of its own settings
@@ -200,6 +200,25 @@ def test_a_local_ray_is_optional_unless_it_is_asked_for(address, is_optional, mo
     monkeypatch.setattr("ray.shutdown", lambda: None)
     with connect(address) as connection, connect() as inner:
         assert (connection.is_optional, inner.is_optional) == (is_optional, is_optional)
+
+
+def test_an_optional_ray_that_does_not_start_is_tried_once(monkeypatch) -> None:
+    tried = []
+
+    def refuse(_: int) -> None:
+        tried.append(1)
+        raise ClusterError("cluster: it did not start.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.connect._promised", [])
+    monkeypatch.setattr("cluster.connect._start", refuse)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # the Ray of other tests does not count
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with connect():
+        assert start_optional_ray() == start_optional_ray() == "cluster: it did not start."
+        assert tried == [1]
+    with connect(), pytest.raises(ClusterError):  # for what was asked for, it is tried again
+        resources()
 
 
 def test_resources_name_the_remedy_when_too_much_is_asked() -> None:

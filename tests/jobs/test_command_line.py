@@ -19,6 +19,7 @@ from jobs.cli import entry_point
 from jobs.cli.command_line import Stopped, job_parser, run_main
 from jobs.cli.entry_point import COMMANDS, overview
 from jobs.steps import compute
+from storage.errors import StorageError
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted(file for file in (REPOSITORY / "jobs").glob("*.py") if "run_main(" in file.read_text())
@@ -269,6 +270,24 @@ def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, w
     with pytest.raises(SystemExit) as end:
         run_main(main, [])
     assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")
+
+
+@pytest.mark.parametrize("flags", [["--restart", "maps"], ["--restart=maps"]])
+def test_a_restart_that_did_not_end_is_continued_without_its_flag(flags, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+
+    def ends_with(error: BaseException) -> str:
+        def main(_: list[str]) -> None:
+            raise error
+
+        with pytest.raises(SystemExit):
+            run_main(main, flags)
+        return capsys.readouterr().err
+
+    assert ends_with(Stopped()) == "stopped; without --restart the same command continues.\n"
+    lost = ends_with(StorageError("s3://bucket: connection lost."))
+    assert lost.endswith(": to continue, leave out --restart, which would delete the results again.\n")
+    assert "--restart" not in ends_with(ValueError("refused before anything was deleted."))
 
 
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(monkeypatch, capsys):

@@ -51,7 +51,7 @@ def dry_run_of(job, run, capsys, *arguments: str) -> str:
         (
             train_ficklenet,
             [],
-            "dry run: 0 of 1 epoch to do, 1 step of 10 images (2 random images are skipped in each epoch) each.",
+            "dry run: 0 of 1 epoch to do, 1 step of 10 images (each epoch leaves out 2 other images) each.",
         ),
         (generate_maps, [], "maps, dry run: 0 of 4 units to do (0 of 14 images)."),
         (aggregate_seeds, [], "seeds, dry run: 4 of 4 units to do (14 of 14 images)."),

@@ -230,6 +230,31 @@ def test_only_the_splits_asked_for_are_exported(predicted_run, tmp_path):
         export_to(predicted_run, "png", tmp_path / "other", "seeds", splits=["gold"])
 
 
+def test_images_without_masks_are_named_and_an_export_of_none_is_refused(predicted_run, tmp_path, capsys):
+    export_to(predicted_run, "png", tmp_path / "png", "predictions")
+    printed = capsys.readouterr().out
+    assert "export: 12 of 14 images are not exported, because masks are predicted for the split val only." in printed
+    with pytest.raises(ValueError, match=r"12 of 12 images are not exported.* --set predictions.splits=train,val --re"):
+        export_to(predicted_run, "cvat", tmp_path / "cvat", "predictions", splits=["train"])
+    assert not (tmp_path / "cvat").exists()
+    export_to(predicted_run, "cvat", tmp_path / "val", "predictions", splits=["val"])
+    assert "not exported" not in capsys.readouterr().out
+
+
+def test_images_without_an_object_are_counted(painted_run, seeded_run, tmp_path, capsys):
+    export_to(painted_run, "png", tmp_path / "full", "predictions")
+    assert "no object" not in capsys.readouterr().out
+    labels = painted_run.location / "predictions" / "labels"
+    for names, sentence in (
+        (["scene_0012"], "export: 1 of 2 images have no object"),
+        (["scene_0013"], "export: WARNING: no object in any of the 2 images: every pixel is background or unknown."),
+    ):
+        for name in names:
+            (labels / f"{name}.png").write_bytes(encode_label_png(np.zeros((120, 160), np.uint8)))
+        export_to(painted_run, "png", tmp_path / names[0], "predictions")
+        assert sentence in capsys.readouterr().out
+
+
 def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_path, capsys):
     export_to(finished_maps_run, "npy", tmp_path / "npy")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "npy").glob("*.npy")}

@@ -164,7 +164,7 @@ def test_an_evaluation_is_outdated_with_the_settings_of_the_seeds(seeded_run):
 def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     status.main(["--run", run.uri])
-    sentence = "evaluation: not possible, because none of the images to measure has a mask\n"
+    sentence = "evaluation: no figures, because none of the images to measure has a mask; nothing else needs one\n"
     assert capsys.readouterr().out.endswith(sentence)
 
 

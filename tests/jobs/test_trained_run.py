@@ -30,6 +30,22 @@ def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run)
         assert not np.array_equal(other.max, stored.max), "the masks follow from the id"
 
 
+@pytest.mark.parametrize("image", ["file.jpg", np.zeros((4, 5)), np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8)])
+def test_anything_but_a_colour_image_is_refused(image, finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    for call in (lambda: run.localize(image, run.class_names[:1]), lambda: run.predict(image)):
+        with pytest.raises(ValueError, match=r"given .*, allowed: a uint8 array \(height, width, 3\), RGB"):
+            call()
+
+
+def test_one_class_in_place_of_a_list_and_an_unknown_id_are_named(finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    with pytest.raises(ValueError, match=r"given the text 'ring', allowed: a list of class names, \['ring'\]"):
+        run.localize(np.zeros((4, 5, 3), np.uint8), "ring")
+    with pytest.raises(KeyError, match="no image 'ring'; the first id is 'scene_0000'"):
+        run.image("ring")
+
+
 def test_other_settings_and_unknown_classes(predicted_run):
     run = open_trained(predicted_run.uri, ["predictions.mirror=true"])
     image = run.image("scene_0013")
