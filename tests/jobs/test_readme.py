@@ -33,7 +33,8 @@ maps.num_samples = 4
 segmenter = {backbone = "small", weights = "none", dilations = [2], epochs = 1, batch_size = 4, min_steps = 1}
 cluster.address = "in-process"
 """
-NOT_RUN = ("make ", "source ", "export ", "ray start", "tensorboard ")  # of a shell, or with a Ray of its own
+# Of a shell, or with a Ray of its own
+NOT_RUN = ("make ", "source ", "export ", "ray start", "ray get-auth-token", "tensorboard ")
 
 
 def blocks(page: str, language: str) -> list[str]:
