@@ -120,6 +120,11 @@ def resources() -> Connection:
     return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes)
 
 
+def resources_if_running() -> Connection | None:
+    """The current resources of the connected cluster; None while no Ray is connected. It starts nothing."""
+    return resources() if ray.is_initialized() else None
+
+
 def start_optional_ray() -> str:
     """Starts the optional local Ray of the current `connect` block, unless it runs. It is tried once.
 

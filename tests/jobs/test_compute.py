@@ -1,15 +1,16 @@
-"""Where work is done if the local Ray, which nobody asked for, does not start."""
+"""Where work is done if the local Ray, which nobody asked for, does not start, and what is printed while it starts."""
 
+import time
 from functools import partial
 
 import pytest
 
 from cluster.connect import Connection
 from cluster.errors import ClusterError
-from cluster.fanout import Stages
+from cluster.fanout import Pool, Stages
 from jobs.run.config_keys import ClusterConfig
 from jobs.steps import compute
-from jobs.steps.compute import run_stages
+from jobs.steps.compute import run_stages, waiting_for
 
 
 def double(unit):
@@ -35,3 +36,27 @@ def test_a_ray_that_was_asked_for_is_needed(monkeypatch):
     monkeypatch.setattr(compute, "fan_out", refuse)
     with pytest.raises(ClusterError):
         results(Connection(2, 0, 1, is_to_start=True))
+
+
+def test_a_launch_that_waits_says_for_what(monkeypatch, capsys):
+    def slow(*_, **__):
+        time.sleep(0.3)
+        yield {"value": 7}
+
+    monkeypatch.setattr(compute, "NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr(compute, "fan_out", slow)
+    monkeypatch.setattr(compute, "resources_if_running", lambda: Connection(8, 0, 2))
+    assert results(Connection(8, 0, 2)) == [7]
+    assert capsys.readouterr().out.startswith("no unit is finished after 0 s: workers are starting")
+    monkeypatch.setattr(compute, "NOTICE_SECONDS", 60.0)
+    assert results(Connection(8, 0, 2)) == [7]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_missing_gpu_is_named():
+    on_gpu = Pool(gpus_per_actor=1.0, autoscaling=True)
+    assert "a worker needs 1 GPU, the cluster has 8 CPUs and 0 GPUs now. The launch waits until nodes" in waiting_for(
+        on_gpu, Connection(8, 0, 2)
+    )
+    assert "workers are starting" in waiting_for(on_gpu, Connection(8, 1, 2))
+    assert "Ray is still starting" in waiting_for(on_gpu, None)
