@@ -176,7 +176,7 @@ def small() -> LayerChain:
         out_channels=64,
     )
     for layer in backbone.features:
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:  # there, torch would import its compiler: seconds
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return backbone
 

@@ -27,25 +27,23 @@ def average_precision(logits_NC: "Tensor", targets_NC: "Tensor") -> float:
     Returns:
         A number in [0, 1]. Classes that no image has are left out; NaN if no image has any class.
     """
-    import torch
-    from torchmetrics.functional.classification import binary_average_precision
-
     per_class = [
-        binary_average_precision(_ranks(logits), targets.long())
-        for logits, targets in zip(logits_NC.T, targets_NC.T, strict=True)
+        _average_precision(logits, targets)
+        for logits, targets in zip(logits_NC.T.numpy(force=True), targets_NC.T.numpy(force=True), strict=True)
         if targets.any()
     ]
-    return float(torch.stack(per_class).mean()) if per_class else float("nan")
+    return float(np.mean(per_class)) if per_class else float("nan")
 
 
-def _ranks(logits_N: "Tensor") -> "Tensor":
-    """The rank of each logit among the different logits, float64 in [0, 1].
+def _average_precision(scores_N: NDArray[np.floating], targets_N: NDArray[np.floating]) -> float:
+    """The sum over the different scores, from the highest, of the precision times the increase of the recall.
 
-    Average precision depends only on the order. torchmetrics applies the sigmoid to values outside [0, 1]. In float32
-    the sigmoid of every logit above 17 is 1, so different logits would become equal.
+    It is written here because torchmetrics, with the same result, takes 3 s to import.
     """
-    distinct, place_N = logits_N.unique(return_inverse=True)
-    return place_N.double() / len(distinct)
+    _, place_N = np.unique(-scores_N, return_inverse=True)
+    hits = np.bincount(place_N, weights=targets_N > 0)  # per different score
+    precision = np.cumsum(hits) / np.cumsum(np.bincount(place_N))
+    return float((precision * hits).sum() / hits.sum())
 
 
 def confusion_matrix(

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     from jobs.run.directory import open_run  # imports take a second, so --help does without
 
     run = open_run(given.run, given.config, given.set)
-    run.manifest()  # refused before anything slow is imported
+    run.manifest().verify()  # refused before anything slow is imported
     chosen = [given.step] if given.step else names
     if given.dry_run:
         started = [name for name in chosen if run.step(name).fingerprint() is not None]

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.checksums import checksum
 from storage.column_text import joined, json_texts
 from storage.label_values import translation_table
 from storage.location import Location
@@ -118,9 +119,10 @@ def write_manifest(
     home = home or location.parent
     metadata |= {"home": home.uri}
     metadata |= {"additions": json.dumps(list(additions))} if additions else {}
-    schema = _COLUMNS.with_metadata(metadata)
+    schema = _COLUMNS.with_metadata(metadata | {"seal": _seal(metadata)})
     remaining, count = iter(rows), 0
-    with location.open_output() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    with location.open_output() as file, pq.ParquetWriter(file, schema, **options) as writer:
         while batch := list(islice(remaining, ROW_GROUP_SIZE)):
             for row in batch:
                 _check_labels(row, len(class_names))
@@ -147,8 +149,11 @@ class Manifest:
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        if self._starts[-1] != self.num_images:
+            raise ValueError(f"{location}: damaged (its numbers of rows differ); {_ADVICE}.")
+        stored = metadata.metadata or {}
+        _require_sealed(location, stored)
         try:
-            stored = metadata.metadata or {}
             self.class_names: tuple[str, ...] = tuple(json.loads(stored[b"class_names"]))
             self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
             self.moves: dict[str, str] = json.loads(stored.get(b"moves", b"{}"))
@@ -156,7 +161,13 @@ class Manifest:
             self.additions: tuple[int, ...] = tuple(json.loads(stored.get(b"additions", b"[]")))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
-        there = set(metadata.schema.to_arrow_schema().names) | _LATER.keys()
+        found = metadata.schema.to_arrow_schema()
+        for field in found:
+            if field.name not in _COLUMNS.names or field.type != _COLUMNS.field(field.name).type:
+                raise ValueError(
+                    f"{location}: damaged, or of a newer version (column {field.name!r}: {field.type}); {_ADVICE}."
+                )
+        there = set(found.names) | _LATER.keys()
         if missing := [name for name in _COLUMNS.names if name not in there]:
             raise ValueError(
                 f"{location}: not a whole manifest, it has no column {missing[0]}. Put it back from a copy, or make it "
@@ -237,6 +248,22 @@ class Manifest:
     def splits(self) -> list[str]:
         """The names of the splits that occur, in the order of their first images."""
         return list(self.split_counts())
+
+    def verify(self) -> None:
+        """Read everything, and compare it with the file's own checksums.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        for _ in self._iter_tables(None):  # every page has a checksum
+            pass
+        place = len(b"PAR1")
+        for group in map(self._metadata.row_group, range(self._metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):  # one after the other: no pages are read twice
+                start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+                if start != place or chunk.data_page_offset < start:
+                    raise ValueError(f"{self.location}: damaged (its columns are in other places); {_ADVICE}.")
+                place += chunk.total_compressed_size
 
     def split_counts(self) -> dict[str, int]:
         """The number of images of each split, in the order of their first images."""
@@ -323,7 +350,7 @@ class Manifest:
         if unknown:
             raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
         with self.location.open_input() as file, parquet_errors(self.location, _ADVICE):
-            parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True)
+            parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True, page_checksum_verification=True)
             there = parquet.schema_arrow.names
             names = None if columns is None else [name for name in columns if name in there] or ["image_id"]
             for first in range(0, self._metadata.num_row_groups, _GROUPS_AT_ONCE):
@@ -377,16 +404,28 @@ def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> st
 def _open(location: Location) -> Manifest:
     try:
         with location.open_input() as file, parquet_errors(location, _ADVICE):
-            metadata = pq.read_metadata(file)
+            return Manifest(location, pq.read_metadata(file))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{location}: there is no manifest here; make it with prepare_dataset.") from error
-    return Manifest(location, metadata)
 
 
 @lru_cache(maxsize=8)  # neighbouring units are in the same row group
 def _read_row_group(manifest: Manifest, group: int) -> pa.Table:
     with manifest.location.open_input() as file, parquet_errors(manifest.location, _ADVICE):
-        return pq.ParquetFile(file, metadata=manifest._metadata).read_row_group(group)
+        found = pq.ParquetFile(file, metadata=manifest._metadata, page_checksum_verification=True)
+        return found.read_row_group(group)
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    """The checksum of the class list and of everything else that is not in a column; columns have checksums by page."""
+    return checksum(json.dumps(metadata, sort_keys=True).encode())
+
+
+def _require_sealed(location: Location, stored: Mapping[bytes, bytes]) -> None:
+    """Refuses a manifest whose class list or the like has changed; manifests of earlier versions have no seal."""
+    own = {key.decode(): value.decode() for key, value in stored.items() if key not in (b"seal", b"ARROW:schema")}
+    if b"seal" in stored and stored[b"seal"].decode() != _seal(own):
+        raise ValueError(f"{location}: damaged (its class list, or what else is in no column, has changed); {_ADVICE}.")
 
 
 def _check_labels(row: ManifestRow, num_classes: int) -> None:

@@ -157,10 +157,9 @@ def _finish_epoch(
             "skipped_images": dict(list(progress.skipped.items())[start:]),
         }
         progress.reported = len(progress.skipped)
-    if is_last or epoch % plan.validate_every == 0:
-        started = time.monotonic()
-        metrics |= learner.validate()
-        metrics["validation_seconds"] = time.monotonic() - started
+    started, is_validated = time.monotonic(), is_last or epoch % plan.validate_every == 0
+    metrics |= learner.validate() if is_validated else {}
+    seconds = time.monotonic() - started
     score = metrics.get(learner.score)
     if score is not None and (progress.best is None or score >= progress.best):  # of equal scores the latest
         progress.best = score
@@ -168,6 +167,8 @@ def _finish_epoch(
             learner.write("best.pt", metrics)
     if is_last and context.rank == 0:
         learner.write("last.pt", metrics)
+    if is_validated:  # after the models, which hold no times: their bytes are the same in every training
+        metrics["validation_seconds"] = seconds
     return metrics
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import multiclass_jaccard_index
+from torchmetrics.functional.classification import multiclass_jaccard_index, multilabel_average_precision
 
 from ficklenet.metrics import average_precision, confusion_matrix, label_metrics
 
@@ -25,6 +25,15 @@ def test_average_precision_of_equal_logits_is_the_share_and_absent_classes_do_no
     targets = torch.tensor([[1, 0], [0, 0], [0, 0], [0, 0]])
     assert average_precision(logits, targets) == pytest.approx(1 / 4)
     assert math.isnan(average_precision(logits, torch.zeros(4, 2)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_is_that_of_torchmetrics_also_with_equal_scores(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 12, (40, 4), generator=generator) / 12  # many are equal
+    targets = torch.randint(0, 2, (40, 4), generator=generator)
+    expected = multilabel_average_precision(scores.double(), targets, 4, average="macro")
+    assert average_precision(scores, targets) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_hand_counted_image():
