@@ -5,7 +5,8 @@
 
 Every step of a run is launched until it has ended well. Before that it may be killed, stopped and continued, or started
 twice at the same time. In half of the runs the storage is an S3 server behind `fault_proxy.py`, which is slow and fails
-while a step works; there a launch may also stop with one sentence. In the end all networks, maps, seeds, masks and
+while a step works; there a launch may also stop with one sentence. The networks are copied there from the undisturbed
+run, because a training on S3 needs a Ray. In the end all networks, maps, seeds, masks and
 exported files must have the bytes of an undisturbed run.
 """
 
@@ -94,6 +95,12 @@ def undisturbed(folder: Path) -> tuple[Path, dict[str, dict[str, bytes]]]:
     return prepared, expected
 
 
+def upload(folder: Path, place: Location) -> None:
+    """Copies all files below a local folder."""
+    for file in filter(Path.is_file, folder.rglob("*")):
+        (place / str(file.relative_to(folder))).write_bytes(file.read_bytes())
+
+
 def is_result(file: Path) -> bool:
     return "done" not in file.parts and "drivers" not in file.parts and file.name != "step.json"
 
@@ -106,10 +113,20 @@ def results(run: str, script: str) -> Location:
     return data / name if name else data
 
 
-def disturbed(run: str, expected: dict[str, dict[str, bytes]], seed: int, proxy: "Proxy | None") -> Counter[str]:
-    """One run through all steps; what is wrong in the end."""
+def disturbed(
+    run: str, whole: Path, expected: dict[str, dict[str, bytes]], seed: int, proxy: "Proxy | None"
+) -> Counter[str]:
+    """One run through all steps; what is wrong in the end.
+
+    Args:
+        whole: the undisturbed run.
+    """
     chance, story, faults, started = random.Random(seed), list[str](), Counter[str](), time.monotonic()
-    for script in STEPS:
+    for script, (step, name) in STEPS.items():
+        if proxy and name == "model.pt":
+            proxy.set({})
+            upload(whole / step, Location(run) / step)
+            continue
         for _ in range(chance.randrange(MOST_DISTURBANCES + 1)):
             fault = chance.choice(FAULTS) if proxy else {}
             if proxy:
@@ -205,12 +222,11 @@ def main() -> None:
                     break
                 if seed % 2:
                     run = f"s3://{conftest.BUCKET}/run-{seed}"
-                    for file in filter(Path.is_file, prepared.rglob("*")):
-                        (Location(run) / str(file.relative_to(prepared))).write_bytes(file.read_bytes())
+                    upload(prepared, Location(run))
                 else:
                     run = str(folder / f"run-{seed}")
                     shutil.copytree(prepared, run)
-                faults += disturbed(run, expected, seed, proxy if seed % 2 else None)
+                faults += disturbed(run, folder / "undisturbed", expected, seed, proxy if seed % 2 else None)
                 done += 1
                 Location(run).delete_tree()
     counts = ", ".join(f"{name} {faults[name]}" for name in ("silent", "not finished", "tracebacks"))
