@@ -1,7 +1,7 @@
 """Trains a small network to recognise the feature cells of each class, from the maps of many training images.
 
 Reads <run>/classifier and <run>/maps, writes <run>/cells: some cells of each image, and the network that was trained on
-them. refine_maps.py needs both. The same command continues an interrupted run.
+them. refine_maps.py needs both. The same command continues an interrupted launch.
 """
 
 from jobs.cli.command_line import run_main

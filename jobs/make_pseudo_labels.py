@@ -1,7 +1,7 @@
 """Makes pseudo-labels, a label for every pixel: densified seeds at image size, refined by a dense CRF.
 
 Reads <run>/maps, the images and the manifest's saliency maps, writes <run>/pseudo_labels/labels/<id>.png (0
-background, class number + 1, in VOC colours). The same command continues an interrupted run.
+background, class number + 1, in VOC colours). The same command continues an interrupted launch.
 """
 
 from jobs.cli.command_line import run_main

@@ -2,7 +2,7 @@
 
 Reads the images and <run>/segmenter, or <run>/retrained with predictions.network=retrained. Writes
 <run>/predictions/labels/<id>.png (0 background, class number + 1, in VOC colours). If the CRF refines the masks, the
-masks before the CRF are in <run>/predictions/unrefined. Reads no mask. The same command continues an interrupted run
+masks before the CRF are in <run>/predictions/unrefined. Reads no mask. The same command continues an interrupted launch
 and computes exactly the missing units.
 
 With --images and --out it predicts masks for images that are in no run and need no labels: the files in a folder, in

@@ -1,7 +1,7 @@
 """Makes refined maps: the probabilities that the network of cells gives each cell, spread to cells that look alike.
 
 Reads <run>/classifier, <run>/maps and <run>/cells, writes <run>/refined. With --set seeds.maps=refined, seeds and
-pseudo-labels are made from the refined maps. The same command continues an interrupted run.
+pseudo-labels are made from the refined maps. The same command continues an interrupted launch.
 """
 
 from jobs.cli.command_line import run_main

@@ -50,7 +50,7 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
             f"{out}: was started with the {name} {recorded['sha256'][:8]}, but {run.uri} has {network.sha256[:8]} now. "
             "Give another --out, or --restart predictions to predict everything with the new network."
         )
-    print(f"predict: {plural(len(rows), 'image')} with the {name} {network.sha256[:8]} of {run.uri}")
+    print(f"predict: {plural(len(rows), 'image')} with the network {name!r} ({network.sha256[:8]}) of {run.uri}")
     if dry_run:
         return output
     if restart or not place.exists():
@@ -66,7 +66,7 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
 
 
 def find_images(place: Location) -> list[SourceImage]:
-    """The images of a table, or of a folder and its subfolders, each with its own id.
+    """One image, or the images of a table, or of a folder and its subfolders, each with its own id.
 
     Raises:
         ValueError: there are none.
@@ -75,11 +75,15 @@ def find_images(place: Location) -> list[SourceImage]:
     if suffix in ("csv", "parquet"):
         read = read_image_table if suffix == "csv" else read_parquet_table
         found = list(read(place, place.parent, TableOptions(needs_labels=False)).images)
+    elif is_image_name(place.name) and place.exists():
+        found = [SourceImage(id_of_path(place.name), place.uri)]
     else:
         paths = [path for path in files_below(place) if is_image_name(path)]
         found = [SourceImage(id_of_path(path), (place / path).uri) for path in paths]
     if not found:
-        raise ValueError(f"--images {place}: no images. Give a folder, a table (.csv, .parquet) or an s3:// prefix.")
+        raise ValueError(
+            f"--images {place}: no images there. Give an image, a folder, a table (.csv, .parquet) or an s3:// prefix."
+        )
     return join_images(found, is_split_ordered=True)[0]
 
 

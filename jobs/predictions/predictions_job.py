@@ -24,6 +24,7 @@ from storage.units import Unit
 
 ALGORITHM_VERSION = 2  # raise it when code between an image's bytes and its stored labels changes results
 MANIFEST_COLUMNS = ("image_id", "uri", "split", "problem")
+NAMED = 8  # values of masks that are printed with their names
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
@@ -60,13 +61,13 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         device=device,
         trial=stages.trial,
         observe=seen.add,
-        finish=seen.warn_if_single,
+        finish=seen.describe,
     )
 
 
 @dataclass
 class SeenLabels:
-    """The labels that occur in a launch's predictions, to warn if the network labels all pixels alike."""
+    """The labels that occur in a launch's predictions, to say what they mean, and if the network labels all alike."""
 
     run: Run
     labels: set[int] = field(default_factory=set)
@@ -74,14 +75,22 @@ class SeenLabels:
     def add(self, result: Payload) -> None:
         self.labels.update(result["labels"])
 
-    def warn_if_single(self, plan: UnitPlan) -> None:
-        """Prints a warning if this launch predicted everything and only one label occurs."""
-        if len(self.labels) == 1 and len(plan.missing) == len(plan.units):
-            name = ("background", *self.run.manifest().class_names)[next(iter(self.labels))]
-            print(
-                f"predictions: every pixel is {name}. Unless this is right, the network has learnt nothing. Look at "
-                "the seeds in the report; a lower segmenter.learning_rate or more segmenter.epochs may help."
+    def describe(self, plan: UnitPlan) -> None:
+        """Prints where the masks are, and a warning if this launch predicted everything and only one label occurs."""
+        names = ("background", *self.run.manifest().class_names)
+        values = ", ".join(f"{value} {name}" for value, name in enumerate(names[:NAMED]))
+        more = f", and so on to {len(names) - 1} {names[-1]}" if len(names) > NAMED else ""
+        print(f"predictions: masks are in {self.run.location}/predictions/labels; values: {values}{more}")
+        if len(self.labels) != 1 or len(plan.missing) != len(plan.units):
+            return
+        if self.run.config.segmenter.backbone == "small":
+            remedy = "The tiny network of a trial often does that; for real masks, use docs/examples/own_data.toml."
+        else:
+            remedy = (
+                "Unless this is right, the network has learnt nothing. Look at the seeds in the report; a lower "
+                "segmenter.learning_rate or more segmenter.epochs may help."
             )
+        print(f"predictions: every pixel is {names[next(iter(self.labels))]}. {remedy}")
 
 
 def units_to_predict(run: Run) -> list[Unit]:

@@ -11,6 +11,7 @@ from cluster.connect import connect
 from jobs import predict_masks
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels
+from jobs.predictions.new_images import find_images
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.steps.networks import load_segmenter
@@ -153,8 +154,16 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
 
     monkeypatch.setattr(Predictor, "predict", predict_one)
     predict(segmented_run, "predictions.refine=false", restart=True)
-    sentence = "predictions: every pixel is background. Unless this is right, the network has learnt nothing"
-    assert (sentence in capsys.readouterr().out) == is_told
+    printed = capsys.readouterr().out
+    assert ("predictions: every pixel is background. The tiny network of a trial often does that" in printed) == is_told
+    assert "predictions/labels; values: 0 background, 1 star, 2 ring, 3 cross, 4 stripes, 5 moon\n" in printed
+
+
+def test_one_picture_is_a_new_image_too_and_a_folder_that_is_missing_is_named(drawn_images, tmp_path):
+    [found] = find_images(Location(drawn_images[0].uri))
+    assert (found.image_id, found.uri) == ("scene_0000", drawn_images[0].uri)
+    with pytest.raises(ValueError, match=r"nowhere: no images there. Give an image, a folder"):
+        find_images(Location(str(tmp_path / "nowhere")))
 
 
 # New images
@@ -224,5 +233,5 @@ def test_new_images_are_not_mixed_from_two_networks(predicted_run, new_images, t
 def test_flags_of_new_images_go_together(predicted_run, tmp_path):
     with pytest.raises(ValueError, match="--images and --out go together"):
         predict_masks.main(["--run", predicted_run.uri, "--images", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"--images .*: no images\. Give a folder"):
+    with pytest.raises(ValueError, match=r"--images .*: no images there\. Give an image, a folder"):
         predict_masks.main(["--run", predicted_run.uri, "--images", str(tmp_path / "none"), "--out", str(tmp_path)])
