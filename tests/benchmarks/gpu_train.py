@@ -11,11 +11,10 @@ file that `torch.save` wrote, of plain values and tensors:
     targets      (N, C) tensor, 1 where the image has the class
     image_ids    list of N strings
     class_names  list of C strings
-    validation   list of N booleans: images not trained on; their mean average precision needs torchmetrics
+    validation   list of N booleans: images not trained on, for the mean average precision
 """
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -139,9 +138,9 @@ def collate(examples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor,
 def validate(
     classifier: FickleNet, data: dict[str, Any], held_out: list[bool], batch: int, precision: torch.dtype
 ) -> dict[str, float]:
-    """Mean average precision of the expected logits; {} without held-out images or without torchmetrics."""
+    """Mean average precision of the expected logits; {} without held-out images."""
     numbers = [number for number, is_held_out in enumerate(held_out) if is_held_out]
-    if not numbers or importlib.util.find_spec("torchmetrics") is None:
+    if not numbers:
         return {}
     device, size = next(classifier.parameters()).device, classifier.spec.input_size
     logits = []

@@ -67,6 +67,14 @@ def test_finished_training_leaves_a_classifier_that_knows_its_classes(fresh_run)
     assert np.isfinite(trained.metrics["loss"])
 
 
+def test_a_model_has_the_same_bytes_in_every_training(trained_run, drawn_images, tmp_path):
+    run = open_run(str(tmp_path / "again"), defaults=trained_run.config.model_dump())
+    prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    train(run)
+    models = [Path(each.uri, "classifier", "model.pt").read_bytes() for each in (run, trained_run)]
+    assert models[0] == models[1]
+
+
 def test_validation_may_be_left_to_the_last_epoch(fresh_run):
     train(fresh_run, "classifier.validate_every=100")
     assert ["val_map" in line for line in metrics(fresh_run)] == [False, False, True]
