@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -23,7 +24,8 @@ def pack_model(file_format: str, spec: Any, model: nn.Module, about: Mapping[str
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in _fields(spec).items()}
     buffer = io.BytesIO()
-    torch.save({"format": file_format, "spec": plain, "state": state, "about": dict(about or {})}, buffer)
+    origin = json.loads(json.dumps(dict(about or {})))  # pickle stores equal texts once only if they are one object
+    torch.save({"format": file_format, "spec": plain, "state": state, "about": origin}, buffer)
     return buffer.getvalue()
 
 
