@@ -37,7 +37,7 @@ from storage.location import Location
 from storage.map_store import MapStore
 from storage.units import Unit, plan_units
 
-SIZE, GRID, SLOTS, UNIT_SIZE = 321, 41, 3, 32
+SIZE, GRID, SLOTS, UNIT_SIZE = 321, 41, 3, 64
 THIS_CHECKOUT = Path(__file__).resolve().parents[2]
 ROWS = {
     "read": "read and resize, 500 x 375, ms",
@@ -74,7 +74,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--against", type=Path, help="another checkout of the project")
     parser.add_argument("--rounds", type=int, default=3, help="of which the best counts")
     parser.add_argument("--gpu-ms", type=float, default=3.3, help="time of an image on the pretended GPU; 0: without")
-    parser.add_argument("--units", type=int, default=200, help=f"of {UNIT_SIZE} images, for the pretended GPU")
+    parser.add_argument("--units", type=int, default=120, help=f"of {UNIT_SIZE} images, for the pretended GPU")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -173,9 +173,9 @@ def write_unit(folder: str, size: int, unit: dict[str, Any]) -> dict[str, Any]:
 
 def busy_share(paths: list[str], gpu_ms: float, num_units: int) -> float:
     """How much of the time the pretended GPU sleeps, in the second half of the units."""
-    # Ray is told of 2 more CPUs than there are, because the actor sleeps. With fractions of CPUs for each task there
-    # would be more workers than CPUs, and Ray ends such workers as soon as they have been idle for a second.
-    num_cpus = len(os.sched_getaffinity(0)) + 2
+    # Ray is told of 4 more CPUs than there are: the actor sleeps, and with two, only one unit is read at a time. With
+    # fractions of CPUs there would be more workers than CPUs, and Ray ends such workers when they are idle.
+    num_cpus = len(os.sched_getaffinity(0)) + 4
     with tempfile.TemporaryDirectory() as folder, connect("local", num_cpus):
         MapStore.create(Location(folder), num_units * UNIT_SIZE, SLOTS, (GRID, GRID), UNIT_SIZE)
         write = partial(write_unit, folder, UNIT_SIZE)
