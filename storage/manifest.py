@@ -26,15 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.checksums import checksum
 from storage.column_text import joined, json_texts
 from storage.label_values import translation_table
 from storage.location import Location
+from storage.manifest_damage import ADVICE, SEAL, require_columns_in_place, require_undamaged_footer, seal
 from storage.parquet import parquet_errors
 
 ROW_GROUP_SIZE = 1024
 _GROUPS_AT_ONCE = 16  # of a walk over all rows
-_ADVICE = "put the manifest back from a copy, or make it again with prepare_dataset"
 
 _COLUMNS = pa.schema(
     [
@@ -119,7 +118,7 @@ def write_manifest(
     home = home or location.parent
     metadata |= {"home": home.uri}
     metadata |= {"additions": json.dumps(list(additions))} if additions else {}
-    schema = _COLUMNS.with_metadata(metadata | {"seal": _seal(metadata)})
+    schema = _COLUMNS.with_metadata(metadata | {SEAL: seal(metadata)})
     remaining, count = iter(rows), 0
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with location.open_output() as file, pq.ParquetWriter(file, schema, **options) as writer:
@@ -149,10 +148,7 @@ class Manifest:
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        if self._starts[-1] != self.num_images:
-            raise ValueError(f"{location}: damaged (its numbers of rows differ); {_ADVICE}.")
         stored = metadata.metadata or {}
-        _require_sealed(location, stored)
         try:
             self.class_names: tuple[str, ...] = tuple(json.loads(stored[b"class_names"]))
             self.class_values: tuple[int, ...] = tuple(json.loads(stored[b"class_values"]))
@@ -161,13 +157,8 @@ class Manifest:
             self.additions: tuple[int, ...] = tuple(json.loads(stored.get(b"additions", b"[]")))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{location}: a Parquet file, but no manifest; make one with prepare_dataset.") from error
-        found = metadata.schema.to_arrow_schema()
-        for field in found:
-            if field.name not in _COLUMNS.names or field.type != _COLUMNS.field(field.name).type:
-                raise ValueError(
-                    f"{location}: damaged, or of a newer version (column {field.name!r}: {field.type}); {_ADVICE}."
-                )
-        there = set(found.names) | _LATER.keys()
+        require_undamaged_footer(location, metadata, _COLUMNS)
+        there = set(metadata.schema.to_arrow_schema().names) | _LATER.keys()
         if missing := [name for name in _COLUMNS.names if name not in there]:
             raise ValueError(
                 f"{location}: not a whole manifest, it has no column {missing[0]}. Put it back from a copy, or make it "
@@ -257,13 +248,7 @@ class Manifest:
         """
         for _ in self._iter_tables(None):  # every page has a checksum
             pass
-        place = len(b"PAR1")
-        for group in map(self._metadata.row_group, range(self._metadata.num_row_groups)):
-            for chunk in map(group.column, range(group.num_columns)):  # one after the other: no pages are read twice
-                start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-                if start != place or chunk.data_page_offset < start:
-                    raise ValueError(f"{self.location}: damaged (its columns are in other places); {_ADVICE}.")
-                place += chunk.total_compressed_size
+        require_columns_in_place(self.location, self._metadata)
 
     def split_counts(self) -> dict[str, int]:
         """The number of images of each split, in the order of their first images."""
@@ -349,7 +334,7 @@ class Manifest:
         unknown = set(columns or ()) - set(_COLUMNS.names)
         if unknown:
             raise ValueError(f"manifest columns {sorted(unknown)}: expected some of {_COLUMNS.names}.")
-        with self.location.open_input() as file, parquet_errors(self.location, _ADVICE):
+        with self.location.open_input() as file, parquet_errors(self.location, ADVICE):
             parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True, page_checksum_verification=True)
             there = parquet.schema_arrow.names
             names = None if columns is None else [name for name in columns if name in there] or ["image_id"]
@@ -403,7 +388,7 @@ def resolve_address(address: str, run: Location, moves: Mapping[str, str]) -> st
 @lru_cache(maxsize=8)
 def _open(location: Location) -> Manifest:
     try:
-        with location.open_input() as file, parquet_errors(location, _ADVICE):
+        with location.open_input() as file, parquet_errors(location, ADVICE):
             return Manifest(location, pq.read_metadata(file))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{location}: there is no manifest here; make it with prepare_dataset.") from error
@@ -411,21 +396,9 @@ def _open(location: Location) -> Manifest:
 
 @lru_cache(maxsize=8)  # neighbouring units are in the same row group
 def _read_row_group(manifest: Manifest, group: int) -> pa.Table:
-    with manifest.location.open_input() as file, parquet_errors(manifest.location, _ADVICE):
+    with manifest.location.open_input() as file, parquet_errors(manifest.location, ADVICE):
         found = pq.ParquetFile(file, metadata=manifest._metadata, page_checksum_verification=True)
         return found.read_row_group(group)
-
-
-def _seal(metadata: Mapping[str, str]) -> str:
-    """The checksum of the class list and of everything else that is not in a column; columns have checksums by page."""
-    return checksum(json.dumps(metadata, sort_keys=True).encode())
-
-
-def _require_sealed(location: Location, stored: Mapping[bytes, bytes]) -> None:
-    """Refuses a manifest whose class list or the like has changed; manifests of earlier versions have no seal."""
-    own = {key.decode(): value.decode() for key, value in stored.items() if key not in (b"seal", b"ARROW:schema")}
-    if b"seal" in stored and stored[b"seal"].decode() != _seal(own):
-        raise ValueError(f"{location}: damaged (its class list, or what else is in no column, has changed); {_ADVICE}.")
 
 
 def _check_labels(row: ManifestRow, num_classes: int) -> None:

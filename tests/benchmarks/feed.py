@@ -173,7 +173,7 @@ def write_unit(folder: str, size: int, unit: dict[str, Any]) -> dict[str, Any]:
 
 def busy_share(paths: list[str], gpu_ms: float, num_units: int) -> float:
     """How much of the time the pretended GPU sleeps, in the second half of the units."""
-    # Ray is told of 4 more CPUs than there are: the actor sleeps, and with two, only one unit is read at a time. With
+    # Ray gets 4 more CPUs than there are: the actor sleeps, and with two, only one unit is read at a time. With
     # fractions of CPUs there would be more workers than CPUs, and Ray ends such workers when they are idle.
     num_cpus = len(os.sched_getaffinity(0)) + 4
     with tempfile.TemporaryDirectory() as folder, connect("local", num_cpus):
