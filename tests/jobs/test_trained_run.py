@@ -5,18 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.notebook.trained_run import open_trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
 
 
-def test_the_documented_lines_give_what_the_jobs_stored(decided_run):
-    code, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)  # the second one reads stores
+def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, monkeypatch):
+    of_the_run, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     space: dict[str, object] = {}
-    exec(code.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
+    exec(of_the_run.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
     assert space["same_maps"] and space["same_labels"]
-    assert space["labels"].shape == (120, 160) and len(np.unique(space["labels"])) > 2
+    labels = space["labels"]
+    assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(space["image"]).save("new.jpg", format="PNG")
+    exec(of_a_new_picture, space)
+    np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), labels)
 
 
 def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run):
