@@ -1,5 +1,6 @@
 """Fixtures that every package's tests share: a real S3 server, and a `location` on disk and on that server."""
 
+import gc
 import json
 import os
 import socket
@@ -21,9 +22,18 @@ from storage.location import Location
 # Ray's workers have a low priority by default. On two cores they would wait for the tests of the other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# The imports of the tests make a million objects that live to the end; looking for garbage among them takes 5 s
+gc.disable()
+
 BUCKET = "test-bucket"
 _START_SECONDS = 60
 _folders = count()
+
+
+def pytest_collection_finish() -> None:
+    """Collects garbage from here on, but does not look at the objects of the imports."""
+    gc.freeze()
+    gc.enable()
 
 
 @dataclass(frozen=True)
