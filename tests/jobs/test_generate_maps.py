@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,8 @@ def finishing_times(run: Run) -> dict[int, float]:
 
 
 @pytest.fixture
-def mapped_run(trained_run) -> Run:
-    make_maps(trained_run)
-    return trained_run
+def mapped_run(finished_maps_run) -> Run:
+    return finished_maps_run
 
 
 def test_every_image_has_the_maps_of_its_labels(mapped_run, capsys):
@@ -110,7 +110,7 @@ def test_finished_job_computes_nothing(mapped_run, capsys):
     assert "14 images done, 0 skipped, 0 left" in capsys.readouterr().out
 
 
-def test_shards_in_another_order_store_the_same_bytes(trained_run, mapped_run, tmp_path):
+def test_shards_in_another_order_store_the_same_bytes(mapped_run):
     whole = stored_bytes(mapped_run)
     make_maps(mapped_run, restart=True, shard=(2, 2))
     assert sorted(finishing_times(mapped_run)) == [1, 3]
@@ -234,13 +234,41 @@ def test_number_of_workers_does_not_change_a_map(mapped_run, local_ray):
     assert stored_bytes(run) == expected
 
 
+KILLED_BEFORE_ITS_THIRD_RECEIPT = """
+import os, signal, sys
+from jobs import generate_maps
+from storage.steps import Step
+
+write_receipt, written = Step.write_receipt, []
+
+def write_or_die(step, receipt):
+    if len(written) == 2:  # the unit's data are stored
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_receipt(step, receipt)
+    written.append(receipt)
+
+Step.write_receipt = write_or_die
+generate_maps.main(sys.argv[1:])
+"""
+
+
+def test_killed_and_relaunched_run_stores_the_same_bytes(mapped_run, capfd):
+    expected = stored_bytes(mapped_run)
+    words = ["--run", mapped_run.uri, "--restart", "maps"]
+    job = subprocess.run([sys.executable, "-c", KILLED_BEFORE_ITS_THIRD_RECEIPT, *words], cwd=REPOSITORY, check=False)
+    assert job.returncode == -signal.SIGKILL
+    assert len(finishing_times(mapped_run)) == 2
+    _require_the_same_after_a_relaunch(mapped_run, expected, partial(make_maps, mapped_run), capfd)
+
+
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_killed_and_relaunched_run_stores_the_same_bytes(mapped_run):
-    expected, fewer = stored_bytes(mapped_run), 0
+def test_a_run_killed_on_its_own_ray_stores_the_same_bytes(mapped_run, capfd):
+    expected = stored_bytes(mapped_run)
     command = [sys.executable, "jobs/generate_maps.py", "--run", mapped_run.uri, "--set", "cluster.address=local"]
     restart = subprocess.Popen([*command, "--restart", "maps"], cwd=REPOSITORY, start_new_session=True)
     before = finishing_times(mapped_run)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and restart.poll() is None:
         now = finishing_times(mapped_run)
         if 1 <= len(now) < 4 and not now.items() & before.items():  # of the new start
@@ -249,13 +277,20 @@ def test_killed_and_relaunched_run_stores_the_same_bytes(mapped_run):
     os.kill(restart.pid, signal.SIGKILL)
     restart.wait()
     time.sleep(2)  # an own Ray ends with its driver
-    fewer = finishing_times(mapped_run)
-    assert len(fewer) >= 1
-    relaunch = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert f"{4 - len(fewer)} of 4 units to do" in relaunch.stdout
-    after = finishing_times(mapped_run)
+    relaunch = partial(subprocess.run, command, cwd=REPOSITORY, check=True)
+    _require_the_same_after_a_relaunch(mapped_run, expected, relaunch, capfd)
+
+
+def _require_the_same_after_a_relaunch(run: Run, expected: dict[str, bytes], relaunch, capfd) -> None:
+    """The relaunch makes the missing units and no others, and the run's bytes are the expected ones."""
+    fewer = finishing_times(run)
+    assert fewer
+    capfd.readouterr()
+    relaunch()
+    assert f"{4 - len(fewer)} of 4 units to do" in capfd.readouterr().out
+    after = finishing_times(run)
     assert fewer.items() <= after.items()  # what was finished was not computed again
-    assert stored_bytes(mapped_run) == expected
+    assert stored_bytes(run) == expected
 
 
 def test_input_size_of_the_classifier_is_not_changed_by_maps(mapped_run):
