@@ -1,5 +1,6 @@
 """The templates of web pages: how they are filled, and the style sheet that they share."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ def style() -> Markup:
     return Markup((PARTS / "report.css").read_text(encoding="utf-8"))
 
 
+@cache
 def environment() -> jinja2.Environment:
-    """Everything a template is given is escaped: class names, ids and reasons come from other people's files."""
+    """Everything a template is given is escaped: class names, ids and reasons come from other people's files.
+
+    Compiling the template of a report takes as long as everything else in it, so compiled templates are kept.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PARTS),
         autoescape=True,

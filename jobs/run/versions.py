@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ COMPUTING = ("torch", "torchvision", "numpy", "zarr", "numba", "pydensecrf2", "p
 ROOT = Path(__file__).parents[2]
 
 
-def package_versions() -> dict[str, str]:
+@cache
+def package_versions() -> Mapping[str, str]:
     """The installed versions of the packages that results depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
@@ -20,7 +22,7 @@ def package_versions() -> dict[str, str]:
 @cache
 def computing_packages() -> str:
     """The versions of the packages that compute in this process, for receipts: "torch 2.14.1, numpy 2.4.6"."""
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in COMPUTING)
+    return ", ".join(f"{name} {package_versions()[name]}" for name in COMPUTING)
 
 
 @cache
@@ -29,6 +31,7 @@ def code_id() -> str:
     return source_hash()[:12]
 
 
+@cache
 def source_hash() -> str:
     """sha256 of the project's Python files; inside a submitted job there is no version control to ask."""
     digest = hashlib.sha256()
