@@ -52,14 +52,18 @@ def main(arguments: list[str]) -> None:
     from jobs.preparation.adding import add_images  # imports take a second, so --help does without
     from jobs.preparation.prepare import Options, next_step, prepare
     from jobs.preparation.read_source import read_listing, source_name
+    from jobs.preparation.run_place import require_no_image_in_steps, require_outside
     from jobs.run.directory import open_run
+    from storage.location import Location
 
     run = open_run(given.run, given.config, given.set)
     if not source_name(given):
         _move(run, given)
         return
+    require_outside(run.location, source_name(given), Location.parse(getattr(given, source_name(given))))
     with _root(run, given.dry_run) as root:
         listing = read_listing(given, root, run.manifest() if given.add else None)
+        require_no_image_in_steps(run.location, listing.source.images)
         options = Options(listing.is_found, given.mask_values, listing.source.notes, root, given.dry_run)
         if given.add:
             add_images(run, listing.source, options)
