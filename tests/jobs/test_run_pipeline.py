@@ -66,6 +66,15 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
     assert capsys.readouterr().out.count("already trained") == 2
 
 
+def test_a_stopped_job_with_redo_outdated_is_continued_by_the_same_command(predicted_run, capsys):
+    with connect("in-process") as connection:
+        launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
+        launch_step(open_run(predicted_run.uri), connection, "segmenter", restart=True)  # here the job was stopped
+        capsys.readouterr()
+        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
+    assert capsys.readouterr().out.count("already trained") == 2  # the classifier and the segmentation network
+
+
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
