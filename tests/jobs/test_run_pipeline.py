@@ -62,17 +62,13 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
     assert predicted_run.step("segmenter").fingerprint() != network
     capsys.readouterr()
-    launch(predicted_run)  # nothing is outdated now
-    assert capsys.readouterr().out.count("already trained") == 2
-
-
-def test_a_stopped_job_with_redo_outdated_is_continued_by_the_same_command(predicted_run, capsys):
+    predictions = predicted_run.step("predictions")
+    start = predictions.start_id()
+    Path(predictions.location.uri, "done/000003.json").unlink()  # as if the job had been stopped here
     with connect("in-process") as connection:
-        launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
-        launch_step(open_run(predicted_run.uri), connection, "segmenter", restart=True)  # here the job was stopped
-        capsys.readouterr()
-        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
-    assert capsys.readouterr().out.count("already trained") == 2  # the classifier and the segmentation network
+        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)  # nothing is outdated now
+    assert capsys.readouterr().out.count("already trained") == 2
+    assert predictions.start_id() == start and 3 in predictions.receipts()
 
 
 @pytest.mark.parametrize(
