@@ -77,7 +77,7 @@ class RunStatus:
     """A run.
 
     Attributes:
-        images, classes: their numbers in the manifest.
+        images, classes: how many the manifest has.
         steps: in order.
         latest_log: the address of the log of the latest launch, '' if there is none.
         seconds: the time at work until now of all steps with an estimate; None if there is no estimate.
