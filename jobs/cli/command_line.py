@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.allocator import keep_freed_memory
 from cluster.errors import ClusterError
 from jobs.cli.plain_output import PlainOutput
 
@@ -109,6 +110,7 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     """Runs a job's main and ends the process with an exit code and, if the job failed, one sentence."""
     if arguments is None:
         _use_utf8()
+    keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
