@@ -31,6 +31,9 @@ STARTED = time.monotonic()  # of this process, about: this is the first module t
 PROGRAM = "ficklenet"
 """The console command. A job that it starts calls itself `ficklenet maps` instead of `generate_maps`."""
 
+LOG_NOTE = "log: "
+"""The beginning of the note of an error that names the log of the launch. A worker's traceback is another note."""
+
 
 class Stopped(KeyboardInterrupt):
     """SIGTERM, sent by `ray job stop`, a batch system or a preempted machine. It ends a job as Ctrl-C does."""
@@ -160,8 +163,9 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
             message = f"{place}the disk or quota is full; free some space, then run the same command again."
         name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
-        for note in getattr(error, "__notes__", []):  # where the log of this launch is
-            print(f"{name}: {note}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):
+            if note.startswith(LOG_NOTE):  # the log has the other notes
+                print(f"{name}: {note}", file=sys.stderr)
         if code == 1 and _is_restart(given):
             print(f"{name}: to continue, leave out --restart, which would delete the results again.", file=sys.stderr)
         _exit(code)
