@@ -159,6 +159,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield Connection(num_cpus=usable_cpus(), num_gpus=0, num_nodes=1, in_process=True)
         return
     _quieten_ray_data()
+    _let_full_pools_grow()
     if ray.is_initialized() or _promised:  # the outer block ends it
         yield _planned(_promised[-1]) if _promised and not ray.is_initialized() else resources()
         return
@@ -327,3 +328,14 @@ def _quieten_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _let_full_pools_grow() -> None:
+    """A pool of actors grows when each of its actors has as many units as it takes (see `ComputeActor`).
+
+    Ray Data divides the number of units that the actors have been given by the number that they take at the same time,
+    and expects that they are given twice as many as they take. Ours are not, so its limits are halved.
+    """
+    scaling = ray.data.DataContext.get_current().autoscaling_config
+    scaling.actor_pool_util_upscaling_threshold = 1.75 / 2
+    scaling.actor_pool_util_downscaling_threshold = 0.5 / 2

@@ -174,7 +174,9 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool.min_actors, count),
             max_size=min(pool.max_actors, count),
-            max_tasks_in_flight_per_actor=2,  # with 1, the pool would never grow beyond min_size
+            max_tasks_in_flight_per_actor=ComputeActor.CALLS,
+            max_concurrent_calls_per_actor=ComputeActor.CALLS,
+            enable_true_multi_threading=True,  # the actor itself computes one unit at a time
         ),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor,

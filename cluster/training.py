@@ -22,6 +22,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.allocator import keep_freed_memory
 from cluster.connect import resources, usable_cpus
 from cluster.errors import ClusterError
 from cluster.training_context import LocalContext, Metrics, RayContext, TrainingContext
@@ -237,6 +238,7 @@ class _Reports:
 
 
 def _run_worker(worker: Worker, mailbox: Any, folder: Path | None, config: dict[str, Any]) -> None:
+    keep_freed_memory()
     try:
         worker(RayContext(folder), config)
     except Exception as error:

@@ -16,6 +16,8 @@ image names, including folders. The same command continues an interrupted export
 masks.
 """
 
+import argparse
+
 from jobs.cli.command_line import job_parser, run_main, underscored
 from jobs.exports.format_table import FORMATS, SHAPES
 
@@ -23,7 +25,7 @@ LABELS = ("seeds", "pseudo_labels", "predictions")
 EXAMPLES = """examples:
   python jobs/export_labels.py --run s3://bucket/voc --format png --out /data/masks
   python jobs/export_labels.py --run s3://bucket/voc --format coco --labels pseudo_labels
-  python jobs/export_labels.py --run /data/voc --format cvat --split val
+  python jobs/export_labels.py --run /data/voc --format cvat --split val --min-object-pixels 100
   python jobs/export_labels.py --run /data/voc --format yolo --shapes boxes
 """
 
@@ -40,6 +42,14 @@ def main(arguments: list[str]) -> None:
         default="",
         help="how objects are written; coco, cvat, label-studio: masks (exact) or polygons; yolo: polygons or boxes; "
         "the first of these is the default",
+    )
+    parser.add_argument(
+        "--min-object-pixels",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="leave out objects (connected components of a class) with fewer pixels of the image; 100 is 10 x 10 "
+        "pixels; not for npy; default: 0, no object is left out",
     )
     parser.add_argument("--split", action="append", default=[], help="only images of this split; may be repeated")
     parser.add_argument(
@@ -59,13 +69,19 @@ def main(arguments: list[str]) -> None:
     from jobs.steps.compute import connected
     from jobs.steps.launch import LaunchOptions
 
-    request = ExportRequest(given.format, given.labels, given.shapes, tuple(given.split))
+    request = ExportRequest(given.format, given.labels, given.shapes, tuple(given.split), given.min_object_pixels)
     request.check()
     request = request.resolved(run)
     out = export_folder(run, request, given.out)
     options = LaunchOptions(restart=bool(given.restart), dry_run=given.dry_run)
     with launch_log(run, "export_labels", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:
         export(run, connection, request, out, options)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"given '{text}', allowed: a number of pixels from 0, such as 100")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,19 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
     notes = []
     if num_others := len(paths) - len(images):
         notes.append(f"{num_others:,} files in {folder} are ignored, because their suffix is not that of an image.")
+    lost, num_files = _folders_without_image(paths, depth)
+    if lost:
+        notes.append(
+            f"no class is made of {words(lost)}, because none of the {num_files:,} files there has the suffix of an "
+            "image. Save them as JPEG or PNG, and prepare again."
+        )
     if num_loose := len(images) - len(below):
         notes.append(f"{num_loose:,} images in {folder} are ignored, because they are not in a class's folder.")
     return Source(tuple(found), notes=tuple(notes))
+
+
+def _folders_without_image(paths: Sequence[str], depth: int) -> tuple[list[str], int]:
+    """The names of the class folders that have files but no image, and the number of these files."""
+    in_folders = [(path.split("/")[depth - 1], path) for path in paths if path.count("/") >= depth]
+    lost = {name for name, _ in in_folders} - {name for name, path in in_folders if is_image_name(path)}
+    return sorted(lost), sum(name in lost for name, _ in in_folders)

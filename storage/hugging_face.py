@@ -94,11 +94,11 @@ def _image(shard: _Shard, number: int, value: Any, labels: tuple[str, ...], writ
     name = path.rsplit("/", 1)[-1] or f"{number:06d}"
     if data is None:
         if not path:
-            return SourceImage(name, "", split=shard.split, problem="its row has no image")
+            return SourceImage(name, "", labels, shard.split, problem="its row has no image")
         try:
             return SourceImage(id_of_path(path), resolve_path(shard.place.parent, path), labels, shard.split)
         except ValueError as error:
-            return SourceImage(name, "", split=shard.split, problem=f"the path of its image {error}")
+            return SourceImage(name, "", labels, shard.split, problem=f"the path of its image {error}")
     suffix = next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".img")
     stem = re.sub(r"\.[^.]*$", "", name) if is_image_name(name) else name
     # with a number, because only the last part of the path is kept, and it may repeat

@@ -163,25 +163,19 @@ class _RowReader:
             hint = "put labels with commas in quotes, or separate them by ';'" if has_more else "a cell is missing"
             problem = f"its row has {num_fields} fields, but the first line has {self.width}; {hint}"
             return SourceImage(uri="", problem=problem, **start)  # type: ignore[arg-type]
-        if not path:
-            return SourceImage(uri="", problem="its row names no image", **start)  # type: ignore[arg-type]
-        uris: dict[str, str] = {}
-        for meaning in ("image", "mask", "saliency"):
-            try:
-                uris |= {meaning: resolve_path(self.folder, texts[meaning])} if texts.get(meaning) else {}
-            except ValueError as error:
-                problem = f"the path of its {meaning} {error}"
-                return SourceImage(uri="", problem=problem, **start)  # type: ignore[arg-type]
+        uris, problem = self._uris(texts)
         try:
             labels = self._labels(cells.get("labels", ""))
         except ValueError as error:
-            return SourceImage(uri=uris["image"], problem=str(error), **start)  # type: ignore[arg-type]
+            return SourceImage(uri=uris.get("image", ""), problem=problem or str(error), **start)  # type: ignore[arg-type]
         flags = {name: read_flag(str(row[position])) for name, position in self.columns.classes.items()}
         if -1 in flags.values() and minus_one == "skip":
             self.num_unsure += 1
             return None
         present = (1, -1) if minus_one == "present" else (1,)
         labels += tuple(name for name, flag in flags.items() if flag in present)
+        if problem:  # its labels are kept, because a class must not get lost without a word
+            return SourceImage(uri="", labels=labels, problem=problem, **start)  # type: ignore[arg-type]
         return SourceImage(
             uri=uris["image"],
             labels=labels,
@@ -190,6 +184,18 @@ class _RowReader:
             is_negative=bool(flags) and not labels and None not in flags.values(),
             **start,  # type: ignore[arg-type]
         )
+
+    def _uris(self, texts: dict[str, str]) -> tuple[dict[str, str], str]:
+        """The addresses of an image and its files, and why they cannot be used, "" if they can."""
+        if not texts["image"]:
+            return {}, "its row names no image"
+        uris: dict[str, str] = {}
+        for meaning in ("image", "mask", "saliency"):
+            try:
+                uris |= {meaning: resolve_path(self.folder, texts[meaning])} if texts.get(meaning) else {}
+            except ValueError as error:
+                return {}, f"the path of its {meaning} {error}"
+        return uris, ""
 
     def _labels(self, cell: Cell) -> tuple[str, ...]:
         if isinstance(cell, list):

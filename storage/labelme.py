@@ -61,12 +61,12 @@ def _image(
     image_id = id_of_path(path)
     if record is None:
         return SourceImage(image_id, "", problem="its JSON file cannot be read"), None
+    labels = tuple(name for name in _names(record) if name in values)
     above = folder / path.rpartition("/")[0] if "/" in path else folder
     try:
         uri = resolve_path(above, str(record.get("imagePath") or ""))
     except ValueError as error:
-        return SourceImage(image_id, "", problem=f"the path of its image {error}"), None
-    labels = tuple(name for name in _names(record) if name in values)
+        return SourceImage(image_id, "", labels, problem=f"the path of its image {error}"), None
     size = record.get("imageHeight"), record.get("imageWidth")
     declared = size if all(type(side) is int and side > 0 for side in size) else None
     drawing = _drawing(record["shapes"], declared, values) if labels and declared else None  # type: ignore[arg-type]

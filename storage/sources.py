@@ -7,7 +7,7 @@ module joins the rows of the same image, turns names into class numbers, and rec
 import difflib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -263,12 +263,12 @@ def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
     return [replace(image, image_id=longer[n]) if n in longer else image for n, image in enumerate(images)]
 
 
-def _problem(image: SourceImage, known: Iterable[str], seen: set[str]) -> str | None:
+def _problem(image: SourceImage, known: Collection[str], seen: set[str]) -> str | None:
     if not is_safe_id(image.image_id):
         return "its id is not a plain name: 1 to 200 printable characters, no slash or backslash, no leading dot"
     if image.image_id in seen:
         return "its id is already taken by an earlier image"
-    unknown = sorted(set(image.labels) - set(known))
+    unknown = sorted({name for name in image.labels if name not in known})
     if not unknown:
         return None
     near = difflib.get_close_matches(unknown[0], list(known), n=1)

@@ -104,11 +104,6 @@ def _choose(devkit: Location, images: Sequence[SourceImage], class_names: Sequen
     if not is_voc:
         numbered = words([f"{number} {name}" for number, name in enumerate(names, start=1)])
         notes.append(f"the classes come from the XML files. Their values in masks are {numbered}.")
-    elif class_names is None and found and len(found) < len(VOC_CLASSES):
-        notes.append(
-            f"the classes are VOC's 20, of which {len(VOC_CLASSES) - len(found)} have no image. To leave those out: "
-            f"--classes {','.join(found)}."
-        )
     return Source(tuple(kept), names, tuple(voc_class_values(names)), notes=tuple(notes))
 
 

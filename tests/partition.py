@@ -53,6 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     if reason := why_not():
         sys.exit(f"partition: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts are deleted then too
     torch.set_num_threads(1)
     chaos_faults.SAMPLES = SAMPLES
     chaos_faults.MAINS.update({name: importlib.import_module(f"jobs.{name}").main for name in chaos_faults.SCRIPTS})

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.allocator import keep_freed_memory
 from cluster.errors import ClusterError
 from jobs.cli.plain_output import PlainOutput
 
@@ -29,6 +30,9 @@ STARTED = time.monotonic()  # of this process, about: this is the first module t
 
 PROGRAM = "ficklenet"
 """The console command. A job that it starts calls itself `ficklenet maps` instead of `generate_maps`."""
+
+LOG_NOTE = "log: "
+"""The beginning of the note of an error that names the log of the launch. A worker's traceback is another note."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -106,6 +110,7 @@ def run_main(main: Callable[[list[str]], None], arguments: list[str] | None = No
     """Runs a job's main and ends the process with an exit code and, if the job failed, one sentence."""
     if arguments is None:
         _use_utf8()
+    keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -158,8 +163,9 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
             message = f"{place}the disk or quota is full; free some space, then run the same command again."
         name, job = Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]
         print(f"{name}: {message.removeprefix(f'{name}: ').removeprefix(f'{job}: ')}", file=sys.stderr)
-        for note in getattr(error, "__notes__", []):  # where the log of this launch is
-            print(f"{name}: {note}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):
+            if note.startswith(LOG_NOTE):  # the log has the other notes
+                print(f"{name}: {note}", file=sys.stderr)
         if code == 1 and _is_restart(given):
             print(f"{name}: to continue, leave out --restart, which would delete the results again.", file=sys.stderr)
         _exit(code)

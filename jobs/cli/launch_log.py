@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from jobs.cli.command_line import LOG_NOTE
 from jobs.cli.plain_output import PlainOutput
 from jobs.run.directory import LOGS, Run
 
@@ -69,7 +70,7 @@ def launch_log(run: Run, script: str, *, is_dry_run: bool = False) -> Iterator[N
     except BaseException as error:
         log.write("".join(traceback.format_exception(error)))
         if isinstance(error, Exception):
-            error.add_note(f"log: {place}")
+            error.add_note(f"{LOG_NOTE}{place}")
         raise
     finally:
         logging.getLogger().removeHandler(handler)

@@ -18,7 +18,7 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME, STEPS, StepRow
-from jobs.steps.estimates import FILE, write_estimates
+from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
 from jobs.steps.progress import duration, size
 from jobs.training.plan import training_plan
 from jobs.training.segmenter_job import check_images
@@ -99,13 +99,21 @@ def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: s
 def _print_total(run: Run, estimate: Estimate) -> None:
     total, price = estimate.seconds, run.config.cluster.price_per_hour
     money = f", and costs {total / 3600 * price:.2f} at {price:g} per hour" if price else ""
-    write_estimates(run, {name: each for name, each in estimate.steps.items() if not is_begun(run, BY_NAME[name])})
+    _keep(run, estimate)
     print(
         f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
         f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
         f"metrics and the report. Only the estimate was written, to {run.location / FILE}; status.py compares "
         "it with the real times."
     )
+
+
+def _keep(run: Run, estimate: Estimate) -> None:
+    """Keeps the estimate of each whole step: a begun step keeps the one from before its start."""
+    begun = {row.name for row in STEPS if is_begun(run, row)}
+    earlier = {name: each for name, each in read_estimates(run).steps.items() if name in begun}
+    steps = earlier | {name: each for name, each in estimate.steps.items() if name not in begun}
+    write_estimates(run, KeptEstimate(steps, estimate.start_seconds + estimate.end_seconds))
 
 
 def _needed(config: Config, row: StepRow) -> list[StepRow]:

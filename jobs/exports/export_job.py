@@ -1,6 +1,6 @@
 """An export as a unit step: like every step, it resumes, and it refuses to read unfinished steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.connect import Connection
@@ -32,12 +32,14 @@ class ExportRequest:
         labels: the step with the labels; "" for the finest labels of the run. npy has maps, so it does not use it.
         shapes: how objects are written; "" for the format's default.
         splits: the splits to export; empty for all.
+        min_object_pixels: components of a class with fewer pixels are left out; 0 for none.
     """
 
     format: str
     labels: str = ""
     shapes: str = ""
     splits: tuple[str, ...] = ()
+    min_object_pixels: int = 0
 
     def check(self) -> None:
         """Refuses flags that the format does not allow.
@@ -50,6 +52,11 @@ class ExportRequest:
             allowed = " or ".join(row.shapes)
             hint = f"allowed: {allowed}." if allowed else "this format has no choice of shapes. Leave it out."
             raise ValueError(f"--shapes {self.shapes} does not go with --format {self.format}; {hint}")
+        if self.min_object_pixels and not row.has_labels:
+            raise ValueError(
+                f"--min-object-pixels {self.min_object_pixels} does not go with --format {self.format}, which has maps "
+                "and no objects. Leave it out."
+            )
 
     def resolved(self, run: Run) -> "ExportRequest":
         """The request with its defaults filled in; call `check` first.
@@ -60,13 +67,14 @@ class ExportRequest:
         if self.labels and not row.has_labels:
             print(f"export: --format {self.format} exports the maps, so --labels {self.labels} is not used")
         labels = (self.labels or finest_labels(run)) if row.has_labels else "maps"
-        return ExportRequest(self.format, labels, self.shapes or (row.shapes[0] if row.shapes else ""), self.splits)
+        return replace(self, labels=labels, shapes=self.shapes or (row.shapes[0] if row.shapes else ""))
 
     @property
     def folder_name(self) -> str:
         """The name of the default folder, such as 'coco-predictions', with other options of the request."""
         is_default = self.shapes in ("", *FORMATS[self.format].shapes[:1])
-        return "-".join([self.format, self.labels, *([] if is_default else [self.shapes]), *self.splits])
+        smallest = [f"min{self.min_object_pixels}"] if self.min_object_pixels else []
+        return "-".join([self.format, self.labels, *([] if is_default else [self.shapes]), *self.splits, *smallest])
 
 
 def finest_labels(run: Run) -> str:
@@ -105,9 +113,9 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     if wrong := [split for split in request.splits if split not in known]:
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
     names = ImageNames.of(manifest)
-    stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names)
+    stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names, request.min_object_pixels)
     left_out = _left_out(stages, manifest)
-    seen = SeenImages(labels)
+    seen = SeenImages(labels, request.min_object_pixels)
 
     def finish(plan: UnitPlan) -> None:
         finish_export(stages, manifest, source.units, plan.start_id)
@@ -119,6 +127,8 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
 
     flags = ["--format", format, *(["--labels", labels] if FORMATS[format].has_labels else [])]
     flags += ["--shapes", request.shapes] if request.shapes else []
+    min_pixels = request.min_object_pixels
+    flags += ["--min-object-pixels", str(min_pixels)] if min_pixels else []
     job = UnitStepJob(
         title="export",
         step=stages.step,
@@ -131,6 +141,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             "splits": list(request.splits),
             "names": names.fingerprint(manifest),
             **({"keys": "source classes"} if format == "npy" else {}),
+            **({"min_object_pixels": min_pixels} if min_pixels else {}),
             UPSTREAM: {labels: step_id(run, labels)},
         },
         units=source.units,
@@ -148,18 +159,24 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
 
 @dataclass
 class SeenImages:
-    """The images that a launch exports, to warn if they have no objects."""
+    """The images that a launch exports, to count what is left out and to warn if they have no objects."""
 
     labels: str
+    min_object_pixels: int = 0
     num_exported: int = 0
     num_empty: int = 0
+    num_dropped: int = 0
 
     def add(self, result: Payload) -> None:
         self.num_exported += result["num_exported"]
         self.num_empty += result["num_empty"]
+        self.num_dropped += result["num_dropped"]
 
     def describe(self) -> None:
-        """Prints how many of the images have no object."""
+        """Prints how many objects are left out, and how many of the images have no object."""
+        if self.min_object_pixels:
+            few = f"of fewer than {plural(self.min_object_pixels, 'pixel')}"
+            print(f"export: {plural(self.num_dropped, 'object')} {few} left out; they count as background")
         if not self.num_empty:
             return
         if self.num_empty < self.num_exported:

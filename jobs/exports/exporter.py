@@ -18,6 +18,7 @@ from jobs.exports.format_table import FORMATS
 from jobs.exports.formats.npy import encode_cam_npy
 from jobs.exports.image_names import ImageNames
 from jobs.exports.labelled_image import Classes, Exported, LabelledImage, WholeExport
+from jobs.exports.regions import without_small
 from jobs.maps.evidence import Evidence, resized
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
@@ -47,6 +48,7 @@ class ExportStages:
         labels: the step that is read, one of `LABELS`; "maps" for npy.
         shapes: how objects are written; "" if the format has no choice.
         splits: the splits to export; empty for all.
+        min_object_pixels: smaller components become background.
     """
 
     run: Run
@@ -56,6 +58,7 @@ class ExportStages:
     shapes: str
     splits: tuple[str, ...]
     names: ImageNames
+    min_object_pixels: int = 0
 
     @property
     def step(self) -> Step:
@@ -114,7 +117,11 @@ class Exporter:
             self.write(whole)
             records = whole.record
         self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
-        counts = {"num_exported": len(exported), "num_empty": sum(result.is_empty for result in exported)}
+        counts = {
+            "num_exported": len(exported),
+            "num_empty": sum(result.is_empty for result in exported),
+            "num_dropped": sum(result.num_dropped for result in exported),
+        }
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started) | counts
 
     def write(self, exported: Exported) -> None:
@@ -149,6 +156,7 @@ class Exporter:
             labels = self.geometry.resize_labels(stored[number], image_size_of(entry))
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)
+        labels, num_dropped = self._without_small(labels)
         names = self.job.names
         ignored = ignore_value(self.manifest.num_classes)
         exported = self.module.export_image(
@@ -164,7 +172,13 @@ class Exporter:
                 shapes=self.job.shapes,
             )
         )
-        return replace(exported, is_empty=not ((labels > 0) & (labels != ignored)).any())
+        is_empty = not ((labels > 0) & (labels != ignored)).any()
+        return replace(exported, is_empty=is_empty, num_dropped=num_dropped)
+
+    def _without_small(self, labels: np.ndarray) -> tuple[np.ndarray, int]:
+        if not self.job.min_object_pixels:
+            return labels, 0
+        return without_small(labels, self.manifest.num_classes, self.job.min_object_pixels)
 
     def _source_keys(self, classes: np.ndarray) -> np.ndarray:
         """IRN's keys: the data set's own class values, counted from 0. VOC's cat with the value 8 is 7."""

@@ -62,11 +62,13 @@ class Exported:
         files: the contents of files, by name in the export's folder.
         record: plain data for the file with all images, or with the images of a unit; None if there is no such file.
         is_empty: no pixel of the image has a class.
+        num_dropped: the number of components that are left out, because they are small.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     record: Any = None
     is_empty: bool = False
+    num_dropped: int = 0
 
 
 @dataclass(frozen=True)

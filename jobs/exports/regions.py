@@ -55,6 +55,17 @@ def regions(labels: np.ndarray, num_classes: int) -> Iterator[Region]:
                 yield Region(int(label) - 1, columns.start, rows.start, mask)
 
 
+def without_small(labels: np.ndarray, num_classes: int, min_pixels: int) -> tuple[np.ndarray, int]:
+    """An image's labels (H, W) in which components of fewer than `min_pixels` are background, and their number."""
+    found, number = labels.copy(), 0
+    for region in regions(labels, num_classes):
+        if region.area < min_pixels:
+            box = found[region.top : region.top + region.height, region.left : region.left + region.width]
+            box[region.mask] = 0
+            number += 1
+    return found, number
+
+
 def polygon(region: Region) -> np.ndarray:
     """A component as one closed polygon along the sides of its pixels: int (N, 2), x and y of the corners.
 

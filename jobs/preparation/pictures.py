@@ -13,8 +13,10 @@ from storage.location import Location
 from storage.manifest import ManifestRow, resolve_address
 from storage.sources import SourceImage
 from storage.spelling import Names
+from storage.tree import words
 
 HEADERS_AT_ONCE = 4096
+MOST_KEPT = 20  # classes that a sentence names
 
 
 @dataclass
@@ -83,6 +85,28 @@ def _require_different_files(rows: Sequence[ManifestRow]) -> None:
                 f"the images {other!r} and {row.image_id!r} are the same file, {row.uri}: its name is written in two "
                 "ways. Write it the same way everywhere; then its labels are joined."
             )
+
+
+def lost_classes(pictures: Pictures, images: Sequence[SourceImage], class_names: Sequence[str]) -> list[str]:
+    """A sentence if there are classes without an image that can be used, because the classifier cannot learn them.
+
+    Args:
+        images: the source's image for each row; images that cannot be used have their labels only here.
+    """
+    named = Counter(label for image in images for label in image.labels)
+    found = zip(pictures.rows, pictures.headers, strict=True)
+    usable = {class_names[label] for row, header in found if header for label in row.labels}
+    lost = [name for name in class_names if name not in usable]
+    if not lost or not usable:
+        return []
+    counts = words([f"{name} ({plural(named[name], 'image') if named[name] else 'no image'})" for name in lost])
+    kept = ",".join(name for name in class_names if name in usable)
+    classes = f"--classes {kept}" if len(usable) <= MOST_KEPT else "--classes"
+    repair = "Repair or convert their images and prepare again, or leave" if any(map(named.get, lost)) else "Leave"
+    return [
+        f"{plural(len(lost), 'class')} without an image that can be used: {counts}. The classifier cannot learn "
+        f"{'it' if len(lost) == 1 else 'them'}. {repair} {'it' if len(lost) == 1 else 'them'} out with {classes}."
+    ]
 
 
 def require_usable(problems: Sequence[tuple[str, str | None]]) -> None:

@@ -8,7 +8,7 @@ from cluster.words import plural
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
-from jobs.preparation.pictures import Pictures, look_at_pictures, require_a_picture, require_usable
+from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
 from jobs.run.directory import Run, record_run
 from jobs.steps.dry_run import NOTHING
@@ -87,7 +87,7 @@ def prepare(
         data = draft.read_bytes()
         run = _with_roles(run, manifest, existing)
         describe_manifest(manifest, run.uri, run.config, pictures.unreadable, is_found=options.is_found)
-    for note in (*options.notes, *pictures.notes, *files.notes):
+    for note in (*options.notes, *pictures.notes, *lost_classes(pictures, images, class_names), *files.notes):
         print(f"  note:    {note}")
     if options.dry_run:
         describe_writing(files, size(len(data)) if is_other else "nothing")

@@ -74,13 +74,25 @@ class StepStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: its manifest, its steps in order, and the log of its latest launch ('' if there is none)."""
+    """A run.
+
+    Attributes:
+        images, classes: how many the manifest has.
+        steps: in order.
+        latest_log: the address of the log of the latest launch, '' if there is none.
+        seconds: the time at work until now of all steps with an estimate; None if there is no estimate.
+        estimated_seconds: what the dry run of the fresh pipeline estimated for these steps, and with the start of
+            processes, the metrics and the report in `estimated_total_seconds`; None if there is no estimate.
+    """
 
     run: str
     images: int
     classes: int
     steps: Sequence[StepStatus]
     latest_log: str = ""
+    seconds: float | None = None
+    estimated_seconds: float | None = None
+    estimated_total_seconds: float | None = None
 
 
 def run_status(run: Run) -> RunStatus:
@@ -93,18 +105,32 @@ def run_status(run: Run) -> RunStatus:
     with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # runs while the receipts are read below
         stored = {row.name: pool.submit(Location.usage, run.location / row.name) for row in STEPS}
         beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
-        state, estimates = run_state(run, manifest), read_estimates(run)
+        state, kept = run_state(run, manifest), read_estimates(run)
         steps = [
             replace(
                 _step_status(step, beats[name].result(), stored[name].result()),
                 seconds=_seconds(step, state.trainings.get(name)),
-                estimated_seconds=estimates[name].seconds if name in estimates else None,
+                estimated_seconds=kept.steps[name].seconds if name in kept.steps else None,
             )
             for name, step in state.steps.items()
         ]
     logs = run.location / LOGS
-    latest = [(logs / name).uri for name in logs.list_names()[-1:]]  # they begin with the time
-    return RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, *latest)
+    latest = next(((logs / name).uri for name in logs.list_names()[-1:]), "")  # they begin with the time
+    status = RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, latest)
+    return _with_total(status, kept.other_seconds)
+
+
+def _with_total(status: RunStatus, other_seconds: float) -> RunStatus:
+    estimated = [step for step in status.steps if step.estimated_seconds is not None]
+    if not estimated:
+        return status
+    seconds = sum(step.estimated_seconds or 0.0 for step in estimated)
+    return replace(
+        status,
+        seconds=sum(step.seconds or 0.0 for step in estimated),
+        estimated_seconds=seconds,
+        estimated_total_seconds=seconds + other_seconds,
+    )
 
 
 def _step_status(state: StepState, beats: Sequence[Heartbeat], stored: tuple[int, int]) -> StepStatus:
@@ -159,7 +185,20 @@ def status_lines(status: RunStatus) -> list[str]:
     lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}"]
     for step in status.steps:
         lines += _step_lines(step)
+    if status.seconds is not None:
+        lines.append(_total_line(status))
     return lines + ([f"log of the latest launch: {status.latest_log}"] if status.latest_log else [])
+
+
+def _total_line(status: RunStatus) -> str:
+    """The time of all steps beside its estimate, in the words of a step's line and of the dry run."""
+    taken, estimated = duration(status.seconds or 0.0), duration(status.estimated_seconds or 0.0)
+    total = duration(status.estimated_total_seconds or 0.0)
+    is_done = all(step.state == "done" for step in status.steps if step.estimated_seconds is not None)
+    return (
+        f"pipeline: all of this took {taken}{'' if is_done else ' until now'}, without the start of processes, the "
+        f"metrics and the report; the estimate was {estimated}, and {total} with them"
+    )
 
 
 def _step_lines(step: StepStatus) -> list[str]:

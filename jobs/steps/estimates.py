@@ -1,7 +1,7 @@
 """What the steps of a run will take, as a dry run has estimated it, and how it is kept for `status.py`."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from jobs.run.directory import Run
@@ -30,23 +30,39 @@ class StepEstimate:
         return f"about {duration(self.seconds)} (timed on a few images)"
 
 
-def write_estimates(run: Run, estimates: Mapping[str, StepEstimate]) -> None:
-    """Keeps the estimates by the names of their steps."""
-    content = {name: asdict(estimate) for name, estimate in estimates.items()}
-    (run.location / FILE).write_bytes(seal(json.loads(json.dumps({"steps": content})), indent=1))
+@dataclass(frozen=True)
+class KeptEstimate:
+    """What is kept of a dry run.
+
+    Attributes:
+        steps: by their names.
+        other_seconds: the start of processes, the metrics and the report; 0 if an earlier version wrote the file.
+    """
+
+    steps: dict[str, StepEstimate]
+    other_seconds: float = 0.0
 
 
-def read_estimates(run: Run) -> dict[str, StepEstimate]:
-    """The kept estimates by the names of their steps; empty if there are none.
+def write_estimates(run: Run, estimate: KeptEstimate) -> None:
+    """Keeps an estimate in the run."""
+    (run.location / FILE).write_bytes(seal(json.loads(json.dumps(asdict(estimate))), indent=1))
+
+
+def read_estimates(run: Run) -> KeptEstimate:
+    """The kept estimate; without steps if there is none.
 
     Raises:
         ValueError: the file is damaged.
     """
     place = run.location / FILE
     if not place.exists():
-        return {}
-    steps = read_json(place, "an estimate", _REMEDY).get("steps", {})
-    return {name: StepEstimate(float(each["seconds"]), float(each["bytes"])) for name, each in steps.items()}
+        return KeptEstimate({})
+    content = read_json(place, "an estimate", _REMEDY)
+    steps = {
+        name: StepEstimate(float(each["seconds"]), float(each["bytes"]))
+        for name, each in content.get("steps", {}).items()
+    }
+    return KeptEstimate(steps, float(content.get("other_seconds", 0.0)))
 
 
 def time_at_work(receipts: Iterable[Receipt]) -> float:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -67,6 +68,24 @@ def test_the_cluster_file_is_valid() -> None:
     config = prepare_config(copy.deepcopy(CONFIG))
     validate_config(config)
     assert config["available_node_types"].keys() == {"head", "cpu_worker", "gpu_worker"}
+
+
+def test_the_documented_subnets_belong_to_the_node_types_of_the_file() -> None:
+    page = (ROOT / "docs/tutorial-aws.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    config = copy.deepcopy(CONFIG)
+    types = yaml.safe_load(block)["available_node_types"]
+    assert types.keys() == config["available_node_types"].keys()
+    for name, changes in types.items():
+        config["available_node_types"][name]["node_config"] |= changes["node_config"]
+    validate_config(prepare_config(config))
+    assert config["provider"]["use_internal_ips"] is True
+
+
+def test_the_documented_policies_are_json() -> None:
+    blocks = re.findall(r"```json\n(.+?)```", (ROOT / "docs/tutorial-aws.md").read_text(), re.DOTALL)
+    policy, statement = map(json.loads, blocks)
+    assert {each["Effect"] for each in [*policy["Statement"], statement]} == {"Allow"}
 
 
 def test_the_head_computes_nothing_and_workers_begin_at_none() -> None:

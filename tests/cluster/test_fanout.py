@@ -207,6 +207,37 @@ def test_a_unit_that_kills_its_process_is_handed_to_on_poison(
     assert num_begins(tmp_path, stage, 3) == MAX_BEGINS
 
 
+class Unpacked:
+    """Leaves a file where it is unpacked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        (state["_folder"] / "unpacked").touch()
+
+
+def die_beside_a_waiting_unit(folder: Path, payload: Payload) -> Payload:
+    note_begin(folder, "compute", payload["unit"])
+    deadline = time.monotonic() + 60
+    while payload["unit"] == 0:
+        if (folder / "unpacked").exists():
+            if not num_begins(folder, "compute", 1):
+                (folder / "unpacked").unlink()  # wait for it the next time too
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert time.monotonic() < deadline, "no unit is unpacked while another is computed"
+        time.sleep(0.01)
+    return {"unit": payload["unit"]}
+
+
+def test_a_unit_that_waits_for_its_turn_does_not_count_as_the_cause(local_ray: Connection, tmp_path: Path) -> None:
+    waiting = {"unit": 1, "note": Unpacked(tmp_path)}
+    stages = Stages(lambda: partial(die_beside_a_waiting_unit, tmp_path))
+    found = list(fan_out([{"unit": 0}, waiting], stages, ONE, on_poison=lambda unit: unit | {"poison": True}))
+    assert in_order(found) == [{"unit": 0, "poison": True}, {"unit": 1}]
+    assert [num_begins(tmp_path, "compute", unit) for unit in (0, 1)] == [MAX_BEGINS, 1]
+
+
 @pytest.mark.cluster
 def test_poison_without_a_remedy_stops_and_names_the_unit(local_ray: Connection, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"unit \{'unit': 1\} ended its process 2 times in stage 'compute'"):

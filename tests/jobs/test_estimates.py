@@ -16,7 +16,7 @@ from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.steps import BY_NAME
-from jobs.steps.estimates import StepEstimate, read_estimates, time_at_work, write_estimates
+from jobs.steps.estimates import FILE, KeptEstimate, StepEstimate, read_estimates, time_at_work, write_estimates
 from storage.receipts import Receipt
 
 HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
@@ -46,9 +46,9 @@ def test_a_fresh_pipeline_is_timed_and_each_step_gets_a_time_and_a_size(fresh_ru
     printed = capsys.readouterr().out
     assert "could not be timed" not in printed, printed
     names = [row.name for row in pipeline_steps(fresh_run.config)]
-    estimates = read_estimates(fresh_run)
-    assert sorted(estimates) == sorted(names)
-    assert all(each.seconds > 0 and each.bytes > 0 for each in estimates.values())
+    kept = read_estimates(fresh_run)
+    assert sorted(kept.steps) == sorted(names)
+    assert all(each.seconds > 0 and each.bytes > 0 for each in kept.steps.values()) and kept.other_seconds > 1
     assert printed.count("(timed on a few images)") == len(names)
     assert set(Path(fresh_run.uri).rglob("*")) - before == {Path(fresh_run.uri, "estimate.json")}
 
@@ -114,12 +114,40 @@ def test_a_refused_launch_is_refused_before_anything_is_timed(fresh_run, monkeyp
 
 
 def test_status_compares_the_estimate_with_the_real_time(finished_maps_run):
-    write_estimates(finished_maps_run, {"classifier": StepEstimate(100, 1), "maps": StepEstimate(200, 1)})
+    estimates = {"classifier": StepEstimate(100, 1), "maps": StepEstimate(200, 1)}
+    write_estimates(finished_maps_run, KeptEstimate(estimates))
     status = run_status(finished_maps_run)
-    lines = [line for line in status_lines(status) if "the estimate was" in line]
+    lines = [line for line in status_lines(status) if line.startswith("  took ")]
     assert [line.partition("; ")[2] for line in lines] == ["the estimate was 1 min 40 s", "the estimate was 3 min 20 s"]
     assert all(step.seconds > 0 for step in status.steps[:2])
     assert status.steps[2].estimated_seconds is None
+
+
+def test_status_compares_the_whole_estimate_with_the_real_time(finished_maps_run):
+    assert "pipeline" not in "".join(status_lines(run_status(finished_maps_run)))  # there was no dry run
+    estimates = {"classifier": StepEstimate(100, 1), "maps": StepEstimate(200, 1)}
+    write_estimates(finished_maps_run, KeptEstimate(estimates, other_seconds=30))
+    status = run_status(finished_maps_run)
+    assert status.seconds == sum(step.seconds for step in status.steps[:2])
+    end = "the metrics and the report; the estimate was 5 min 0 s, and 5 min 30 s with them"
+    assert status_lines(status)[-1].endswith(end)
+    assert " until now," not in status_lines(status)[-1]
+    write_estimates(finished_maps_run, KeptEstimate({**estimates, "seeds": StepEstimate(3, 1)}))
+    assert " until now, without the start of processes, " in status_lines(run_status(finished_maps_run))[-1]
+
+
+def test_a_later_dry_run_keeps_the_estimates_of_begun_steps(trained_run, monkeypatch):
+    write_estimates(trained_run, KeptEstimate({"classifier": StepEstimate(100, 1), "maps": StepEstimate(200, 1)}))
+    found = Estimate({"classifier": StepEstimate(0, 0), "maps": StepEstimate(90, 2)}, start_seconds=10, end_seconds=20)
+    monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: found)
+    run_pipeline.main(["--run", trained_run.uri, "--dry-run"])
+    kept = {"classifier": StepEstimate(100, 1), "maps": StepEstimate(90, 2)}
+    assert read_estimates(trained_run) == KeptEstimate(kept, 30)
+
+
+def test_an_estimate_of_an_earlier_version_is_read(fresh_run):
+    Path(fresh_run.uri, FILE).write_text('{"steps": {"maps": {"seconds": 90.0, "bytes": 2.0}}}')
+    assert read_estimates(fresh_run) == KeptEstimate({"maps": StepEstimate(90, 2)})
 
 
 def test_time_at_work_counts_parallel_workers_once_and_no_pauses():

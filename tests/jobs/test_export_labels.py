@@ -35,8 +35,10 @@ def seeded_run(map_images, drawn_images) -> Run:
     return run
 
 
-def export_to(run: Run, format: str, out: Path, labels: str = "", shapes: str = "", splits=(), **options) -> None:
-    request = ExportRequest(format, labels, shapes, tuple(splits))
+def export_to(
+    run: Run, format: str, out: Path, labels: str = "", shapes: str = "", splits=(), min_pixels=0, **options
+) -> None:
+    request = ExportRequest(format, labels, shapes, tuple(splits), min_pixels)
     request.check()
     with connect("in-process") as connection:
         export(run, connection, request.resolved(run), Location(str(out)), LaunchOptions(**options))
@@ -184,6 +186,7 @@ def test_each_kind_of_export_has_a_folder_of_its_own(seeded_run):
         "coco-seeds-polygons": ExportRequest("coco", "seeds", "polygons"),
         "cvat-seeds-val": ExportRequest("cvat", splits=("val",)),
         "npy-maps": ExportRequest("npy"),
+        "cvat-seeds-val-min20": ExportRequest("cvat", splits=("val",), min_object_pixels=20),
     }
     for name, request in requests.items():
         assert export_folder(seeded_run, request.resolved(seeded_run), None).name == name
@@ -209,6 +212,10 @@ def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):
         (
             ExportRequest("yolo", shapes="masks"),
             "--shapes masks does not go with --format yolo; allowed: polygons or box",
+        ),
+        (
+            ExportRequest("npy", min_object_pixels=20),
+            "--min-object-pixels 20 does not go with --format npy, which has maps and no objects. Leave it out.",
         ),
     ],
 )
@@ -253,6 +260,30 @@ def test_images_without_an_object_are_counted(painted_run, seeded_run, tmp_path,
             (labels / f"{name}.png").write_bytes(encode_label_png(np.zeros((120, 160), np.uint8)))
         export_to(painted_run, "png", tmp_path / names[0], "predictions")
         assert sentence in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and numpy 2
+def test_objects_below_a_size_are_left_out_of_every_format_and_counted(painted_run, tmp_path, capsys):
+    specks = np.zeros((120, 160), np.uint8)
+    specks[10:20, 10:20], specks[50, 50:53], specks[80:84, 90], specks[15, 15] = 1, 2, 1, 3  # 99, 3, 4 and 1 pixels
+    whole = np.zeros((120, 160), np.uint8)
+    whole[10:20, 10:20], whole[15, 15], whole[80:84, 90] = 1, 0, 1
+    labels = painted_run.location / "predictions" / "labels"
+    for name, content in (("scene_0012", specks), ("scene_0013", np.zeros_like(specks))):
+        (labels / f"{name}.png").write_bytes(encode_label_png(content))
+    export_to(painted_run, "png", tmp_path / "png", "predictions", min_pixels=4)
+    assert "export: 2 objects of fewer than 4 pixels left out; they count as background" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "png/scene_0012.png")), whole)
+    export_to(painted_run, "coco", tmp_path / "coco", "predictions", min_pixels=4)
+    assert sorted(each["area"] for each in COCO(str(tmp_path / "coco/annotations.json")).anns.values()) == [4, 99]
+    export_to(painted_run, "cvat", tmp_path / "cvat", "predictions", min_pixels=4)
+    assert (tmp_path / "cvat/annotations.xml").read_text().count("<mask ") == 2
+    capsys.readouterr()
+    export_to(painted_run, "cvat", tmp_path / "all", "predictions")
+    assert "left out" not in capsys.readouterr().out
+    assert (tmp_path / "all/annotations.xml").read_text().count("<mask ") == 4
+    with pytest.raises(ValueError, match=r"min_object_pixels: 4 -> .*--restart ficklenet_export"):
+        export_to(painted_run, "cvat", tmp_path / "cvat", "predictions", min_pixels=5)
 
 
 def test_interrupted_export_writes_only_what_is_missing(finished_maps_run, tmp_path, capsys):

@@ -100,22 +100,22 @@ def test_sizes_that_a_voc_file_has_swapped_are_those_of_the_picture(tmp_path, ca
 
 def labelme(folder: Path, *shapes: dict[str, Any]) -> list[str]:
     content = {"shapes": shapes, "imagePath": "a.jpg", "imageHeight": 24, "imageWidth": 32}
-    (folder / "a.json").write_text(json.dumps(content))
-    return ["--labelme", str(folder)]
+    (folder / "photos/a.json").write_text(json.dumps(content))
+    return ["--labelme", str(folder / "photos")]
 
 
 OUTLINE = {"label": "cat", "points": [[4, 2], [20, 2], [20, 12], [4, 12]], "shape_type": "polygon"}
 
 
 def test_labelmes_outlines_are_turned_with_a_picture_that_exif_turns(tmp_path):
-    picture(tmp_path / "a.jpg", orientation=6)
+    picture(tmp_path / "photos/a.jpg", orientation=6)
     run = prepared(tmp_path, *labelme(tmp_path, OUTLINE))
     found = read_mask(str(rows(run)["a"].mask_uri), [1])
     np.testing.assert_array_equal(found, np.rot90(SQUARE, -1))
 
 
 def test_labelmes_painted_masks_are_drawn_and_those_beyond_the_picture_cost_the_mask(tmp_path):
-    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "photos/a.jpg")
     buffer = io.BytesIO()
     Image.fromarray(np.ones((10, 16), bool)).save(buffer, "PNG")
     shape = {"label": "cat", "shape_type": "mask", "mask": base64.b64encode(buffer.getvalue()).decode()}

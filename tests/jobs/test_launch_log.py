@@ -9,6 +9,7 @@ from jobs import aggregate_seeds, status
 from jobs.cli.command_line import run_main
 from jobs.cli.launch_log import launch_log
 from jobs.run.directory import Run
+from storage.errors import StorageError
 
 
 def logs(run: Run) -> list[str]:
@@ -43,6 +44,21 @@ def test_an_error_is_one_sentence_then_the_log_with_its_traceback(trained_run, c
     assert where.endswith(f"log: {trained_run.uri}/logs/{name}")
     (log,) = logs(trained_run)
     assert "Traceback" in log and "NotYet" in log
+
+
+def test_the_traceback_of_a_worker_is_in_the_log_alone(trained_run, capsys):
+    def main(_: list[str]) -> None:
+        with launch_log(trained_run, "generate_maps"):
+            error = StorageError("s3://bucket: connection lost.")
+            error.add_note("In stage 'write', in a worker:\nTraceback (most recent call last): ...")
+            raise error
+
+    with pytest.raises(SystemExit):
+        run_main(main, [])
+    sentence, where = capsys.readouterr().err.splitlines()
+    assert sentence.endswith("s3://bucket: connection lost.") and "log: " in where
+    (log,) = logs(trained_run)
+    assert "In stage 'write', in a worker:\nTraceback" in log
 
 
 def test_a_run_that_may_only_be_read_is_launched_without_a_log(trained_run, capsys):

@@ -232,14 +232,14 @@ def test_test_images_are_told_and_kept_out_of_the_training(tmp_path, capsys):
 
 def test_a_share_of_the_images_is_set_aside_the_same_way_always(tmp_path):
     for number in range(40):
-        put_picture(tmp_path / f"{'cats' if number % 2 else 'dogs'}/{number}.jpg")
+        put_picture(tmp_path / f"a/{'cats' if number % 2 else 'dogs'}/{number}.jpg")
     found = []
     for _ in range(2):
-        run = prepared(tmp_path, "--folders", str(tmp_path), "--val-fraction", "0.25")
+        run = prepared(tmp_path, "--folders", str(tmp_path / "a"), "--val-fraction", "0.25")
         found.append([row.split for row in run.manifest().iter_rows()])
     assert found[0] == found[1] and set(found[0]) == {"train", "val"} and 4 <= found[0].count("val") <= 17
     with pytest.raises(SystemExit):
-        prepared(tmp_path, "--folders", str(tmp_path), "--val-fraction", "2")
+        prepared(tmp_path, "--folders", str(tmp_path / "a"), "--val-fraction", "2")
     put_picture(tmp_path / "b/val/cats/0.jpg")
     put_picture(tmp_path / "b/train/dogs/0.jpg")
     with pytest.raises(ValueError, match="have a validation split already, 'val'"):
@@ -268,12 +268,12 @@ def test_negative_images_are_in_the_manifest_and_told(rows, flags, tmp_path, cap
 
 
 def test_a_folder_can_hold_the_negative_images(tmp_path):
-    put_picture(tmp_path / "crack/0.jpg")
-    put_picture(tmp_path / "good/0.jpg")
-    run = prepared(tmp_path, "--folders", str(tmp_path), "--negative-label", "good")
+    put_picture(tmp_path / "a/crack/0.jpg")
+    put_picture(tmp_path / "a/good/0.jpg")
+    run = prepared(tmp_path, "--folders", str(tmp_path / "a"), "--negative-label", "good")
     assert [(row.labels, row.negative) for row in run.manifest().iter_rows()] == [((0,), False), ((), True)]
     with pytest.raises(ValueError, match=r"--negative-label god: no image has this label. Did you mean 'good'"):
-        prepared(tmp_path, "--folders", str(tmp_path), "--negative-label", "god")
+        prepared(tmp_path, "--folders", str(tmp_path / "a"), "--negative-label", "god")
 
 
 # Moved images

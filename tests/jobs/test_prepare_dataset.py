@@ -1,5 +1,6 @@
 """The manifest's job: what it refuses before anything is frozen."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_table_becomes_a_manifest_with_the_classes_it_names(table, tmp_path, cap
     assert manifest.num_images == 14
     assert set(manifest.class_names) <= set(DRAWN_CLASS_NAMES)
     assert "14 images" in capsys.readouterr().out
+
+
+def test_the_collector_works_as_before_after_a_preparation_and_after_a_refusal(table, tmp_path):
+    usual = gc.get_threshold()
+    main(["--run", str(tmp_path / "run"), "--csv", str(table)])
+    with pytest.raises(FileNotFoundError):
+        main(["--run", str(tmp_path / "run"), "--csv", str(tmp_path / "missing.csv")])
+    assert gc.get_threshold() == usual
 
 
 def test_parquet_table_becomes_the_same_manifest(table, tmp_path):

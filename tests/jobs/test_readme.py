@@ -118,9 +118,9 @@ def test_readmes_three_commands_and_its_python_run_as_they_stand(places, capsys)
     code = code.replace("/data/run0", run.uri).replace("cats__1", image_id).replace("cats", name)
     space: dict[str, object] = {}
     exec(code, space)
-    maps, labels, image = space["maps"], space["labels"], space["image"]
+    maps, mask, image = space["maps"], space["mask"], space["image"]
     assert maps.max.shape[0] == 1 and 0 <= maps.max.min() <= maps.max.max() <= 1  # type: ignore[attr-defined]
-    assert labels.shape == image.shape[:2]  # type: ignore[attr-defined]
+    assert mask.shape == image.shape[:2]  # type: ignore[attr-defined]
 
 
 def test_the_commands_of_all_steps_run_as_they_stand(places, capsys):

@@ -62,8 +62,13 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
     assert predicted_run.step("segmenter").fingerprint() != network
     capsys.readouterr()
-    launch(predicted_run)  # nothing is outdated now
+    predictions = predicted_run.step("predictions")
+    start = predictions.start_id()
+    next(Path(predictions.location.uri).rglob("000003.json")).unlink()  # as if the job had been stopped here
+    with connect("in-process") as connection:
+        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)  # nothing is outdated now
     assert capsys.readouterr().out.count("already trained") == 2
+    assert predictions.start_id() == start != "" and 3 in predictions.receipts()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, m
     of_the_run, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     space: dict[str, object] = {}
     exec(of_the_run.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
-    assert space["same_maps"] and space["same_labels"]
-    labels = space["labels"]
+    assert space["same_maps"] and space["same_mask"]
+    labels = space["mask"]
     assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
 
     monkeypatch.chdir(tmp_path)

@@ -136,6 +136,7 @@ MISTAKES = [
     Mistake("labels separated by commas", table('image,labels\n0.jpg,"cat,dog"\n1.jpg,cat\n2.jpg,dog\n'), "labels are separated by ';' or '|', or give --label-separator ','"),
     Mistake("two spellings of one class", table("image,labels\n0.jpg,sheep\n1.jpg,shep\n2.jpg,cat\n"), "two classes, or one misspelt? 'sheep' 1, 'shep' 1"),
     Mistake("a class called background", table("image,labels\n0.jpg,background\n1.jpg,cat\n"), "give --negative-label background"),
+    Mistake("a class whose images cannot be read", table("image,labels\n0.jpg,cat\nlost.jpg,dog\n"), "Repair or convert their images and prepare again, or leave it out with --classes cat"),
     Mistake("one class alone", table("image,labels\n0.jpg,crack\n1.jpg,crack\n2.jpg,\n"), "every training image has the label 'crack', so the classifier has nothing to tell it apart from. Add images without it"),
     Mistake("a misspelt class in `--classes`", table(GOOD, "--classes", "cat,dgo"), "--classes: no image has the label 'dgo'. Did you mean 'dog'?"),
     Mistake("one image in two splits", table("image,labels,split\n0.jpg,cat,train\n0.jpg,cat,val\n"), "image '0' is in the splits 'train' and 'val'. Give it one split, or read only one: --split train"),

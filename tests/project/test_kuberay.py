@@ -5,6 +5,7 @@ cluster with KubeRay finds them.
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
+
+from jobs import run_pipeline
+from jobs.cli.reference import job_parser_of
+from jobs.run.config import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT, CLUSTER = yaml.safe_load_all((ROOT / "kuberay/ray_cluster.yaml").read_text())
@@ -37,6 +42,21 @@ def test_the_job_has_the_cluster_of_the_cluster_file_and_is_tried_again() -> Non
     script, *words = re.findall(r"jobs/(\w+)\.py|cluster\.max_actors=(\d+)", JOB["spec"]["entrypoint"])
     assert (ROOT / "jobs" / f"{script[0]}.py").exists()
     assert int(words[0][1]) == SPEC["workerGroupSpecs"][1]["maxReplicas"]
+
+
+def test_the_documented_job_of_all_steps_has_flags_and_settings_that_exist() -> None:
+    page = (ROOT / "docs/tutorial-kubernetes.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    changed = yaml.safe_load(block)["spec"]
+    assert changed.keys() <= JOB["spec"].keys()
+    python, script, *flags = shlex.split(changed["entrypoint"])
+    assert (python, script) == ("python", "/opt/ficklenet/jobs/run_pipeline.py")
+    assert "WORKDIR /opt/ficklenet" in (ROOT / "Containerfile").read_text()
+    given = job_parser_of(run_pipeline.main).parse_args(flags)
+    config = resolve_config({}, None, given.set)
+    sections = (config.classifier, config.maps, config.segmenter, config.predictions)
+    assert [section.device for section in sections] == ["cuda"] * 4
+    assert config.cluster.max_actors == SPEC["workerGroupSpecs"][1]["maxReplicas"]
 
 
 def test_pods_have_the_token_the_role_and_no_keys() -> None:

@@ -85,11 +85,12 @@ def test_a_plain_jpeg_has_the_same_header_as_pillow_reads(data: st.DataObject) -
     more: dict[str, Any] = {"progressive": data.draw(st.booleans())}
     exif = Image.Exif()
     exif[0x0112] = data.draw(st.integers(1, 8))
-    blocks = [{}, {"icc_profile": bytes(9000)}, {"exif": exif}, {"comment": b"\xff\xd8" * 40}]
+    blocks = [{}, {"icc_profile": bytes(9000)}, {"exif": exif}, {"comment": b"\xff\xe1\xff\xdaMPF\0" * 40}]
     more |= data.draw(st.sampled_from(blocks))
     stream = io.BytesIO()
     Image.new(data.draw(st.sampled_from(["L", "RGB", "CMYK"])), (width, height)).save(stream, "JPEG", **more)
-    whole = stream.getvalue()
+    first = data.draw(st.sampled_from([b"", b"\xff\xfe\0\x06\xff\xda\xff\xe1"]))  # a comment with bytes of other blocks
+    whole = stream.getvalue()[:2] + first + stream.getvalue()[2:]
     with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
         file.write(whole)
         file.flush()
