@@ -10,8 +10,10 @@ install: $(VENV)/.installed     ## install everything into .venv
 demo: $(VENV)/.installed        ## draw a small data set; its labels become masks and figures
 	$(BIN)/python jobs/run_pipeline.py --demo
 
-test: $(VENV)/.installed lint   ## everything that must hold
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.installed        ## everything that must hold
+	$(BIN)/ruff check .
+# The first run of mypy takes half a minute of one core: it fills its cache beside the tests
+	$(BIN)/mypy > /dev/null & $(BIN)/python -m pytest -n 2 --dist loadfile && wait && $(BIN)/mypy
 
 coverage: $(VENV)/.installed    ## which lines the tests run, in this process; workers of Ray are not seen
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

@@ -190,16 +190,6 @@ def test_large_images_are_labelled_at_a_smaller_size(finished_maps_run):
     assert (labels[::4] == labels[1::4]).mean() > 0.9  # enlarged
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(400)
-def test_seeds_from_ray_are_those_made_in_process(finished_maps_run, local_ray):
-    make_seeds(finished_maps_run)
-    expected = stored_seeds(finished_maps_run)
-    run = open_run(finished_maps_run.uri, None, ["cluster.address="])
-    launch_step(run, local_ray, "seeds", restart=True)
-    np.testing.assert_array_equal(stored_seeds(run), expected)
-
-
 def test_a_launch_whose_step_was_restarted_says_so_whatever_failed_first(finished_maps_run, monkeypatch):
     def restarted_meanwhile(maker, row):
         step = maker.run.step("seeds")

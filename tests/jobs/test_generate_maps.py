@@ -1,4 +1,4 @@
-"""The main job on a tiny run: what is stored, resume, refusals, bad images, the number of workers."""
+"""The main job on a tiny run: what is stored, resume, refusals, bad images."""
 
 import hashlib
 import json
@@ -224,14 +224,6 @@ def test_unlabelled_images_get_the_predicted_classes(trained_run, drawn_images, 
     store = run.maps()
     assert tuple(store.read(0).classes) == run.manifest().rows(0, 1)[0].labels
     assert len(store.read(1).classes) == 2
-
-
-@pytest.mark.timeout(400)
-def test_number_of_workers_does_not_change_a_map(mapped_run, local_ray):
-    expected = stored_bytes(mapped_run)  # of one process
-    run = open_run(mapped_run.uri, None, ["cluster.max_actors=3", "cluster.address="])
-    launch_step(run, local_ray, "maps", restart=True)
-    assert stored_bytes(run) == expected
 
 
 KILLED_BEFORE_ITS_THIRD_RECEIPT = """
