@@ -24,6 +24,8 @@ from storage.label_values import ignore_value
 from storage.manifest import Manifest
 from storage.seed_store import SeedStore
 
+KEPT_BYTES = 16 << 20  # of seeds, per process: reading those of one image takes longer than decoding the image
+
 
 class SegmentationExample(NamedTuple):
     """An image uint8 (3, S, S), seeds and truth int64 (h, w), present labels bool (L,), and why it is unusable.
@@ -70,6 +72,7 @@ class SegmentationImages(Dataset):
         settings = run.config.segmenter
         self.geometry = logits_geometry(settings.backbone, settings.output_stride, settings.head)
         self._seeds: SeedStore | None = None  # opened in the process that reads
+        self._kept: dict[int, np.ndarray] = {}  # seeds by manifest row
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,9 +111,14 @@ class SegmentationImages(Dataset):
         return SegmentationExample(pixels, seeds, present, truth, entry.image_id)
 
     def _read_seeds(self, row: int) -> np.ndarray:
+        if row in self._kept:
+            return self._kept[row]
         if self._seeds is None:
             self._seeds = self.run.seeds()
-        return self._seeds.read(row)
+        seeds = self._seeds.read(row)
+        if (len(self._kept) + 1) * seeds.nbytes <= KEPT_BYTES:
+            self._kept[row] = seeds
+        return seeds
 
 
 def collate(examples: Sequence[SegmentationExample]) -> LoadedBatch:
