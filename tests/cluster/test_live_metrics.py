@@ -39,7 +39,7 @@ def test_stages_retries_and_images_are_published(local_ray: Connection, tmp_path
             os.kill(os.getpid(), signal.SIGKILL)
         return payload
 
-    stages = Stages(lambda: partial(die_once, tmp_path / "died"))
+    stages = Stages(lambda: partial(die_once, tmp_path / "died"), dict, dict)
     before = published()
     for _ in fan_out([{"unit": number} for number in range(5)], stages, Pool(1, 1)):
         count_images("maps", done=3, skipped=1)
