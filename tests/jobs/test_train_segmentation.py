@@ -1,6 +1,7 @@
 """Training the segmentation network on a tiny run: what it leaves, what it may read, resume, refusals."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -23,6 +24,7 @@ from jobs.training import backbone_weights, segmentation_data, segmentation_work
 from jobs.training.foreground import foreground_shares
 from jobs.training.segmentation_data import SegmentationImages, training_images
 from storage.location import Location
+from storage.seed_store import SeedStore
 from storage.units import plan_units
 
 
@@ -253,6 +255,22 @@ def test_other_seeds_are_another_training(seeded_run):
         launch_step(open_run(seeded_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
     with pytest.raises(ValueError, match=r"\(its seeds changed since.*--restart segmenter"):
         train(seeded_run)
+
+
+def test_seeds_are_read_from_the_store_once_while_there_is_room(seeded_run, monkeypatch):
+    reads, read = Counter[int](), SeedStore.read
+
+    def counted(store, index):
+        reads[index] += 1
+        return read(store, index)
+
+    monkeypatch.setattr(SeedStore, "read", counted)
+    monkeypatch.setattr(segmentation_data, "KEPT_BYTES", 2 * 81)  # of two images
+    manifest = seeded_run.manifest()
+    images = SegmentationImages(seeded_run, training_images(manifest, seeded_run.config), manifest)
+    first, second = ([images.example(images.images[n]).seeds for n in range(3)] for _ in range(2))
+    assert [reads[images.images[n].row] for n in range(3)] == [1, 1, 2]
+    assert all((one == other).all() for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 2])
