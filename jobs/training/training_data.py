@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +112,7 @@ def load_batches(
     """The dataset's batches at these addresses, in order.
 
     Args:
-        num_processes: the number of processes that decode ahead; 0: a thread of this process decodes the next batch.
+        num_processes: the number of processes that decode ahead; 0: this process decodes a batch when it is needed.
         device: where the batches will go; batches for a GPU are in page-locked memory.
 
     Raises:
@@ -128,22 +127,9 @@ def load_batches(
         pin_memory=device.type == "cuda",
     )
     try:
-        yield from loader if num_processes else _one_ahead(loader)
+        yield from loader
     except StorageError as error:
         raise StorageError(str(error).rpartition("StorageError: ")[2].strip()) from error  # torch adds a traceback
-
-
-def _one_ahead(batches: Iterable[Any]) -> Iterator[Any]:
-    """The same batches. A thread makes the next one while the caller computes.
-
-    With the small network, a step computes for only three times as long as its images are decoded and cropped.
-    """
-    remaining, end = iter(batches), object()
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        following = thread.submit(next, remaining, end)
-        while (batch := following.result()) is not end:
-            following = thread.submit(next, remaining, end)
-            yield batch
 
 
 def loader_processes(asked: int | None, device: torch.device, workers_on_node: int) -> int:

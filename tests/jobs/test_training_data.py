@@ -1,12 +1,10 @@
 """The batches of a training: decoded here or by processes of their own, from disk and from S3."""
 
 import io
-import threading
 
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from ficklenet.batches import addressed_batches
 from ficklenet.drawing import draw_scene
@@ -50,25 +48,6 @@ def test_failing_store_stops_with_one_sentence(s3_environment, num_processes):
     with pytest.raises(StorageError, match="the bucket does not exist; create it or correct the path") as caught:
         load(images, num_processes)
     assert "\n" not in str(caught.value)
-
-
-def test_the_next_batch_is_decoded_while_one_is_used_and_an_error_arrives_in_its_place():
-    begun = [threading.Event() for _ in range(4)]
-
-    class Numbers(Dataset):
-        def __getitem__(self, number: int) -> int:
-            begun[number].set()
-            if number == 2:
-                raise StorageError("the store is gone")
-            return number
-
-    batches = load_batches(Numbers(), [[number] for number in range(4)], list, num_processes=0, device=CPU)
-    assert next(batches) == [0]
-    assert begun[1].wait(10) and not begun[2].is_set()
-    assert next(batches) == [1]
-    with pytest.raises(StorageError, match=r"^the store is gone$"):
-        next(batches)
-    assert not begun[3].is_set()
 
 
 def test_only_a_gpu_is_given_decoding_processes_unasked():
