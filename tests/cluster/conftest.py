@@ -12,3 +12,8 @@ def local_ray(s3_environment: object) -> Iterator[Connection]:
     """An own Ray, which lasts as long as the tests do: later ones, those on S3 too, join it."""
     with connect("local", num_cpus=4):
         yield resources()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a cluster of their own come first: a process that has joined one Ray would stay with it."""
+    items.sort(key=lambda item: "two_nodes" not in getattr(item, "fixturenames", ()))
