@@ -17,10 +17,13 @@ from urllib.request import urlopen
 import boto3
 import pytest
 
+from cluster.allocator import keep_freed_memory
 from storage.location import Location
 
 # Ray's workers have a low priority by default. On two cores they would wait for the tests of the other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+keep_freed_memory()  # as every job does
 
 # The imports of the tests make a million objects that live to the end; looking for garbage among them takes 5 s
 gc.disable()
