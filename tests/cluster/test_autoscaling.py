@@ -70,11 +70,24 @@ def test_the_cluster_file_is_valid() -> None:
     assert config["available_node_types"].keys() == {"head", "cpu_worker", "gpu_worker"}
 
 
-def test_the_documented_subnets_belong_to_the_node_types_of_the_file() -> None:
-    page = (ROOT / "docs/tutorial-aws.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+def documented_node_types() -> list[dict[str, Any]]:
+    blocks = re.findall(r"```yaml\n(.+?)```", (ROOT / "docs/tutorial-aws.md").read_text(), re.DOTALL)
+    return [yaml.safe_load(block)["available_node_types"] for block in blocks]
+
+
+def test_the_documented_second_gpu_type_differs_in_its_machine_alone() -> None:
+    (changes,) = documented_node_types()[0].values()
+    gpu = CONFIG["available_node_types"]["gpu_worker"]
+    whole = changes | {"node_config": gpu["node_config"] | changes["node_config"]}
+    assert whole == gpu | {"node_config": gpu["node_config"] | {"InstanceType": "g4dn.xlarge"}}
     config = copy.deepcopy(CONFIG)
-    types = yaml.safe_load(block)["available_node_types"]
+    config["available_node_types"] |= {"gpu_worker_t4": whole}
+    validate_config(prepare_config(config))
+
+
+def test_the_documented_subnets_belong_to_the_node_types_of_the_file() -> None:
+    config = copy.deepcopy(CONFIG)
+    types = documented_node_types()[1]
     assert types.keys() == config["available_node_types"].keys()
     for name, changes in types.items():
         config["available_node_types"][name]["node_config"] |= changes["node_config"]
@@ -84,8 +97,8 @@ def test_the_documented_subnets_belong_to_the_node_types_of_the_file() -> None:
 
 def test_the_documented_policies_are_json() -> None:
     blocks = re.findall(r"```json\n(.+?)```", (ROOT / "docs/tutorial-aws.md").read_text(), re.DOTALL)
-    policy, statement = map(json.loads, blocks)
-    assert {each["Effect"] for each in [*policy["Statement"], statement]} == {"Allow"}
+    job, head, statement = map(json.loads, blocks)
+    assert {each["Effect"] for each in [*job["Statement"], *head["Statement"], statement]} == {"Allow"}
 
 
 def test_the_head_computes_nothing_and_workers_begin_at_none() -> None:

@@ -4,6 +4,7 @@ The operator's schema is in no package, so unknown fields would not be found her
 cluster with KubeRay finds them.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -68,7 +69,22 @@ def test_pods_have_the_token_the_role_and_no_keys() -> None:
 
 
 def test_workers_are_spot_machines_and_the_head_is_not() -> None:
-    assert ["nodeSelector" in pod for pod in PODS] == [False, True, True]
+    assert [pod.get("nodeSelector") for pod in PODS] == [None, *[{"eks.amazonaws.com/capacityType": "SPOT"}] * 2]
+    rule = PODS[0]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = rule["nodeSelectorTerms"]  # all its expressions must hold; several terms would be alternatives
+    assert {each["key"]: (each["operator"], each["values"]) for each in term["matchExpressions"]} == {
+        "eks.amazonaws.com/capacityType": ("NotIn", ["SPOT"]),
+        "karpenter.sh/capacity-type": ("NotIn", ["spot"]),
+        "cloud.google.com/gke-spot": ("NotIn", ["true"]),
+    }
+
+
+def test_the_documented_trust_is_for_the_service_account_of_the_file() -> None:
+    (block,) = re.findall(r"```json\n(.+?)```", (ROOT / "docs/tutorial-kubernetes.md").read_text(), re.DOTALL)
+    (statement,) = json.loads(block)["Statement"]
+    assert statement["Action"] == "sts:AssumeRoleWithWebIdentity"
+    (subject,) = [value for key, value in statement["Condition"]["StringEquals"].items() if key.endswith(":sub")]
+    assert subject == f"system:serviceaccount:<namespace>:{ACCOUNT['metadata']['name']}"
 
 
 @pytest.mark.parametrize("pod", PODS)
