@@ -51,8 +51,11 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
             image_id = id_of_path(path.split("/", 1)[1] if has_splits else path)
             found.append(SourceImage(image_id, (folder / path).uri, (clean_name(name),), split))
     notes = []
-    if num_others := len(paths) - len(images):
-        notes.append(f"{num_others:,} files in {folder} are ignored, because their suffix is not that of an image.")
+    if others := [path for path in paths if not is_image_name(path)]:
+        notes.append(
+            f"ignored, because the suffix is not that of an image: {len(others):,} of {len(paths):,} files in {folder} "
+            f"(first: {others[0]})."
+        )
     lost, num_files = _folders_without_image(paths, depth)
     if lost:
         notes.append(

@@ -94,7 +94,11 @@ def _sentence(error: Exception) -> str:
     if code in _ADVICE:
         return _ADVICE[code]
     if isinstance(error, PermissionError):
-        return f"access denied; {_CREDENTIALS}" if code else "permission denied; check the folder's owner and mode"
+        return (
+            f"access denied ({code}); {_CREDENTIALS}"
+            if code
+            else "permission denied; check the folder's owner and mode"
+        )
     if code is not None:  # only the code, because a server's message may quote the request
         return f"the server answered {code} after all retries; run the same command again"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

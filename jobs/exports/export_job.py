@@ -17,6 +17,7 @@ from jobs.steps.finished import require_finished
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.unit_driver import UnitStepJob, run_unit_step
 from jobs.steps.unit_dry_run import CostEstimate
+from storage.errors import NotYet
 from storage.location import Location
 from storage.manifest import Manifest
 
@@ -78,7 +79,11 @@ class ExportRequest:
 
 
 def finest_labels(run: Run) -> str:
-    """The finished step with the finest labels; "seeds" if there is none."""
+    """The finished step with the finest labels.
+
+    Raises:
+        NotYet: none is finished.
+    """
     manifest = run.manifest()
     for name in reversed(LABELS):
         fingerprint = run.step(name).fingerprint()
@@ -86,7 +91,10 @@ def finest_labels(run: Run) -> str:
             units_of_step(BY_NAME[name], manifest, run.config, fingerprint)
         ):
             return name
-    return "seeds"
+    raise NotYet(
+        f"export: {run.uri} has no finished masks yet, neither predictions nor pseudo-labels nor seeds. Run "
+        f"'{run.command('run_pipeline')}' first, which makes all of them."
+    )
 
 
 def export(run: Run, connection: Connection, request: ExportRequest, out: Location, options: LaunchOptions) -> None:

@@ -100,7 +100,8 @@ def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
     pairs = alike(names) if len(names) <= MOST_NAMES else []
     for name, other in pairs[:PAIRS_SHOWN]:
         pair = f"{name!r} {count[name]:,}, {other!r} {count[other]:,}"
-        print(f"  two classes, or one misspelt? {pair}. If it is one class, correct its labels.")
+        remedy = "correct its labels, or move its images to one folder, and prepare again"
+        print(f"  two classes, or one misspelt? {pair}. If it is one class, {remedy}.")
     if len(pairs) > PAIRS_SHOWN:
         print(f"  and {len(pairs) - PAIRS_SHOWN:,} more such pairs")
     for name, sign in _several_names(names):

@@ -72,7 +72,8 @@ def describe_masks(
         names = ", ".join(class_names[label] for label in first.labels)
         notes.append(
             f"{looked_at}, {len(others):,} have a class that is not a label of their image (first: "
-            f"{first.image_id!r}, labelled {names}). If masks have 0 and 1 for every class: --mask-values 1=label."
+            f"{first.image_id!r}, labelled {names}). If masks have 0 and 1 for every class: "
+            "--mask-values 1=label. If their values follow another order of the classes: --classes A,B,C in that order."
         )
     return notes
 

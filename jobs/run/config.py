@@ -3,6 +3,7 @@
 It is recorded in `run.json`, as soon as a launched step has accepted it. Unknown keys are refused.
 """
 
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,27 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
             f"the backbone {config.classifier.backbone}."
         )
     return config
+
+
+def kept_settings(recorded: dict[str, Any], config_file: str, assignments: Sequence[str]) -> list[str]:
+    """The recorded settings that differ from the defaults and that the launch does not name: "section.key = value"."""
+    named, default = _read_toml(config_file), Config().model_dump(mode="json")
+    for assignment in assignments:
+        named = _merged(named, _parse_assignment(assignment))
+    usual, now = _by_key(default), _by_key(named)
+    return [
+        f"{key} = {json.dumps(value)}"
+        for key, value in _by_key(recorded).items()
+        if value != usual.get(key, value) and key not in now
+    ]
+
+
+def _by_key(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by "section.key"; a key without a section stays as it is."""
+    found = dict[str, Any]()
+    for name, value in values.items():
+        found |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _read_toml(path: str) -> dict[str, Any]:

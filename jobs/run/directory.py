@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.environment import is_submitted_job
-from jobs.run.config import resolve_config
+from cluster.words import plural
+from jobs.run.config import kept_settings, resolve_config
 from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS
 from jobs.run.versions import package_versions, source_hash
@@ -35,6 +36,7 @@ _HEADER_REMEDY = (
     "hand, delete its entries 'sealed' and 'checksum'."
 )
 _OTHER_VERSION = "If another version of the program wrote this file, use that version, or correct the key in the file."
+_ALONE = "To use {} alone, prepare another run."
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Run:
     settings: tuple[str, ...] = ()  # the launch's --config and --set arguments
     starts: Mapping[str, str] = field(default_factory=dict)  # start ids of the steps that are read, see `reading`
     elsewhere: Mapping[str, Location] = field(default_factory=dict)  # folders of steps that are not in the run
+    kept: tuple[
+        str, ...
+    ] = ()  # "section.key = value" from earlier launches, which this launch's --config does not name
 
     @property
     def uri(self) -> str:
@@ -161,14 +166,17 @@ def open_run(
     except ValueError as error:
         if header.exists() and str(error) == _fault(recorded):
             raise ValueError(f"{header}: {error} {_OTHER_VERSION}") from error
+        if config_file and header.exists() and not _fault({}, config_file, assignments or []):
+            raise ValueError(f"{error} Some settings are those of the run. {_ALONE.format(config_file)}") from error
         raise
-    return Run(location, config, tuple(settings))
+    kept = kept_settings(recorded, config_file, assignments or []) if config_file and header.exists() else []
+    return Run(location, config, tuple(settings), kept=tuple(kept))
 
 
-def _fault(recorded: dict[str, Any]) -> str:
-    """Why a recorded configuration is refused, without the settings of the launch; "" if it is accepted."""
+def _fault(recorded: dict[str, Any], config_file: str | None = None, assignments: Sequence[str] = ()) -> str:
+    """Why a recorded configuration with these settings is refused; "" if it is accepted."""
     try:
-        resolve_config(recorded, None, [])
+        resolve_config(recorded, config_file, assignments)
     except ValueError as error:
         return str(error)
     return ""
@@ -224,6 +232,12 @@ def record_run(run: Run, name: str = "") -> None:
                     f"was started with {value}. To change it: 'python jobs/{row.script}.py --restart {row.name}'."
                 )
         config[section] = recorded[section]
+    if run.kept and config != recorded:
+        named = run.settings[1]  # after --config, which comes first
+        print(
+            f"settings: the run keeps {plural(len(run.kept), 'setting')} from before that {named} does not name: "
+            f"{', '.join(run.kept)}. {_ALONE.format(named)}"
+        )
     content = {
         "config": config,
         "python": platform.python_version(),

@@ -96,6 +96,9 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
         print_unit_step(run, connection, job.title, plan, job.device, job.cost, is_here=is_here)
         return
     images = images_id(run.manifest())
+    if options.restart and (num_finished := len(job.units) - len(job.step.missing_units(job.units))):
+        job.step.require_idle()
+        print(f"{job.title}: --restart deletes {plural(num_finished, 'finished unit')}")
     start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
     with beating(job.step.location, options.launch, start_id=start_id):
         if job.create:

@@ -17,7 +17,7 @@ from jobs.training.kept_features import features_in_words
 from jobs.training.plan import training_plan
 from jobs.training.training_data import validation_images
 from jobs.training.training_job import TrainingJob
-from jobs.training.training_warnings import constant_loss, keep_best_warning, stuck_warning
+from jobs.training.training_warnings import constant_loss, everywhere_warning, keep_best_warning, stuck_warning
 from storage.manifest import Manifest
 
 ALGORITHM_VERSION = 3
@@ -41,7 +41,8 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     frozen = _whole_frozen(run.config, manifest)
     num_validation = len(validation_images(manifest, run.config))
     plan = training_plan("classifier", run.config, len(images))
-    constant = constant_loss(images.class_counts(), len(images))
+    counts = images.class_counts()
+    constant = constant_loss(counts, len(images))
     return TrainingJob(
         plan=plan,
         worker=train_worker,
@@ -64,6 +65,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         subject=config.backbone,
         validation=f", {num_validation:,} for validation" if num_validation else ", none for validation",
         notes=[
+            everywhere_warning(manifest.class_names, counts, len(images)),
             keep_best_warning(num_validation, config),
             _features_in_words(frozen, len(images), num_validation, run.config, device) if frozen else "",
         ],

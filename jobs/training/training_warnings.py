@@ -1,11 +1,12 @@
 """Warnings about a training that learns nothing or too little. Each warning says what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jobs.run.config_keys import ClassifierConfig, SegmenterConfig
+from storage.tree import words
 
 ENOUGH_STEPS = 100
 """Before this step the loss proves nothing: with a random head it starts above the constant loss and still falls."""
@@ -56,6 +57,24 @@ def _remedy(settings: ClassifierConfig) -> str:
     if settings.frozen_stages != "all" and factor is not None and factor > 0.01:
         return f"classifier.backbone_learning_rate_factor = {factor:g} is too high for pretrained weights; set 0.01."
     return f"Lower classifier.learning_rate (now {settings.learning_rate:g}), and check the labels and the weights."
+
+
+def everywhere_warning(class_names: Sequence[str], class_counts: np.ndarray, num_images: int) -> str:
+    """A warning if classes are in every training image, so that there is no counterexample; else ''.
+
+    Args:
+        class_counts: the training images of each class (C,).
+        num_images: all of them.
+    """
+    everywhere = [name for name, count in zip(class_names, class_counts, strict=True) if count == num_images]
+    if not everywhere:
+        return ""
+    return (
+        f"classifier: WARNING: every training image has the label {words(everywhere)}, so the classifier cannot learn "
+        "what shows it. The loss and the validation mAP say nothing about it, and its maps are worthless. Add images "
+        "without it (prepare_dataset.py --negative-label or --unlabelled-are-negative), and start again with "
+        "--restart classifier."
+    )
 
 
 def keep_best_warning(num_validation: int, settings: ClassifierConfig) -> str:

@@ -17,6 +17,7 @@ from jobs.cli.launch import launch_step
 from jobs.exports.export_job import ExportRequest, export, export_folder, finest_labels
 from jobs.run.directory import Run, open_run
 from jobs.steps.launch import LaunchOptions
+from storage.errors import NotYet
 from storage.images import read_mask
 from storage.label_folder import encode_label_png, voc_palette
 from storage.location import Location
@@ -190,6 +191,11 @@ def test_each_kind_of_export_has_a_folder_of_its_own(seeded_run):
     }
     for name, request in requests.items():
         assert export_folder(seeded_run, request.resolved(seeded_run), None).name == name
+
+
+def test_an_export_before_there_are_masks_names_the_pipeline(finished_maps_run):
+    with pytest.raises(NotYet, match=r"no finished masks yet, .* Run 'python jobs/run_pipeline.py --run .*' first"):
+        ExportRequest("cvat").resolved(finished_maps_run)
 
 
 def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):

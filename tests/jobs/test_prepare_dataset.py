@@ -140,6 +140,25 @@ def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, t
     assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)
 
 
+def test_settings_that_another_file_leaves_as_they_are_are_named(table, tmp_path, capsys):
+    small, other = tmp_path / "small.toml", tmp_path / "other.toml"
+    small.write_text("unit_size = 3\n[classifier]\nepochs = 2\nweights = 'none'\n[images]\ninput_size = 129\n")
+    other.write_text("[classifier]\nepochs = 7\n")
+    arguments = ["--run", str(tmp_path / "run"), "--csv", str(table), "--config"]
+    for _ in range(2):  # again, with the same file
+        main([*arguments, str(small)])
+        assert "settings: " not in capsys.readouterr().out
+    main([*arguments, str(other)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("settings: "))
+    for kept in ("unit_size = 3", "images.input_size = 129", 'classifier.weights = "none"'):
+        assert kept in line
+    assert "epochs" not in line and line.endswith("other.toml alone, prepare another run.")
+
+    other.write_text("[classifier]\nfrozen_stages = 'all'\n")  # not with the weights of the first file
+    with pytest.raises(ValueError, match=r"Some settings are those of the run. To use .* alone, prepare another run"):
+        main([*arguments, str(other)])
+
+
 def test_misspelt_class_is_refused_with_a_suggestion(table, tmp_path):
     with pytest.raises(ValueError, match=r"no image has the label 'mon'\. Did you mean 'moon'"):
         main(["--run", str(tmp_path / "run"), "--csv", str(table), "--classes", "mon,star"])

@@ -8,9 +8,22 @@ import torch
 
 from ficklenet.classifier_losses import multilabel_loss
 from jobs.run.config_keys import Config
-from jobs.training.training_warnings import background_warning, constant_loss, keep_best_warning, stuck_warning
+from jobs.training.training_warnings import (
+    background_warning,
+    constant_loss,
+    everywhere_warning,
+    keep_best_warning,
+    stuck_warning,
+)
 
 LABELS = [(0,), (0, 1), (2,), (0,)]
+
+
+def test_a_class_in_every_training_image_is_named():
+    assert everywhere_warning(["cat", "dog"], np.array([3, 2]), 4) == ""
+    warning = everywhere_warning(["cat", "dog"], np.array([4, 2]), 4)
+    assert warning.startswith("classifier: WARNING: every training image has the label cat, so")
+    assert "--negative-label" in warning
 
 
 def test_the_constant_loss_is_the_least_that_any_constant_reaches():

@@ -73,7 +73,7 @@ def test_arrays_survive_faults(faulty_s3) -> None:
         ({"throttle": 1.0}, "the server still throttles after all retries"),
         ({"fail": 1.0}, "the server answered InternalError after all retries"),
         ({"expire_at": ""}, "the credentials have expired; check the AWS_"),
-        ({"deny": "one.png"}, "access denied; check the AWS_"),
+        ({"deny": "one.png"}, r"access denied \(AccessDenied\); check the AWS_"),
         pytest.param({"reset": 1.0}, "faults/one.png: ", marks=pytest.mark.cluster),  # half a minute of retries
     ],
 )
