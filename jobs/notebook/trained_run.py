@@ -32,7 +32,7 @@ from jobs.run.steps import BY_NAME
 from jobs.steps.networks import require_network, require_segmenter
 from storage.errors import NotYet
 from storage.images import read_image
-from storage.manifest import ManifestRow
+from storage.manifest import Manifest, ManifestRow
 from storage.map_store import ImageMaps
 from storage.receipts import Receipt
 from storage.units import plan_units
@@ -232,6 +232,7 @@ def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), dev
     """
     require_settings(settings)
     require_device(device)
+    Manifest.forget()  # images may have been added since this process read it
     run = open_run(os.fspath(path), None, settings)
     run.manifest()
     return TrainedRun(run, device)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs import prepare_dataset
 from jobs.notebook.trained_run import open_trained
 from storage.errors import NotYet
 from storage.receipts import Skipped
@@ -156,6 +157,20 @@ def test_refined_maps_are_read_from_their_own_step(finished_maps_run):
     assert run.stored_maps("scene_0000", "refined").max.size
     with pytest.raises(NotYet, match="the step maps is not done"):
         run.stored_maps("scene_0000")
+
+
+def test_results_stay_readable_after_images_are_added_to_their_unit(predicted_run, tmp_path, capsys):
+    before = open_trained(predicted_run.uri)
+    earlier_ids, table, picture = before.image_ids, tmp_path / "added.csv", tmp_path / "october.jpg"
+    shutil.copy(before.entry("scene_0012").uri, picture)
+    table.write_text(f"image,labels,split\n{picture},{before.class_names[0]},val\n")
+    prepare_dataset.main(["--run", predicted_run.uri, "--csv", str(table), "--add"])
+    run = open_trained(predicted_run.uri)
+    assert run.image_ids == (*earlier_ids, "october")
+    assert run.stored_labels("scene_0013").shape == (120, 160) and run.stored_maps("scene_0013").classes.ndim == 1
+    for read in (run.stored_labels, run.stored_maps, run.stored_seeds):
+        with pytest.raises(NotYet, match=r"october: the step .* is not done for this image yet"):
+            read("october")
 
 
 def test_images_without_predictions_say_why(predicted_run):
