@@ -13,6 +13,7 @@ Images may be added behind the others. The file says where each addition begins,
 earlier rows is still known to be theirs (`part_hashes`).
 """
 
+import difflib
 import hashlib
 import json
 from collections import Counter
@@ -34,6 +35,7 @@ from storage.parquet import parquet_errors
 
 ROW_GROUP_SIZE = 1024
 _GROUPS_AT_ONCE = 16  # of a walk over all rows
+_MOST_COMPARED = 50_000  # ids with a wrong one, to suggest a similar one: 30 microseconds each
 
 _COLUMNS = pa.schema(
     [
@@ -269,8 +271,15 @@ class Manifest:
             if image_id in batch["image_id"]:
                 return start + batch["image_id"].index(image_id)
             start += len(batch["image_id"])
-        example = f"; the first id is {self.rows(0, 1)[0].image_id!r}" if self.num_images else ""
-        raise KeyError(f"{self.location}: no image {image_id!r}{example}.")
+        raise KeyError(f"{self.location}: no image {image_id!r}{self._example(image_id)}")
+
+    def _example(self, wrong: str) -> str:
+        """The end of the sentence about a wrong id: a similar id, or the first one."""
+        if self.num_images <= _MOST_COMPARED:
+            ids = [name for batch in self.iter_columns(["image_id"]) for name in batch["image_id"]]
+            if near := difflib.get_close_matches(wrong, ids, n=1):
+                return f". Did you mean {near[0]!r}?"
+        return f"; the first id is {self.rows(0, 1)[0].image_id!r}." if self.num_images else "."
 
     @property
     def parts(self) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ for bit. There is one exception: if the sides of a JPEG are four times the netwo
 nearly equal, because the jobs decode such images at a smaller size.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,16 +25,25 @@ from ficklenet.segmenter import Segmenter
 from ficklenet.transforms import resize_square
 from jobs.maps.map_stages import MapMaker, MapStages
 from jobs.maps.maps_job import num_slots
+from jobs.notebook.arguments import require_classes, require_device, require_image, require_settings, require_step
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
+from jobs.run.steps import BY_NAME
 from jobs.steps.networks import require_network, require_segmenter
+from storage.errors import NotYet
 from storage.images import read_image
-from storage.manifest import ManifestRow
+from storage.manifest import Manifest, ManifestRow
 from storage.map_store import ImageMaps
+from storage.receipts import Receipt
 from storage.units import plan_units
 
+MAP_STEPS, LABEL_STEPS = (
+    ("maps", "refined"),
+    ("predictions", "pseudo_labels"),
+)  # the steps that store maps, label images
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A run with trained networks; make it with `open_trained`. A network is read when it is first used.
 
@@ -45,7 +55,16 @@ class TrainedRun:
     run: Run
     device: str
 
+    def __repr__(self) -> str:
+        return f"TrainedRun({self.run.uri!r}, device={self.device!r})"
+
     # Content
+
+    @cached_property
+    def image_ids(self) -> tuple[str, ...]:
+        """The ids of all images, in the order of the manifest."""
+        manifest = self.run.manifest()
+        return tuple(name for ids in manifest.iter_image_ids(0, manifest.num_images) for name in ids.to_pylist())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -81,19 +100,38 @@ class TrainedRun:
 
     # Stored results
 
-    def stored_maps(self, image_id: str) -> ImageMaps:
-        """The maps that the step `maps` stored."""
-        store = self.run.maps()
-        return store.read(self._stored_row("maps", image_id, store.num_images, store.unit_size))
+    def stored_maps(self, image_id: str, step: str = "maps") -> ImageMaps:
+        """The maps that the step "maps" or "refined" stored.
+
+        Raises:
+            KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step.
+        """
+        require_step(step, MAP_STEPS, "stored_maps")
+        row, _ = self._finished(step, image_id)
+        return self.run.maps(step=step).read(row)
 
     def stored_seeds(self, image_id: str) -> np.ndarray:
-        """The seeds (h, w): 0 background, class number + 1, 255 unknown."""
-        store = self.run.seeds()
-        return store.read(self._stored_row("seeds", image_id, store.num_images, store.unit_size))
+        """The seeds (h, w): 0 background, class number + 1, 255 unknown.
+
+        Raises:
+            KeyError: there is no such image. NotYet: its seeds are not made yet.
+        """
+        row, _ = self._finished("seeds", image_id)
+        return self.run.seeds().read(row)
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
-        """The labels (H, W) that the step "predictions" or "pseudo_labels" stored."""
-        return self.run.labels(step).read(image_id)
+        """The labels (H, W) that the step "predictions" or "pseudo_labels" stored.
+
+        Raises:
+            KeyError: there is no such image. NotYet: its labels are not made yet. ValueError: another step, or the step
+                makes no labels of this image.
+        """
+        require_step(step, LABEL_STEPS, "stored_labels")
+        _, receipt = self._finished(step, image_id)
+        for skip in receipt.skipped:
+            if skip.image_id == image_id:
+                raise ValueError(f"{image_id}: the step {step} skipped this image ({skip.reason}).")
+        return self.run.labels(step).read(image_id, receipt)
 
     # Computing
 
@@ -112,13 +150,8 @@ class TrainedRun:
             ValueError: the run does not have one of the classes, or the image is something else.
             NotYet: the classifier is not trained.
         """
-        _require_image(image, "localize")
-        if isinstance(classes, str):
-            raise ValueError(f"localize: given the text {classes!r}, allowed: a list of class names, [{classes!r}].")
-        unknown = [name for name in classes if name not in self.class_names]
-        if unknown or not classes:
-            given = unknown[0] if unknown else "no class"
-            raise ValueError(f"localize: given {given!r}, allowed: some of {', '.join(self.class_names)}.")
+        require_image(image, "localize")
+        require_classes(classes, self.class_names, "localize")
         maker = self._map_maker
         numbers = sorted({self.class_names.index(name) for name in classes})
         slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)
@@ -143,7 +176,7 @@ class TrainedRun:
             NotYet: the network is not trained.
             ValueError: the image is something else.
         """
-        _require_image(image, "predict")
+        require_image(image, "predict")
         predictor = self._predictor
         logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine
@@ -165,15 +198,28 @@ class TrainedRun:
     def _row(self, image_id: str) -> int:
         return self.run.manifest().index_of(image_id)
 
-    def _stored_row(self, name: str, image_id: str, num_images: int, unit_size: int) -> int:
-        """The row of an image whose unit is finished, also where images were added to the unit."""
-        row, units = self._row(image_id), plan_units(num_images, unit_size)
-        if row >= num_images or self.run.receipt(name, units[row // unit_size]) is None:
-            raise ValueError(f"{image_id}: its {name} are not computed yet. Run '{self.run.step_command(name)}'.")
-        return row
+    def _finished(self, name: str, image_id: str) -> tuple[int, Receipt]:
+        """The row of an image that a step has finished, and its unit's receipt, also if the unit has grown since."""
+        row, step = self._row(image_id), self.run.step(name)
+        recorded = step.fingerprint() or {}
+        if BY_NAME[name].is_of_splits:
+            split = self.entry(image_id).split
+            splits = recorded[name]["splits"] if recorded else self.run.config.predicted_splits
+            if split not in splits:
+                raise ValueError(
+                    f"{image_id}: no {name} are made of its split {split!r}, only of {', '.join(splits)} "
+                    f"({name}.splits). To compute its mask, call run.predict(run.image({image_id!r}))."
+                )
+        unit_size = recorded.get("unit_size", self.run.config.unit_size)
+        unit = plan_units(self.run.manifest().num_images, unit_size)[row // unit_size]
+        receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
+        if receipt is None or row >= receipt.stop:
+            command = self.run.step_command(name)
+            raise NotYet(f"{image_id}: the step {name} is not done for this image yet. Run '{command}' first.")
+        return row, receipt
 
 
-def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -> TrainedRun:
+def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "cpu") -> TrainedRun:
     """Opens a run to use its networks and to read its results; writes nothing.
 
     Args:
@@ -182,20 +228,14 @@ def open_trained(path: str, settings: Sequence[str] = (), device: str = "cpu") -
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: there is no run, or a setting is wrong.
+        ValueError: there is no run, a setting is wrong, or the device cannot be used.
     """
-    run = open_run(path, None, settings)
+    require_settings(settings)
+    require_device(device)
+    Manifest.forget()  # images may have been added since this process read it
+    run = open_run(os.fspath(path), None, settings)
     run.manifest()
     return TrainedRun(run, device)
-
-
-def _require_image(image: object, asked_by: str) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-        raise ValueError(
-            f"{asked_by}: given {given}, allowed: a uint8 array (height, width, 3), RGB, such as "
-            "np.asarray(Image.open(path).convert('RGB')) of Pillow."
-        )
 
 
 @contextmanager

@@ -72,6 +72,9 @@ class Run:
         """
         place = self.location / "manifest.parquet"
         if not place.exists():
+            above = self.location.parent
+            if (above / "manifest.parquet").exists():
+                raise ValueError(f"{self.uri} has no manifest, but the folder above is a run. Give its path, {above}.")
             raise ValueError(
                 f"{self.uri} has no manifest. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
                 f"--run {self.uri}' with a source, such as --folders, --csv, --voc or --coco."
@@ -185,6 +188,7 @@ def parse_output(path: str, flag: str) -> Location:
     Raises:
         ValueError: a relative path inside a submitted job, whose working folder is deleted afterwards.
     """
+    path = os.path.expanduser(path)  # a shell leaves the ~ of --run=~/voc, and a notebook has no shell
     if "://" in path or os.path.isabs(path):
         return Location.parse(path)
     if is_submitted_job():

@@ -1,19 +1,26 @@
 """A trained run in Python: equal to what the jobs store, pixel for pixel; the lines of the documentation run."""
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from jobs import prepare_dataset
 from jobs.notebook.trained_run import open_trained
+from storage.errors import NotYet
+from storage.receipts import Skipped
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
 
 
 def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, monkeypatch):
-    of_the_run, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    of_the_run, of_a_drawing, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     space: dict[str, object] = {}
     exec(of_the_run.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
     assert space["same_maps"] and space["same_mask"]
@@ -21,6 +28,10 @@ def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, m
     assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
 
     monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    exec(of_a_drawing, space)
+    assert len(np.unique(np.asarray(Image.open("drawn.png")))) > 100 and space["large"].shape[1:] == (120, 160)
+
     Image.fromarray(space["image"]).save("new.jpg", format="PNG")
     exec(of_a_new_picture, space)
     np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), labels)
@@ -37,7 +48,13 @@ def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run)
         assert not np.array_equal(other.max, stored.max), "the masks follow from the id"
 
 
-@pytest.mark.parametrize("image", ["file.jpg", np.zeros((4, 5)), np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        *("file.jpg", np.zeros((4, 5)), np.zeros((4, 5, 3))),
+        *(np.zeros((4, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8)),
+    ],
+)
 def test_anything_but_a_colour_image_is_refused(image, finished_maps_run):
     run = open_trained(finished_maps_run.uri)
     for call in (lambda: run.localize(image, run.class_names[:1]), lambda: run.predict(image)):
@@ -47,10 +64,17 @@ def test_anything_but_a_colour_image_is_refused(image, finished_maps_run):
 
 def test_one_class_in_place_of_a_list_and_an_unknown_id_are_named(finished_maps_run):
     run = open_trained(finished_maps_run.uri)
-    with pytest.raises(ValueError, match=r"given the text 'ring', allowed: a list of class names, \['ring'\]"):
+    with pytest.raises(ValueError, match=r"given the text 'ring', allowed: a list of class names, such as \['ring'\]"):
         run.localize(np.zeros((4, 5, 3), np.uint8), "ring")
+    with pytest.raises(ValueError, match=r"given the text 'scene_0000', allowed: .*, such as \['\w+'\]\.") as refused:
+        run.localize(np.zeros((4, 5, 3), np.uint8), "scene_0000", ["ring"])
+    assert str(refused.value).split("'")[3] in run.class_names
+    with pytest.raises(ValueError, match=r"given 'rings', allowed: some of .*\. Did you mean 'ring'\?"):
+        run.localize(np.zeros((4, 5, 3), np.uint8), ["rings"])
     with pytest.raises(KeyError, match="no image 'ring'; the first id is 'scene_0000'"):
         run.image("ring")
+    with pytest.raises(KeyError, match=r"no image 'scene-0003'\. Did you mean 'scene_0003'\?"):
+        run.image("scene-0003")
 
 
 def test_other_settings_and_unknown_classes(predicted_run):
@@ -63,3 +87,98 @@ def test_other_settings_and_unknown_classes(predicted_run):
         run.image("gone")
     with pytest.raises(ValueError, match="has no manifest"):
         open_trained(f"{predicted_run.uri}/nothing")
+
+
+def test_a_path_opens_a_run_that_knows_its_ids_and_prints_short(finished_maps_run, monkeypatch):
+    folder = Path(finished_maps_run.uri)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    run = open_trained(folder)
+    assert open_trained(f"~/{folder.name}").run.uri == open_trained(Path("~", folder.name)).run.uri == str(folder)
+    assert repr(run) == f"TrainedRun({str(folder)!r}, device='cpu')"
+    assert run.image_ids == tuple(row.image_id for row in run.run.manifest().iter_rows()) and len(run.image_ids) == 14
+
+
+@pytest.mark.parametrize("inside", ["maps", "run.json", "manifest.parquet"])
+def test_a_place_inside_a_run_names_the_run(inside, mapped_run_folder):
+    with pytest.raises(ValueError, match=f"the folder above is a run. Give its path, {mapped_run_folder}.$"):
+        open_trained(mapped_run_folder / inside)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ("predictions.mirror=true", "the text 'predictions.mirror=true'"),
+        ({"predictions.mirror": True}, "{'predictions.mirror': True}"),
+        ([1], r"\[1\]"),
+    ],
+)
+def test_settings_that_are_no_list_of_texts_are_refused(settings, given, mapped_run_folder):
+    with pytest.raises(ValueError, match=f"^settings: given {given}, allowed: a list of texts, such as .*mirror=true'"):
+        open_trained(mapped_run_folder, settings)
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(mapped_run_folder, monkeypatch):
+    with pytest.raises(ValueError, match=r"^device: given 'gpu', allowed: 'cpu', 'cuda'\.$"):
+        open_trained(mapped_run_folder, device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch finds no GPU on this machine; give device='cpu'"):
+        open_trained(mapped_run_folder, device="cuda")
+
+
+def test_results_that_are_not_there_name_the_step_or_the_command(seeded_run_folder):
+    run = open_trained(seeded_run_folder)
+    assert run.stored_seeds("scene_0000").shape == run.stored_maps("scene_0000").max.shape[1:]
+    for wrong in ("pseudo-labels", "masks", "seeds"):
+        with pytest.raises(ValueError, match=f"given the step '{wrong}', allowed: 'predictions', 'pseudo_labels'"):
+            run.stored_labels("scene_0000", wrong)
+    with pytest.raises(ValueError, match="given the step 'seeds', allowed: 'maps', 'refined'"):
+        run.stored_maps("scene_0000", "seeds")
+    for step, script in (("pseudo_labels", "make_pseudo_labels"), ("predictions", "predict_masks")):
+        with pytest.raises(KeyError, match="no image 'gone'"):
+            run.stored_labels("gone", step)
+        with pytest.raises(NotYet, match=f"the step {step} is not done for this image yet. Run 'python jobs/{script}"):
+            run.stored_labels("scene_0012", step)
+    with pytest.raises(NotYet, match=r"jobs/refine_maps\.py"):
+        run.stored_maps("scene_0000", "refined")
+
+
+def test_maps_and_seeds_before_they_are_made_name_the_command(trained_run_folder):
+    run = open_trained(trained_run_folder)
+    for read, script in ((run.stored_maps, "generate_maps"), (run.stored_seeds, "aggregate_seeds")):
+        with pytest.raises(NotYet, match=f"Run 'python jobs/{script}.py --run .*' first"):
+            read("scene_0000")
+        with pytest.raises(KeyError, match="no image 'gone'"):
+            read("gone")
+
+
+def test_refined_maps_are_read_from_their_own_step(finished_maps_run):
+    shutil.move(finished_maps_run.uri + "/maps", finished_maps_run.uri + "/refined")  # the two have the same format
+    run = open_trained(finished_maps_run.uri)
+    assert run.stored_maps("scene_0000", "refined").max.size
+    with pytest.raises(NotYet, match="the step maps is not done"):
+        run.stored_maps("scene_0000")
+
+
+def test_results_stay_readable_after_images_are_added_to_their_unit(predicted_run, tmp_path, capsys):
+    before = open_trained(predicted_run.uri)
+    earlier_ids, table, picture = before.image_ids, tmp_path / "added.csv", tmp_path / "october.jpg"
+    shutil.copy(before.entry("scene_0012").uri, picture)
+    table.write_text(f"image,labels,split\n{picture},{before.class_names[0]},val\n")
+    prepare_dataset.main(["--run", predicted_run.uri, "--csv", str(table), "--add"])
+    run = open_trained(predicted_run.uri)
+    assert run.image_ids == (*earlier_ids, "october")
+    assert run.stored_labels("scene_0013").shape == (120, 160) and run.stored_maps("scene_0013").classes.ndim == 1
+    for read in (run.stored_labels, run.stored_maps, run.stored_seeds):
+        with pytest.raises(NotYet, match=r"october: the step .* is not done for this image yet"):
+            read("october")
+
+
+def test_images_without_predictions_say_why(predicted_run):
+    run = open_trained(predicted_run.uri)
+    with pytest.raises(ValueError, match=r"scene_0000: no predictions are made of its split 'train', only of val "):
+        run.stored_labels("scene_0000")
+    receipt = predicted_run.step("predictions").receipts()[3]
+    predicted_run.step("predictions").write_receipt(replace(receipt, skipped=(Skipped("scene_0013", "empty file"),)))
+    with pytest.raises(ValueError, match=r"scene_0013: the step predictions skipped this image \(empty file\)"):
+        run.stored_labels("scene_0013")
+    assert run.stored_labels("scene_0012").shape == (120, 160)

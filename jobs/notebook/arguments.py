@@ -1,0 +1,86 @@
+"""Checks what a notebook gives to the calls of `trained_run`. Each refusal is one sentence.
+
+The sentence says what was given and what is allowed.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage.tree import words
+
+_DEVICES = ("cpu", "cuda")
+_EXAMPLE = "predictions.mirror=true"
+
+
+def require_settings(settings: object) -> None:
+    """Refuses settings that are not a list of texts, such as one text or a dict.
+
+    Raises:
+        ValueError: see above.
+    """
+    if isinstance(settings, list | tuple) and all(isinstance(each, str) for each in settings):
+        return
+    given = f"the text {settings!r}" if isinstance(settings, str) else repr(settings)
+    example = settings if isinstance(settings, str) and "=" in settings else _EXAMPLE
+    raise ValueError(f"settings: given {given}, allowed: a list of texts, such as {[example]}.")
+
+
+def require_device(device: str) -> None:
+    """Refuses a device that torch cannot use here.
+
+    Raises:
+        ValueError: it is not "cpu" or "cuda", or it is "cuda" and torch finds no GPU.
+    """
+    if device not in _DEVICES:
+        raise ValueError(f"device: given {device!r}, allowed: 'cpu', 'cuda'.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: given 'cuda', but torch finds no GPU on this machine; give device='cpu'.")
+
+
+def require_step(step: str, allowed: Sequence[str], asked_by: str) -> None:
+    """Refuses a step that does not store what a call reads.
+
+    Raises:
+        ValueError: the step is not one of the allowed steps.
+    """
+    if step not in allowed:
+        raise ValueError(f"{asked_by}: given the step {step!r}, allowed: {', '.join(map(repr, allowed))}.")
+
+
+def require_image(image: Any, asked_by: str) -> None:
+    """Refuses anything but an RGB image, uint8 (H, W, 3), with pixels.
+
+    Raises:
+        ValueError: see above.
+    """
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not is_array or image.shape[2] != 3 or not image.size:
+        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        raise ValueError(
+            f"{asked_by}: given {given}, allowed: a uint8 array (height, width, 3), RGB, with at least one pixel, such "
+            "as np.asarray(Image.open(path).convert('RGB')) of Pillow."
+        )
+
+
+def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str) -> None:
+    """Refuses anything but a list with names of the run's classes.
+
+    Args:
+        known: the run's class names.
+
+    Raises:
+        ValueError: see above.
+    """
+    if isinstance(classes, str):
+        example = (difflib.get_close_matches(classes, known, n=1) or list(known))[:1]
+        raise ValueError(f"{asked_by}: given the text {classes!r}, allowed: a list of class names, such as {example}.")
+    unknown = [name for name in classes if name not in known]
+    if not unknown and len(classes):
+        return
+    near = difflib.get_close_matches(str(unknown[0]), known, n=1) if unknown else []
+    given, hint = repr(unknown[0]) if unknown else "no class", f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{asked_by}: given {given}, allowed: some of {words(known)}.{hint}")
