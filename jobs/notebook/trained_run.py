@@ -37,10 +37,8 @@ from storage.map_store import ImageMaps
 from storage.receipts import Receipt
 from storage.units import plan_units
 
-MAP_STEPS, LABEL_STEPS = (
-    ("maps", "refined"),
-    ("predictions", "pseudo_labels"),
-)  # the steps that store maps, label images
+MAP_STEPS = ("maps", "refined")
+LABEL_STEPS = ("predictions", "pseudo_labels")
 
 
 @dataclass(frozen=True, repr=False)
