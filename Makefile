@@ -14,7 +14,8 @@ test: $(VENV)/.installed        ## everything that must hold
 	$(BIN)/ruff check .
 # The first run of mypy takes half a minute of one core: it fills its cache beside the tests. In the folders' order the
 # long files of cluster/ and jobs/ come before the short ones of storage/, so both processes end at the same time.
-	$(BIN)/mypy > /dev/null & $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait && $(BIN)/mypy
+# One thread in each process: with two, four threads would wait for two cores, and torch's tests take four times as long.
+	$(BIN)/mypy > /dev/null & OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait && $(BIN)/mypy
 
 coverage: $(VENV)/.installed    ## which lines the tests run, in this process; workers of Ray are not seen
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
