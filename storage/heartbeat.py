@@ -92,6 +92,8 @@ def living_launches(step: Location) -> list[Heartbeat]:
 def beating(step: Location, launch: str, interval: float = INTERVAL, start_id: str = "") -> Iterator[None]:
     """Writes heartbeats into a new file during a `with` block; if one cannot be written, this is logged.
 
+    The first one is written before the block begins, so other launches and the status see it from there on.
+
     Args:
         step: the step's folder.
         launch: the part of the step: letters, digits, ``_`` and ``-``.
@@ -107,12 +109,16 @@ def beating(step: Location, launch: str, interval: float = INTERVAL, start_id: s
     }
     has_ended = threading.Event()
 
-    def beat_on() -> None:
-        beats = 0
-        while beats == 0 or not has_ended.wait(interval):
-            beats += 1
-            _attempt(lambda count=beats: place.write_bytes(json.dumps({**content, "beats": count}).encode()))  # type: ignore[misc]
+    def beat(count: int) -> None:
+        _attempt(lambda: place.write_bytes(json.dumps({**content, "beats": count}).encode()))
 
+    def beat_on() -> None:
+        count = 1
+        while not has_ended.wait(interval):
+            count += 1
+            beat(count)
+
+    beat(1)
     thread = threading.Thread(target=beat_on, name="heartbeat", daemon=True)
     thread.start()
     try:

@@ -19,6 +19,7 @@ from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
 from jobs.steps.unit_dry_run import describe_connection
 from jobs.training.kept_network import keep_epoch
+from jobs.training.one_at_a_time import wait_until_idle
 from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
 from storage.heartbeat import beating
@@ -58,33 +59,48 @@ class TrainingJob:
 
 
 def run_training_job(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
-    """Trains, continues a training, or prints that it is done.
+    """Trains, continues a training, or prints that it is done. While another launch trains this step, it waits.
 
     Raises:
         ValueError: there are more workers than images in a batch, or the step was started with other settings.
     """
-    plan, name, cluster = job.plan, job.plan.name, run.config.cluster
-    workers = training_worker_range(cluster)
-    require_workers(cluster, plan)
+    plan, name = job.plan, job.plan.name
+    require_workers(run.config.cluster, plan)
 
-    # 1. Create or open the step
+    # 1. Wait for another launch that trains it, then create or open the step
     step, command = run.step(name), run.step_command(name)
     fingerprint = job.fingerprint if options.restart else as_trained(step, job.fingerprint)
     if options.dry_run:
         step.check_start(fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
+    if not options.restart:  # a restart is refused while another launch works on the step
+        step.check_start(fingerprint, command, restart=False)
+        wait_until_idle(step.location, name)
     start_id = step.open(fingerprint, command, restart=options.restart)
-    record_run(run, name)
-    folder = step.data(start_id)
-    if read_complete(folder):
-        metrics = keep_epoch(folder, name, job.keep)
-        script = BY_NAME[name].script
-        print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
-        if added := added_in_words(run, name):
-            print(f"{name}: {added}.")
-        _print_verdict(job, metrics)
-        return
+    with beating(step.location, options.launch, start_id=start_id):
+        record_run(run, name)
+        folder = step.data(start_id)
+        if read_complete(folder):
+            _print_already_trained(run, job, folder)
+        else:
+            _train(run, connection, job, folder)
+
+
+def _print_already_trained(run: Run, job: TrainingJob, folder: Location) -> None:
+    name = job.plan.name
+    metrics = keep_epoch(folder, name, job.keep)
+    script = BY_NAME[name].script
+    print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
+    if added := added_in_words(run, name):
+        print(f"{name}: {added}.")
+    _print_verdict(job, metrics)
+
+
+def _train(run: Run, connection: Connection, job: TrainingJob, folder: Location) -> None:
+    """Trains from the last checkpoint on, if there is one, and writes the marker."""
+    plan, name, cluster = job.plan, job.plan.name, run.config.cluster
+    workers = training_worker_range(cluster)
 
     # 2. Train; Ray finds the checkpoints of an interrupted training in the step's folder
     images = f"{plural(plan.num_images, 'image')} (labelled, of the training splits){job.validation}"
@@ -94,8 +110,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         print(f"{name}: {note}", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
-    beats = beating(step.location, options.launch, start_id=start_id)
-    with beats, TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log:
+    with TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log:
         train(
             job.worker,
             {"run": run.reading(*BY_NAME[name].upstream), "step": name, "about": about, "folder": folder},

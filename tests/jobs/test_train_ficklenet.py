@@ -17,12 +17,14 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.model_file import model_record
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
+from jobs.reporting.run_status import run_status
 from jobs.run.directory import Run, open_run
 from jobs.run.training_record import read_complete, read_epochs
 from jobs.steps.networks import load_classifier, require_network
 from jobs.steps.states import run_state
-from jobs.training import classifier_worker
+from jobs.training import classifier_worker, one_at_a_time, training_job
 from jobs.training.training_log import TrainingLog
+from storage.heartbeat import beating
 from storage.images import read_image
 from storage.steps import Skipped
 
@@ -86,6 +88,40 @@ def test_finished_training_says_so_and_does_nothing(fresh_run, capsys):
     train(fresh_run)
     assert "already trained" in capsys.readouterr().out
     assert (Path(fresh_run.uri) / "classifier" / "model.pt").stat().st_mtime_ns == before
+
+
+def test_a_second_launch_waits_until_the_first_ends_and_names_it(trained_run, monkeypatch, capsys):
+    step = trained_run.step("classifier").location
+    waits = []
+
+    def first_launch_ends(seconds: float) -> None:
+        waits.append(seconds)
+        (step / "drivers/1-of-1.json").delete()
+
+    monkeypatch.setattr(one_at_a_time.time, "sleep", first_launch_ends)
+    beat = {"launch": "1-of-1", "host": "elsewhere", "pid": 4711, "started": 1795771875.0, "start_id": ""}
+    (step / "drivers/1-of-1.json").write_bytes(json.dumps(beat).encode())
+    train(trained_run)
+    waiting, done = capsys.readouterr().out.splitlines()
+    assert waiting.startswith(
+        "classifier: process 4711 on host elsewhere already trains this step, since 2026-11-27 09:31 UTC. This launch "
+    )
+    assert "already trained" in done
+    assert len(waits) == 1
+
+
+def test_a_launch_with_other_settings_is_refused_without_waiting(trained_run, monkeypatch):
+    step = trained_run.step("classifier").location
+    monkeypatch.setattr(one_at_a_time.time, "sleep", lambda _: pytest.fail("it waits"))
+    with beating(step, "1-of-1"), pytest.raises(ValueError, match="was started with other settings"):
+        train(trained_run, "classifier.batch_size=3")
+
+
+def test_a_training_counts_as_running_before_its_first_epoch(trained_run, monkeypatch):
+    states = []
+    monkeypatch.setattr(training_job, "record_run", lambda run, _: states.append(run_status(run).steps[0].state))
+    train(trained_run)
+    assert states == ["running"]
 
 
 class Killed(BaseException):
