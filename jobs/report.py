@@ -36,8 +36,10 @@ def main(arguments: list[str]) -> None:
         count = run.manifest().num_images
         print_other_job("report", f"a page of {plural(count, 'image')}, {given.images} shown", run.location / PAGE)
         return
-    place, num_bytes = write_report(run, given.images)
-    print(f"report: {place} ({num_bytes / 1e6:.1f} MB)")
+    report = write_report(run, given.images)
+    print(f"report: {report.place} ({report.num_bytes / 1e6:.1f} MB)")
+    if report.verdict:
+        print(f"report: {report.verdict.sentence} {report.verdict.advice}")
 
 
 if __name__ == "__main__":

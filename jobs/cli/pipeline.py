@@ -54,8 +54,12 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         if advice := better_labels(run, figures):
             print(f"pipeline: {advice}", flush=True)
     print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")
-    print(f"pipeline: look at {write_report(run)[0]}")
-    export = run.command("export_labels", "--format", "cvat")
+    report = write_report(run)
+    print(f"pipeline: look at {report.place}")
+    if report.verdict:
+        print(f"pipeline: {report.verdict.sentence} {report.verdict.advice}")
+    labels = ["--labels", "pseudo_labels"] if report.figures.one_label else []  # predictions would have no object
+    export = run.command("export_labels", "--format", "cvat", *labels)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
 
 

@@ -11,6 +11,7 @@ from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from ficklenet.crf import require_pydensecrf
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
+from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.run.selection import units_of_step
@@ -83,14 +84,22 @@ class SeenLabels:
         print(f"predictions: masks are in {self.run.location}/predictions/labels; values: {values}{more}")
         if len(self.labels) != 1 or len(plan.missing) != len(plan.units):
             return
-        if self.run.config.segmenter.backbone == "small":
-            remedy = "The tiny network of a trial often does that; for real masks, use docs/examples/own_data.toml."
-        else:
-            remedy = (
-                "Unless this is right, the network has learnt nothing. Look at the seeds in the report; a lower "
-                "segmenter.learning_rate or more segmenter.epochs may help."
-            )
-        print(f"predictions: every pixel is {names[next(iter(self.labels))]}. {remedy}")
+        print(f"predictions: every pixel is {names[next(iter(self.labels))]}. {one_label_remedy(self.run.config)}")
+
+
+def is_trial(config: Config) -> bool:
+    """Whether a run has the tiny network of a trial."""
+    return "small" in (config.classifier.backbone, config.segmenter.backbone)
+
+
+def one_label_remedy(config: Config) -> str:
+    """What to do if a network gives every pixel the same label."""
+    if is_trial(config):
+        return "The tiny network of a trial often does that; for real masks, use docs/examples/own_data.toml."
+    return (
+        "Unless this is right, the network has learnt nothing. Look at the seeds in the report; a lower "
+        "segmenter.learning_rate or more segmenter.epochs may help."
+    )
 
 
 def units_to_predict(run: Run) -> list[Unit]:

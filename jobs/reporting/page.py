@@ -3,12 +3,14 @@
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from jobs.evaluation.metrics import MEANINGS, SUMMARY
+from jobs.predictions.predictions_job import one_label_remedy
 from jobs.reporting.curves import training_curves
 from jobs.reporting.facts import (
     MATTERS,
@@ -25,6 +27,7 @@ from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, trust_of, wri
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
 from jobs.reporting.templates import PARTS, environment, style
 from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_scale
+from jobs.reporting.verdict import GUIDE, Figures, Verdict, best_measured, chance_of, judge
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME
@@ -37,8 +40,25 @@ NUM_IMAGES = 200  # a page of a few MB
 PAGE = "report/index.html"
 
 
-def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]:
-    """Makes the page from the run's current results; returns its place and its size in bytes.
+@dataclass(frozen=True)
+class Report:
+    """A written page.
+
+    Attributes:
+        place: where it is.
+        num_bytes: its size.
+        verdict: whether to trust the run's masks; None if there is nothing to judge yet.
+        figures: the figures that decided it.
+    """
+
+    place: Location
+    num_bytes: int
+    verdict: Verdict | None
+    figures: Figures
+
+
+def write_report(run: Run, num_images: int = NUM_IMAGES) -> Report:
+    """Makes the page from the run's current results.
 
     Args:
         num_images: the most images in the gallery.
@@ -49,16 +69,17 @@ def write_report(run: Run, num_images: int = NUM_IMAGES) -> tuple[Location, int]
     if num_images < 0:
         raise ValueError(f"--images {num_images}: give the number of images in the gallery, 0 or more.")
     doubts = _review(run)
-    page = render(run, num_images, doubts).encode()
+    text, verdict, figures = _render(run, num_images, doubts)
+    page = text.encode()
     place = run.location / PAGE
     if doubts:
         write_review(place.parent / FILE, doubts)
     place.write_bytes(page)
-    return place, len(page)
+    return Report(place, len(page), verdict, figures)
 
 
-def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
-    """The page.
+def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Verdict | None, Figures]:
+    """The page, and the verdict in it with its figures.
 
     Args:
         doubts: images to look at first, from `review_list`.
@@ -83,9 +104,25 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
         *(example.picture for example in (worst.examples if worst else ())),
     ]
 
-    # 3. The page
+    # 3. What they mean together
+    counts, trust, classifier = count_data(manifest), trust_of(doubts), state.trainings["classifier"].metrics
+    chance = chance_of(counts, run.config.data.val_splits, classifier.get("validated"))
+    one_label = ""
+    if worst and len(worst.labels) == 1 and worst.num_compared > 1:
+        one_label = ("background", *manifest.class_names)[min(worst.labels)]
+    figures = Figures(
+        mean_precision=classifier.get("val_map"),
+        chance=chance,
+        unrecognised=trust.unrecognised if trust else None,
+        one_label=one_label,
+        measured=best_measured(measured),
+        has_pseudo_labels=steps["pseudo_labels"].state == "done",
+    )
+    verdict = judge(run, figures)
+
+    # 4. The page
     script = (PARTS / "report.js").read_text(encoding="utf-8")
-    return (
+    page = (
         environment()
         .get_template("report.html.j2")
         .render(
@@ -93,7 +130,11 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
             run_name=run.location.name or run.uri,
             record=run_record(run),
             manifest=manifest,
-            counts=count_data(manifest),
+            counts=counts,
+            verdict=verdict,
+            guide=GUIDE,
+            one_label_remedy=one_label_remedy(run.config),
+            chance=chance,
             steps=steps,
             classifier=state.trainings["classifier"],
             trainings=_trainings(state),
@@ -111,7 +152,7 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
             entries=entries,
             doubts=doubts[:SHOWN],
             num_reviewed=len(doubts),
-            trust=trust_of(doubts),
+            trust=trust,
             lead=lead,
             tiles=TILES,
             review_file=FILE,
@@ -125,6 +166,7 @@ def render(run: Run, num_images: int, doubts: Sequence[Doubt] = ()) -> str:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
+    return page, verdict, figures
 
 
 def _review(run: Run) -> list[Doubt]:

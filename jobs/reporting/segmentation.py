@@ -122,7 +122,7 @@ def _comparison(measured: Measured, by_name: dict[str, tuple[dict[str, Any], str
 def worst_predictions(
     run: Run, manifest: Manifest, steps: Mapping[str, StepState], predicted: np.ndarray
 ) -> Worst | None:
-    """Compares the predicted images with their masks and draws the worst; without masks, the first ones.
+    """Compares the predicted images with their masks and draws the worst; without masks, some that are spread evenly.
 
     If there are very many images, a sample of them is compared.
 
@@ -147,12 +147,20 @@ def worst_predictions(
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
         found = dict(zip(sample, pool.map(partial(look_at_prediction, run, manifest), sample), strict=True))
         errors = {index: error for index, (error, _) in found.items()}
-        worst = sorted(sample, key=lambda index: -1.0 if (error := errors[index]) is None else error, reverse=True)
-        examples = tuple(pool.map(draw, worst[:NUM_WORST]))
+        shown = most_telling(errors, NUM_WORST)
+        examples = tuple(pool.map(draw, shown))
     labels = frozenset[int]().union(*(labels for _, labels in found.values()))
-    shown = {label for index in worst[:NUM_WORST] for label in manifest.rows(index, index + 1)[0].labels}
-    classes = tuple(sorted(shown | {label - 1 for label in labels if 0 < label <= manifest.num_classes}))
+    labelled = {label for index in shown for label in manifest.rows(index, index + 1)[0].labels}
+    classes = tuple(sorted(labelled | {label - 1 for label in labels if 0 < label <= manifest.num_classes}))
     return Worst(examples, seeds.grid if seeds else None, len(sample), len(predicted), labels, classes)
+
+
+def most_telling(errors: Mapping[int, float | None], number: int) -> list[int]:
+    """The images with the largest errors; if there are too few, also images without a mask, spread evenly."""
+    compared = {index: error for index, error in errors.items() if error is not None}
+    worst = sorted(compared, key=lambda index: compared[index], reverse=True)[:number]
+    others = np.array([index for index in errors if index not in compared], dtype=int)
+    return worst + spread(others, number - len(worst))
 
 
 def look_at_prediction(run: Run, manifest: Manifest, index: int) -> tuple[float | None, frozenset[int]]:

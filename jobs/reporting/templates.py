@@ -32,12 +32,23 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"colour_of": colour_of, "duration": duration, "number": _number, "setting": _setting}
+    environment.filters |= {
+        "colour_of": colour_of,
+        "duration": duration,
+        "number": _number,
+        "setting": _setting,
+        "signed": _signed,
+    }
     return environment
 
 
 def _number(value: float | None, digits: int = 3) -> str:
     return NO_VALUE if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    """A value with its sign, which decides: a small one has as many digits as it needs."""
+    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.1g}"
 
 
 def _setting(value: Any) -> str:

@@ -97,9 +97,14 @@ def background_warning(name: str, metrics: Mapping[str, Any], settings: Segmente
     predicted, taught = metrics.get("predicted_foreground"), metrics.get("taught_foreground")
     if predicted is None or not taught or predicted >= LITTLE_FOREGROUND * taught:
         return ""
+    if settings.backbone == "small":
+        remedy = "The tiny network of a trial often does that; for real masks, use docs/examples/own_data.toml."
+    else:
+        remedy = (
+            f"Train longer (segmenter.min_steps, now {settings.min_steps:,}, or segmenter.epochs, with --restart "
+            f"{name}). Until then use the pseudo-labels, which are better masks."
+        )
     return (
         f"{name}: WARNING: the network predicts a class in {predicted:.1%} of the cells of its training images, but "
-        f"{taught:.1%} of the cells that it learnt from have one: it predicts background nearly everywhere. Train "
-        f"longer (segmenter.min_steps, now {settings.min_steps:,}, or segmenter.epochs, with --restart {name}). Until "
-        "then use the pseudo-labels, which are better masks."
+        f"{taught:.1%} of the cells that it learnt from have one: it predicts background nearly everywhere. {remedy}"
     )

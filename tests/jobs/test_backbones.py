@@ -73,7 +73,7 @@ def test_a_run_keeps_the_networks_own_geometry_from_maps_to_the_report(
             launch_step(run, connection, step)
         request = ExportRequest("png", "", "", ()).resolved(run)
         export(run, connection, request, Location(str(tmp_path / "png")), LaunchOptions())
-    page, _ = write_report(run)
+    page = write_report(run).place
     assert len(list((tmp_path / "png").glob("*.png"))) == 2 and name in Path(str(page)).read_text()
     assert run.maps().grid == run.seeds().grid == (side, side)
     assert stored_geometry(run.maps()) == stored_geometry(run.seeds()) == geometry

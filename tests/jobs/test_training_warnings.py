@@ -83,5 +83,9 @@ def test_a_network_that_answers_background_is_not_done_without_a_word():
     warning = background_warning("segmenter", {"predicted_foreground": 0.002, "taught_foreground": 0.2}, segmenter)
     assert "0.2% of the cells of its training images, but 20.0% of the cells that it learnt from" in warning
     assert "segmenter.min_steps, now 400" in warning
+    trial = segmenter.model_copy(update={"backbone": "small"})
+    warning = background_warning("segmenter", {"predicted_foreground": 0.002, "taught_foreground": 0.2}, trial)
+    assert "trial" in warning and "docs/examples/own_data.toml" in warning
+    assert "better masks" not in warning
     for fine in ({"predicted_foreground": 0.1, "taught_foreground": 0.2}, {"loss": 1.0}):
         assert background_warning("segmenter", fine, segmenter) == ""

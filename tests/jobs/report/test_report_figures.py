@@ -6,6 +6,8 @@ import pytest
 from ficklenet.metrics import disagreement, seed_error
 from jobs.reporting.curves import training_curves
 from jobs.reporting.gallery import spread
+from jobs.reporting.segmentation import most_telling
+from jobs.reporting.templates import environment
 
 
 def test_disagreement_is_the_share_of_seeded_cells_that_the_mean_does_not_seed():
@@ -27,6 +29,18 @@ def test_sample_is_spread_evenly_and_holds_every_image_where_there_are_few():
     assert spread(np.arange(100, 1100), 3) == [100, 599, 1099]
     assert spread(np.array([4, 8, 9]), 200) == [4, 8, 9]
     assert spread(np.array([4, 8, 9]), 0) == []
+
+
+def test_worst_images_come_first_and_images_without_a_mask_are_spread_evenly():
+    errors = {0: 0.2, 1: 0.9} | dict.fromkeys(range(2, 102))
+    assert most_telling(errors, 5) == [1, 0, 2, 51, 101]
+    assert most_telling(errors, 1) == [1]
+    assert most_telling({0: 0.2}, 5) == [0]
+
+
+def test_a_small_score_keeps_the_sign_that_decides():
+    template = environment().from_string("{% for value in values %}{{ value | signed }} {% endfor %}")
+    assert template.render(values=[-0.004, 0.03, 2.34, -1.0]) == "-0.004 +0.03 +2.3 -1.0 "
 
 
 def test_curves_leave_out_what_was_not_measured():

@@ -1,0 +1,164 @@
+"""What the figures of a run mean together: whether to trust its masks, and what to do next. One sentence each.
+
+The first rule that applies decides. The limits are rough: they separate runs that failed from runs worth a look.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cluster.words import plural
+from jobs.predictions.predictions_job import is_trial, one_label_remedy
+from jobs.reporting.facts import DataCounts
+from jobs.reporting.measured import Measured
+from jobs.run.directory import Run
+
+WEAK, FAIR = 0.3, 0.7
+"""Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
+
+MANY_UNRECOGNISED = 0.25
+FEW_MASKS = 20  # images with a mask; fewer do not judge a run
+HALF = 0.5  # mIoU
+
+GUIDE = "docs/report.md"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures that decide.
+
+    Attributes:
+        mean_precision: the classifier's validation mAP, in [0, 1]; None if there is none.
+        chance: the mAP of random scores on the same images; None if it is not known.
+        unrecognised: the share of images with a label that the classifier does not recognise; None without maps.
+        one_label: the only label in all predictions; "" if there are several, or no predictions.
+        measured: the labels, mIoU and number of images of the best masks that were measured; None if there are none.
+        has_pseudo_labels: whether they are complete.
+    """
+
+    mean_precision: float | None = None
+    chance: float | None = None
+    unrecognised: float | None = None
+    one_label: str = ""
+    measured: tuple[str, float, int] | None = None
+    has_pseudo_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement.
+
+    Attributes:
+        level: "good", "careful" (look before you use them) or "bad" (do not use them).
+        sentence: whether to trust the masks, and why.
+        advice: what to do next.
+        command: the command for it; "" for none.
+    """
+
+    level: Literal["good", "careful", "bad"]
+    sentence: str
+    advice: str
+    command: str = ""
+
+
+def judge(run: Run, figures: Figures) -> Verdict | None:
+    """The verdict; None if there is nothing to judge yet."""
+    if figures == Figures():
+        return None
+    if is_trial(run.config):
+        return Verdict(
+            "bad",
+            "Do not use these masks: this run is a trial with the tiny network, which shows only whether the data and "
+            "the machine are right.",
+            "For real masks, prepare another run with docs/examples/own_data.toml.",
+        )
+    if figures.one_label:
+        export = run.command("export_labels", "--format", "cvat", "--labels", "pseudo_labels")
+        return Verdict(
+            "bad",
+            f"Do not use the network's masks: every pixel is {figures.one_label}.",
+            one_label_remedy(run.config) + (" The pseudo-labels do not come from this network; look at these instead."),
+            export if figures.has_pseudo_labels else "",
+        )
+    if figures.measured and figures.measured[2] >= FEW_MASKS:
+        return _judge_measured(*figures.measured)
+    return _judge_classifier(figures) or _judge_unmeasured(run, figures)
+
+
+def _judge_measured(labels: str, mean_iou: float, num_images: int) -> Verdict:
+    figure = f"the {labels} have mIoU {mean_iou:.2f} on {plural(num_images, 'image')} with masks"
+    if mean_iou < HALF:
+        return Verdict(
+            "bad",
+            f"Correct these masks before you use them: {figure}, so less than half of a typical class is right.",
+            f"Correct the images of the list “Look at these first”, and train on them ({GUIDE}).",
+        )
+    return Verdict(
+        "good",
+        f"These masks are good enough to start from: {figure}.",
+        "Look at the worst images first, and correct those that matter to you.",
+    )
+
+
+def _judge_classifier(figures: Figures) -> Verdict | None:
+    """The verdict if the classifier is too weak; else None."""
+    score, chance, unknown = figures.mean_precision, figures.chance, figures.unrecognised
+    better = "Check the image labels, give more photographs of each class, and start again with --restart classifier."
+    if score is not None and chance is not None and score < (fair := chance + FAIR * (1 - chance)):
+        against = f"validation mAP {score:.2f}, random scores {chance:.2f}, good from {fair:.2f}"
+        if score < chance + WEAK * (1 - chance):
+            return Verdict("bad", f"Do not use these masks: the classifier has learnt little ({against}).", better)
+        return Verdict("careful", f"Do not trust these masks yet: the classifier is weak ({against}).", better)
+    if unknown is not None and unknown >= MANY_UNRECOGNISED:
+        return Verdict(
+            "careful",
+            f"Do not trust these masks yet: on {unknown:.0%} of the images, the classifier does not recognise a class "
+            "of the label.",
+            better,
+        )
+    return None
+
+
+def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
+    few = "only " + plural(figures.measured[2], "image") + " with masks" if figures.measured else "no mask"
+    return Verdict(
+        "careful",
+        f"No figure speaks against these masks, but {few} drawn by hand was there to compare them with.",
+        f"Look at the pictures, then correct the masks of about {FEW_MASKS} images and measure "
+        "(docs/tutorial-cvat.md).",
+        run.command("export_labels", "--format", "cvat"),
+    )
+
+
+def chance_of(counts: DataCounts, splits: Sequence[str], num_validated: int | None) -> float | None:
+    """The mAP of random scores: the mean share of the validation images that show a class.
+
+    Args:
+        splits: the validation splits.
+        num_validated: the number of validated images; None if it is not known.
+    """
+    shown: dict[int, int] = {}
+    for (label, split), count in counts.labelled.items():
+        if split in splits:
+            shown[label] = shown.get(label, 0) + count
+    if not shown or not num_validated:
+        return None
+    return min(1.0, sum(shown.values()) / (len(shown) * num_validated))
+
+
+def best_measured(measured: Sequence[Measured]) -> tuple[str, float, int] | None:
+    """The labels, mIoU and number of images of the best masks, on the largest group of images with current metrics."""
+    groups: list[tuple[int, list[Mapping[str, Any]]]] = []
+    for each in measured:
+        current = [
+            record
+            for record, note in zip(each.metrics, each.notes, strict=True)
+            if not note and record["labels"] in ("predictions", "pseudo-labels") and record["mean_iou"] is not None
+        ]
+        if current and each.resolution == "image" and not each.is_trial:
+            groups.append((each.num_images, current))
+    if not groups:
+        return None
+    num_images, records = max(groups, key=lambda group: group[0])
+    best = max(records, key=lambda record: record["mean_iou"])
+    return best["labels"], best["mean_iou"], num_images

@@ -1,0 +1,88 @@
+"""The sentence at the top of the report: whether to trust the masks, and what to do next."""
+
+import pytest
+
+from jobs import report
+from jobs.reporting.facts import DataCounts
+from jobs.reporting.measured import Measured
+from jobs.reporting.verdict import Figures, best_measured, chance_of, judge
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run
+from storage.location import Location
+
+GOOD = {"mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(Location(str(tmp_path)), Config())
+
+
+@pytest.mark.parametrize(
+    ("figures", "level", "words"),
+    [
+        ({"one_label": "background", "has_pseudo_labels": True}, "bad", "every pixel is background"),
+        (
+            {"mean_precision": 0.35},
+            "bad",
+            "has learnt little (validation mAP 0.35, random scores 0.20, good from 0.76)",
+        ),
+        ({"mean_precision": 0.6}, "careful", "the classifier is weak"),
+        ({"unrecognised": 0.5}, "careful", "on 50% of the images, the classifier does not recognise"),
+        ({"measured": ("predictions", 0.61, 162)}, "good", "the predictions have mIoU 0.61 on 162 images with masks"),
+        ({"measured": ("predictions", 0.3, 162)}, "bad", "Correct these masks before you use them"),
+        ({"measured": ("predictions", 0.9, 2)}, "careful", "only 2 images with masks"),
+        ({}, "careful", "No figure speaks against these masks"),
+    ],
+)
+def test_the_figures_of_a_run_become_one_sentence_and_a_next_step(run, figures, level, words):
+    verdict = judge(run, Figures(**(GOOD | figures)))
+    assert verdict is not None
+    assert (verdict.level, words in verdict.sentence) == (level, True)
+    assert verdict.advice
+
+
+def test_masks_that_were_measured_count_more_than_the_classifier(run):
+    verdict = judge(run, Figures(**(GOOD | {"mean_precision": 0.3, "measured": ("pseudo-labels", 0.7, 50)})))
+    assert verdict is not None and verdict.level == "good"
+
+
+def test_a_trial_says_that_it_is_one(run):
+    trial = Run(run.location, Config.model_validate({"segmenter": {"backbone": "small"}}))
+    verdict = judge(trial, Figures(**GOOD))
+    assert verdict is not None
+    assert "this run is a trial" in verdict.sentence and "docs/examples/own_data.toml" in verdict.advice
+
+
+def test_a_run_without_figures_has_no_verdict(run):
+    assert judge(run, Figures()) is None
+
+
+def test_chance_is_the_mean_share_of_images_that_show_a_class():
+    counts = DataCounts({"train": 50, "val": 10}, {(0, "val"): 5, (1, "val"): 3, (1, "train"): 40}, {}, {})
+    assert chance_of(counts, ["val"], 10) == pytest.approx(0.4)
+    assert chance_of(counts, ["val"], None) is None
+    assert chance_of(counts, [], 10) is None
+
+
+def test_the_best_masks_of_the_largest_group_count():
+    def group(num_images: int, part: str = "all", **figures: float) -> Measured:
+        metrics = tuple({"labels": name.replace("_", "-"), "mean_iou": value} for name, value in figures.items())
+        return Measured(("train",), part, "image", "", num_images, {}, 0, (), metrics, ("",) * len(metrics))
+
+    groups = [
+        group(3, predictions=0.9),
+        group(30, pseudo_labels=0.6, predictions=0.5),
+        group(90, "tune", predictions=1),
+    ]
+    assert best_measured(groups) == ("pseudo-labels", 0.6, 30)
+    assert best_measured([]) is None
+
+
+def test_page_and_command_say_the_verdict(predicted_run, capsys, html_of):
+    report.main(["--run", predicted_run.uri])
+    sentence = "Do not use these masks: this run is a trial with the tiny network"
+    assert sentence in capsys.readouterr().out
+    page = html_of(predicted_run)
+    assert page.index(sentence) < page.index('id="overview"')
+    assert "random scores have 0." in page
