@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--part",
         choices=("tune", "report", "all"),
-        help="of training splits: a quarter of the ids to tune thresholds on, the rest to report (default), or all",
+        help="of training splits: a quarter of the ids to tune thresholds on, the rest to report, or all (default: "
+        "report, or all if only images of the tune part have masks)",
     )
     parser.add_argument("--resolution", choices=["map", "image", "both"], help="where labels meet truth; default: both")
     parser.add_argument("--deterministic", action="store_true", help="beside them, labels of the deterministic maps")

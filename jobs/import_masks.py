@@ -56,8 +56,11 @@ def main(arguments: list[str]) -> None:
         )
         return
     splits = ",".join(put_into_run(run, places))
-    command = run.command("train_segmentation", "--set", f"segmenter.strong_splits={splits}", "--restart", "segmenter")
-    print(f"  next:    '{command}'")
+    strong = ("--set", f"segmenter.strong_splits={splits}", "--restart", "segmenter")
+    seeds = [] if run.step("seeds").fingerprint() else [run.step_command("seeds")]  # for images without a mask
+    commands = [*seeds, run.command("train_segmentation", *strong), run.step_command("predictions")]
+    print("  next:    " + ", then ".join(f"'{command}'" for command in commands))
+    print(f"  measure: '{run.step_command('evaluation')}' compares the run's labels with the masks")
 
 
 if __name__ == "__main__":

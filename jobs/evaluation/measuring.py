@@ -44,6 +44,12 @@ def evaluate_labels(
     manifest, config = run.manifest(), run.config
     selection = resolve_selection(manifest, config, splits, part)
     selected_units(manifest, selection, config.unit_size)  # without masks, no other step needs to run first
+    if part is None and selection.part == "all" and not set(selection.splits) & set(config.data.val_splits):
+        print(
+            "evaluate: all images with masks are measured, because none of them is in the report part (three quarters "
+            "of the training images; the others are for choosing settings). Do not choose settings with these masks.",
+            flush=True,
+        )
     finished: dict[str, FinishedStep] = {}
     recipes: list[Recipe] = []
     has_seeds = _has_seeds(run) or deterministic
@@ -121,7 +127,7 @@ def sweep(
     manifest = run.manifest()
     finished = {"maps": require_finished(run, "maps", "evaluate")}
     asked = resolve_selection(manifest, run.config, splits, part)
-    if asked.part == "all" or part == "report":
+    if part in ("all", "report") or set(asked.splits) & set(run.config.data.val_splits):
         raise ValueError("--sweep: settings are chosen on the tune part of training splits only; leave --part out.")
     selection = Selection(asked.splits, "tune")
     recipes = []

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import pyarrow.compute as pc
+
 from cluster.words import plural
 from jobs.run.directory import LOGS, Run
 from jobs.run.steps import STEPS
@@ -78,6 +80,7 @@ class RunStatus:
 
     Attributes:
         images, classes: how many the manifest has.
+        masks: how many of its images have a mask, also an imported one.
         steps: in order.
         latest_log: the address of the log of the latest launch, '' if there is none.
         seconds: the time at work until now of all steps with an estimate; None if there is no estimate.
@@ -89,6 +92,7 @@ class RunStatus:
     images: int
     classes: int
     steps: Sequence[StepStatus]
+    masks: int = 0
     latest_log: str = ""
     seconds: float | None = None
     estimated_seconds: float | None = None
@@ -116,7 +120,8 @@ def run_status(run: Run) -> RunStatus:
         ]
     logs = run.location / LOGS
     latest = next(((logs / name).uri for name in logs.list_names()[-1:]), "")  # they begin with the time
-    status = RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, latest)
+    masks = sum(pc.sum(table["mask_uri"].is_valid()).as_py() or 0 for table in manifest.iter_tables(["mask_uri"]))
+    status = RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, masks, latest)
     return _with_total(status, kept.other_seconds)
 
 
@@ -182,7 +187,8 @@ def _pace(state: StepState, since: float) -> float | None:
 
 def status_lines(status: RunStatus) -> list[str]:
     """The status for people, line by line."""
-    lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}"]
+    masks = f", {plural(status.masks, 'image')} with a mask" if status.masks else ""
+    lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}{masks}"]
     for step in status.steps:
         lines += _step_lines(step)
     if status.seconds is not None:

@@ -65,16 +65,11 @@ def units_of_step(
 
 
 def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
-    """The training splits and the validation splits; each group only if some of its images to report on have masks."""
+    """The training splits and the validation splits; each group only if some of its images have masks."""
     validation, chosen = config.data.val_splits, config.data.train_splits
     masked: set[str] = set()
-    for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
-        has_mask = table["mask_uri"].is_valid()
-        ids, splits = table["image_id"].filter(has_mask), table["split"].filter(has_mask)
-        for split in set(pc.unique(splits).to_pylist()) - masked:
-            its_ids = (each.as_py() for each in ids.filter(pc.equal(splits, split)))
-            if split in validation or not all(is_tuning_image(image_id) for image_id in its_ids):
-                masked.add(split)
+    for table in manifest.iter_tables(["split", "mask_uri"]):
+        masked.update(pc.unique(table["split"].filter(table["mask_uri"].is_valid())).to_pylist())
     training = {split for split in masked if split not in validation and (not chosen or split in chosen)}
     return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
 
@@ -84,7 +79,8 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
 
     Args:
         splits: names; empty for the training splits.
-        part: None for "report" of training splits, "all" of validation splits.
+        part: None for "report" of training splits, or "all" if no image of the report part has a mask; and for "all"
+            of validation splits.
 
     Raises:
         ValueError: a split that the manifest does not have, training and validation splits mixed, or a part of a
@@ -103,4 +99,16 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
         if part not in (None, "all"):
             raise ValueError(f"--part {part}: only training splits have parts; leave it out for {', '.join(chosen)}.")
         return Selection(tuple(chosen), "all")
-    return Selection(tuple(chosen), part or "report")
+    to_report = Selection(tuple(chosen), "report")
+    if part is None:
+        return to_report if _has_mask(manifest, to_report) else Selection(tuple(chosen), "all")
+    return Selection(tuple(chosen), part)
+
+
+def _has_mask(manifest: Manifest, selection: Selection) -> bool:
+    """Whether some selected image has a mask."""
+    for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
+        is_masked = table["mask_uri"].is_valid()
+        if selection.of(table["image_id"].filter(is_masked), table["split"].filter(is_masked)).any():
+            return True
+    return False

@@ -15,12 +15,15 @@ from ficklenet.seeds import resize_labels
 from jobs.cli.launch import launch_step
 from jobs.evaluate import main
 from jobs.evaluation.comparison import better_labels
+from jobs.evaluation.counting import selected_units
 from jobs.evaluation.measuring import evaluate_labels, sweep
 from jobs.evaluation.metrics import MeasuredLabels
+from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.selection import is_tuning_image, measurable_splits, resolve_selection
 from jobs.steps.states import run_state
 from storage.images import read_mask
+from storage.manifest import write_manifest
 from storage.steps import Skipped, Step
 
 
@@ -177,6 +180,26 @@ def test_validation_images_are_measured_apart_and_whole(seeded_run):
 def test_report_part_of_the_training_splits_is_the_default(seeded_run):
     selection = resolve_selection(seeded_run.manifest(), seeded_run.config, [], None)
     assert (selection.splits, selection.part) == (("train",), "report")
+
+
+def test_masks_of_the_tune_part_alone_are_measured_and_said(seeded_run, capsys):
+    manifest = seeded_run.manifest()
+    rows = list(manifest.iter_written_rows())
+    tuning = next(row.image_id for row in rows if row.split == "train" and is_tuning_image(row.image_id))
+    rows = [row if row.image_id == tuning else replace(row, mask_uri=None) for row in rows]
+    write_manifest(seeded_run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
+    run = open_run(seeded_run.uri)
+    assert measurable_splits(run.manifest(), run.config) == [["train"]]
+    assert run_status(run).steps[-1].state == "not started"
+    with connect("in-process") as connection:
+        measured = evaluate_labels(run, connection, [], None, ("map",), deterministic=False)
+    assert {(each.part, each.num_images) for each in measured} == {("all", 1)}
+    assert "all images with masks are measured, because none of them is in the report part" in capsys.readouterr().out
+    assert run_status(run).steps[-1].state == "done"
+    assert status_lines(run_status(run))[0].endswith("14 images, 5 classes, 1 image with a mask")
+    to_report = resolve_selection(run.manifest(), run.config, [], "report")
+    with pytest.raises(ValueError, match=r"report part.*--part all"):
+        selected_units(run.manifest(), to_report, run.config.unit_size)
 
 
 def test_images_without_a_usable_mask_are_left_out_and_counted(map_images, drawn_images, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -89,6 +90,11 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     assert masks_of(painted_run, "train")["scene_0003"][0, 0] == 2
     printed = capsys.readouterr().out
     assert "import: 12 masks of" in printed and "--set segmenter.strong_splits=train --restart segmenter" in printed
+    assert "predict_masks.py" in printed and "measure: 'python jobs/evaluate.py" in printed
+    assert "aggregate_seeds" not in printed  # the run has seeds
+    shutil.rmtree(Path(painted_run.uri, "seeds"))
+    bring_back(painted_run, tmp_path / "out")
+    assert "  next:    'python jobs/aggregate_seeds.py" in capsys.readouterr().out
 
 
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
