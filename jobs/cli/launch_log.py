@@ -1,7 +1,8 @@
 """The log of a launch in `<run>/logs/`: everything that it printed, and the traceback of an error that ended it.
 
-The name has the start time, the script, the host and the process: `20261126-174500-generate_maps-node1-4711.log`. On a
-disk, the file grows while the job works, so a killed job leaves its log too. On S3, it is written when the job ends.
+Each message begins with its time (UTC). The name has the start time, the script, the host and the process:
+`20261126-174500-generate_maps-node1-4711.log`. On a disk, the file grows while the job works, so a killed job leaves
+its log too. On S3, it is written when the job ends.
 """
 
 import logging
@@ -21,14 +22,21 @@ from jobs.run.directory import LOGS, Run
 
 
 class Log:
-    """A file to write to, with control characters escaped; a full disk loses lines of the log and nothing else."""
+    """A file to write to: a time before each message, and control characters escaped.
+
+    A full disk loses lines of the log and nothing else.
+    """
 
     def __init__(self, file: IO[str]) -> None:
-        self._plain = PlainOutput(file)
+        self._plain, self._is_at_start = PlainOutput(file), True
 
     def write(self, text: str) -> None:
+        if not text:
+            return
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S ", time.gmtime()) if self._is_at_start and text.strip() else ""
+        self._is_at_start = text.endswith("\n")
         with suppress(OSError, ValueError):
-            self._plain.write(text)
+            self._plain.write(stamp + text)
 
     def flush(self) -> None:
         """Does nothing: the file is written line by line."""

@@ -19,6 +19,7 @@ from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
+from jobs.steps.machine_load import busy_in_words
 from jobs.steps.progress import duration, size
 from jobs.training.plan import training_plan
 from jobs.training.segmenter_job import check_images
@@ -89,7 +90,8 @@ def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: s
         return Estimate({}, 0.0, 0.0)
     where = "" if connection.is_optional or connection.in_process else "; the nodes of a cluster may differ"
     most = f"This takes up to {SECONDS} s, and the time to start."
-    print(f"{name}: timing the steps on a few images on this machine{where}. {most}", flush=True)
+    busy = f" {sentence}" if (sentence := busy_in_words()) else ""
+    print(f"{name}: timing the steps on a few images on this machine{where}. {most}{busy}", flush=True)
     estimate = estimate_steps(run, connection, rows, is_whole=is_whole)
     if estimate.problem:
         print(f"{name}: some steps could not be timed ({estimate.problem.rstrip('.')}).")

@@ -15,12 +15,16 @@ from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
 from cluster.words import plural
 from jobs.run.config_keys import ClusterConfig
+from jobs.steps.machine_load import busy_in_words
+from jobs.steps.progress import duration
 
 START_SECONDS = 20.0
 """About the time until a local Ray and its workers work. Shorter work is done in this process."""
 
 NOTICE_SECONDS = 30.0
-"""The time without a finished unit after which a launch says what it waits for."""
+"""The time without a finished unit after which a launch says what it waits for; again after twice the time."""
+
+MOST_NOTICE_SECONDS = 600.0  # the longest time between two such lines
 
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
@@ -120,33 +124,42 @@ def run_stages(
 
 
 def _with_notice(results: Iterator[Payload], pool: Pool) -> Iterator[Payload]:
-    """The results. If the first one takes long, a line says what the workers need and what the cluster has."""
-    notice = threading.Timer(NOTICE_SECONDS, lambda: print(waiting_for(pool, resources_if_running()), flush=True))
-    notice.daemon = True
-    notice.start()
+    """The results. While the first one is awaited, lines say what the workers need and what the cluster has."""
+    is_over = threading.Event()
+
+    def give_notice() -> None:
+        elapsed = wait = NOTICE_SECONDS
+        while not is_over.wait(wait):
+            print(waiting_for(pool, resources_if_running(), elapsed), flush=True)
+            wait = min(elapsed, MOST_NOTICE_SECONDS)
+            elapsed += wait
+
+    threading.Thread(target=give_notice, name="notice", daemon=True).start()
     try:
         with contextlib.closing(results):  # type: ignore[type-var]  # a generator
             for result in results:
-                notice.cancel()
+                is_over.set()
                 yield result
     finally:
-        notice.cancel()
+        is_over.set()
 
 
-def waiting_for(pool: Pool, there: Connection | None) -> str:
-    """Why no unit is finished yet, in a sentence.
+def waiting_for(pool: Pool, there: Connection | None, seconds: float) -> str:
+    """Why no unit is finished yet, in a sentence, and whether other programs use this machine.
 
     Args:
         there: what the cluster has now; None if Ray is still starting.
+        seconds: the time since the start.
     """
-    so_far = f"no unit is finished after {NOTICE_SECONDS:.0f} s"
+    busy = f" {sentence}" if (sentence := busy_in_words()) else ""
+    so_far = f"no unit is finished after {duration(seconds)}"
     if there is None:
-        return f"{so_far}: Ray is still starting."
+        return f"{so_far}: Ray is still starting.{busy}"
     has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
     if there.num_gpus < pool.gpus_per_actor or there.num_cpus < pool.cpus_per_actor:
         needs = "1 GPU" if pool.gpus_per_actor else f"{pool.cpus_per_actor:g} CPUs"
         return f"{so_far}: a worker needs {needs}, the cluster has {has} now. The launch waits until nodes are added."
-    return f"{so_far}: workers are starting, or a unit takes longer (the cluster has {has})."
+    return f"{so_far}: workers are starting, or a unit takes longer (the cluster has {has}).{busy}"
 
 
 def _print_late(late: LateUnit) -> None:

@@ -1,6 +1,7 @@
 """Every launch leaves a log in the run: what it printed, and the traceback of the error that ended it."""
 
 import sys
+from datetime import datetime
 from typing import IO
 
 import pytest
@@ -10,6 +11,8 @@ from jobs.cli.command_line import run_main
 from jobs.cli.launch_log import launch_log
 from jobs.run.directory import Run
 from storage.errors import StorageError
+
+TIME = len("2026-11-27 09:31:15 ")
 
 
 def logs(run: Run) -> list[str]:
@@ -22,11 +25,25 @@ def test_a_launch_leaves_what_it_printed_and_status_names_the_file(finished_maps
     printed = capsys.readouterr().out
     (log,) = logs(finished_maps_run)
     assert "seeds: 14 images done" in printed
-    assert log.endswith(printed)  # the first line is the command
+    lines = log.splitlines(keepends=True)
+    assert "".join(line[TIME:] for line in lines[1:]) == printed  # the first line is the command
     status.main(["--run", finished_maps_run.uri])
     (name,) = (finished_maps_run.location / "logs").list_names()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"log of the latest launch: {finished_maps_run.uri}/logs/{name}"
+
+
+def test_each_message_of_a_log_begins_with_its_time(trained_run, capsys):
+    with launch_log(trained_run, "aggregate_seeds"):
+        sys.stdout.write("begun, ")
+        sys.stdout.write("done\n")
+        sys.stdout.write("two\nlines\n")
+    assert capsys.readouterr().out == "begun, done\ntwo\nlines\n"
+    (log,) = logs(trained_run)
+    _, first, second, third = log.splitlines()
+    for line in (first, second):
+        datetime.strptime(line[:TIME], "%Y-%m-%d %H:%M:%S ")
+    assert (first[TIME:], second[TIME:], third) == ("begun, done", "two", "lines")
 
 
 def test_a_dry_run_leaves_no_log(finished_maps_run, capsys):
