@@ -43,7 +43,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
-	@echo "Installed."
+	@echo "Installed. Next: 'source $(VENV)/bin/activate'. Then 'make demo', or your photographs:"
+	@echo "docs/tutorial-own-photographs.md"
 
 constraints:                    ## freeze what is installed and works together
 	$(BIN)/pip freeze --exclude-editable > constraints.txt

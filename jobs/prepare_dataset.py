@@ -1,8 +1,9 @@
 """Makes a run's manifest: the frozen list of its images, labels and class names.
 
 Reads a folder per class, a table (CSV, Parquet), VOC's and COCO's layouts (also as other tools write them), labelme's
-files or Hugging Face's data sets. Of the images it reads only the headers. If masks are given as outlines, they are
-drawn into <run>/masks, for the evaluation. docs/data.md shows a small example of each source and the messages for usual
+files or Hugging Face's data sets. Of the images it reads only the headers: an image that is damaged behind its header
+is counted here. The steps that read it whole skip it, with the reason. If masks are given as outlines, they are drawn
+into <run>/masks, for the evaluation. docs/data.md shows a small example of each source and the messages for usual
 mistakes.
 """
 

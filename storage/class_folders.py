@@ -6,6 +6,7 @@ pictures, because only the path identifies it.
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from storage.image_paths import id_of_path
 from storage.location import Location
@@ -62,9 +63,24 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
             f"no class is made of {words(lost)}, because none of the {num_files:,} files there has the suffix of an "
             "image. Save them as JPEG or PNG, and prepare again."
         )
+    if empty := _empty_folders(folder, paths, depth):
+        notes.append(f"no class is made of {words(empty)}, because the folder has no file.")
     if num_loose := len(images) - len(below):
         notes.append(f"{num_loose:,} images in {folder} are ignored, because they are not in a class's folder.")
     return Source(tuple(found), notes=tuple(notes))
+
+
+def _empty_folders(folder: Location, paths: Sequence[str], depth: int) -> list[str]:
+    """The names of class folders without any file; on S3, a folder without a file does not exist."""
+    if not folder.is_local:
+        return []
+    filled = {tuple(path.split("/")[:depth]) for path in paths}
+    found = [place.relative_to(folder.uri).parts for place in Path(folder.uri).glob("/".join("*" * depth))]
+    return sorted(
+        parts[-1]
+        for parts in found
+        if parts not in filled and not any(part.startswith(".") for part in parts) and Path(folder.uri, *parts).is_dir()
+    )
 
 
 def _folders_without_image(paths: Sequence[str], depth: int) -> tuple[list[str], int]:

@@ -58,9 +58,18 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
     print(f"pipeline: look at {report.place}")
     if report.verdict:
         print(f"pipeline: {report.verdict.sentence} {report.verdict.advice}")
-    labels = ["--labels", "pseudo_labels"] if report.figures.one_label else []  # predictions would have no object
-    export = run.command("export_labels", "--format", "cvat", *labels)
+    export = export_command(run, report.figures.one_label)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
+
+
+def export_command(run: Run, one_label: str) -> str:
+    """The command that exports the finest masks with objects.
+
+    Args:
+        one_label: the only label in all predictions; "" if there are several.
+    """
+    labels = ["--labels", "pseudo_labels"] if one_label else []
+    return run.command("export_labels", "--format", "cvat", *labels)
 
 
 def require_possible(run: Run) -> None:

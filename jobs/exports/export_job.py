@@ -9,6 +9,7 @@ from cluster.words import plural
 from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
+from jobs.exports.regions import SPECK_PIXELS
 from jobs.run.directory import Run, parse_output
 from jobs.run.fingerprints import UPSTREAM, step_id
 from jobs.run.selection import units_of_step
@@ -174,14 +175,23 @@ class SeenImages:
     num_exported: int = 0
     num_empty: int = 0
     num_dropped: int = 0
+    num_objects: int = 0
+    num_specks: int = 0
 
     def add(self, result: Payload) -> None:
         self.num_exported += result["num_exported"]
         self.num_empty += result["num_empty"]
         self.num_dropped += result["num_dropped"]
+        self.num_objects += result["num_objects"]
+        self.num_specks += result["num_specks"]
 
     def describe(self) -> None:
-        """Prints how many objects are left out, and how many of the images have no object."""
+        """Prints how many images and objects this launch exported, how many are specks or are left out, and warns."""
+        if self.num_exported and self.num_objects:
+            print(
+                f"export: {plural(self.num_exported, 'image')} with {plural(self.num_objects, 'object')}"
+                f"{self._specks()}"
+            )
         if self.min_object_pixels:
             few = f"of fewer than {plural(self.min_object_pixels, 'pixel')}"
             print(f"export: {plural(self.num_dropped, 'object')} {few} left out; they count as background")
@@ -194,6 +204,14 @@ class SeenImages:
         print(
             f"export: WARNING: no object in any of the {plural(self.num_exported, 'image')}: every pixel is background "
             f"or unknown. Look at the report. Other labels may be better: --labels {others}."
+        )
+
+    def _specks(self) -> str:
+        if 2 * self.num_specks < self.num_objects:
+            return ""
+        return (
+            f"; {self.num_specks:,} of them have fewer than {SPECK_PIXELS} pixels, and --min-object-pixels "
+            f"{SPECK_PIXELS} leaves these out"
         )
 
 

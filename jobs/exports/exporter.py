@@ -18,7 +18,7 @@ from jobs.exports.format_table import FORMATS
 from jobs.exports.formats.npy import encode_cam_npy
 from jobs.exports.image_names import ImageNames
 from jobs.exports.labelled_image import Classes, Exported, LabelledImage, WholeExport
-from jobs.exports.regions import without_small
+from jobs.exports.regions import count_regions, without_small
 from jobs.maps.evidence import Evidence, resized
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
@@ -121,6 +121,8 @@ class Exporter:
             "num_exported": len(exported),
             "num_empty": sum(result.is_empty for result in exported),
             "num_dropped": sum(result.num_dropped for result in exported),
+            "num_objects": sum(result.num_objects for result in exported),
+            "num_specks": sum(result.num_specks for result in exported),
         }
         return finish_unit(self.job.step, row, skipped, time.monotonic() - started) | counts
 
@@ -173,7 +175,10 @@ class Exporter:
             )
         )
         is_empty = not ((labels > 0) & (labels != ignored)).any()
-        return replace(exported, is_empty=is_empty, num_dropped=num_dropped)
+        num_objects, num_specks = count_regions(labels, self.manifest.num_classes)
+        return replace(
+            exported, is_empty=is_empty, num_dropped=num_dropped, num_objects=num_objects, num_specks=num_specks
+        )
 
     def _without_small(self, labels: np.ndarray) -> tuple[np.ndarray, int]:
         if not self.job.min_object_pixels:

@@ -63,12 +63,16 @@ class Exported:
         record: plain data for the file with all images, or with the images of a unit; None if there is no such file.
         is_empty: no pixel of the image has a class.
         num_dropped: the number of components that are left out, because they are small.
+        num_objects: the number of components that are exported.
+        num_specks: how many of these have fewer than `SPECK_PIXELS` pixels.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     record: Any = None
     is_empty: bool = False
     num_dropped: int = 0
+    num_objects: int = 0
+    num_specks: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+SPECK_PIXELS = 100  # smaller components are rarely objects
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 _RIGHT, _DOWN, _LEFT, _UP = (1, 0), (0, 1), (-1, 0), (0, -1)  # steps (x, y) along the sides of pixels
 
@@ -53,6 +54,18 @@ def regions(labels: np.ndarray, num_classes: int) -> Iterator[Region]:
             for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
                 mask = numbered[rows, columns] == number
                 yield Region(int(label) - 1, columns.start, rows.start, mask)
+
+
+def count_regions(labels: np.ndarray, num_classes: int) -> tuple[int, int]:
+    """The number of components in an image's labels (H, W), and of those with fewer than `SPECK_PIXELS` pixels."""
+    num_objects = num_specks = 0
+    for label in np.unique(labels):
+        if 1 <= label <= num_classes:
+            numbered, _ = ndimage.label(labels == label, structure=_EIGHT_NEIGHBOURS)
+            areas = np.bincount(numbered.ravel())[1:]
+            num_objects += len(areas)
+            num_specks += int((areas < SPECK_PIXELS).sum())
+    return num_objects, num_specks
 
 
 def without_small(labels: np.ndarray, num_classes: int, min_pixels: int) -> tuple[np.ndarray, int]:

@@ -220,7 +220,7 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     lines += [f"  {step.note}"] if step.note else []
     if step.state == "done" and step.seconds is not None and step.estimated_seconds is not None:
-        start = ", without the start of processes" if step.unit == "images" else ""
+        start = " without the start of processes (the log counts it too)" if step.unit == "images" else ""
         lines.append(f"  took {duration(step.seconds)}{start}; the estimate was {duration(step.estimated_seconds)}")
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())

@@ -3,6 +3,7 @@
 It is recorded in `run.json`, as soon as a launched step has accepted it. Unknown keys are refused.
 """
 
+import difflib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -83,9 +84,16 @@ def _read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"--config {path}: no such file.") from None
+        raise ValueError(f"--config {path}: no such file.{_near(Path(path))}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path}: not a TOML file ({error}).") from None
+
+
+def _near(path: Path) -> str:
+    """' Did you mean ...?' with the most similar TOML file in the folder of a missing one; '' if none is similar."""
+    names = [place.name for place in path.parent.glob("*.toml")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _parse_assignment(assignment: str) -> dict[str, Any]:

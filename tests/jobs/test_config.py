@@ -92,6 +92,9 @@ def test_training_workers_are_a_number_or_a_range(given, workers):
 def test_missing_or_broken_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         resolve_config({}, str(tmp_path / "absent.toml"), [])
+    (tmp_path / "own_data.toml").write_text("")
+    with pytest.raises(ValueError, match=r"own_dta.toml: no such file. Did you mean .*/own_data.toml\?"):
+        resolve_config({}, str(tmp_path / "own_dta.toml"), [])
     (tmp_path / "broken.toml").write_text("maps = [")
     with pytest.raises(ValueError, match="not a TOML file"):
         resolve_config({}, str(tmp_path / "broken.toml"), [])

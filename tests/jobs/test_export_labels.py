@@ -277,6 +277,11 @@ def test_objects_below_a_size_are_left_out_of_every_format_and_counted(painted_r
     labels = painted_run.location / "predictions" / "labels"
     for name, content in (("scene_0012", specks), ("scene_0013", np.zeros_like(specks))):
         (labels / f"{name}.png").write_bytes(encode_label_png(content))
+    export_to(painted_run, "png", tmp_path / "all", "predictions", splits=["val"])
+    sentence = (
+        "export: 2 images with 4 objects; 4 of them have fewer than 100 pixels, and --min-object-pixels 100 leaves"
+    )
+    assert sentence in capsys.readouterr().out
     export_to(painted_run, "png", tmp_path / "png", "predictions", min_pixels=4)
     assert "export: 2 objects of fewer than 4 pixels left out; they count as background" in capsys.readouterr().out
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "png/scene_0012.png")), whole)

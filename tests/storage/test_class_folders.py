@@ -53,3 +53,12 @@ def test_a_folder_without_class_folders_is_refused_with_the_way_out(location: Lo
         read_class_folders(location)
     with pytest.raises(ValueError, match="no such folder" if location.is_local else "no images"):
         read_class_folders(location / "nowhere")
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_an_empty_folder_is_named_because_it_makes_no_class(tmp_path, above: str) -> None:
+    folder = put(Location(str(tmp_path)), f"{above}cats/0.jpg", f"{above}sheep/0.jpg")
+    assert read_class_folders(folder).notes == ()
+    (tmp_path / above / "dogs").mkdir()
+    (tmp_path / above / ".thumbnails").mkdir()
+    assert read_class_folders(folder).notes == ("no class is made of dogs, because the folder has no file.",)

@@ -3,6 +3,7 @@
 import pytest
 
 from jobs import report
+from jobs.cli.pipeline import export_command
 from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.reporting.verdict import Figures, best_measured, chance_of, judge
@@ -77,6 +78,11 @@ def test_the_best_masks_of_the_largest_group_count():
     ]
     assert best_measured(groups) == ("pseudo-labels", 0.6, 30)
     assert best_measured([]) is None
+
+
+def test_the_pipeline_offers_masks_that_have_objects(run):
+    assert export_command(run, "background").endswith("--format cvat --labels pseudo_labels")
+    assert export_command(run, "").endswith("--format cvat")
 
 
 def test_page_and_command_say_the_verdict(predicted_run, capsys, html_of):
