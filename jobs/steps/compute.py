@@ -18,6 +18,9 @@ from jobs.steps.waiting import notices
 START_SECONDS = 20.0
 """About the time until a local Ray and its workers work. Shorter work is done in this process."""
 
+CPUS_OF_A_NEW_NODE = 8.0
+"""The CPUs that a node of an autoscaling cluster is assumed to have, as those of `ray_cluster.yaml` do."""
+
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
     """The connection that the configuration asks for; it is open during a `with` block."""
@@ -56,11 +59,14 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Po
     """A pool of computing actors for the cluster: one per GPU, or one per CPU, each with one thread.
 
     The CPU actors of a node together leave one logical CPU free. Reading and writing tasks, which take a few percent of
-    the backbone's time, are scheduled there.
+    the backbone's time, are scheduled there. The nodes to come of an autoscaling cluster are not known: there may be
+    only a head without CPUs now.
     """
     on_gpu = device == "cuda"
-    most = config.max_actors or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
-    cpus_per_node = max(2.0, connection.num_cpus / max(1, connection.num_nodes))
+    given = config.max_actors if on_gpu else config.max_cpu_actors or config.max_actors
+    most = given or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
+    there = connection.num_cpus / max(1, connection.num_nodes)
+    cpus_per_node = CPUS_OF_A_NEW_NODE if config.autoscaling else max(2.0, there)
     return Pool(
         min_actors=config.min_actors or (1 if config.autoscaling else most),
         max_actors=most,

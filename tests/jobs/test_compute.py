@@ -10,7 +10,7 @@ from cluster.errors import ClusterError
 from cluster.fanout import Stages
 from jobs.run.config_keys import ClusterConfig
 from jobs.steps import compute, waiting
-from jobs.steps.compute import run_stages
+from jobs.steps.compute import actor_pool, run_stages
 from jobs.steps.waiting import waiting_for
 
 
@@ -77,3 +77,18 @@ def test_a_missing_gpu_is_named():
     )
     assert "workers are starting" in waiting_for("a worker needs", 1.0, 1.0, Connection(8, 1, 2))
     assert "Ray is still starting" in waiting_for("a worker needs", 1.0, 1.0, None)
+
+
+def test_steps_on_cpus_have_their_own_number_of_actors():
+    head_alone = Connection(0, 0, 1)
+    config = ClusterConfig(autoscaling=True, max_actors=8, max_cpu_actors=32)
+    assert actor_pool(config, head_alone, "cuda").max_actors == 8
+    assert actor_pool(config, head_alone, "cpu").max_actors == 32
+    assert actor_pool(ClusterConfig(autoscaling=True, max_actors=8), head_alone, "cpu").max_actors == 8
+
+
+def test_a_node_of_an_autoscaling_cluster_has_no_more_actors_than_cpus_and_one():
+    """The head has no CPU, so the cluster's mean says nothing about the nodes to come."""
+    for there in (Connection(0, 0, 1), Connection(8, 0, 2)):
+        pool = actor_pool(ClusterConfig(autoscaling=True, max_cpu_actors=32), there, "cpu")
+        assert 8 <= 8 / pool.cpus_per_actor < 10
