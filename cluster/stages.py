@@ -20,6 +20,9 @@ class Stages:
 
     Attributes:
         make_compute: Called once in every actor; it returns the function from an input payload to an output payload.
+            If the function has an attribute `prepare`, it is another such function: an actor calls it with the input
+            payload while another unit is computed, and the first function gets its result. Elsewhere it is not called,
+            so the first function must also accept the input payload itself.
         read: From a unit to its input payload, in a task; None if the actor reads the unit itself.
         write: From an output payload to the unit's receipt, in a task; None if the actor returns the receipt itself.
     """

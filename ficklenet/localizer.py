@@ -25,7 +25,7 @@ from torch import Tensor
 from ficklenet import dense_sampler
 from ficklenet.dense_sampler import expected_evidence, expected_score
 from ficklenet.folding import Normalization, SampleFold
-from ficklenet.gpu_kernels import kernels_for
+from ficklenet.gpu_kernels import kernels_for, sent
 from ficklenet.head import StochasticHead
 
 Sampler = Literal["compiled", "triton", "dense"]
@@ -71,7 +71,8 @@ def localize(
     Args:
         features_BKHW: the backbone's output, on the head's device.
         head: the trained head.
-        classes_BS: int64 class numbers in [0, C), -1 in empty slots.
+        classes_BS: int64 class numbers in [0, C), -1 in empty slots. If they are on the CPU, nothing here waits for a
+            GPU.
         keys: one ``ficklenet.masks.mask_key`` per image.
         num_samples: N; the samples are 0 .. N - 1 of the inference stream.
         drop_rate: p, the probability of dropping an offset other than the centre.
@@ -87,6 +88,7 @@ def localize(
         ValueError: classes are outside the class list, keys or rows of classes do not match the images, there are no
             samples, the vote threshold is out of range, or the sampler cannot run here.
     """
+    classes_BS = classes_BS.cpu()
     _check_request(features_BKHW, head, classes_BS, keys)
     if num_samples < 1:
         raise ValueError(f"num_samples: {num_samples} given; give at least 1.")
@@ -187,10 +189,11 @@ def _fill_all_rows(
     images_R, slots_R = (classes_BS >= 0).nonzero(as_tuple=True)
     if len(images_R) == 0:
         return
-    classes_R = classes_BS[images_R, slots_R]
-    affinity_RDV = head.affinity(features_BKHW[images_R], classes_R[:, None])[:, 0]
+    classes_R = sent(classes_BS[images_R, slots_R], features_BKHW.device)
+    rows = sent(images_R, features_BKHW.device), sent(slots_R, features_BKHW.device)
+    affinity_RDV = head.affinity(features_BKHW[rows[0]], classes_R[:, None])[:, 0]
     score_1R = expected_score(affinity_RDV[None], head.bias[classes_R][None], _grid(features_BKHW), drop_rate)
-    _fill(maps, images_R, slots_R, fold_samples(affinity_RDV, images_R, keys), score_1R[0])
+    _fill(maps, *rows, fold_samples(affinity_RDV, images_R, keys), score_1R[0])
 
 
 def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFold, score: Tensor) -> None:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ficklenet.gpu_kernels import sent
 from ficklenet.masks import INFERENCE_STREAM, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, WORDS_PER_CALL
 from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW
 
@@ -27,9 +28,9 @@ _KEY_STEP_0, _KEY_STEP_1 = tl.constexpr(PHILOX_KEY_STEPS[0]), tl.constexpr(PHILO
 
 
 def keys_on(device: torch.device, keys: Sequence[int]) -> Tensor:
-    """The keys of images as int64 with the same bits, on a device; without waiting for the device."""
+    """The keys of images as int64 with the same bits, on a device."""
     signed_keys = [key - 2**64 if key >= 2**63 else key for key in keys]
-    return torch.tensor(signed_keys, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return sent(torch.tensor(signed_keys), device)
 
 
 @triton.jit

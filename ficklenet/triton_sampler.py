@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ficklenet import triton_kernels
 from ficklenet.folding import Normalization, SampleFold
+from ficklenet.gpu_kernels import sent
 from ficklenet.masks import num_draws, table_entries
 
 BYTES_PER_CHUNK = 2**28  # for draws and maps together
@@ -45,7 +46,7 @@ def fold_samples(
 
     Args:
         affinity_RDV: float32, the affinity of each row's class; at least one row.
-        images_R: int64, each row's image as an index into ``keys``, ascending.
+        images_R: int64 on the CPU, each row's image as an index into ``keys``, ascending.
         keys: one ``mask_key`` per image.
         samples: consecutive sample numbers of the inference stream.
         grid: (H, W).
@@ -79,13 +80,16 @@ def sample_maps(
     grid: tuple[int, int],
     drop_rate: float,
 ) -> Tensor:
-    """Every sample's Grad-CAM after ReLU, times V: float32 (R, N, V); normalisation removes this factor."""
+    """Every sample's Grad-CAM after ReLU, times V: float32 (R, N, V); normalisation removes this factor.
+
+    Arguments as in ``fold_samples``.
+    """
     num_rows, num_offsets, num_positions = affinity_RDV.shape
     device, kernel_size = affinity_RDV.device, math.isqrt(num_offsets)
     patterns_BNGV = drawn_patterns(
         keys, samples, kernel_size=kernel_size, num_positions=num_positions, drop_rate=drop_rate, device=device
     )
-    first_row_B1 = torch.searchsorted(images_R, torch.arange(len(keys) + 1, device=device))
+    first_row_B1 = torch.searchsorted(images_R, torch.arange(len(keys) + 1))
     most_rows = int(first_row_B1.diff().max())
     rows = min(MOST_ROWS, triton.next_power_of_2(most_rows))
     programs = (
@@ -99,7 +103,7 @@ def sample_maps(
             maps_RNV,
             affinity_RDV.contiguous(),
             patterns_BNGV,
-            first_row_B1,
+            sent(first_row_B1, device),
             len(keys),
             len(samples),
             *grid,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cluster.fanout import Payload
+from ficklenet.gpu_kernels import sent
 from ficklenet.transforms import normalize, resize_square
 from jobs.run.config_keys import MapsConfig
 from jobs.run.directory import Run
@@ -82,18 +83,16 @@ class BackbonePasses:
         batch_size = config.batch_size or (GPU_BATCH if device == "cuda" else CPU_BATCH)
         return cls(device, resolved_precision(config.precision, device), batch_size)
 
-    def run(self, network: Callable[[torch.Tensor], Output], images: np.ndarray) -> Output:
+    def run(self, network: Callable[[torch.Tensor], Output], images: np.ndarray | torch.Tensor) -> Output:
         """The network's output for at most one batch of images uint8 (n, 3, H, W), after normalising them.
 
         A short batch is padded with zeros, and the output has rows for the padding too: the same shape always gives the
         same bits.
         """
-        missing = self.batch_size - len(images)
-        full = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
-        pixels = torch.from_numpy(full)
-        if self.device == "cuda":
-            pixels = pixels.pin_memory()  # without this, the copy would wait for the batch before
-        inputs = normalize(pixels.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        pixels = sent(torch.as_tensor(images), self.device)
+        if missing := self.batch_size - len(pixels):
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+        inputs = normalize(pixels).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
             return network(inputs)
 

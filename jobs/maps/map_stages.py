@@ -10,6 +10,7 @@ from torch import Tensor
 from cluster.fanout import Payload
 from cluster.quarantine import Compute
 from ficklenet.classifier import predicted_classes
+from ficklenet.gpu_kernels import sent
 from ficklenet.localizer import Normalization, localize
 from ficklenet.masks import mask_key
 from jobs.maps.backbone_passes import BackbonePasses, batches, read_unit_images
@@ -83,6 +84,10 @@ class MapMaker:
         self.passes = BackbonePasses.of(job.run.config.maps, job.device)
         self.model = load_classifier(job.run).to(job.device).to(memory_format=torch.channels_last)
 
+    def prepare(self, unit: Payload) -> Payload:
+        """Sends the images to the device, while another unit is computed."""
+        return {**unit, "images": sent(torch.from_numpy(unit["images"]), self.job.device)}
+
     def __call__(self, unit: Payload) -> Payload:
         started = time.monotonic()
         self.job.step.require_here()
@@ -110,19 +115,19 @@ class MapMaker:
 
     @torch.inference_mode()
     def localize(
-        self, images: np.ndarray, classes: np.ndarray, to_predict: np.ndarray, keys: np.ndarray
+        self, images: np.ndarray | Tensor, classes: np.ndarray, to_predict: np.ndarray, keys: np.ndarray
     ) -> dict[str, Tensor]:
         """Classes (n, slot), max and mean float16 (n, slot, h, w) and score (n, slot) of at most one batch.
 
-        They are on the device, which may still be computing them.
+        The maps and scores are on the device, which may still be computing them.
         """
         maps = self.job.run.config.maps
         features = self.features(images)
-        classes_BS = torch.from_numpy(classes.astype(np.int64)).to(self.job.device)
+        classes_BS = torch.from_numpy(classes.astype(np.int64))  # on the CPU, so that `localize` does not wait
         if to_predict.any():
             logits = self.model.head.expected_logits(features, self.model.spec.drop_rate)
             predicted = predicted_classes(logits, maps.predicted_threshold, maps.max_classes, classes.shape[1])
-            classes_BS = torch.where(torch.from_numpy(to_predict).to(self.job.device)[:, None], predicted, classes_BS)
+            classes_BS = torch.where(torch.from_numpy(to_predict)[:, None], predicted.cpu(), classes_BS)
         found = localize(
             features,
             self.model.head,
@@ -139,7 +144,7 @@ class MapMaker:
             "score": found.score_BS,
         }
 
-    def features(self, images: np.ndarray) -> Tensor:
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
         """Backbone features, float32."""
         return self.passes.run(self.model.backbone, images)[: len(images)].float().contiguous()
 

@@ -111,7 +111,7 @@ def localisation(
     return localize(
         features.float().contiguous(),
         head,
-        torch.arange(num_classes, device="cuda").expand(len(features), -1),
+        torch.arange(num_classes).expand(len(features), -1),
         [mask_key(0, str(number)) for number in range(len(features))],
         num_samples=num_samples,
         drop_rate=drop_rate,
@@ -195,7 +195,7 @@ def triton_mask_difference(device: torch.device) -> float:
     num_offsets = KERNEL_SIZE**2
     # 1 at one offset and 0 elsewhere makes that offset's mask visible in the map: a row for each offset.
     affinity = torch.eye(num_offsets, device=device)[:, :, None].repeat(1, 1, 41 * 41)
-    rows = torch.zeros(num_offsets, dtype=torch.int64, device=device)
+    rows = torch.zeros(num_offsets, dtype=torch.int64)
     worst = 0.0
     for key in (1, 2**63 + 7, mask_key(0, "check")):
         for drop_rate in (0.0, 0.5, 0.9, 1.0):
@@ -251,7 +251,7 @@ def map_difference(options: argparse.Namespace, normalization: Normalization) ->
     generator = torch.Generator("cuda").manual_seed(0)
     features = torch.rand(4, 512, 41, 41, device="cuda", generator=generator)
     head = StochasticHead(512, NUM_CLASSES, KERNEL_SIZE).cuda()
-    classes = torch.tensor([[0, 1, 2, 3, 4, 5], [7, -1, -1, -1, -1, -1], [-1] * 6, [3, 19, -1, -1, -1, -1]]).cuda()
+    classes = torch.tensor([[0, 1, 2, 3, 4, 5], [7, -1, -1, -1, -1, -1], [-1] * 6, [3, 19, -1, -1, -1, -1]])
     keys = [mask_key(0, str(number)) for number in range(4)]
     found, wanted = (
         localize(
