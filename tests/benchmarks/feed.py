@@ -34,7 +34,7 @@ from PIL import Image
 from cluster.connect import connect
 from cluster.fanout import Pool, Stages, fan_out
 from ficklenet.drawing import draw_scene
-from ficklenet.transforms import resize_square
+from ficklenet.resampling import resize_square
 from storage.images import read_image
 from storage.location import Location
 from storage.map_store import MapStore

@@ -32,7 +32,8 @@ from ficklenet.head import StochasticHead
 from ficklenet.localizer import LocalizationMaps, Sampler, localize, samplers_for
 from ficklenet.masks import INFERENCE_STREAM, TRAINING_STREAM, dropout_masks, mask_key
 from ficklenet.mean_field import refine_exactly
-from ficklenet.transforms import resize_maps, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import resize_maps
 
 NUM_CLASSES = 20
 KERNEL_SIZE = 9
