@@ -189,11 +189,31 @@ def _fill_all_rows(
     images_R, slots_R = (classes_BS >= 0).nonzero(as_tuple=True)
     if len(images_R) == 0:
         return
-    classes_R = sent(classes_BS[images_R, slots_R], features_BKHW.device)
-    rows = sent(images_R, features_BKHW.device), sent(slots_R, features_BKHW.device)
-    affinity_RDV = head.affinity(features_BKHW[rows[0]], classes_R[:, None])[:, 0]
-    score_1R = expected_score(affinity_RDV[None], head.bias[classes_R][None], _grid(features_BKHW), drop_rate)
+    classes_R = classes_BS[images_R, slots_R]
+    affinity_RDV = _affinity_of_rows(head, features_BKHW, images_R, classes_R)
+    bias_1R = head.bias[sent(classes_R, head.bias.device)][None]
+    score_1R = expected_score(affinity_RDV[None], bias_1R, _grid(features_BKHW), drop_rate)
+    rows = sent(images_R, maps.max_BSHW.device), sent(slots_R, maps.max_BSHW.device)
     _fill(maps, *rows, fold_samples(affinity_RDV, images_R, keys), score_1R[0])
+
+
+def _affinity_of_rows(head: StochasticHead, features_BKHW: Tensor, images_R: Tensor, classes_R: Tensor) -> Tensor:
+    """The affinity (R, D, V) of rows, which are in the order of their images; both numbers are on the CPU.
+
+    One product for all classes of an image is twice as fast as one for each class, so images with the same number of
+    classes are computed together.
+    """
+    device, counts_B = features_BKHW.device, torch.bincount(images_R, minlength=len(features_BKHW))
+    parts, order = [], []
+    for count in counts_B[counts_B > 0].unique().tolist():
+        images, is_part = (counts_B == count).nonzero()[:, 0], counts_B[images_R] == count
+        features = features_BKHW if len(images) == len(features_BKHW) else features_BKHW[sent(images, device)]
+        classes_BS = classes_R[is_part].view(len(images), count)
+        parts.append(head.affinity(features, sent(classes_BS, device)).flatten(0, 1))
+        order.append(is_part.nonzero()[:, 0])
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[sent(torch.cat(order).argsort(), device)]
 
 
 def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFold, score: Tensor) -> None:

@@ -10,17 +10,20 @@ Shape legend: B images, R rows (the wanted classes of all images, image by image
 positions, G draws of ten offsets, P parts of the samples that are folded separately.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
 
 from ficklenet import triton_kernels
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.gpu_kernels import sent
-from ficklenet.masks import num_draws, table_entries
+from ficklenet.masks import num_draws, table_entries, windows_inside
+from ficklenet.patterns import OFFSETS_PER_DRAW
 
 BYTES_PER_CHUNK = 2**28  # for draws and maps together
 
@@ -87,7 +90,7 @@ def sample_maps(
     num_rows, num_offsets, num_positions = affinity_RDV.shape
     device, kernel_size = affinity_RDV.device, math.isqrt(num_offsets)
     patterns_BNGV = drawn_patterns(
-        keys, samples, kernel_size=kernel_size, num_positions=num_positions, drop_rate=drop_rate, device=device
+        keys, samples, kernel_size=kernel_size, grid=grid, drop_rate=drop_rate, device=device
     )
     first_row_B1 = torch.searchsorted(images_R, torch.arange(len(keys) + 1))
     most_rows = int(first_row_B1.diff().max())
@@ -106,7 +109,7 @@ def sample_maps(
             sent(first_row_B1, device),
             len(keys),
             len(samples),
-            *grid,
+            num_positions,
             KERNEL_SIZE=kernel_size,
             NUM_DRAWS=num_draws(kernel_size),
             ROWS=rows,
@@ -121,11 +124,15 @@ def drawn_patterns(
     samples: range,
     *,
     kernel_size: int,
-    num_positions: int,
+    grid: tuple[int, int],
     drop_rate: float,
     device: torch.device,
 ) -> Tensor:
-    """``ficklenet.masks.drawn_patterns`` of the inference stream, as int16 (B, N, G, V)."""
+    """``ficklenet.masks.drawn_patterns`` of the inference stream, as int16 (B, N, G, V).
+
+    The bits of offsets whose window has its centre outside the grid are 0.
+    """
+    num_positions = grid[0] * grid[1]
     patterns_BNGV = torch.empty(
         len(keys), len(samples), num_draws(kernel_size), num_positions, dtype=torch.int16, device=device
     )
@@ -135,6 +142,7 @@ def drawn_patterns(
             patterns_BNGV,
             triton_kernels.keys_on(device, keys),
             table_entries(drop_rate, torch.int32, device),
+            inside_patterns(kernel_size, grid, device),
             samples.start,
             len(samples),
             num_positions,
@@ -143,6 +151,17 @@ def drawn_patterns(
             TILE=TILE,
         )
     return patterns_BNGV
+
+
+@functools.cache
+@torch.inference_mode(False)  # the cached tensor must also be usable in training
+def inside_patterns(kernel_size: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """int16 (G, V): as a pattern, which offsets have the centre of their window on the grid; do not change it."""
+    inside_DV, centre = windows_inside(kernel_size, grid).int(), kernel_size**2 // 2
+    others = torch.cat([inside_DV[:centre], inside_DV[centre + 1 :]])
+    missing = num_draws(kernel_size) * OFFSETS_PER_DRAW - len(others)
+    bits = functional.pad(others, (0, 0, 0, missing)).unflatten(0, (-1, OFFSETS_PER_DRAW))
+    return (bits << torch.arange(OFFSETS_PER_DRAW)[:, None]).sum(1).to(device, torch.int16)
 
 
 def normalize_and_fold(maps_RNV: Tensor, rank: int, vote_threshold: float | None = None) -> SampleFold:
