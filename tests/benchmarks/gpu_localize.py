@@ -7,7 +7,9 @@
 Needs torch with CUDA, torchvision and numpy; the rest of the project may be absent. The backbone runs as in
 `generate_maps`: channels_last, mixed precision, batches of one fixed size. Localisation is everything after the
 features of a batch: their conversion to float32, affinity, masks, sums, normalisation, fold and score. Times are per
-image, between two synchronisations of the device.
+image, between two synchronisations of the device. "both" is the backbone and then the localisation without a wait
+between them, as in the job: while the GPU runs the backbone, the CPU sends it the kernels of the localisation. "added" is
+what both take longer than the backbone, as a share of the backbone's time.
 """
 
 import argparse
@@ -52,7 +54,17 @@ def main() -> None:
         f"{options.samples} samples, input {options.size} x {options.size}, batches of {options.batch}, "
         f"{options.precision}{', compiled' if options.compile else ''}, median of {options.repeats} runs\n"
     )
-    header = ("classes", "p", "normalisation", "sampler", "backbone ms", "localisation ms", "ratio", "peak MiB")
+    header = (
+        "classes",
+        "p",
+        "normalisation",
+        "sampler",
+        "backbone ms",
+        "localisation alone ms",
+        "both ms",
+        "added",
+        "peak MiB",
+    )
     print(" | ".join(header))
     print(" | ".join("---" for _ in header))
     measure(options)
@@ -71,13 +83,24 @@ def measure(options: argparse.Namespace) -> None:
             for normalization in (Normalization("max"), Normalization("percentile", 90.0)):
                 for sampler in samplers:
                     run_localisation = partial(
-                        localisation, features, head, num_classes, drop_rate, normalization, options.samples, sampler
+                        localisation,
+                        features=features,
+                        head=head,
+                        num_classes=num_classes,
+                        drop_rate=drop_rate,
+                        normalization=normalization,
+                        num_samples=options.samples,
+                        sampler=sampler,
                     )
-                    times = side_by_side([run_backbone, run_localisation], options.repeats)
+
+                    def run_both(localise: Callable[..., object] = run_localisation) -> None:
+                        localise(features=run_backbone())
+
+                    times = side_by_side([run_backbone, run_localisation, run_both], options.repeats)
                     peak = peak_mebibytes(run_localisation)
                     per_image = (f"{1e3 * value / options.batch:.4f}" for value in times)
                     print(num_classes, drop_rate, normalization.kind, sampler, sep=" | ", end=" | ")
-                    print(*per_image, f"{times[1] / times[0]:.1%}", f"{peak:.0f}", sep=" | ", flush=True)
+                    print(*per_image, f"{times[2] / times[0] - 1:.1%}", f"{peak:.0f}", sep=" | ", flush=True)
 
 
 def build(options: argparse.Namespace) -> tuple[nn.Module, StochasticHead, Tensor]:

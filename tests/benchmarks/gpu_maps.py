@@ -34,6 +34,7 @@ def main() -> None:
         load = GpuLoad()
         started = time.time()
         with connect("local") as connection:
+            print(f"Ray runs after {time.time() - started:.1f} s")
             launch_step(run, connection, "maps", restart=True)
         receipts = sorted(Step(run.location / "maps").receipts().values(), key=lambda receipt: receipt.finished)
         load.stop()
