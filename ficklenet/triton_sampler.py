@@ -27,8 +27,9 @@ from ficklenet.patterns import OFFSETS_PER_DRAW
 
 BYTES_PER_CHUNK = 2**28  # for draws and maps together
 
-# A program of the first two kernels works on some samples at some positions; in the second kernel, on some rows of one
-# image. All its rows use the same draws, and all its samples the same values of the affinity; both are in registers.
+# A program of the first two kernels works on some samples at TILE positions: the first on one sample in one warp, the
+# second on GROUP samples and on some rows of one image. All its rows use the same draws, and all its samples the same
+# values of the affinity; both are in registers.
 MOST_ROWS, GROUP, TILE = 4, 8, 128
 SAMPLES_PER_PART = 8  # for a program of the third kernel, which works on one row
 FOLD_VALUES_PER_WARP = 512
@@ -136,7 +137,7 @@ def drawn_patterns(
     patterns_BNGV = torch.empty(
         len(keys), len(samples), num_draws(kernel_size), num_positions, dtype=torch.int16, device=device
     )
-    programs = (triton.cdiv(num_positions, TILE), triton.cdiv(len(samples), GROUP), len(keys))
+    programs = (triton.cdiv(num_positions, TILE), len(samples), len(keys))
     with torch.cuda.device_of(patterns_BNGV):
         triton_kernels.draw_patterns[programs](
             patterns_BNGV,
@@ -147,8 +148,9 @@ def drawn_patterns(
             len(samples),
             num_positions,
             NUM_DRAWS=num_draws(kernel_size),
-            GROUP=GROUP,
+            GROUP=1,
             TILE=TILE,
+            num_warps=1,
         )
     return patterns_BNGV
 

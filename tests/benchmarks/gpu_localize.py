@@ -8,8 +8,8 @@ Needs torch with CUDA, torchvision and numpy; the rest of the project may be abs
 `generate_maps`: channels_last, mixed precision, batches of one fixed size. Localisation is everything after the
 features of a batch: their conversion to float32, affinity, masks, sums, normalisation, fold and score. Times are per
 image, between two synchronisations of the device. "both" is the backbone and then the localisation without a wait
-between them, as in the job: while the GPU runs the backbone, the CPU sends it the kernels of the localisation. "added" is
-what both take longer than the backbone, as a share of the backbone's time.
+between them, as in the job: while the GPU runs the backbone, the CPU sends it the kernels of the localisation. "added"
+is what both take longer than the backbone, as a share of the backbone's time.
 """
 
 import argparse
