@@ -165,12 +165,14 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
     if stages.read:
         data = data.map_batches(
             partial(run_stage_of_table, "read", stages.read, ledger),
+            batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(size=min(pool.num_reads(resources()), count)),
             num_cpus=pool.read_cpus,
         )
     data = data.map_batches(
         ComputeActor,  # a class runs as an actor
+        batch_size=1,
         batch_format="pyarrow",
         fn_constructor_args=(stages.make_compute, ledger),
         compute=ray.data.ActorPoolStrategy(
@@ -185,7 +187,7 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
     )
     if stages.write:
         write = partial(run_stage_of_table, "write", stages.write, ledger)
-        data = data.map_batches(write, batch_format="pyarrow", num_cpus=pool.write_cpus)
+        data = data.map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.write_cpus)
     return data
 
 

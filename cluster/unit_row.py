@@ -72,7 +72,7 @@ def receipt_of(row: Row) -> Payload:
     if row["state"] == FAILED:
         raise pickle.loads(row["payload"])
     if row["state"] in (RUNNING, ENDED):
-        return pickle.loads(row["payload"])
+        return _unpacked(row)
     raise ClusterError(
         f"cluster: unit {pickle.loads(row['unit'])} ended its process {MAX_BEGINS} times in stage "
         f"'{row['payload'].decode()}'. Check whether memory ran out, or leave this unit out."
@@ -102,7 +102,7 @@ def run_stage(
         return row
     keep_freed_memory()
     try:
-        payload = pickle.loads(row["payload"], buffers=[] if row["array"] is None else [row["array"]])
+        payload = _unpacked(row)
         payload = prepare(payload) if prepare else payload
     except Exception as error:  # noqa: BLE001  # passed on, not swallowed
         return row | _failed(stage, error)
@@ -147,6 +147,10 @@ def _packed(payload: Payload) -> Row:
 
     pickled = pickle.dumps(payload, pickle.HIGHEST_PROTOCOL, buffer_callback=is_pickled)
     return {"payload": pickled, "array": large[0] if large else None}
+
+
+def _unpacked(row: Row) -> Payload:
+    return pickle.loads(row["payload"], buffers=[] if row["array"] is None else [row["array"]])
 
 
 class ComputeActor:

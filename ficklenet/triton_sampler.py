@@ -28,9 +28,10 @@ from ficklenet.patterns import OFFSETS_PER_DRAW
 BYTES_PER_CHUNK = 2**28  # for draws and maps together
 
 # A program of the first two kernels works on some samples at TILE positions: the first on one sample in one warp, the
-# second on GROUP samples and on some rows of one image. All its rows use the same draws, and all its samples the same
-# values of the affinity; both are in registers.
-MOST_ROWS, GROUP, TILE = 4, 8, 128
+# second on some samples and some rows of one image. All its rows use the same draws, and all its samples the same
+# values of the affinity; both are in registers. These numbers were the fastest on an H200.
+TILE, MOST_ROWS = 128, 4
+GROUP, GROUP_OF_ONE_ROW = 8, 16  # samples of a program of the second kernel
 SAMPLES_PER_PART = 8  # for a program of the third kernel, which works on one row
 FOLD_VALUES_PER_WARP = 512
 
@@ -96,9 +97,10 @@ def sample_maps(
     first_row_B1 = torch.searchsorted(images_R, torch.arange(len(keys) + 1))
     most_rows = int(first_row_B1.diff().max())
     rows = min(MOST_ROWS, triton.next_power_of_2(most_rows))
+    group = GROUP_OF_ONE_ROW if rows == 1 else GROUP
     programs = (
         triton.cdiv(num_positions, TILE),
-        triton.cdiv(len(samples), GROUP),
+        triton.cdiv(len(samples), group),
         len(keys) * triton.cdiv(most_rows, rows),
     )
     maps_RNV = torch.empty(num_rows, len(samples), num_positions, device=device)
@@ -114,7 +116,7 @@ def sample_maps(
             KERNEL_SIZE=kernel_size,
             NUM_DRAWS=num_draws(kernel_size),
             ROWS=rows,
-            GROUP=GROUP,
+            GROUP=group,
             TILE=TILE,
         )
     return maps_RNV
