@@ -151,7 +151,8 @@ def _end_seconds(run: Run, paces: Paces) -> float:
             split in measured and uri is not None for split, uri in zip(batch["split"], batch["mask_uri"], strict=True)
         )
     drawn = min(NUM_IMAGES, num_images) / max(1, min(NUM_IMAGES, paces.num_images))
-    return paces.evaluation_seconds * num_measured + paces.report_seconds * drawn
+    evaluation = paces.evaluation_seconds * num_measured / max(1, paces.num_measured)
+    return evaluation + paces.report_seconds * drawn
 
 
 def _own_seconds() -> float:
@@ -161,7 +162,7 @@ def _own_seconds() -> float:
 
 def _process_seconds() -> float:
     """The start of a worker: a process of Python that imports what workers import, two at the same time."""
-    command = [sys.executable, "-c", "import ray.data, jobs.maps.map_stages"]
+    command = [sys.executable, "-c", "import ray.data, jobs.maps.map_maker"]
     started = time.monotonic()
     processes = [subprocess.Popen(command, cwd=PROJECT_ROOT) for _ in range(2)]
     for process in processes:

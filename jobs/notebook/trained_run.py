@@ -21,9 +21,10 @@ import torch
 
 from ficklenet.classifier import FickleNet
 from ficklenet.masks import mask_key
+from ficklenet.resampling import resize_square
 from ficklenet.segmenter import Segmenter
-from ficklenet.transforms import resize_square
-from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.maps.map_maker import MapMaker
+from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
 from jobs.notebook.arguments import require_classes, require_device, require_image, require_settings, require_step
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
@@ -155,7 +156,7 @@ class TrainedRun:
         slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)
         slots[0, : len(numbers)] = numbers
         inputs = resize_square(image, self.run.config.images.input_size)[None]
-        keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
+        keys = [mask_key(self.run.config.seed, image_id)]
         found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
         max_, mean, score = (found[name][0, : len(numbers)].cpu().numpy() for name in ("max", "mean", "score"))
         return ImageMaps(slots[0, : len(numbers)], max_, mean, score)

@@ -219,6 +219,8 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     lines += [f"  {step.note}"] if step.note else []
+    if step.state == "running" and not step.done and step.unit != "metrics":
+        lines.append("  nothing is finished yet: it computes, or waits for workers or nodes; its output says which")
     if step.state == "done" and step.seconds is not None and step.estimated_seconds is not None:
         start = " without the start of processes (the log counts it too)" if step.unit == "images" else ""
         lines.append(f"  took {duration(step.seconds)}{start}; the estimate was {duration(step.estimated_seconds)}")

@@ -7,10 +7,11 @@ import pytest
 
 from cluster.connect import Connection
 from cluster.errors import ClusterError
-from cluster.fanout import Pool, Stages
+from cluster.fanout import Stages
 from jobs.run.config_keys import ClusterConfig
-from jobs.steps import compute, machine_load
-from jobs.steps.compute import run_stages, waiting_for
+from jobs.steps import compute, machine_load, waiting
+from jobs.steps.compute import actor_pool, run_stages
+from jobs.steps.waiting import waiting_for
 
 
 def double(unit):
@@ -38,38 +39,67 @@ def test_a_ray_that_was_asked_for_is_needed(monkeypatch):
         results(Connection(2, 0, 1, is_to_start=True))
 
 
-def test_a_launch_that_waits_says_for_what(monkeypatch, capsys):
+def test_a_launch_that_waits_says_for_what_again_and_again(monkeypatch, capsys):
     def slow(*_, **__):
-        time.sleep(0.5)
+        time.sleep(0.4)
         yield {"value": 7}
 
-    monkeypatch.setattr(compute, "NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(compute, "fan_out", slow)
-    monkeypatch.setattr(compute, "resources_if_running", lambda: Connection(8, 0, 2))
+    monkeypatch.setattr(waiting, "resources_if_running", lambda: Connection(8, 0, 2))
     assert results(Connection(8, 0, 2)) == [7]
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("no unit is finished after 0 s: workers are starting")
-    assert 2 <= len(printed) <= 4  # after 0.05, 0.1, 0.2 and 0.4 s
-    monkeypatch.setattr(compute, "NOTICE_SECONDS", 60.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("no unit is finished after 0 s: workers are starting") for line in lines)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 60.0)
     assert results(Connection(8, 0, 2)) == [7]
     assert capsys.readouterr().out == ""
 
 
+def test_a_training_whose_workers_start_late_says_so_until_they_have_started(monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "resources_if_running", lambda: Connection(8, 0, 2))
+    with waiting.notices("no worker has started", "the training needs", 2, 2, come="they have started") as has_started:
+        time.sleep(0.1)
+        has_started()
+        time.sleep(0.2)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("no worker has started after 0 s: the training needs 2 GPUs, the cluster has 8 CPUs and 0")
+    assert last == "they have started after 0 s."
+    with waiting.notices("no worker has started", "the training needs", 2, 2, come="they have started"):
+        time.sleep(0.1)  # an error ends the training before
+    assert "they have" not in capsys.readouterr().out
+
+
 def test_a_missing_gpu_is_named():
-    on_gpu = Pool(gpus_per_actor=1.0, autoscaling=True)
-    assert "a worker needs 1 GPU, the cluster has 8 CPUs and 0 GPUs now. The launch waits until nodes" in waiting_for(
-        on_gpu, Connection(8, 0, 2), 30.0
+    assert waiting_for("a worker needs", 1.0, 1.0, Connection(8, 0, 2)) == (
+        "a worker needs 1 GPU, the cluster has 8 CPUs and 0 GPUs now. The launch waits for nodes, without a time limit."
     )
-    assert "workers are starting" in waiting_for(on_gpu, Connection(8, 1, 2), 30.0)
-    assert "Ray is still starting" in waiting_for(on_gpu, None, 30.0)
+    assert "workers are starting" in waiting_for("a worker needs", 1.0, 1.0, Connection(8, 1, 2))
+    assert "Ray is still starting" in waiting_for("a worker needs", 1.0, 1.0, None)
 
 
-def test_a_launch_that_waits_says_how_long_and_that_the_machine_is_busy(monkeypatch):
-    pool, there = Pool(), Connection(2, 0, 1)
+def test_steps_on_cpus_have_their_own_number_of_actors():
+    head_alone = Connection(0, 0, 1)
+    config = ClusterConfig(autoscaling=True, max_actors=8, max_cpu_actors=32)
+    assert actor_pool(config, head_alone, "cuda").max_actors == 8
+    assert actor_pool(config, head_alone, "cpu").max_actors == 32
+    assert actor_pool(ClusterConfig(autoscaling=True, max_actors=8), head_alone, "cpu").max_actors == 8
+
+
+def test_a_node_of_an_autoscaling_cluster_has_no_more_actors_than_cpus_and_one():
+    """The head has no CPU, so the cluster's mean says nothing about the nodes to come."""
+    for there in (Connection(0, 0, 1), Connection(8, 0, 2)):
+        pool = actor_pool(ClusterConfig(autoscaling=True, max_cpu_actors=32), there, "cpu")
+        assert 8 <= 8 / pool.cpus_per_actor < 10
+
+
+def test_a_launch_that_waits_says_that_the_machine_is_busy(monkeypatch):
+    there = Connection(2, 0, 1)
     monkeypatch.setattr(machine_load.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(machine_load.os, "getloadavg", lambda: (13.6, 9.0, 8.0))
-    waiting = waiting_for(pool, there, 240.0)
-    assert waiting.startswith("no unit is finished after 4 min 0 s: workers are starting")
-    assert "This machine has 2 CPUs and a load average of 13.6: other programs use it too" in waiting
+    busy = " This machine has 2 CPUs and a load average of 13.6: other programs use it too, so expect more time."
+    for connection in (there, None):
+        assert waiting_for("a worker needs", 1.0, 0.0, connection).endswith(busy)
     monkeypatch.setattr(machine_load.os, "getloadavg", lambda: (2.9, 9.0, 8.0))
-    assert "load average" not in waiting_for(pool, there, 240.0)
+    assert "load average" not in waiting_for("a worker needs", 1.0, 0.0, there)
