@@ -11,11 +11,11 @@ from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from ficklenet.crf import require_pydensecrf
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
-from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
+from jobs.run.trial import one_label_remedy
 from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.launch import UnitPlan
 from jobs.steps.networks import require_segmenter
@@ -85,21 +85,6 @@ class SeenLabels:
         if len(self.labels) != 1 or len(plan.missing) != len(plan.units):
             return
         print(f"predictions: every pixel is {names[next(iter(self.labels))]}. {one_label_remedy(self.run.config)}")
-
-
-def is_trial(config: Config) -> bool:
-    """Whether a run has the tiny network of a trial."""
-    return "small" in (config.classifier.backbone, config.segmenter.backbone)
-
-
-def one_label_remedy(config: Config) -> str:
-    """What to do if a network gives every pixel the same label."""
-    if is_trial(config):
-        return "The tiny network of a trial often does that; for real masks, use docs/examples/own_data.toml."
-    return (
-        "Unless this is right, the network has learnt nothing. Look at the seeds in the report; a lower "
-        "segmenter.learning_rate or more segmenter.epochs may help."
-    )
 
 
 def units_to_predict(run: Run) -> list[Unit]:

@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.evaluation.metrics import MEANINGS, SUMMARY
-from jobs.predictions.predictions_job import one_label_remedy
 from jobs.reporting.curves import training_curves
 from jobs.reporting.facts import (
     MATTERS,
@@ -31,6 +30,7 @@ from jobs.reporting.verdict import GUIDE, Figures, Verdict, best_measured, chanc
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME
+from jobs.run.trial import one_label_remedy
 from jobs.steps.evaluation_state import evaluate_command
 from jobs.steps.states import RunState, StepState, run_state
 from storage.location import Location

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.words import plural
-from jobs.predictions.predictions_job import is_trial, one_label_remedy
 from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
+from jobs.run.trial import is_trial, one_label_remedy
 
 WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""

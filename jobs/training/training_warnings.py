@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jobs.run.config_keys import ClassifierConfig, SegmenterConfig
+from jobs.run.trial import REMEDY, TINY
 from storage.tree import words
 
 ENOUGH_STEPS = 100
@@ -97,8 +98,8 @@ def background_warning(name: str, metrics: Mapping[str, Any], settings: Segmente
     predicted, taught = metrics.get("predicted_foreground"), metrics.get("taught_foreground")
     if predicted is None or not taught or predicted >= LITTLE_FOREGROUND * taught:
         return ""
-    if settings.backbone == "small":
-        remedy = "The tiny network of a trial often does that; for real masks, use docs/examples/own_data.toml."
+    if settings.backbone == TINY:
+        remedy = REMEDY
     else:
         remedy = (
             f"Train longer (segmenter.min_steps, now {settings.min_steps:,}, or segmenter.epochs, with --restart "

@@ -277,7 +277,7 @@ def test_objects_below_a_size_are_left_out_of_every_format_and_counted(painted_r
     labels = painted_run.location / "predictions" / "labels"
     for name, content in (("scene_0012", specks), ("scene_0013", np.zeros_like(specks))):
         (labels / f"{name}.png").write_bytes(encode_label_png(content))
-    export_to(painted_run, "png", tmp_path / "all", "predictions", splits=["val"])
+    export_to(painted_run, "png", tmp_path / "counted", "predictions")
     sentence = (
         "export: 2 images with 4 objects; 4 of them have fewer than 100 pixels, and --min-object-pixels 100 leaves"
     )
