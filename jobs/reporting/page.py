@@ -116,6 +116,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
         unrecognised=trust.unrecognised if trust else None,
         one_label=one_label,
         measured=best_measured(measured),
+        has_masks=any(steps[name].receipts for name in ("seeds", "pseudo_labels", "predictions")),
         has_pseudo_labels=steps["pseudo_labels"].state == "done",
     )
     verdict = judge(run, figures)

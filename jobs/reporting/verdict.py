@@ -33,6 +33,7 @@ class Figures:
         unrecognised: the share of images with a label that the classifier does not recognise; None without maps.
         one_label: the only label in all predictions; "" if there are several, or no predictions.
         measured: the labels, mIoU and number of images of the best masks that were measured; None if there are none.
+        has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
     """
 
@@ -41,6 +42,7 @@ class Figures:
     unrecognised: float | None = None
     one_label: str = ""
     measured: tuple[str, float, int] | None = None
+    has_masks: bool = False
     has_pseudo_labels: bool = False
 
 
@@ -62,8 +64,8 @@ class Verdict:
 
 
 def judge(run: Run, figures: Figures) -> Verdict | None:
-    """The verdict; None if there is nothing to judge yet."""
-    if figures == Figures():
+    """The verdict; None if there are no masks yet."""
+    if not figures.has_masks:
         return None
     if is_trial(run.config):
         return Verdict(
@@ -73,13 +75,12 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
             "For real masks, prepare another run with docs/examples/own_data.toml.",
         )
     if figures.one_label:
-        export = run.command("export_labels", "--format", "cvat", "--labels", "pseudo_labels")
-        return Verdict(
-            "bad",
-            f"Do not use the network's masks: every pixel is {figures.one_label}.",
-            one_label_remedy(run.config) + (" The pseudo-labels do not come from this network; look at these instead."),
-            export if figures.has_pseudo_labels else "",
-        )
+        sentence = f"Do not use the network's masks: every pixel is {figures.one_label}."
+        advice, export = one_label_remedy(run.config), ""
+        if figures.has_pseudo_labels:
+            advice += " The pseudo-labels do not come from this network; look at these instead."
+            export = run.command("export_labels", "--format", "cvat", "--labels", "pseudo_labels")
+        return Verdict("bad", sentence, advice, export)
     if figures.measured and figures.measured[2] >= FEW_MASKS:
         return _judge_measured(*figures.measured)
     return _judge_classifier(figures) or _judge_unmeasured(run, figures)
@@ -90,8 +91,8 @@ def _judge_measured(labels: str, mean_iou: float, num_images: int) -> Verdict:
     if mean_iou < HALF:
         return Verdict(
             "bad",
-            f"Correct these masks before you use them: {figure}, so less than half of a typical class is right.",
-            f"Correct the images of the list “Look at these first”, and train on them ({GUIDE}).",
+            f"Correct these masks before you use them: {figure}, so a typical mask shares less than half of its pixels with its object.",
+            "Correct the images of the list “Look at these first”, and train on them (docs/tutorial-cvat.md).",
         )
     return Verdict(
         "good",

@@ -11,7 +11,7 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from storage.location import Location
 
-GOOD = {"mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
+GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
 
 
 @pytest.fixture
@@ -55,8 +55,9 @@ def test_a_trial_says_that_it_is_one(run):
     assert "this run is a trial" in verdict.sentence and "docs/examples/own_data.toml" in verdict.advice
 
 
-def test_a_run_without_figures_has_no_verdict(run):
+def test_a_run_without_masks_has_no_verdict(run):
     assert judge(run, Figures()) is None
+    assert judge(run, Figures(mean_precision=0.3, chance=0.2)) is None
 
 
 def test_chance_is_the_mean_share_of_images_that_show_a_class():
