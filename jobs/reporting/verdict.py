@@ -91,7 +91,8 @@ def _judge_measured(labels: str, mean_iou: float, num_images: int) -> Verdict:
     if mean_iou < HALF:
         return Verdict(
             "bad",
-            f"Correct these masks before you use them: {figure}, so a typical mask shares less than half of its pixels with its object.",
+            f"Correct these masks before you use them: {figure}, so a typical mask shares less than half of its pixels "
+            "with its object.",
             "Correct the images of the list “Look at these first”, and train on them (docs/tutorial-cvat.md).",
         )
     return Verdict(

@@ -8,10 +8,13 @@ import pytest
 from cluster.connect import Connection
 from cluster.errors import ClusterError
 from cluster.fanout import Stages
-from jobs.run.config_keys import ClusterConfig
+from jobs.cli import plans
+from jobs.run.config_keys import ClusterConfig, Config
+from jobs.run.directory import Run
 from jobs.steps import compute, machine_load, waiting
 from jobs.steps.compute import actor_pool, run_stages
 from jobs.steps.waiting import waiting_for
+from storage.location import Location
 
 
 def double(unit):
@@ -103,3 +106,12 @@ def test_a_launch_that_waits_says_that_the_machine_is_busy(monkeypatch):
         assert waiting_for("a worker needs", 1.0, 0.0, connection).endswith(busy)
     monkeypatch.setattr(machine_load.os, "getloadavg", lambda: (2.9, 9.0, 8.0))
     assert "load average" not in waiting_for("a worker needs", 1.0, 0.0, there)
+
+
+def test_a_dry_run_on_a_busy_machine_says_so_before_it_times_the_steps(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(plans, "can_be_timed_here", lambda *_: True)
+    monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: plans.Estimate({}, 0.0, 0.0))
+    monkeypatch.setattr(plans, "busy_in_words", lambda: "Other programs use it.")
+    run = Run(Location(str(tmp_path)), Config())
+    plans._estimate(run, Connection(2, 0, 1), [], "pipeline", is_whole=True)
+    assert capsys.readouterr().out.endswith("and the time to start. Other programs use it.\n")
