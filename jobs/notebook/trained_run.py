@@ -2,7 +2,7 @@
 
     run = open_trained("/data/voc")
     image = run.image("2007_000032")
-    maps = run.localize(image, ["person"], image_id="2007_000032")
+    maps = run.localize(image, ["person"], "2007_000032")
     labels = run.predict(image)
 
 The functions compute in this process and write nothing. On the same device, their results equal the stored ones, bit
@@ -25,7 +25,14 @@ from ficklenet.segmenter import Segmenter
 from ficklenet.transforms import resize_square
 from jobs.maps.map_stages import MapMaker, MapStages
 from jobs.maps.maps_job import num_slots
-from jobs.notebook.arguments import require_classes, require_device, require_image, require_settings, require_step
+from jobs.notebook.arguments import (
+    require_classes,
+    require_id,
+    require_image,
+    require_settings,
+    require_step,
+    usable_device,
+)
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.run.steps import BY_NAME
@@ -98,6 +105,22 @@ class TrainedRun:
 
     # Stored results
 
+    def path(self, step: str) -> str:
+        """The folder or s3:// prefix that holds a step's results now.
+
+        It is `<run>/<step>`, and another folder below it after `--restart STEP`.
+
+        Args:
+            step: the name of a step, such as "maps", "refined", "seeds" or "predictions".
+
+        Raises:
+            ValueError: there is no such step. NotYet: it was never started.
+        """
+        require_step(step, tuple(BY_NAME), "path")
+        if self.run.step(step).fingerprint() is None:
+            raise NotYet(f"the step {step} has no results yet. Run '{self.run.step_command(step)}' first.")
+        return self.run.step(step).data().uri
+
     def stored_maps(self, image_id: str, step: str = "maps") -> ImageMaps:
         """The maps that the step "maps" or "refined" stored.
 
@@ -142,23 +165,26 @@ class TrainedRun:
             image_id: the random masks depend on it and the run's seed; give it to get the same maps as the job.
 
         Returns:
-            Maps on the grid of the classifier, classes ascending.
+            Maps on the grid of the classifier, in the order of `classes`. The first call reads the network and
+            compiles code, so it takes longer.
 
         Raises:
-            ValueError: the run does not have one of the classes, or the image is something else.
+            ValueError: the run does not have one of the classes, a class is given twice, or the image is something
+                else.
             NotYet: the classifier is not trained.
         """
         require_image(image, "localize")
         require_classes(classes, self.class_names, "localize")
+        require_id(image_id, "localize")
         maker = self._map_maker
-        numbers = sorted({self.class_names.index(name) for name in classes})
+        numbers = np.array([self.class_names.index(name) for name in classes], np.int16)
         slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)
-        slots[0, : len(numbers)] = numbers
+        slots[0, : len(numbers)] = np.sort(numbers)  # as the job computes them
+        places = np.searchsorted(np.sort(numbers), numbers)
         inputs = resize_square(image, self.run.config.images.input_size)[None]
         keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
         found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
-        max_, mean, score = (found[name][0, : len(numbers)].cpu().numpy() for name in ("max", "mean", "score"))
-        return ImageMaps(slots[0, : len(numbers)], max_, mean, score)
+        return ImageMaps(numbers, *(found[name][0].cpu().numpy()[places] for name in ("max", "mean", "score")))
 
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
         """The labels of one image, predicted as in `predict_masks` with the run's settings.
@@ -194,6 +220,7 @@ class TrainedRun:
             return Predictor(PredictionStages(self.run, spec, self.device))
 
     def _row(self, image_id: str) -> int:
+        require_id(image_id, "image_id")
         return self.run.manifest().index_of(image_id)
 
     def _finished(self, name: str, image_id: str) -> tuple[int, Receipt]:
@@ -217,19 +244,19 @@ class TrainedRun:
         return row, receipt
 
 
-def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "cpu") -> TrainedRun:
+def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "auto") -> TrainedRun:
     """Opens a run to use its networks and to read its results; writes nothing.
 
     Args:
         path: a folder or an s3:// prefix.
         settings: "section.key=value" texts that change the run's recorded configuration.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "auto", which is "cuda" if torch finds a GPU.
 
     Raises:
         ValueError: there is no run, a setting is wrong, or the device cannot be used.
     """
     require_settings(settings)
-    require_device(device)
+    device = usable_device(device)
     Manifest.forget()  # images may have been added since this process read it
     run = open_run(os.fspath(path), None, settings)
     run.manifest()
