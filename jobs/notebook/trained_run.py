@@ -6,8 +6,8 @@
     labels = run.predict(image)
 
 The functions compute in this process and write nothing. On the same device, their results equal the stored ones, bit
-for bit. There is one exception: if the sides of a JPEG are four times the network's input or more, the results are only
-nearly equal, because the jobs decode such images at a smaller size.
+for bit, except for large JPEGs. The jobs decode a JPEG at a smaller size if its sides are at least four times as long
+as the network's input. Then the results are only nearly equal.
 """
 
 import os
@@ -185,6 +185,22 @@ class TrainedRun:
         keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
         found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
         return ImageMaps(numbers, *(found[name][0].cpu().numpy()[places] for name in ("max", "mean", "score")))
+
+    def enlarge(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Maps (..., h, w) on the grid of the classifier, resized to (..., *size) as in the report, float32.
+
+        Args:
+            maps: floats, from `localize` or from a store.
+            size: (height, width), such as `image.shape[:2]`.
+
+        Raises:
+            ValueError: the maps have another grid. NotYet: the classifier is not trained.
+        """
+        spec = require_network(self.run, "classifier", "enlarge").spec
+        if maps.shape[-2:] != spec.grid:
+            grid = ", ".join(map(str, spec.grid))
+            raise ValueError(f"enlarge: given maps of the shape {maps.shape}, allowed: (..., {grid}).")
+        return spec.geometry.resize_maps(torch.from_numpy(maps.astype(np.float32)), size).numpy()
 
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
         """The labels of one image, predicted as in `predict_masks` with the run's settings.

@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -13,8 +14,10 @@ import xarray
 from PIL import Image
 
 from cluster.connect import connect
-from jobs import prepare_dataset
+from ficklenet.geometry import GridGeometry
+from jobs import prepare_dataset, status
 from jobs.cli.launch import launch_step
+from jobs.notebook import trained_run
 from jobs.notebook.trained_run import open_trained
 from storage.errors import NotYet
 from storage.receipts import Skipped
@@ -25,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
 def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, monkeypatch):
     of_the_run, of_a_drawing, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     space: dict[str, object] = {}
-    exec(of_the_run.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
+    exec(of_the_run.replace("/data/run0", decided_run.uri).replace("cats__1", "scene_0012"), space)
     assert space["same_maps"] and space["same_mask"]
     labels = space["mask"]
     assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
@@ -99,13 +102,29 @@ def test_one_class_in_place_of_a_list_and_an_unknown_id_are_named(finished_maps_
                 call(wrong)
 
 
-def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_folder, tmp_path):
+def test_enlarged_maps_lie_where_the_network_has_its_cells(finished_maps_run, monkeypatch):
+    run = open_trained(finished_maps_run.uri)
+    maps = run.stored_maps("scene_0000").max
+    large = run.enlarge(maps, (120, 160))
+    assert large.shape == (len(maps), 120, 160) and large.dtype == np.float32
+    corners = (slice(None), [0, 0, -1, -1], [0, -1, 0, -1])
+    np.testing.assert_allclose(large[corners], maps[corners], atol=1e-6)
+    patches = SimpleNamespace(grid=(9, 9), geometry=GridGeometry(8, "centres"))  # as those of a vision transformer
+    monkeypatch.setattr(trained_run, "require_network", lambda *_: SimpleNamespace(spec=patches))
+    assert not np.allclose(run.enlarge(maps, (120, 160)), large)
+    with pytest.raises(ValueError, match=r"^enlarge: given maps of the shape \(3, 4\), allowed: \(\.\.\., 9, 9\)\.$"):
+        run.enlarge(np.zeros((3, 4)), (120, 160))
+
+
+def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_folder, tmp_path, capsys):
     shutil.copytree(seeded_run_folder, tmp_path / "run")
     run = open_trained(tmp_path / "run")
     assert run.path("seeds") == str(tmp_path / "run" / "seeds")
     with connect("in-process") as connection:
         launch_step(run.run, connection, "seeds", restart=True)
     assert re.fullmatch(r"seeds/start-2-\w{8}", run.path("seeds").removeprefix(f"{tmp_path}/run/"))
+    status.main(["--run", run.run.uri])
+    assert f"\n  results, since a restart: {run.path('seeds')}\n" in capsys.readouterr().out
     assert "label" in xarray.open_zarr(f"{run.path('seeds')}/seeds.zarr", consolidated=False)
     with pytest.raises(NotYet, match=r"the step predictions has no results yet\. Run 'python jobs/predict_masks\.py"):
         run.path("predictions")
