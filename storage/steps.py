@@ -98,7 +98,8 @@ class Step:
         if found is not None and found != _before_additions(wanted, num_added(found)):
             raise ValueError(
                 f"{self.location}: was started with other settings ({differences(found, wanted)}). "
-                f"Use another run, or start over with '{command} --restart {self.location.name}'."
+                f"Start over with '{command} --restart {self.location.name}', which deletes this step's results. To "
+                "keep them, first copy the run's folder, or use another run."
             )
         return found is not None
 

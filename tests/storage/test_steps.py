@@ -81,7 +81,7 @@ def test_the_same_settings_join_a_step_and_other_settings_are_refused(location: 
         step.open({**fingerprint, "maps": {"num_samples": 100, "grid": (5, 7)}, "unit_size": 64}, COMMAND)
     sentence = str(refusal.value)
     assert "(maps.num_samples: 200 -> 100, unit_size: absent -> 64)" in sentence
-    assert sentence.endswith(f"Use another run, or start over with '{COMMAND} --restart maps'.")
+    assert f"Start over with '{COMMAND} --restart maps', which deletes this step's results. To keep" in sentence
     assert step.fingerprint() == {"maps": {"num_samples": 200, "grid": [5, 7]}, "checkpoint": "ab"}
 
 
