@@ -22,6 +22,8 @@ START_SECONDS = 20.0
 NOTICE_SECONDS = 30.0
 """The time without a finished unit after which a launch says what it waits for."""
 
+WITHOUT_RAY = "--set cluster.address=in-process"
+
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
     """The connection that the configuration asks for; it is open during a `with` block."""
@@ -140,13 +142,16 @@ def waiting_for(pool: Pool, there: Connection | None) -> str:
         there: what the cluster has now; None if Ray is still starting.
     """
     so_far = f"no unit is finished after {NOTICE_SECONDS:.0f} s"
+    without = f"If this machine is busy, stop the command and give {WITHOUT_RAY}, which works without Ray."
     if there is None:
-        return f"{so_far}: Ray is still starting."
+        return f"{so_far}: Ray is still starting. {without}"
     has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
     if there.num_gpus < pool.gpus_per_actor or there.num_cpus < pool.cpus_per_actor:
         needs = "1 GPU" if pool.gpus_per_actor else f"{pool.cpus_per_actor:g} CPUs"
         return f"{so_far}: a worker needs {needs}, the cluster has {has} now. The launch waits until nodes are added."
-    return f"{so_far}: workers are starting, or a unit takes longer (the cluster has {has})."
+    is_alone = there.num_nodes == 1 and not pool.autoscaling
+    ending = f" {without}" if is_alone else ""
+    return f"{so_far}: workers are starting, or a unit takes longer (the cluster has {has}).{ending}"
 
 
 def _print_late(late: LateUnit) -> None:

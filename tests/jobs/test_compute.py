@@ -60,3 +60,10 @@ def test_a_missing_gpu_is_named():
     )
     assert "workers are starting" in waiting_for(on_gpu, Connection(8, 1, 2))
     assert "Ray is still starting" in waiting_for(on_gpu, None)
+
+
+def test_a_slow_start_on_one_machine_names_the_way_without_ray():
+    without = "If this machine is busy, stop the command and give --set cluster.address=in-process"
+    for alone in (Connection(2, 0, 1), None):
+        assert without in waiting_for(Pool(), alone)
+    assert without not in waiting_for(Pool(), Connection(8, 0, 2))
