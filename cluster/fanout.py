@@ -23,7 +23,7 @@ from cluster.errors import ClusterError
 from cluster.late_units import LateUnit, LateUnits, Patience
 from cluster.ledger import MAX_BEGINS, start_ledger
 from cluster.stages import Payload, Stages
-from cluster.unit_row import POISON, ComputeActor, new_row, receipt_of, run_stage
+from cluster.unit_row import POISON, ComputeActor, new_row, receipt_of, run_stage_of_table
 from cluster.words import plural
 
 __all__ = ["MAX_BEGINS", "LateUnit", "Patience", "Payload", "Pool", "Stages", "fan_out", "fan_out_in_process"]
@@ -163,18 +163,22 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
     data = data.repartition(target_num_rows_per_block=1)
     if stages.read:
-        data = data.map(
-            partial(run_stage, "read", stages.read, ledger),
+        data = data.map_batches(
+            partial(run_stage_of_table, "read", stages.read, ledger),
+            batch_size=1,
+            batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(size=min(pool.num_reads(resources()), count)),
             num_cpus=pool.read_cpus,
         )
-    data = data.map(
-        ComputeActor,  # type: ignore[arg-type]  # a class runs as an actor
+    data = data.map_batches(
+        ComputeActor,  # a class runs as an actor
+        batch_size=1,
+        batch_format="pyarrow",
         fn_constructor_args=(stages.make_compute, ledger),
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool.min_actors, count),
             max_size=min(pool.max_actors, count),
-            max_tasks_in_flight_per_actor=ComputeActor.CALLS,
+            max_tasks_in_flight_per_actor=2 * ComputeActor.CALLS,  # the driver needs time to send the next one
             max_concurrent_calls_per_actor=ComputeActor.CALLS,
             enable_true_multi_threading=True,  # the actor itself computes one unit at a time
         ),
@@ -182,7 +186,8 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
         num_gpus=pool.gpus_per_actor,
     )
     if stages.write:
-        data = data.map(partial(run_stage, "write", stages.write, ledger), num_cpus=pool.write_cpus)
+        write = partial(run_stage_of_table, "write", stages.write, ledger)
+        data = data.map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.write_cpus)
     return data
 
 

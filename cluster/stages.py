@@ -16,10 +16,17 @@ class Stages:
     """The functions for a unit, in order: read, compute, write. All run in worker processes and must be picklable.
 
     Each may run more than once for the same unit, also in two processes at the same time, and must do the same each
-    time. An error in one of them stops the fan-out and reaches the caller unchanged.
+    time. A large array of a payload can be read-only, because the next stage reads it in shared memory. An error in one
+    of them stops the fan-out and reaches the caller unchanged.
 
     Attributes:
         make_compute: Called once in every actor; it returns the function from an input payload to an output payload.
+            If the function has an attribute `prepare`, it is another such function: an actor calls it with the input
+            payload while another unit is computed, and the first function gets its result. Elsewhere it is not called,
+            so the first function must also accept the input payload itself.
+            If the function has an attribute `prepare`, it is another such function: an actor calls it with the input
+            payload while another unit is computed, and the first function gets its result. Elsewhere it is not called,
+            so the first function must also accept the input payload itself.
         read: From a unit to its input payload, in a task; None if the actor reads the unit itself.
         write: From an output payload to the unit's receipt, in a task; None if the actor returns the receipt itself.
     """

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ficklenet.transforms import resize_square
+from ficklenet.resampling import resize_square
 from jobs.maps.deterministic import DeterministicMapper
 from jobs.maps.evidence import Evidence
 from jobs.maps.refined_job import Refiner

@@ -1,4 +1,7 @@
-"""Says where the GPU kernels written in Triton can run. Their modules are imported only there."""
+"""Says where the GPU kernels written in Triton can run, and sends tensors to GPUs.
+
+The modules of the kernels are imported only where they can run.
+"""
 
 import importlib
 import importlib.util
@@ -7,6 +10,7 @@ from types import ModuleType
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 
 def kernels_for(
@@ -21,3 +25,13 @@ def kernels_for(
     if torch.device(device).type != runs_on or importlib.util.find_spec("triton") is None:
         return None
     return importlib.import_module(f"ficklenet.{name}")
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device.
+
+    A GPU copies a tensor of the CPU after the work that it was given before. The caller does not wait for this work, so
+    the GPU is not idle while the caller prepares the next kernels.
+    """
+    is_sent = torch.device(device).type == "cuda" and not tensor.is_cuda
+    return (tensor.pin_memory() if is_sent else tensor).to(device, non_blocking=True)

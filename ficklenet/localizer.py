@@ -25,7 +25,7 @@ from torch import Tensor
 from ficklenet import dense_sampler
 from ficklenet.dense_sampler import expected_evidence, expected_score
 from ficklenet.folding import Normalization, SampleFold
-from ficklenet.gpu_kernels import kernels_for
+from ficklenet.gpu_kernels import kernels_for, sent
 from ficklenet.head import StochasticHead
 
 Sampler = Literal["compiled", "triton", "dense"]
@@ -71,7 +71,8 @@ def localize(
     Args:
         features_BKHW: the backbone's output, on the head's device.
         head: the trained head.
-        classes_BS: int64 class numbers in [0, C), -1 in empty slots.
+        classes_BS: int64 class numbers in [0, C), -1 in empty slots. If they are on the CPU, nothing here waits for a
+            GPU.
         keys: one ``ficklenet.masks.mask_key`` per image.
         num_samples: N; the samples are 0 .. N - 1 of the inference stream.
         drop_rate: p, the probability of dropping an offset other than the centre.
@@ -87,6 +88,7 @@ def localize(
         ValueError: classes are outside the class list, keys or rows of classes do not match the images, there are no
             samples, the vote threshold is out of range, or the sampler cannot run here.
     """
+    classes_BS = classes_BS.cpu()
     _check_request(features_BKHW, head, classes_BS, keys)
     if num_samples < 1:
         raise ValueError(f"num_samples: {num_samples} given; give at least 1.")
@@ -188,9 +190,30 @@ def _fill_all_rows(
     if len(images_R) == 0:
         return
     classes_R = classes_BS[images_R, slots_R]
-    affinity_RDV = head.affinity(features_BKHW[images_R], classes_R[:, None])[:, 0]
-    score_1R = expected_score(affinity_RDV[None], head.bias[classes_R][None], _grid(features_BKHW), drop_rate)
-    _fill(maps, images_R, slots_R, fold_samples(affinity_RDV, images_R, keys), score_1R[0])
+    affinity_RDV = _affinity_of_rows(head, features_BKHW, images_R, classes_R)
+    bias_1R = head.bias[sent(classes_R, head.bias.device)][None]
+    score_1R = expected_score(affinity_RDV[None], bias_1R, _grid(features_BKHW), drop_rate)
+    rows = sent(images_R, maps.max_BSHW.device), sent(slots_R, maps.max_BSHW.device)
+    _fill(maps, *rows, fold_samples(affinity_RDV, images_R, keys), score_1R[0])
+
+
+def _affinity_of_rows(head: StochasticHead, features_BKHW: Tensor, images_R: Tensor, classes_R: Tensor) -> Tensor:
+    """The affinity (R, D, V) of rows, which are in the order of their images; both numbers are on the CPU.
+
+    One product for all classes of an image is twice as fast as one for each class, so images with the same number of
+    classes are computed together.
+    """
+    device, counts_B = features_BKHW.device, torch.bincount(images_R, minlength=len(features_BKHW))
+    parts, order = [], []
+    for count in counts_B[counts_B > 0].unique().tolist():
+        images, is_part = (counts_B == count).nonzero()[:, 0], counts_B[images_R] == count
+        features = features_BKHW if len(images) == len(features_BKHW) else features_BKHW[sent(images, device)]
+        classes_BS = classes_R[is_part].view(len(images), count)
+        parts.append(head.affinity(features, sent(classes_BS, device)).flatten(0, 1))
+        order.append(is_part.nonzero()[:, 0])
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[sent(torch.cat(order).argsort(), device)]
 
 
 def _fill(maps: LocalizationMaps, images: Tensor, slots: Tensor, fold: SampleFold, score: Tensor) -> None:

@@ -185,6 +185,8 @@ def drawn_patterns(
     return torch.where(heights < entries // NUM_PATTERNS, columns, entries % NUM_PATTERNS)
 
 
+@functools.cache
+@torch.inference_mode(False)  # the cached tensor must also be usable in training
 def expected_mask(
     kernel_size: int,
     grid: tuple[int, int],
@@ -193,7 +195,10 @@ def expected_mask(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The expectation of the masks (D, V): 1 at the centre, ``keep_rate(drop_rate)`` elsewhere, 0 outside the grid."""
+    """The expectation of the masks (D, V): 1 at the centre, ``keep_rate(drop_rate)`` elsewhere, 0 outside the grid.
+
+    Do not change the tensor.
+    """
     inside_DV = windows_inside(kernel_size, grid, device).to(dtype)
     keep_D1 = torch.full((kernel_size**2, 1), keep_rate(drop_rate), dtype=dtype, device=device)
     keep_D1[kernel_size**2 // 2] = 1.0

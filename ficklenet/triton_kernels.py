@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ficklenet.gpu_kernels import sent
 from ficklenet.masks import INFERENCE_STREAM, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, WORDS_PER_CALL
 from ficklenet.patterns import NUM_PATTERNS, OFFSETS_PER_DRAW
 
@@ -27,9 +28,9 @@ _KEY_STEP_0, _KEY_STEP_1 = tl.constexpr(PHILOX_KEY_STEPS[0]), tl.constexpr(PHILO
 
 
 def keys_on(device: torch.device, keys: Sequence[int]) -> Tensor:
-    """The keys of images as int64 with the same bits, on a device; without waiting for the device."""
+    """The keys of images as int64 with the same bits, on a device."""
     signed_keys = [key - 2**64 if key >= 2**63 else key for key in keys]
-    return torch.tensor(signed_keys, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return sent(torch.tensor(signed_keys), device)
 
 
 @triton.jit
@@ -59,6 +60,7 @@ def draw_patterns(
     patterns_BNGV,
     keys_B,
     table,
+    inside_GV,
     first_sample,
     num_samples,
     num_positions,
@@ -66,11 +68,15 @@ def draw_patterns(
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Draws the patterns of one image, for GROUP samples at TILE positions. Blocks are (sample, position)."""
+    """Draws the patterns of one image, for GROUP samples at TILE positions. Blocks are (sample, position).
+
+    Offsets whose window has its centre outside the grid are not kept: ``inside_GV`` has their bits as 0.
+    """
     image = tl.program_id(2).to(tl.int64)  # as the addresses
     numbers = (tl.program_id(1) * GROUP + tl.arange(0, GROUP))[:, None]
     positions = (tl.program_id(0) * TILE + tl.arange(0, TILE))[None, :]
-    is_real = (numbers < num_samples) & (positions < num_positions)
+    is_position = positions < num_positions
+    is_real = (numbers < num_samples) & is_position
     zero = tl.zeros((GROUP, TILE), tl.uint32)
     position_words = zero + positions.to(tl.uint32)
     sample_words = zero + (first_sample + numbers).to(tl.uint32)
@@ -79,9 +85,11 @@ def draw_patterns(
         words = philox(position_words, zero + call, sample_words, zero + _STREAM, key)
         for w in tl.static_range(_WORDS_PER_CALL):
             if call * _WORDS_PER_CALL + w < NUM_DRAWS:
-                pattern = look_up(words[w], table)
-                row = (image * num_samples + numbers) * NUM_DRAWS + call * _WORDS_PER_CALL + w
-                tl.store(patterns_BNGV + row * num_positions + positions, pattern.to(tl.int16), mask=is_real)
+                draw_number = call * _WORDS_PER_CALL + w
+                inside = tl.load(inside_GV + draw_number * num_positions + positions, mask=is_position, other=0)
+                pattern = look_up(words[w], table).to(tl.int16) & inside
+                row = (image * num_samples + numbers) * NUM_DRAWS + draw_number
+                tl.store(patterns_BNGV + row * num_positions + positions, pattern, mask=is_real)
 
 
 @triton.jit(do_not_specialize=["num_images", "num_samples"])
@@ -92,8 +100,7 @@ def sum_maps(
     first_row_B1,
     num_images,
     num_samples,
-    height,
-    width,
+    num_positions,
     KERNEL_SIZE: tl.constexpr,
     NUM_DRAWS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,7 +108,11 @@ def sum_maps(
     TILE: tl.constexpr,
 ):
     """Sums the maps of at most ROWS rows of one image, for GROUP samples at TILE positions. Blocks are (row, sample,
-    position)."""
+    position).
+
+    A bit of a pattern becomes the float 2 or 0 without a conversion, because the bits of 2.0 are a single 1. So an
+    addition is one multiply-add, and the sums are doubled (exactly) until the end.
+    """
     image = (tl.program_id(2) % num_images).to(tl.int64)  # as the addresses
     first_row = tl.load(first_row_B1 + image) + tl.program_id(2) // num_images * ROWS
     last_row = tl.load(first_row_B1 + image + 1)
@@ -112,28 +123,25 @@ def sum_maps(
     positions = (tl.program_id(0) * TILE + tl.arange(0, TILE))[None, None, :]
     num_offsets: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     centre: tl.constexpr = num_offsets // 2
-    num_positions = height * width
     is_row, is_position = rows < last_row, positions < num_positions
     is_drawn = (numbers < num_samples) & is_position
     patterns = patterns_BNGV + (image * num_samples + numbers) * NUM_DRAWS * num_positions + positions
     affinity = affinity_RDV + rows * num_offsets * num_positions + positions
 
     sums = tl.zeros((ROWS, GROUP, TILE), tl.float32)
-    sums += tl.load(affinity + centre * num_positions, mask=is_row & is_position, other=0.0)
+    sums += 2 * tl.load(affinity + centre * num_positions, mask=is_row & is_position, other=0.0)
     for draw_number in range(NUM_DRAWS):
         pattern = tl.load(patterns + draw_number * num_positions, mask=is_drawn, other=0).to(tl.int32)
         for bit in tl.static_range(_OFFSETS_PER_DRAW):
             other = draw_number * _OFFSETS_PER_DRAW + bit  # the number without the centre
             offset = other + (other >= centre)
-            centre_rows = positions // width - (offset // KERNEL_SIZE - KERNEL_SIZE // 2)
-            centre_cols = positions % width - (offset % KERNEL_SIZE - KERNEL_SIZE // 2)
-            is_inside = (centre_rows >= 0) & (centre_rows < height) & (centre_cols >= 0) & (centre_cols < width)
-            is_seen = is_row & is_position & is_inside & (offset < num_offsets)
+            is_seen = is_row & is_position & (offset < num_offsets)
             values = tl.load(affinity + offset * num_positions, mask=is_seen, other=0.0)
-            sums = tl.where((pattern >> bit) & 1 != 0, sums + values, sums)
+            two_or_zero = ((pattern << (30 - bit)) & 0x40000000).to(tl.float32, bitcast=True)
+            sums += two_or_zero * values
 
     maps = maps_RNV + (rows * num_samples + numbers) * num_positions + positions
-    positive = tl.where(sums < 0, 0.0, sums)  # a ReLU that keeps NaN
+    positive = tl.where(sums < 0, 0.0, 0.5 * sums)  # a ReLU that keeps NaN
     tl.store(maps, positive, mask=is_row & is_drawn)
 
 

@@ -10,22 +10,28 @@ Shape legend: B images, R rows (the wanted classes of all images, image by image
 positions, G draws of ten offsets, P parts of the samples that are folded separately.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
 
 from ficklenet import triton_kernels
 from ficklenet.folding import Normalization, SampleFold
-from ficklenet.masks import num_draws, table_entries
+from ficklenet.gpu_kernels import sent
+from ficklenet.masks import num_draws, table_entries, windows_inside
+from ficklenet.patterns import OFFSETS_PER_DRAW
 
 BYTES_PER_CHUNK = 2**28  # for draws and maps together
 
-# A program of the first two kernels works on some samples at some positions; in the second kernel, on some rows of one
-# image. All its rows use the same draws, and all its samples the same values of the affinity; both are in registers.
-MOST_ROWS, GROUP, TILE = 4, 8, 128
+# A program of the first two kernels works on some samples at TILE positions: the first on one sample in one warp, the
+# second on some samples and some rows of one image. All its rows use the same draws, and all its samples the same
+# values of the affinity; both are in registers. These numbers were the fastest on an H200.
+TILE, MOST_ROWS = 128, 4
+GROUP, GROUP_OF_ONE_ROW = 8, 16  # samples of a program of the second kernel
 SAMPLES_PER_PART = 8  # for a program of the third kernel, which works on one row
 FOLD_VALUES_PER_WARP = 512
 
@@ -45,7 +51,7 @@ def fold_samples(
 
     Args:
         affinity_RDV: float32, the affinity of each row's class; at least one row.
-        images_R: int64, each row's image as an index into ``keys``, ascending.
+        images_R: int64 on the CPU, each row's image as an index into ``keys``, ascending.
         keys: one ``mask_key`` per image.
         samples: consecutive sample numbers of the inference stream.
         grid: (H, W).
@@ -79,18 +85,22 @@ def sample_maps(
     grid: tuple[int, int],
     drop_rate: float,
 ) -> Tensor:
-    """Every sample's Grad-CAM after ReLU, times V: float32 (R, N, V); normalisation removes this factor."""
+    """Every sample's Grad-CAM after ReLU, times V: float32 (R, N, V); normalisation removes this factor.
+
+    Arguments as in ``fold_samples``.
+    """
     num_rows, num_offsets, num_positions = affinity_RDV.shape
     device, kernel_size = affinity_RDV.device, math.isqrt(num_offsets)
     patterns_BNGV = drawn_patterns(
-        keys, samples, kernel_size=kernel_size, num_positions=num_positions, drop_rate=drop_rate, device=device
+        keys, samples, kernel_size=kernel_size, grid=grid, drop_rate=drop_rate, device=device
     )
-    first_row_B1 = torch.searchsorted(images_R, torch.arange(len(keys) + 1, device=device))
+    first_row_B1 = torch.searchsorted(images_R, torch.arange(len(keys) + 1))
     most_rows = int(first_row_B1.diff().max())
     rows = min(MOST_ROWS, triton.next_power_of_2(most_rows))
+    group = GROUP_OF_ONE_ROW if rows == 1 else GROUP
     programs = (
         triton.cdiv(num_positions, TILE),
-        triton.cdiv(len(samples), GROUP),
+        triton.cdiv(len(samples), group),
         len(keys) * triton.cdiv(most_rows, rows),
     )
     maps_RNV = torch.empty(num_rows, len(samples), num_positions, device=device)
@@ -99,14 +109,14 @@ def sample_maps(
             maps_RNV,
             affinity_RDV.contiguous(),
             patterns_BNGV,
-            first_row_B1,
+            sent(first_row_B1, device),
             len(keys),
             len(samples),
-            *grid,
+            num_positions,
             KERNEL_SIZE=kernel_size,
             NUM_DRAWS=num_draws(kernel_size),
             ROWS=rows,
-            GROUP=GROUP,
+            GROUP=group,
             TILE=TILE,
         )
     return maps_RNV
@@ -117,28 +127,45 @@ def drawn_patterns(
     samples: range,
     *,
     kernel_size: int,
-    num_positions: int,
+    grid: tuple[int, int],
     drop_rate: float,
     device: torch.device,
 ) -> Tensor:
-    """``ficklenet.masks.drawn_patterns`` of the inference stream, as int16 (B, N, G, V)."""
+    """``ficklenet.masks.drawn_patterns`` of the inference stream, as int16 (B, N, G, V).
+
+    The bits of offsets whose window has its centre outside the grid are 0.
+    """
+    num_positions = grid[0] * grid[1]
     patterns_BNGV = torch.empty(
         len(keys), len(samples), num_draws(kernel_size), num_positions, dtype=torch.int16, device=device
     )
-    programs = (triton.cdiv(num_positions, TILE), triton.cdiv(len(samples), GROUP), len(keys))
+    programs = (triton.cdiv(num_positions, TILE), len(samples), len(keys))
     with torch.cuda.device_of(patterns_BNGV):
         triton_kernels.draw_patterns[programs](
             patterns_BNGV,
             triton_kernels.keys_on(device, keys),
             table_entries(drop_rate, torch.int32, device),
+            inside_patterns(kernel_size, grid, device),
             samples.start,
             len(samples),
             num_positions,
             NUM_DRAWS=num_draws(kernel_size),
-            GROUP=GROUP,
+            GROUP=1,
             TILE=TILE,
+            num_warps=1,
         )
     return patterns_BNGV
+
+
+@functools.cache
+@torch.inference_mode(False)  # the cached tensor must also be usable in training
+def inside_patterns(kernel_size: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """int16 (G, V): as a pattern, which offsets have the centre of their window on the grid; do not change it."""
+    inside_DV, centre = windows_inside(kernel_size, grid).int(), kernel_size**2 // 2
+    others = torch.cat([inside_DV[:centre], inside_DV[centre + 1 :]])
+    missing = num_draws(kernel_size) * OFFSETS_PER_DRAW - len(others)
+    bits = functional.pad(others, (0, 0, 0, missing)).unflatten(0, (-1, OFFSETS_PER_DRAW))
+    return (bits << torch.arange(OFFSETS_PER_DRAW)[:, None]).sum(1).to(device, torch.int16)
 
 
 def normalize_and_fold(maps_RNV: Tensor, rank: int, vote_threshold: float | None = None) -> SampleFold:

@@ -161,7 +161,7 @@ def _own_seconds() -> float:
 
 def _process_seconds() -> float:
     """The start of a worker: a process of Python that imports what workers import, two at the same time."""
-    command = [sys.executable, "-c", "import ray.data, jobs.maps.map_stages"]
+    command = [sys.executable, "-c", "import ray.data, jobs.maps.map_maker"]
     started = time.monotonic()
     processes = [subprocess.Popen(command, cwd=PROJECT_ROOT) for _ in range(2)]
     for process in processes:

@@ -28,9 +28,10 @@ from ficklenet.cell_classifier import (
     pack_cells,
     unpack_cells,
 )
-from jobs.maps.backbone_passes import BackbonePasses, read_unit_images
+from jobs.maps.backbone_passes import BackbonePasses
 from jobs.maps.cell_stages import CellStages, num_channels
 from jobs.maps.evidence import Evidence, read_saliencies
+from jobs.maps.unit_images import read_unit_images
 from jobs.run.config_keys import Config
 from jobs.run.directory import CELL_NETWORK, CELL_RECORD, CELLS, Run
 from jobs.run.fingerprints import step_fingerprint

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from ficklenet.localizer import Normalization, deterministic_maps
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
 

@@ -1,21 +1,19 @@
-"""The stages that make a unit's maps: read and decode, compute in an actor, write."""
+"""The stages that make a unit's maps: read and decode, compute in an actor (``jobs.maps.map_maker``), write.
+
+The workers that read and write import this module and none of torch: an import of torch takes seconds of a core in each
+process.
+"""
 
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cluster.fanout import Payload
 from cluster.quarantine import Compute
-from ficklenet.classifier import predicted_classes
-from ficklenet.localizer import Normalization, localize
-from ficklenet.masks import mask_key
-from jobs.maps.backbone_passes import BackbonePasses, batches, read_unit_images
+from jobs.maps.unit_images import read_unit_images
 from jobs.run.directory import Run
-from jobs.steps.networks import load_classifier
-from jobs.steps.unit_rows import ROW_KEYS, earlier_part, finish_unit
+from jobs.steps.unit_rows import earlier_part, finish_unit
 from storage.steps import Step
 
 
@@ -50,12 +48,18 @@ class MapStages:
             **row,
             "images": found.images,
             "classes": classes,
-            "keys": np.array([mask_key(self.run.config.seed, entry.image_id) for entry in found.entries], np.uint64),
+            "image_ids": [entry.image_id for entry in found.entries],
             "to_predict": found.is_present & ~is_negative & (classes[:, 0] < 0) & predicts,
             "kept": kept,
             "skipped": (*(earlier.skipped if earlier else ()), *found.skipped),
             "seconds": time.monotonic() - started,
         }
+
+    def make_compute(self) -> Compute:
+        """Stage 2, made in an actor."""
+        from jobs.maps.map_maker import MapMaker  # only actors import torch
+
+        return MapMaker(self)
 
     def trial(self, compute: Compute, row: Payload) -> None:
         """Everything except writing, for the quarantine."""
@@ -68,101 +72,8 @@ class MapStages:
         values = {name: maps[name] for name in ("max", "mean", "score", "classes")}
         if kept := maps["kept"]:
             for name, array in values.items():
-                array[: len(kept.classes)] = getattr(kept, name)
+                values[name] = np.concatenate(
+                    [getattr(kept, name), array[len(kept.classes) :]], dtype=array.dtype, casting="same_kind"
+                )
         objects = store.write_unit(maps["unit"], **values)
         return finish_unit(self.step, maps, maps["skipped"], maps["seconds"] + time.monotonic() - started, objects)
-
-
-class MapMaker:
-    """Stage 2, an actor: runs the backbone once per image, draws N samples and folds them."""
-
-    def __init__(self, job: MapStages) -> None:
-        if job.device == "cpu":
-            torch.set_num_threads(1)  # the pool has an actor per CPU
-        self.job = job
-        self.passes = BackbonePasses.of(job.run.config.maps, job.device)
-        self.model = load_classifier(job.run).to(job.device).to(memory_format=torch.channels_last)
-
-    def __call__(self, unit: Payload) -> Payload:
-        started = time.monotonic()
-        self.job.step.require_here()
-        num_images, num_slots = unit["classes"].shape
-        shape = (num_images, num_slots, *self.job.grid)
-        results = {
-            "classes": unit["classes"].copy(),
-            "max": np.full(shape, np.nan, np.float16),
-            "mean": np.full(shape, np.nan, np.float16),
-            "score": np.full(shape[:2], np.nan, np.float32),
-        }
-        computed: tuple[slice, Arriving] | None = None  # the last batch that was given to the device
-        for batch in batches(num_images, self.passes.batch_size):
-            classes, to_predict = unit["classes"][batch], unit["to_predict"][batch]
-            if (classes >= 0).any() or to_predict.any():
-                found = Arriving(self.localize(unit["images"][batch], classes, to_predict, unit["keys"][batch]))
-                _store(results, computed)  # while the device computes this batch
-                computed = batch, found
-        _store(results, computed)
-        return {
-            **{name: unit[name] for name in (*ROW_KEYS, "kept")},
-            **results,
-            "seconds": unit["seconds"] + time.monotonic() - started,
-        }
-
-    @torch.inference_mode()
-    def localize(
-        self, images: np.ndarray, classes: np.ndarray, to_predict: np.ndarray, keys: np.ndarray
-    ) -> dict[str, Tensor]:
-        """Classes (n, slot), max and mean float16 (n, slot, h, w) and score (n, slot) of at most one batch.
-
-        They are on the device, which may still be computing them.
-        """
-        maps = self.job.run.config.maps
-        features = self.features(images)
-        classes_BS = torch.from_numpy(classes.astype(np.int64)).to(self.job.device)
-        if to_predict.any():
-            logits = self.model.head.expected_logits(features, self.model.spec.drop_rate)
-            predicted = predicted_classes(logits, maps.predicted_threshold, maps.max_classes, classes.shape[1])
-            classes_BS = torch.where(torch.from_numpy(to_predict).to(self.job.device)[:, None], predicted, classes_BS)
-        found = localize(
-            features,
-            self.model.head,
-            classes_BS,
-            [int(key) for key in keys],
-            num_samples=maps.num_samples,
-            drop_rate=self.model.spec.drop_rate if maps.drop_rate is None else maps.drop_rate,
-            normalization=Normalization(maps.normalization, maps.percentile),
-        )
-        return {
-            "classes": classes_BS.to(torch.int16),
-            "max": found.max_BSHW.half(),  # as the store keeps them
-            "mean": found.mean_BSHW.half(),
-            "score": found.score_BS,
-        }
-
-    def features(self, images: np.ndarray) -> Tensor:
-        """Backbone features, float32."""
-        return self.passes.run(self.model.backbone, images)[: len(images)].float().contiguous()
-
-
-class Arriving:
-    """Tensors that are being copied from the device, while it computes the next batch."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        is_on_gpu = any(tensor.is_cuda for tensor in tensors.values())
-        self._copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
-        self._copied = torch.cuda.Event() if is_on_gpu else None
-        if self._copied is not None:
-            self._copied.record()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays; waits until they are complete."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return {name: copy.numpy() for name, copy in self._copies.items()}
-
-
-def _store(results: dict[str, np.ndarray], computed: tuple[slice, Arriving] | None) -> None:
-    if computed is not None:
-        batch, found = computed
-        for name, array in found.arrays().items():
-            results[name][batch] = array

@@ -1,12 +1,10 @@
 """The step `maps`: its units, its stages and everything that changes its results."""
 
-from functools import partial
-
 from cluster.connect import Connection
 from cluster.fanout import Stages
 from ficklenet.localizer import samplers_for
 from jobs.maps.backbone_passes import BackbonePasses
-from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.maps.map_stages import MapStages
 from jobs.maps.stored_geometry import geometry_attributes
 from jobs.run.config_keys import Config
 from jobs.run.directory import MAPS, Run
@@ -57,7 +55,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         step=stages.step,
         fingerprint=fingerprint,
         units=plan_units(manifest.num_images, config.unit_size),
-        stages=Stages(partial(MapMaker, stages), stages.read, stages.write),
+        stages=Stages(stages.make_compute, stages.read, stages.write),
         command=run.step_command("maps"),
         device=stages.device,
         create=lambda data: MapStore.create(

@@ -17,9 +17,10 @@ from cluster.fanout import Payload, Stages
 from ficklenet.cell_classifier import cell_features, cell_probabilities
 from ficklenet.crf import LIGHT_AT_MAP_SIZE, refine, require_pydensecrf
 from ficklenet.propagation import Likeness, transitions, walk
-from jobs.maps.backbone_passes import BackbonePasses, read_unit_images
+from jobs.maps.backbone_passes import BackbonePasses
 from jobs.maps.cell_stages import CellStages
 from jobs.maps.cells_job import read_network
+from jobs.maps.unit_images import read_unit_images
 from jobs.run.directory import CELL_RECORD, MAPS, Run
 from jobs.run.fingerprints import step_fingerprint
 from jobs.steps.compute import precision_name, resolved_device

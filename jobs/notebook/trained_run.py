@@ -21,9 +21,10 @@ import torch
 
 from ficklenet.classifier import FickleNet
 from ficklenet.masks import mask_key
+from ficklenet.resampling import resize_square
 from ficklenet.segmenter import Segmenter
-from ficklenet.transforms import resize_square
-from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.maps.map_maker import MapMaker
+from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
 from jobs.notebook.arguments import (
     require_classes,
@@ -182,7 +183,7 @@ class TrainedRun:
         slots[0, : len(numbers)] = np.sort(numbers)  # as the job computes them
         places = np.searchsorted(np.sort(numbers), numbers)
         inputs = resize_square(image, self.run.config.images.input_size)[None]
-        keys = np.array([mask_key(self.run.config.seed, image_id)], np.uint64)
+        keys = [mask_key(self.run.config.seed, image_id)]
         found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
         return ImageMaps(numbers, *(found[name][0].cpu().numpy()[places] for name in ("max", "mean", "score")))
 

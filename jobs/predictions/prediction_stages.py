@@ -11,9 +11,9 @@ import torch
 from cluster.fanout import Payload
 from cluster.quarantine import Compute
 from ficklenet.label_image import label_image
+from ficklenet.resampling import resize_square
 from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.segmenter import SegmenterSpec
-from ficklenet.transforms import resize_square
 from jobs.run.directory import Run
 from jobs.steps.compute import resolved_precision
 from jobs.steps.networks import load_segmenter

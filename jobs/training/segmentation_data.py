@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from ficklenet.batches import keyed_generator
+from ficklenet.resampling import resize_square
 from ficklenet.segmentation_training import SegmentationBatch
 from ficklenet.segmenter import logits_geometry
-from ficklenet.transforms import resize_square
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.training.image_list import ImageList, ListedImage, image_list

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ficklenet.batches import keyed_generator
 from ficklenet.masks import mask_key
-from ficklenet.transforms import resize_square, training_crop
+from ficklenet.resampling import resize_square, training_crop
 from jobs.run.config_keys import Config
 from jobs.training.image_list import ImageList, ListedImage, image_list
 from storage.errors import BadImage, StorageError

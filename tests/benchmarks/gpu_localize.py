@@ -7,7 +7,9 @@
 Needs torch with CUDA, torchvision and numpy; the rest of the project may be absent. The backbone runs as in
 `generate_maps`: channels_last, mixed precision, batches of one fixed size. Localisation is everything after the
 features of a batch: their conversion to float32, affinity, masks, sums, normalisation, fold and score. Times are per
-image, between two synchronisations of the device.
+image, between two synchronisations of the device. "both" is the backbone and then the localisation without a wait
+between them, as in the job: while the GPU runs the backbone, the CPU sends it the kernels of the localisation. "added"
+is what both take longer than the backbone, as a share of the backbone's time.
 """
 
 import argparse
@@ -32,7 +34,8 @@ from ficklenet.head import StochasticHead
 from ficklenet.localizer import LocalizationMaps, Sampler, localize, samplers_for
 from ficklenet.masks import INFERENCE_STREAM, TRAINING_STREAM, dropout_masks, mask_key
 from ficklenet.mean_field import refine_exactly
-from ficklenet.transforms import resize_maps, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import resize_maps
 
 NUM_CLASSES = 20
 KERNEL_SIZE = 9
@@ -51,7 +54,17 @@ def main() -> None:
         f"{options.samples} samples, input {options.size} x {options.size}, batches of {options.batch}, "
         f"{options.precision}{', compiled' if options.compile else ''}, median of {options.repeats} runs\n"
     )
-    header = ("classes", "p", "normalisation", "sampler", "backbone ms", "localisation ms", "ratio", "peak MiB")
+    header = (
+        "classes",
+        "p",
+        "normalisation",
+        "sampler",
+        "backbone ms",
+        "localisation alone ms",
+        "both ms",
+        "added",
+        "peak MiB",
+    )
     print(" | ".join(header))
     print(" | ".join("---" for _ in header))
     measure(options)
@@ -70,13 +83,24 @@ def measure(options: argparse.Namespace) -> None:
             for normalization in (Normalization("max"), Normalization("percentile", 90.0)):
                 for sampler in samplers:
                     run_localisation = partial(
-                        localisation, features, head, num_classes, drop_rate, normalization, options.samples, sampler
+                        localisation,
+                        features=features,
+                        head=head,
+                        num_classes=num_classes,
+                        drop_rate=drop_rate,
+                        normalization=normalization,
+                        num_samples=options.samples,
+                        sampler=sampler,
                     )
-                    times = side_by_side([run_backbone, run_localisation], options.repeats)
+
+                    def run_both(localise: Callable[..., object] = run_localisation) -> None:
+                        localise(features=run_backbone())
+
+                    times = side_by_side([run_backbone, run_localisation, run_both], options.repeats)
                     peak = peak_mebibytes(run_localisation)
                     per_image = (f"{1e3 * value / options.batch:.4f}" for value in times)
                     print(num_classes, drop_rate, normalization.kind, sampler, sep=" | ", end=" | ")
-                    print(*per_image, f"{times[1] / times[0]:.1%}", f"{peak:.0f}", sep=" | ", flush=True)
+                    print(*per_image, f"{times[2] / times[0] - 1:.1%}", f"{peak:.0f}", sep=" | ", flush=True)
 
 
 def build(options: argparse.Namespace) -> tuple[nn.Module, StochasticHead, Tensor]:
@@ -111,7 +135,7 @@ def localisation(
     return localize(
         features.float().contiguous(),
         head,
-        torch.arange(num_classes, device="cuda").expand(len(features), -1),
+        torch.arange(num_classes).expand(len(features), -1),
         [mask_key(0, str(number)) for number in range(len(features))],
         num_samples=num_samples,
         drop_rate=drop_rate,
@@ -195,7 +219,7 @@ def triton_mask_difference(device: torch.device) -> float:
     num_offsets = KERNEL_SIZE**2
     # 1 at one offset and 0 elsewhere makes that offset's mask visible in the map: a row for each offset.
     affinity = torch.eye(num_offsets, device=device)[:, :, None].repeat(1, 1, 41 * 41)
-    rows = torch.zeros(num_offsets, dtype=torch.int64, device=device)
+    rows = torch.zeros(num_offsets, dtype=torch.int64)
     worst = 0.0
     for key in (1, 2**63 + 7, mask_key(0, "check")):
         for drop_rate in (0.0, 0.5, 0.9, 1.0):
@@ -251,7 +275,7 @@ def map_difference(options: argparse.Namespace, normalization: Normalization) ->
     generator = torch.Generator("cuda").manual_seed(0)
     features = torch.rand(4, 512, 41, 41, device="cuda", generator=generator)
     head = StochasticHead(512, NUM_CLASSES, KERNEL_SIZE).cuda()
-    classes = torch.tensor([[0, 1, 2, 3, 4, 5], [7, -1, -1, -1, -1, -1], [-1] * 6, [3, 19, -1, -1, -1, -1]]).cuda()
+    classes = torch.tensor([[0, 1, 2, 3, 4, 5], [7, -1, -1, -1, -1, -1], [-1] * 6, [3, 19, -1, -1, -1, -1]])
     keys = [mask_key(0, str(number)) for number in range(4)]
     found, wanted = (
         localize(

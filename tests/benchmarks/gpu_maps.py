@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 from machine import describe
 from pipeline import make_run
@@ -31,12 +32,11 @@ def main() -> None:
     print(f"{name}; {describe('torch', 'triton', 'ray')}")
     with tempfile.TemporaryDirectory(prefix="gpu-maps-") as folder:
         run = make_run(Path(folder) / "run", options, options.images, options.size, "vgg16", device="cuda")
-        load = GpuLoad()
         started = time.time()
-        with connect("local") as connection:
+        with GpuLoad() as load, connect("local") as connection:
+            print(f"Ray runs after {time.time() - started:.1f} s")
             launch_step(run, connection, "maps", restart=True)
         receipts = sorted(Step(run.location / "maps").receipts().values(), key=lambda receipt: receipt.finished)
-        load.stop()
     first, last = receipts[0].finished, receipts[-1].finished
     num_images = sum(receipt.stop - receipt.start for receipt in receipts[1:])
     print(f"first unit after {first - started:.1f} s")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 class GpuLoad:
-    """Samples of the load of the first GPU, five a second, until it is stopped."""
+    """Samples of the load of the first GPU, five a second, while its `with` block runs."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float]] = []
@@ -57,7 +57,10 @@ class GpuLoad:
         for line in self._process.stdout:
             self._samples.append((time.time(), float(line)))
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._thread.join()
 

@@ -37,6 +37,7 @@ from ficklenet.batches import batch_indices, keyed_generator, steps_per_epoch
 from ficklenet.classifier_training import set_learning_rate
 from ficklenet.label_image import label_image
 from ficklenet.metrics import confusion_matrix, label_metrics
+from ficklenet.resampling import resize_square
 from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
 from ficklenet.segmentation_training import (
     LossWeights,
@@ -46,7 +47,7 @@ from ficklenet.segmentation_training import (
     segmentation_loss,
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec, load_fc_weights
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.transforms import normalize
 
 IGNORE = 255
 LOSS_WEIGHTS = {"weak": LossWeights(), "semi": LossWeights(), "full": LossWeights(0, 0, 1)}

@@ -35,7 +35,8 @@ from ficklenet.classifier_training import learning_rate_at, make_optimizer, set_
 from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
 from ficklenet.masks import mask_key
 from ficklenet.metrics import average_precision
-from ficklenet.transforms import normalize, resize_square, training_crop
+from ficklenet.resampling import resize_square, training_crop
+from ficklenet.transforms import normalize
 from jobs.training.training_data import load_batches, loader_processes
 
 NUM_DRAWN, NUM_DRAWN_VALIDATION = 300, 60

@@ -39,7 +39,8 @@ from cluster.connect import connect
 from ficklenet.classifier import ClassifierSpec, FickleNet, pack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
 from jobs.cli.launch import launch_step
-from jobs.maps.map_stages import MapMaker, MapStages
+from jobs.maps.map_maker import MapMaker
+from jobs.maps.map_stages import MapStages
 from jobs.run.directory import MAPS, Run, open_run
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.networks import require_network
@@ -161,7 +162,7 @@ class TimedMapMaker(MapMaker):
 
     backbone_seconds = 0.0
 
-    def features(self, images: np.ndarray) -> torch.Tensor:
+    def features(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
         started = time.perf_counter()
         features = super().features(images)
         self.backbone_seconds += time.perf_counter() - started

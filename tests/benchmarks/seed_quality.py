@@ -29,8 +29,9 @@ from ficklenet.folding import Normalization
 from ficklenet.localizer import deterministic_maps, localize
 from ficklenet.masks import mask_key
 from ficklenet.metrics import confusion_matrix, label_metrics
+from ficklenet.resampling import resize_square
 from ficklenet.seeds import aggregate, background_cue, densify, resize_labels
-from ficklenet.transforms import normalize, resize_maps, resize_square
+from ficklenet.transforms import normalize, resize_maps
 from jobs.run.directory import Run, open_run
 from jobs.run.selection import is_tuning_image
 from jobs.steps.networks import load_classifier

@@ -26,12 +26,13 @@ from machine import describe
 
 from ficklenet.drawing import DRAWN_CLASS_NAMES, draw_scene
 from ficklenet.growing import grow_seeds
+from ficklenet.resampling import resize_square
 from ficklenet.seeds import resize_labels
 from ficklenet.segmentation_losses import label_probabilities
 from ficklenet.segmentation_training import LossWeights, SegmentationBatch, make_optimizer, segmentation_loss
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.training_crf import CrfMethod, refine_batch
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.transforms import normalize
 
 NUM_CLASSES = 20
 SEEDED = 0.3  # share of the cells

@@ -33,7 +33,8 @@ from voc6_measure import Evidence, by_theta, choose
 from ficklenet.backbones import build_backbone
 from ficklenet.baselines import divided_by_maximum
 from ficklenet.geometry import GridGeometry
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from jobs.training.backbone_weights import load_weights
 from storage.images import read_image
 

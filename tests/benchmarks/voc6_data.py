@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ficklenet.resampling import resize_square
 from ficklenet.seeds import resize_labels
-from ficklenet.transforms import resize_square
 from jobs.run.selection import is_tuning_image
 from storage.images import read_image, read_mask
 

@@ -25,7 +25,8 @@ import torch
 from tqdm import tqdm
 
 from ficklenet.backbones import backbone_geometry, load_backbone_weights, vgg16
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from storage.images import read_image
 
 STAGES = {"conv3": 256, "conv4": 512, "conv5": 512}  # name -> channels; all at stride 8

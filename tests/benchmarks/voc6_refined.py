@@ -50,7 +50,8 @@ from ficklenet.head import StochasticHead
 from ficklenet.localizer import deterministic_maps, localize
 from ficklenet.masks import mask_key
 from ficklenet.propagation import Likeness, transitions, walk
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from jobs.training.backbone_weights import load_weights
 from storage.images import read_image
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
+from cluster import fanout
 from cluster.connect import Connection
 from cluster.errors import ClusterError
 from cluster.fanout import MAX_BEGINS, Payload, Pool, Stages, fan_out, fan_out_in_process
@@ -138,6 +139,37 @@ def test_payloads_and_receipts_arrive_as_they_were_sent(local_ray: Connection) -
             np.testing.assert_array_equal(receipt[name], value)
         else:
             assert receipt[name] == value
+
+
+def test_large_arrays_arrive_as_they_were_sent(local_ray: Connection) -> None:
+    """The first one is read in shared memory."""
+    values = np.arange(100_000, dtype=np.int32)
+    sent = {"first": values.reshape(100, 1000), "second": np.asfortranarray(values.reshape(50, 2000)), "empty": []}
+    [receipt] = fan_out([sent], Stages(lambda: echo, echo, echo), ONE)
+    assert receipt["empty"] == []
+    for name in ("first", "second"):
+        assert receipt[name].dtype == np.int32
+        np.testing.assert_array_equal(receipt[name], sent[name])
+
+
+class Doubler:
+    """Doubles a number that `prepare` has unpacked; without it, the number is missing."""
+
+    def prepare(self, payload: Payload) -> Payload:
+        return {"unit": payload["unit"], "number": payload["unit"] + 1}
+
+    def __call__(self, payload: Payload) -> Payload:
+        return {"unit": payload["unit"], "doubled": 2 * payload["number"]}
+
+
+def test_an_actor_prepares_each_unit_before_it_computes_it(local_ray: Connection) -> None:
+    receipts = fan_out(units(5), Stages(Doubler, echo, echo), ONE)
+    assert sorted(receipt["doubled"] for receipt in receipts) == [2, 4, 6, 8, 10]
+
+
+def test_ray_data_accepts_actors_with_gpus(local_ray: Connection) -> None:
+    """It has rules for them that it does not have for others; no GPU is needed to see them."""
+    fanout._dataset(units(2), Stages(lambda: echo, echo, echo), Pool(1, 1, gpus_per_actor=1.0), None)
 
 
 def large(payload: Payload) -> Payload:

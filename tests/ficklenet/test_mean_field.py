@@ -10,9 +10,10 @@ import torch
 from ficklenet.crf import AT_MAP_SIZE
 from ficklenet.drawing import draw_scene
 from ficklenet.mean_field import bilateral_kernel, refine_exactly
+from ficklenet.resampling import resize_square
 from ficklenet.seeds import resize_labels
 from ficklenet.training_crf import refine_batch
-from ficklenet.transforms import resize_maps, resize_square
+from ficklenet.transforms import resize_maps
 
 GRID = 41
 

@@ -10,6 +10,7 @@ from ficklenet.crf import AT_MAP_SIZE
 from ficklenet.drawing import draw_scene
 from ficklenet.geometry import GridGeometry
 from ficklenet.growing import grow_seeds
+from ficklenet.resampling import resize_square
 from ficklenet.seeds import resize_labels
 from ficklenet.segmentation_losses import boundary_loss, full_loss, label_probabilities, seed_loss
 from ficklenet.segmentation_training import (
@@ -24,7 +25,7 @@ from ficklenet.segmentation_training import (
 )
 from ficklenet.segmenter import Segmenter, SegmenterSpec
 from ficklenet.training_crf import refine_batch
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.transforms import normalize
 
 SIZE, GRID, UNKNOWN = 65, 9, 255
 

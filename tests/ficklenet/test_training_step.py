@@ -17,8 +17,9 @@ from ficklenet.classifier_training import (
 )
 from ficklenet.drawing import draw_scene
 from ficklenet.masks import mask_key
+from ficklenet.resampling import resize_square
 from ficklenet.training_state import is_finite, pack_training, unpack_training
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.transforms import normalize
 
 SPEC = ClassifierSpec("small", ("a", "b"), kernel_size=3, drop_rate=0.9, input_size=33)
 KEYS = [mask_key(0, name) for name in "abcd"]

@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ficklenet.transforms import (
-    LARGEST_CROP_SCALE,
-    MEAN_COLOUR,
-    _sparse,
-    normalize,
-    resize_maps,
-    resize_square,
-    training_crop,
-)
+from ficklenet.resampling import LARGEST_CROP_SCALE, MEAN_COLOUR, _sparse, resize_square, training_crop
+from ficklenet.transforms import normalize, resize_maps
 
 
 def random_image(height, width, seed=0):

@@ -140,9 +140,9 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
     from ficklenet import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    numbers = ("num_images", "first_sample", "num_samples", "height", "width", "rank", "num_positions")
+    numbers = ("num_images", "first_sample", "num_samples", "rank", "num_positions")
     types = dict.fromkeys(numbers, "i32") | {"vote_threshold": "fp32", "table": "*i32", "patterns_BNGV": "*i16"}
-    types |= {"first_row_B1": "*i64", "keys_B": "*i64", "total_RPV": "*fp64", "votes_RPV": "*i32"}
+    types |= {"first_row_B1": "*i64", "inside_GV": "*i16", "keys_B": "*i64", "total_RPV": "*fp64", "votes_RPV": "*i32"}
     tiles = {"NUM_DRAWS": 8, "GROUP": 8, "TILE": 128}
     for kernel, constants in (
         (triton_kernels.draw_patterns, tiles),

@@ -20,8 +20,9 @@ from pycocotools import mask as run_lengths
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from ficklenet.resampling import resize_square
 from ficklenet.segmenter import pack_segmenter
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.transforms import normalize
 from jobs.cli.launch import launch_step
 from jobs.preparation import demo
 from jobs.preparation.prepare import prepare

@@ -68,6 +68,17 @@ def test_what_only_reads_a_run_imports_nothing_slow():
     assert answer.stdout == "[]\n[]\n", answer.stderr
 
 
+def test_workers_that_read_and_write_maps_import_no_torch():
+    """Each of them would need seconds of a core for it, before a GPU gets its first image."""
+    script = """if True:
+        import sys
+        import jobs.maps.map_stages
+        print(sorted({"torch", "numba", "matplotlib"} & sys.modules.keys()))
+    """
+    answer = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert answer.stdout == "[]\n", answer.stderr
+
+
 def test_help_imports_nothing_slow():
     script = """if True:
         import importlib, sys

@@ -22,7 +22,8 @@ from ficklenet.classifier import pack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.localizer import Normalization, localize
 from ficklenet.masks import mask_key
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run

@@ -9,7 +9,8 @@ import torch
 
 from cluster.connect import connect
 from ficklenet.cell_classifier import cell_features, cell_probabilities, unpack_cells
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import pipeline_steps

@@ -15,7 +15,8 @@ from ficklenet.classifier_training import make_optimizer, set_learning_rate
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.frozen_features import FeatureBatch, head_step
 from ficklenet.masks import mask_key
-from ficklenet.transforms import normalize, resize_square
+from ficklenet.resampling import resize_square
+from ficklenet.transforms import normalize
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
