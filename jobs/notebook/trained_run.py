@@ -34,6 +34,7 @@ from jobs.notebook.arguments import (
     require_step,
     usable_device,
 )
+from jobs.notebook.finished_rows import finished_row, row_of
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.run.steps import BY_NAME
@@ -42,8 +43,6 @@ from storage.errors import NotYet
 from storage.images import read_image
 from storage.manifest import Manifest, ManifestRow
 from storage.map_store import ImageMaps
-from storage.receipts import Receipt
-from storage.units import plan_units
 
 MAP_STEPS = ("maps", "refined")
 LABEL_STEPS = ("predictions", "pseudo_labels")
@@ -93,7 +92,7 @@ class TrainedRun:
         Raises:
             KeyError: there is no such image.
         """
-        row = self._row(image_id)
+        row = row_of(self.run, image_id)
         return self.run.manifest().rows(row, row + 1)[0]
 
     def image(self, image_id: str) -> np.ndarray:
@@ -129,7 +128,7 @@ class TrainedRun:
             KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step.
         """
         require_step(step, MAP_STEPS, "stored_maps")
-        row, _ = self._finished(step, image_id)
+        row, _ = finished_row(self.run, step, image_id)
         return self.run.maps(step=step).read(row)
 
     def stored_seeds(self, image_id: str) -> np.ndarray:
@@ -138,7 +137,7 @@ class TrainedRun:
         Raises:
             KeyError: there is no such image. NotYet: its seeds are not made yet.
         """
-        row, _ = self._finished("seeds", image_id)
+        row, _ = finished_row(self.run, "seeds", image_id)
         return self.run.seeds().read(row)
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
@@ -149,7 +148,7 @@ class TrainedRun:
                 makes no labels of this image.
         """
         require_step(step, LABEL_STEPS, "stored_labels")
-        _, receipt = self._finished(step, image_id)
+        _, receipt = finished_row(self.run, step, image_id)
         for skip in receipt.skipped:
             if skip.image_id == image_id:
                 raise ValueError(f"{image_id}: the step {step} skipped this image ({skip.reason}).")
@@ -235,30 +234,6 @@ class TrainedRun:
         spec = require_segmenter(self.run, self.run.config.predictions.network, "predict")
         with _same_threads():
             return Predictor(PredictionStages(self.run, spec, self.device))
-
-    def _row(self, image_id: str) -> int:
-        require_id(image_id, "image_id")
-        return self.run.manifest().index_of(image_id)
-
-    def _finished(self, name: str, image_id: str) -> tuple[int, Receipt]:
-        """The row of an image that a step has finished, and its unit's receipt, also if the unit has grown since."""
-        row, step = self._row(image_id), self.run.step(name)
-        recorded = step.fingerprint() or {}
-        if BY_NAME[name].is_of_splits:
-            split = self.entry(image_id).split
-            splits = recorded[name]["splits"] if recorded else self.run.config.predicted_splits
-            if split not in splits:
-                raise ValueError(
-                    f"{image_id}: no {name} are made of its split {split!r}, only of {', '.join(splits)} "
-                    f"({name}.splits). To compute its mask, call run.predict(run.image({image_id!r}))."
-                )
-        unit_size = recorded.get("unit_size", self.run.config.unit_size)
-        unit = plan_units(self.run.manifest().num_images, unit_size)[row // unit_size]
-        receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
-        if receipt is None or row >= receipt.stop:
-            command = self.run.step_command(name)
-            raise NotYet(f"{image_id}: the step {name} is not done for this image yet. Run '{command}' first.")
-        return row, receipt
 
 
 def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "auto") -> TrainedRun:
