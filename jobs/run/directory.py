@@ -229,7 +229,7 @@ def record_run(run: Run, name: str = "") -> None:
 
 
 def setting_notes(run: Run, launched: Collection[str] = ()) -> list[str]:
-    """Sentences about given settings that are not used, and about recorded ones that were not given.
+    """Sentences about given settings that are not recorded, and about recorded ones that were not given.
 
     Args:
         launched: the steps that this launch runs.
@@ -241,8 +241,8 @@ def setting_notes(run: Run, launched: Collection[str] = ()) -> list[str]:
         restart = ("--restart", row.name) if changed.keys() & results.keys() else ()
         for key, value in changed.items():
             notes.append(
-                f"{row.section}.{key}: remains {value}; {config[row.section][key]} is not used, because the step "
-                f"{row.name} was started with {value}. To change it: '{run.step_command(row.name, *restart)}'."
+                f"{row.section}.{key}: the run keeps {value}, because the step {row.name} was started with it. "
+                f"To change it to {config[row.section][key]}: '{run.step_command(row.name, *restart)}'."
             )
         config[row.section] = section
     header = run.location / "run.json"

@@ -135,8 +135,8 @@ def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, t
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
     command = run.step_command("classifier", "--restart", "classifier")
     assert (
-        "classifier.epochs: remains 1; 9 is not used, because the step classifier was started with 1. "
-        f"To change it: '{command}'."
+        "classifier.epochs: the run keeps 1, because the step classifier was started with it. "
+        f"To change it to 9: '{command}'."
     ) in capsys.readouterr().out
     assert "--set classifier.epochs=9 " in command and f"--run {run.uri} " in command
     config = open_run(trained_run.uri).config

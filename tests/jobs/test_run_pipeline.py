@@ -63,7 +63,7 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         run_pipeline(open_run(predicted_run.uri, None, ["segmenter.epochs=3"]), connection, redo_outdated=True)
     assert predicted_run.step("segmenter").fingerprint() != network
     printed = capsys.readouterr().out
-    assert "segmenter: epoch 3 of 3" in printed and "remains" not in printed
+    assert "segmenter: epoch 3 of 3" in printed and "the run keeps" not in printed
     assert open_run(predicted_run.uri).config.segmenter.epochs == 3
     predictions = predicted_run.step("predictions")
     start = predictions.start_id()
@@ -90,14 +90,14 @@ def test_settings_of_other_started_steps_are_named_once_with_the_command_that_ch
     script = f"python jobs/generate_maps.py --run {seeded_run.uri}"
     run = open_run(seeded_run.uri, None, ["maps.num_samples=9"])
     assert setting_notes(run, ["classifier"]) == [
-        "maps.num_samples: remains 8; 9 is not used, because the step maps was started with 8. To change it: "
+        "maps.num_samples: the run keeps 8, because the step maps was started with it. To change it to 9: "
         f"'{script} --set maps.num_samples=9 --restart maps'."
     ]
     free = open_run(seeded_run.uri, None, ["maps.device=cpu"])  # the step accepts it without a restart
-    assert f"To change it: '{script} --set maps.device=cpu'." in setting_notes(free, ["classifier"])[0]
+    assert f"To change it to cpu: '{script} --set maps.device=cpu'." in setting_notes(free, ["classifier"])[0]
     assert setting_notes(run, ["maps"]) == setting_notes(free, ["maps"]) == []
     aggregate_seeds.main(["--run", seeded_run.uri, "--set", "maps.device=cpu"])
-    assert capsys.readouterr().out.count("maps.device: remains auto; cpu is not used") == 1
+    assert capsys.readouterr().out.count("maps.device: the run keeps auto, because") == 1
 
 
 @pytest.mark.parametrize(
