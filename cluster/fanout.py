@@ -63,6 +63,15 @@ class Pool:
             )
 
     @property
+    def calls_in_flight(self) -> int:
+        """The units that an actor computes, prepares, or has in its queue.
+
+        A GPU is faster than the driver sends the next unit, so its actor has a queue. On CPUs a unit takes much longer,
+        and a slow actor would hold units that others could compute.
+        """
+        return ComputeActor.CALLS * (2 if self.gpus_per_actor else 1)
+
+    @property
     def resources_of_an_actor(self) -> dict[str, float]:
         """The resources that one compute actor reserves, with Ray's names."""
         return {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
@@ -178,7 +187,7 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool.min_actors, count),
             max_size=min(pool.max_actors, count),
-            max_tasks_in_flight_per_actor=2 * ComputeActor.CALLS,  # the driver needs time to send the next one
+            max_tasks_in_flight_per_actor=pool.calls_in_flight,
             max_concurrent_calls_per_actor=ComputeActor.CALLS,
             enable_true_multi_threading=True,  # the actor itself computes one unit at a time
         ),
