@@ -51,6 +51,7 @@ def train(
     resize_seconds: float = RESIZE_SECONDS,
     in_process: bool = False,
     on_report: Callable[[Metrics], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> Metrics:
     """Runs the worker function to its end. It continues after lost workers, and from where an earlier launch stopped.
 
@@ -69,6 +70,7 @@ def train(
             training continues from the latest checkpoint.
         in_process: Run one worker in this process, without Ray; `storage_uri` must then be a local folder.
         on_report: Called in the driver, in order, with the metrics of every report of rank 0.
+        on_start: Called in the driver each time that a worker starts.
 
     Returns:
         The last reported metrics; empty if there were none.
@@ -77,8 +79,9 @@ def train(
         ClusterError: The workers do not fit the cluster, or were lost `MAX_FAILURES` times in a row.
         Exception: An error of the worker function, unchanged.
     """
-    reports = _Reports(on_report)
+    reports = _Reports(on_report, on_start or (lambda: None))
     if in_process:
+        reports.on_start()
         context = LocalContext(storage_uri, name, use_gpu, reports.add)
         with _threads(cpus_per_worker or int(os.environ.get("OMP_NUM_THREADS", usable_cpus()))):
             worker(context, config)
@@ -210,8 +213,8 @@ class _Forward(UserCallback):
 class _Reports:
     """The driver's view of a training: the last metrics, and the results of the current attempt."""
 
-    def __init__(self, on_report: Callable[[Metrics], None] | None) -> None:
-        self._on_report = on_report
+    def __init__(self, on_report: Callable[[Metrics], None] | None, on_start: Callable[[], None]) -> None:
+        self._on_report, self.on_start = on_report, on_start
         self.last: Metrics = {}
         self.begin_attempt()
 
@@ -226,7 +229,9 @@ class _Reports:
 
     def take(self, letters: list[tuple[str, Any]]) -> None:
         for kind, content in letters:
-            if kind == "metrics":
+            if kind == "started":
+                self.on_start()
+            elif kind == "metrics":
                 self.add(content)
             elif kind == "checkpoint":
                 self.has_checkpoint = True
@@ -239,6 +244,7 @@ class _Reports:
 
 def _run_worker(worker: Worker, mailbox: Any, folder: Path | None, config: dict[str, Any]) -> None:
     keep_freed_memory()
+    mailbox.put.remote("started", None)
     try:
         worker(RayContext(folder), config)
     except Exception as error:

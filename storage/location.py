@@ -54,6 +54,11 @@ class Location:
             ValueError: the scheme is unknown, there is no bucket, or an S3 key has ``..`` in it.
         """
         text = text.removeprefix("file://")
+        if re.match(r"s3:(?!//)", text, re.IGNORECASE):
+            raise ValueError(
+                f"location {text!r}: begins with 's3:' but not with 's3://'; expected s3://bucket/prefix, or "
+                f"'./{text}' for a local path of this name."
+            )
         if not text or "\0" in text:
             raise ValueError(f"location {text!r}: expected a local path or s3://bucket/prefix.")
         if not re.match(r"[a-zA-Z0-9+.-]+:/", text):

@@ -6,11 +6,12 @@ request waits for the server.
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import StorageError
 
@@ -23,8 +24,11 @@ _ADVICE = {
     "ExpiredToken": f"the credentials have expired; {_CREDENTIALS}",
     "InvalidAccessKeyId": f"the access key is not known to the server; {_CREDENTIALS}",
     "SignatureDoesNotMatch": f"the secret key does not belong to the access key; {_CREDENTIALS}",
+    "400": "the server refused the request (400), so the region may be wrong, or the session token may have expired; "
+    "set AWS_DEFAULT_REGION to the bucket's region, or renew the credentials",
     "SlowDown": "the server still throttles after all retries; run the same command again, with fewer workers",
 }
+_OTHER_REGION = {"301", "PermanentRedirect", "400", "AuthorizationHeaderMalformed"}  # numbers: HEAD has no other code
 
 
 def file_system(asynchronous: bool = False) -> "PatientFileSystem":
@@ -91,8 +95,12 @@ def is_bucket_missing(error: BaseException) -> bool:
 
 def _sentence(error: Exception) -> str:
     code = server_code(error)
+    if code in _OTHER_REGION and (region := _region_of_the_bucket(error)):
+        return f"the bucket is in the region {region}, and the request was for another; set AWS_DEFAULT_REGION={region}"
     if code in _ADVICE:
         return _ADVICE[code]
+    if code in _OTHER_REGION:
+        return f"the bucket is in another region ({code}); set AWS_DEFAULT_REGION to the bucket's region"
     if isinstance(error, PermissionError):
         return (
             f"access denied ({code}); {_CREDENTIALS}"
@@ -110,9 +118,22 @@ def _sentence(error: Exception) -> str:
 
 def server_code(error: BaseException | None) -> str | None:
     """The S3 error code behind an exception, such as ``"AccessDenied"``; None if no server answered."""
+    answer = _server_answer(error)
+    return None if answer is None else str(answer.get("Error", {}).get("Code", "error"))
+
+
+def _region_of_the_bucket(error: BaseException) -> str:
+    """The region that a server named in its answer; "" if it named none."""
+    headers = (_server_answer(error) or {}).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = str(headers.get("x-amz-bucket-region", ""))
+    return region if re.fullmatch(r"[a-z0-9-]+", region) else ""
+
+
+def _server_answer(error: BaseException | None) -> dict[str, Any] | None:
+    """botocore's record of the answer behind an exception; None if no server answered."""
     while error is not None:
         if isinstance(error, _botocore_error("ClientError")):
-            return str(error.response.get("Error", {}).get("Code", "error"))  # type: ignore[attr-defined]
+            return error.response  # type: ignore[attr-defined, no-any-return]
         error = error.__cause__ or error.__context__
     return None
 

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from storage.errors import NotYet, StorageError
-from storage.heartbeat import STALE_AFTER, heartbeats, living_launches
+from storage.heartbeat import STALE_AFTER, Heartbeat, heartbeats, living_launches
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.receipts import Receipt, Skipped, ids_by_reason, read_receipt, receipt_name
@@ -96,9 +96,11 @@ class Step:
         wanted = json.loads(json.dumps(fingerprint))  # as in the stored record, where tuples are lists
         found = self.fingerprint()
         if found is not None and found != _before_additions(wanted, num_added(found)):
+            alive = [beat for beat in heartbeats(self.location) if not beat.is_stale]
+            first = f"Stop {_driver(alive[0])} first and then start" if alive else "Start"
             raise ValueError(
                 f"{self.location}: was started with other settings ({differences(found, wanted)}). "
-                f"Start over with '{command} --restart {self.location.name}', which deletes this step's results. To "
+                f"{first} over with '{command} --restart {self.location.name}', which deletes this step's results. To "
                 "keep them, first copy the run's folder, or use another run."
             )
         return found is not None
@@ -165,8 +167,7 @@ class Step:
         for beat in heartbeats(self.location, may_write=True):
             if not beat.is_stale:
                 raise ValueError(
-                    f"{self.location}: a driver on {beat.host} (process {beat.pid}) is running this step, last "
-                    f"heartbeat {max(0.0, beat.age):.0f} s ago. Stop it first. If it was killed, wait "
+                    f"{self.location}: {_driver(beat)} is running this step. Stop it first. If it was killed, wait "
                     f"{STALE_AFTER:.0f} s."
                 )
 
@@ -279,6 +280,11 @@ class Step:
                 (self.location / name).delete_tree()
                 if (self.location / name).exists():
                     (self.location / name).delete()
+
+
+def _driver(beat: Heartbeat) -> str:
+    """A launch, for people."""
+    return f"a driver on {beat.host} (process {beat.pid}, last heartbeat {max(0.0, beat.age):.0f} s ago)"
 
 
 def _number(start_id: str) -> int:

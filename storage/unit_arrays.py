@@ -107,7 +107,10 @@ class UnitArrays:
             except (FileNotFoundError, KeyError) as error:
                 if header_record(location).exists():
                     raise Damaged.of(location, "the description of an array is missing") from error
-                raise FileNotFoundError(f"{location}: there are no arrays here yet.") from error
+                raise FileNotFoundError(
+                    f"{location}: there are no arrays here. Either the step was not started yet, or another launch has "
+                    "started it again (--restart); then run this command again when that launch is finished."
+                ) from error
 
     def item_shape(self, name: str) -> tuple[int, ...]:
         """The shape of one image's part of an array, such as (slot, y, x)."""

@@ -9,6 +9,8 @@ Prints its own address, and listens on loopback alone. `POST /-/faults` with a J
     fail          500 InternalError
     reset         the connection breaks after the request was carried out
     truncate      half of the answer, then the connection breaks
+    redirect      301 PermanentRedirect: the bucket is in the region elsewhere-1
+    malformed     400 AuthorizationHeaderMalformed, as for a request that is signed for another region
     latency       seconds before the answer, for every request
     expire_at     403 ExpiredToken from the first request on whose key holds this text
     deny          403 AccessDenied for keys that hold this text
@@ -59,7 +61,7 @@ class FaultProxy(ThreadingHTTPServer):
         if self.has_expired:
             return "expire"
         drawn = self.random.random()
-        for name in ("throttle", "fail", "reset", "truncate"):
+        for name in ("throttle", "fail", "reset", "truncate", "redirect", "malformed"):
             drawn -= self.faults.get(name, 0.0)
             if drawn < 0:
                 return name
@@ -81,9 +83,11 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.faults.get("latency", 0.0))
         refusals = {"throttle": (503, "SlowDown"), "fail": (500, "InternalError")}
         refusals |= {"expire": (403, "ExpiredToken"), "deny": (403, "AccessDenied")}
+        refusals |= {"redirect": (301, "PermanentRedirect"), "malformed": (400, "AuthorizationHeaderMalformed")}
         if fault in refusals:
             status, code = refusals[fault]
-            self._answer(status, {"Content-Type": "application/xml"}, ERROR.format(code).encode())
+            region = {"x-amz-bucket-region": "elsewhere-1"} if fault == "redirect" else {}
+            self._answer(status, {"Content-Type": "application/xml", **region}, ERROR.format(code).encode())
             return
         status, headers, answer = self._forward(body)
         if fault == "reset":

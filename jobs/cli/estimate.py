@@ -151,7 +151,8 @@ def _end_seconds(run: Run, paces: Paces) -> float:
             split in measured and uri is not None for split, uri in zip(batch["split"], batch["mask_uri"], strict=True)
         )
     drawn = min(NUM_IMAGES, num_images) / max(1, min(NUM_IMAGES, paces.num_images))
-    return paces.evaluation_seconds * num_measured + paces.report_seconds * drawn
+    evaluation = paces.evaluation_seconds * num_measured / max(1, paces.num_measured)
+    return evaluation + paces.report_seconds * drawn
 
 
 def _own_seconds() -> float:

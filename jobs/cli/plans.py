@@ -86,7 +86,10 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
 
 def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: str, *, is_whole: bool) -> Estimate:
     if not can_be_timed_here(run, connection):
-        print(f"{name}: the times are not known, because this machine has no GPU to time the steps on.")
+        print(
+            f"{name}: the times are not known, because this machine has no GPU to time the steps on. On a cluster, "
+            "submit the dry run with 'ray job submit --entrypoint-num-gpus 1': it then runs on a node with a GPU."
+        )
         return Estimate({}, 0.0, 0.0)
     where = "" if connection.is_optional or connection.in_process else "; the nodes of a cluster may differ"
     most = f"This takes up to {SECONDS} s, and the time to start."

@@ -1,8 +1,9 @@
 """Times the steps of a run on a few of its images, with a temporary run on this machine.
 
 The steps are the real ones, one after the other in this process: the real images, networks, sizes and settings, but few
-images and epochs. A first round warms up and shows how slow the images are. If there is time for it, a second round
-takes more images and gives the figures.
+images and epochs. A first round warms up and shows how slow the images are. While there is time, another round takes
+more images; the last round gives the figures. The first steps of a training are slower than the later ones, so the
+number of images matters.
 """
 
 import io
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ SECONDS = 60
 
 EPOCHS = 3
 FROZEN_EPOCHS = 8  # with a frozen backbone; by then each image and its mirror image have passed through it
-_FIRST, _MOST = 2, 24  # training images in the first round, and the most in the second one
+_ROUNDS, _FIRST, _MOST = 3, 2, 64  # the most rounds; training images in the first one, and the most in another one
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Paces:
 
     Attributes:
         steps: by name; a step that could not be run is not among them.
-        evaluation_seconds: of an image; 0 if no image has a mask.
+        evaluation_seconds, num_measured: the evaluation, and its images; 0 if no image has a mask.
         report_seconds: of the contact sheet and the report.
         num_images: the images of the round.
         problem: why later steps could not be run; "" if all were.
@@ -92,6 +93,7 @@ class Paces:
 
     steps: dict[str, UnitPace | TrainingPace]
     evaluation_seconds: float = 0.0
+    num_measured: int = 0
     report_seconds: float = 0.0
     num_images: int = 0
     problem: str = ""
@@ -107,14 +109,31 @@ def time_steps(run: Run, rows: Sequence[StepRow], *, on_gpu: bool, num_threads: 
         with_report: also time the evaluation and the report.
     """
     started = time.monotonic()
-    arguments = (run, rows, on_gpu, num_threads, with_report)
-    first = _round(*arguments, num_training=_FIRST, epochs=2)
-    taken = time.monotonic() - started
-    per_image = taken / _FIRST * EPOCHS / 2  # with everything that is slow only once
-    number = min(_MOST, int((SECONDS - taken) / per_image))
-    if first.problem or number < 2 * _FIRST:
-        return first
-    return _round(*arguments, num_training=number, epochs=EPOCHS)
+    number, most = _FIRST, min(_MOST, len(training_images(run.manifest(), run.config)))
+    rounds: list[Paces] = []
+    while True:
+        begun, epochs = time.monotonic(), EPOCHS if rounds else 2
+        rounds.append(_round(run, rows, on_gpu, num_threads, with_report, num_training=number, epochs=epochs))
+        now = time.monotonic()
+        per_image = (now - begun) / number * EPOCHS / epochs  # with everything that is slow only once
+        before, number = number, min(most, int((SECONDS - (now - started)) / per_image))
+        if rounds[-1].problem or len(rounds) == _ROUNDS or number < 2 * before:
+            return rounds[-1] if len(rounds) == 1 else _without_fixed_evaluation(rounds[-2], rounds[-1])
+
+
+def _without_fixed_evaluation(before: Paces, last: Paces) -> Paces:
+    """The last round; its evaluation is only what more images than in the round before took longer.
+
+    An evaluation of a few images takes nearly the same time as one of a hundred.
+    """
+    num_more = last.num_measured - before.num_measured
+    if num_more <= 0:
+        return last
+    return replace(
+        last,
+        evaluation_seconds=max(0.0, last.evaluation_seconds - before.evaluation_seconds),
+        num_measured=num_more,
+    )
 
 
 def _round(
@@ -146,13 +165,13 @@ def _time_all(run: Run, rows: Sequence[StepRow], connection: Connection, *, with
     started = time.monotonic()
     try:
         num_measured = _evaluate(run, connection)
-        evaluation_seconds = (time.monotonic() - started) / num_measured if num_measured else 0.0
+        evaluation_seconds = time.monotonic() - started
         started = time.monotonic()
         draw_contact_sheet(run, num_images=8)
         write_report(run)
     except (ValueError, OSError) as error:
         return Paces(paces, problem=f"metrics and report: {error}")
-    return Paces(paces, evaluation_seconds, time.monotonic() - started, num_images)
+    return Paces(paces, evaluation_seconds, num_measured, time.monotonic() - started, num_images)
 
 
 def _evaluate(run: Run, connection: Connection) -> int:

@@ -219,6 +219,8 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines += [f"  {step.note}"] if step.note else []
     if step.results.rsplit("/", 1)[-1].startswith("start-"):
         lines.append(f"  results, since a restart: {step.results}")
+    if step.state == "running" and not step.done and step.unit != "metrics":
+        lines.append("  nothing is finished yet: it computes, or waits for workers or nodes; its output says which")
     if step.state == "done" and step.seconds is not None and step.estimated_seconds is not None:
         start = ", without the start of processes" if step.unit == "images" else ""
         lines.append(f"  took {duration(step.seconds)}{start}; the estimate was {duration(step.estimated_seconds)}")

@@ -396,6 +396,9 @@ class ClusterConfig(Section):
     max_actors: Annotated[int, Field(ge=0)] = Field(
         0, description="most computing actors; 0: one per GPU, or one per CPU without GPUs"
     )
+    max_cpu_actors: Annotated[int, Field(ge=0)] = Field(
+        0, description="most computing actors of a step that computes on CPUs; 0: as max_actors"
+    )
     price_per_hour: Annotated[float, Field(ge=0)] = Field(
         0.0, description="price of all machines together for one hour, for the estimates of --dry-run; 0: not known"
     )

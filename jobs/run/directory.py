@@ -189,7 +189,7 @@ def parse_output(path: str, flag: str) -> Location:
         ValueError: a relative path inside a submitted job, whose working folder is deleted afterwards.
     """
     path = os.path.expanduser(path)  # a shell leaves the ~ of --run=~/voc, and a notebook has no shell
-    if "://" in path or os.path.isabs(path):
+    if "://" in path or path.lower().startswith("s3:") or os.path.isabs(path):
         return Location.parse(path)
     if is_submitted_job():
         raise ValueError(

@@ -2,27 +2,24 @@
 
 import contextlib
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-from cluster.connect import Connection, connect, resources_if_running, start_optional_ray
+from cluster.connect import Connection, connect, start_optional_ray
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
-from cluster.words import plural
 from jobs.run.config_keys import ClusterConfig
+from jobs.steps.waiting import notices
 
 START_SECONDS = 20.0
 """About the time until a local Ray and its workers work. Shorter work is done in this process."""
 
-NOTICE_SECONDS = 30.0
-"""The time without a finished unit after which a launch says what it waits for."""
-
-WITHOUT_RAY = "--set cluster.address=in-process"
+CPUS_OF_A_NEW_NODE = 8.0
+"""The CPUs that a node of an autoscaling cluster is assumed to have, as those of `ray_cluster.yaml` do."""
 
 
 def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
@@ -62,11 +59,14 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Po
     """A pool of computing actors for the cluster: one per GPU, or one per CPU, each with one thread.
 
     The CPU actors of a node together leave one logical CPU free. Reading and writing tasks, which take a few percent of
-    the backbone's time, are scheduled there.
+    the backbone's time, are scheduled there. The nodes to come of an autoscaling cluster are not known: there may be
+    only a head without CPUs now.
     """
     on_gpu = device == "cuda"
-    most = config.max_actors or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
-    cpus_per_node = max(2.0, connection.num_cpus / max(1, connection.num_nodes))
+    given = config.max_actors if on_gpu else config.max_cpu_actors or config.max_actors
+    most = given or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
+    there = connection.num_cpus / max(1, connection.num_nodes)
+    cpus_per_node = CPUS_OF_A_NEW_NODE if config.autoscaling else max(2.0, there)
     return Pool(
         min_actors=config.min_actors or (1 if config.autoscaling else most),
         max_actors=most,
@@ -118,40 +118,18 @@ def run_stages(
 
     is_one_machine = device == "cpu" and connection.num_nodes == 1 and not config.autoscaling
     ours = stages.in_actors() if is_one_machine else stages
-    return _with_notice(fan_out(units, ours, pool, on_poison=quarantine if trial else None, on_late=_print_late), pool)
+    return _with_notices(fan_out(units, ours, pool, on_poison=quarantine if trial else None, on_late=_print_late), pool)
 
 
-def _with_notice(results: Iterator[Payload], pool: Pool) -> Iterator[Payload]:
-    """The results. If the first one takes long, a line says what the workers need and what the cluster has."""
-    notice = threading.Timer(NOTICE_SECONDS, lambda: print(waiting_for(pool, resources_if_running()), flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
-        with contextlib.closing(results):  # type: ignore[type-var]  # a generator
-            for result in results:
-                notice.cancel()
-                yield result
-    finally:
-        notice.cancel()
-
-
-def waiting_for(pool: Pool, there: Connection | None) -> str:
-    """Why no unit is finished yet, in a sentence.
-
-    Args:
-        there: what the cluster has now; None if Ray is still starting.
-    """
-    so_far = f"no unit is finished after {NOTICE_SECONDS:.0f} s"
-    without = f"If this machine is busy, stop the command and give {WITHOUT_RAY}, which works without Ray."
-    if there is None:
-        return f"{so_far}: Ray is still starting. {without}"
-    has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
-    if there.num_gpus < pool.gpus_per_actor or there.num_cpus < pool.cpus_per_actor:
-        needs = "1 GPU" if pool.gpus_per_actor else f"{pool.cpus_per_actor:g} CPUs"
-        return f"{so_far}: a worker needs {needs}, the cluster has {has} now. The launch waits until nodes are added."
-    is_alone = there.num_nodes == 1 and not pool.autoscaling
-    ending = f" {without}" if is_alone else ""
-    return f"{so_far}: workers are starting, or a unit takes longer (the cluster has {has}).{ending}"
+def _with_notices(results: Iterator[Payload], pool: Pool) -> Iterator[Payload]:
+    """The results. Until the first one, lines say what the workers need and what the cluster has."""
+    with (
+        contextlib.closing(results),  # type: ignore[type-var]  # a generator
+        notices("no unit is finished", "a worker needs", pool.cpus_per_actor, pool.gpus_per_actor) as has_come,
+    ):
+        for result in results:
+            has_come()
+            yield result
 
 
 def _print_late(late: LateUnit) -> None:

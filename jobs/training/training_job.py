@@ -18,6 +18,7 @@ from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
 from jobs.steps.unit_dry_run import describe_connection
+from jobs.steps.waiting import notices
 from jobs.training.kept_network import keep_epoch
 from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
@@ -94,19 +95,30 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         print(f"{name}: {note}", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}
-    beats = beating(step.location, options.launch, start_id=start_id)
-    with beats, TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log:
+    least, on_gpu = workers[0], job.device == "cuda"
+    with (
+        beating(step.location, options.launch, start_id=start_id),
+        TrainingLog(folder, name, plan.epochs, print_every=plan.stretch, watch=job.watch) as log,
+        notices(
+            f"{name}: no training worker has started",
+            "the training needs",
+            least * (cluster.cpus_per_training_worker or 1),
+            least if on_gpu else 0,
+            come=f"{name}: the training workers have started",
+        ) as has_started,
+    ):
         train(
             job.worker,
             {"run": run.reading(*BY_NAME[name].upstream), "step": name, "about": about, "folder": folder},
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             cpus_per_worker=cluster.cpus_per_training_worker,
-            use_gpu=job.device == "cuda",
+            use_gpu=on_gpu,
             storage_uri=folder.uri,
             name=CHECKPOINTS,
             autoscaling=cluster.autoscaling,
             in_process=is_trained_here(cluster, connection, folder),
             on_report=log.add,
+            on_start=has_started,
         )
 
     # 3. Write the marker last, when the networks that rank 0 wrote are complete

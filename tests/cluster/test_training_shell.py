@@ -80,10 +80,12 @@ def train_here(folder: Path, **config: Any) -> tuple[dict[str, Any], list[int]]:
 def train_on_ray(folder: Path, num_workers: int, **config: Any) -> tuple[dict[str, Any], list[int]]:
     """The same with Ray Train."""
     steps: list[int] = []
+    started: list[int] = []  # the reports before each start of a worker
     last = train(
         fit_a_line, config, num_workers=num_workers, use_gpu=False, storage_uri=str(folder), name="line",
-        on_report=lambda metrics: steps.append(metrics["step"]),
+        on_report=lambda metrics: steps.append(metrics["step"]), on_start=lambda: started.append(len(steps)),
     )  # fmt: skip
+    assert started[:num_workers] == [0] * num_workers
     return last, steps
 
 

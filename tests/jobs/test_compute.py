@@ -7,10 +7,11 @@ import pytest
 
 from cluster.connect import Connection
 from cluster.errors import ClusterError
-from cluster.fanout import Pool, Stages
+from cluster.fanout import Stages
 from jobs.run.config_keys import ClusterConfig
-from jobs.steps import compute
-from jobs.steps.compute import run_stages, waiting_for
+from jobs.steps import compute, waiting
+from jobs.steps.compute import actor_pool, run_stages
+from jobs.steps.waiting import waiting_for
 
 
 def double(unit):
@@ -38,32 +39,63 @@ def test_a_ray_that_was_asked_for_is_needed(monkeypatch):
         results(Connection(2, 0, 1, is_to_start=True))
 
 
-def test_a_launch_that_waits_says_for_what(monkeypatch, capsys):
+def test_a_launch_that_waits_says_for_what_again_and_again(monkeypatch, capsys):
     def slow(*_, **__):
-        time.sleep(0.3)
+        time.sleep(0.4)
         yield {"value": 7}
 
-    monkeypatch.setattr(compute, "NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(compute, "fan_out", slow)
-    monkeypatch.setattr(compute, "resources_if_running", lambda: Connection(8, 0, 2))
+    monkeypatch.setattr(waiting, "resources_if_running", lambda: Connection(8, 0, 2))
     assert results(Connection(8, 0, 2)) == [7]
-    assert capsys.readouterr().out.startswith("no unit is finished after 0 s: workers are starting")
-    monkeypatch.setattr(compute, "NOTICE_SECONDS", 60.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("no unit is finished after 0 s: workers are starting") for line in lines)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 60.0)
     assert results(Connection(8, 0, 2)) == [7]
     assert capsys.readouterr().out == ""
 
 
+def test_a_training_whose_workers_start_late_says_so_until_they_have_started(monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "resources_if_running", lambda: Connection(8, 0, 2))
+    with waiting.notices("no worker has started", "the training needs", 2, 2, come="they have started") as has_started:
+        time.sleep(0.1)
+        has_started()
+        time.sleep(0.2)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("no worker has started after 0 s: the training needs 2 GPUs, the cluster has 8 CPUs and 0")
+    assert last == "they have started after 0 s."
+    with waiting.notices("no worker has started", "the training needs", 2, 2, come="they have started"):
+        time.sleep(0.1)  # an error ends the training before
+    assert "they have" not in capsys.readouterr().out
+
+
 def test_a_missing_gpu_is_named():
-    on_gpu = Pool(gpus_per_actor=1.0, autoscaling=True)
-    assert "a worker needs 1 GPU, the cluster has 8 CPUs and 0 GPUs now. The launch waits until nodes" in waiting_for(
-        on_gpu, Connection(8, 0, 2)
+    assert waiting_for("a worker needs", 1.0, 1.0, Connection(8, 0, 2)) == (
+        "a worker needs 1 GPU, the cluster has 8 CPUs and 0 GPUs now. The launch waits for nodes, without a time limit."
     )
-    assert "workers are starting" in waiting_for(on_gpu, Connection(8, 1, 2))
-    assert "Ray is still starting" in waiting_for(on_gpu, None)
+    assert "workers are starting" in waiting_for("a worker needs", 1.0, 1.0, Connection(8, 1, 2))
+    assert "Ray is still starting" in waiting_for("a worker needs", 1.0, 1.0, None)
 
 
 def test_a_slow_start_on_one_machine_names_the_way_without_ray():
     without = "If this machine is busy, stop the command and give --set cluster.address=in-process"
     for alone in (Connection(2, 0, 1), None):
-        assert without in waiting_for(Pool(), alone)
-    assert without not in waiting_for(Pool(), Connection(8, 0, 2))
+        assert without in waiting_for("a worker needs", 1.0, 0.0, alone)
+    assert without not in waiting_for("a worker needs", 1.0, 0.0, Connection(8, 0, 2))
+
+
+def test_steps_on_cpus_have_their_own_number_of_actors():
+    head_alone = Connection(0, 0, 1)
+    config = ClusterConfig(autoscaling=True, max_actors=8, max_cpu_actors=32)
+    assert actor_pool(config, head_alone, "cuda").max_actors == 8
+    assert actor_pool(config, head_alone, "cpu").max_actors == 32
+    assert actor_pool(ClusterConfig(autoscaling=True, max_actors=8), head_alone, "cpu").max_actors == 8
+
+
+def test_a_node_of_an_autoscaling_cluster_has_no_more_actors_than_cpus_and_one():
+    """The head has no CPU, so the cluster's mean says nothing about the nodes to come."""
+    for there in (Connection(0, 0, 1), Connection(8, 0, 2)):
+        pool = actor_pool(ClusterConfig(autoscaling=True, max_cpu_actors=32), there, "cpu")
+        assert 8 <= 8 / pool.cpus_per_actor < 10

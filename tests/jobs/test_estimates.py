@@ -153,3 +153,16 @@ def test_an_estimate_of_an_earlier_version_is_read(fresh_run):
 def test_time_at_work_counts_parallel_workers_once_and_no_pauses():
     times = [(4, 10), (5, 10), (3, 20)]  # seconds, finished
     assert time_at_work(Receipt(n, n, n + 1, *pair) for n, pair in enumerate(times)) == 5 + 3
+
+
+def test_rounds_take_more_images_while_there_is_time_and_a_fixed_time_is_not_scaled(fresh_run, monkeypatch):
+    numbers = []
+
+    def pretended_round(*_, num_training, **__):
+        numbers.append(num_training)
+        return Paces({}, evaluation_seconds=3.0 + 0.1 * num_training, num_measured=num_training)
+
+    monkeypatch.setattr(timing, "_round", pretended_round)
+    found = timing.time_steps(fresh_run, [], on_gpu=False, num_threads=0, with_report=True)
+    assert numbers == [2, 12]  # all training images; a third round would have no more
+    assert found.evaluation_seconds / found.num_measured == pytest.approx(0.1)

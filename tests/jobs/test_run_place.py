@@ -68,3 +68,10 @@ def test_images_in_the_folder_of_a_step_are_refused(source, tmp_path):
     with pytest.raises(ValueError, match="is in its folder cells/, in which the step cells writes and deletes files"):
         main(["--run", str(tmp_path / "photos"), *flags])
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("given", ["s3:/bucket/run", "s3:bucket/run"])
+def test_a_run_on_s3_with_a_missing_slash_is_no_local_folder(given: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="begins with 's3:' but not with 's3://'"):
+        open_run(given)

@@ -13,7 +13,7 @@ from cluster.connect import connect
 from jobs import status
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels, sweep
-from jobs.reporting.run_status import run_status
+from jobs.reporting.run_status import _step_lines, run_status
 from jobs.run.directory import open_run
 from jobs.run.training_record import read_complete
 from storage.location import Location
@@ -50,6 +50,13 @@ def test_steps_of_a_run_are_told_in_order(finished_maps_run):
     assert maps.drivers == []
 
 
+def test_a_launch_without_a_result_may_wait_for_nodes(finished_maps_run):
+    write_beat(finished_maps_run.location / "seeds")
+    seeds = next(step for step in run_status(finished_maps_run).steps if step.name == "seeds")
+    assert (seeds.state, seeds.done) == ("running", 0)
+    assert "nothing is finished yet" in "".join(_step_lines(seeds))
+
+
 def test_a_step_runs_as_long_as_its_driver_gives_signs(finished_maps_run):
     step = Step(finished_maps_run.location / "maps")
     (step.location / "done/000002.json").delete()
@@ -57,6 +64,7 @@ def test_a_step_runs_as_long_as_its_driver_gives_signs(finished_maps_run):
     write_beat(step.location)
     running = maps_status(finished_maps_run)
     assert (running.state, running.done, running.left) == ("running", 10, 4)
+    assert not any("nothing is finished yet" in line for line in _step_lines(running))
     assert running.drivers[0].host == "elsewhere"
     write_beat(step.location, age=1000)
     stale = maps_status(finished_maps_run)

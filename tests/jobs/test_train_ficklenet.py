@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from cluster.connect import connect
+from cluster.errors import ClusterError
 from ficklenet.classifier import unpack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.model_file import model_record
@@ -19,9 +21,10 @@ from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
 from jobs.run.training_record import read_complete, read_epochs
+from jobs.steps import waiting
 from jobs.steps.networks import load_classifier, require_network
 from jobs.steps.states import run_state
-from jobs.training import classifier_worker
+from jobs.training import classifier_worker, training_job
 from jobs.training.training_log import TrainingLog
 from storage.images import read_image
 from storage.steps import Skipped
@@ -310,3 +313,19 @@ def test_worker_killed_in_mid_epoch_changes_nothing(fresh_run, local_ray, kill_a
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
     for line, wanted in zip(metrics(alone), lines, strict=True):
         assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+
+
+def test_a_training_whose_workers_are_late_says_what_it_waits_for(fresh_run, monkeypatch, capsys):
+    def late(*_, on_start, **__):
+        time.sleep(0.2)
+        on_start()
+        time.sleep(0.2)
+        raise ClusterError("cluster: enough.")
+
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.15)
+    monkeypatch.setattr(training_job, "train", late)
+    with pytest.raises(ClusterError):
+        train(fresh_run)
+    printed = capsys.readouterr().out
+    assert "classifier: no training worker has started after 0 s: Ray is still starting." in printed
+    assert "classifier: the training workers have started after 0 s." in printed

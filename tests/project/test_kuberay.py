@@ -57,7 +57,9 @@ def test_the_documented_job_of_all_steps_has_flags_and_settings_that_exist() -> 
     config = resolve_config({}, None, given.set)
     sections = (config.classifier, config.maps, config.segmenter, config.predictions)
     assert [section.device for section in sections] == ["cuda"] * 4
-    assert config.cluster.max_actors == SPEC["workerGroupSpecs"][1]["maxReplicas"]
+    cpu, gpu = SPEC["workerGroupSpecs"]
+    assert config.cluster.max_actors == gpu["maxReplicas"]
+    assert config.cluster.max_cpu_actors == cpu["maxReplicas"] * 8  # a machine has 8
 
 
 def test_pods_have_the_token_the_role_and_no_keys() -> None:
@@ -77,6 +79,24 @@ def test_workers_are_spot_machines_and_the_head_is_not() -> None:
         "karpenter.sh/capacity-type": ("NotIn", ["spot"]),
         "cloud.google.com/gke-spot": ("NotIn", ["true"]),
     }
+
+
+def test_the_head_with_the_driver_is_not_moved_to_save_a_node() -> None:
+    assert SPEC["headGroupSpec"]["template"]["metadata"]["annotations"] == {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+    assert all("metadata" not in group["template"] for group in SPEC["workerGroupSpecs"])
+
+
+def test_the_network_policy_lets_only_the_namespace_and_the_operator_in() -> None:
+    policy = yaml.safe_load((ROOT / "kuberay/network_policy.yaml").read_text())["spec"]
+    assert policy["podSelector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    ((rule,), kinds) = policy["ingress"], policy["policyTypes"]
+    assert kinds == ["Ingress"] and rule.keys() == {"from"}
+    pods, operator = rule["from"]
+    assert pods == {"podSelector": {}}  # without a namespaceSelector: of its own namespace
+    assert operator["namespaceSelector"]["matchLabels"].keys() == {"kubernetes.io/metadata.name"}
 
 
 def test_the_documented_trust_is_for_the_service_account_of_the_file() -> None:

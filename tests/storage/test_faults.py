@@ -74,6 +74,8 @@ def test_arrays_survive_faults(faulty_s3) -> None:
         ({"fail": 1.0}, "the server answered InternalError after all retries"),
         ({"expire_at": ""}, "the credentials have expired; check the AWS_"),
         ({"deny": "one.png"}, r"access denied \(AccessDenied\); check the AWS_"),
+        ({"redirect": 1.0}, "the bucket is in the region elsewhere-1, .*; set AWS_DEFAULT_REGION=elsewhere-1"),
+        ({"malformed": 1.0}, r"another region \(AuthorizationHeaderMalformed\); set AWS_DEFAULT_REGION to the"),
         pytest.param({"reset": 1.0}, "faults/one.png: ", marks=pytest.mark.cluster),  # half a minute of retries
     ],
 )
@@ -86,6 +88,17 @@ def test_what_does_not_pass_is_one_sentence_and_no_bad_image(faults, sentence, f
         read_many([place.uri], read_image)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [("redirect", "set AWS_DEFAULT_REGION=elsewhere-1"), ("malformed", r"\(400\).*set AWS_DEFAULT_REGION to the")],
+)
+def test_a_wrong_region_is_named_where_the_answer_has_no_text(fault, sentence, faulty_s3, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    faulty_s3.set(**{fault: 1.0})
+    with pytest.raises(StorageError, match=sentence):
+        Location(f"{PREFIX}/one.png").exists()  # HEAD
 
 
 def test_only_a_404_is_a_missing_image(faulty_s3) -> None:

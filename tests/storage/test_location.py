@@ -110,11 +110,15 @@ def test_parse_writes_every_place_one_way(tmp_path: Path, monkeypatch: pytest.Mo
     assert (Location.parse("s3://bucket") / "x/y").name == "y"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "gs://bucket/a", "http://host/a", "s3://", "s3:/bucket/a", "s3://b/../c", "s3://b//c"]
-)
+@pytest.mark.parametrize("text", ["", "gs://bucket/a", "http://host/a", "s3://", "s3://b/../c", "s3://b//c"])
 def test_other_places_are_refused_with_what_is_expected(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected a local path or s3://bucket/prefix"):
+        Location.parse(text)
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/a", "s3:bucket/a", "S3:/bucket/a"])
+def test_a_missing_slash_does_not_make_a_local_folder_of_a_bucket(text: str) -> None:
+    with pytest.raises(ValueError, match=r"begins with 's3:' but not with 's3://'; expected s3://bucket/prefix"):
         Location.parse(text)
 
 

@@ -232,8 +232,10 @@ def test_restart_beside_a_living_driver_is_refused(tmp_path: Path) -> None:
         with beating(step.location, "1-of-1"):
             pass  # another launch of the same part ends
         for refused in (step.open, step.check_start):
-            with pytest.raises(ValueError, match=r"a driver on .* is running this step, last heartbeat \d s ago\. "):
+            with pytest.raises(ValueError, match=r"a driver on .*, last heartbeat \d s ago\) is running this step\. "):
                 refused({"a": 2}, COMMAND, restart=True)
+            with pytest.raises(ValueError, match=r"Stop a driver on .* ago\) first and then start over with"):
+                refused({"a": 2}, COMMAND, restart=False)
         assert step.fingerprint() == {"a": 1}
     step.open({"a": 2}, COMMAND, restart=True)
     assert step.fingerprint() == {"a": 2}

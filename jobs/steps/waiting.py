@@ -1,0 +1,68 @@
+"""What a launch prints while nothing has come back from its workers: what they need, and what the cluster has."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cluster.connect import Connection, resources_if_running
+from cluster.words import plural
+from jobs.steps.progress import duration
+
+FIRST_SECONDS = 30.0
+"""The time without a result after which a launch says what it waits for."""
+
+LONGEST_SECONDS = 600.0
+"""The longest time between two such sentences; each time is twice as long as the one before."""
+
+
+@contextmanager
+def notices(missing: str, needs: str, cpus: float, gpus: float, *, come: str = "") -> Iterator[Callable[[], None]]:
+    """Prints again and again what the launch waits for, until the block ends or the yielded function is called.
+
+    Args:
+        missing: what has not come back yet, such as "no unit is finished".
+        needs: who needs CPUs and GPUs, such as "a worker needs".
+        cpus, gpus: how many the cluster must have for the first result.
+        come: printed by the yielded function if a sentence was printed before, such as "the workers have started".
+    """
+    has_come, has_ended, began = threading.Event(), False, time.monotonic()
+
+    def print_on() -> None:
+        pause, has_printed = FIRST_SECONDS, False
+        while not has_come.wait(pause):
+            pause, has_printed = min(2 * pause, LONGEST_SECONDS), True
+            reason = waiting_for(needs, cpus, gpus, resources_if_running())
+            print(f"{missing} after {duration(time.monotonic() - began)}: {reason}", flush=True)
+        if come and has_printed and not has_ended:
+            print(f"{come} after {duration(time.monotonic() - began)}.", flush=True)
+
+    thread = threading.Thread(target=print_on, name="notices", daemon=True)
+    thread.start()
+    try:
+        yield has_come.set
+    finally:
+        has_ended = not has_come.is_set()
+        has_come.set()
+        thread.join(timeout=1.0)
+
+
+WITHOUT_RAY = (
+    "If this machine is busy, stop the command and give --set cluster.address=in-process, which works without Ray."
+)
+
+
+def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None) -> str:
+    """Why nothing has come back yet, in a sentence.
+
+    Args:
+        there: what the cluster has now; None if Ray is still starting.
+    """
+    if there is None:
+        return f"Ray is still starting. {WITHOUT_RAY}"
+    has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
+    if there.num_gpus < gpus or there.num_cpus < cpus:
+        what = plural(round(gpus), "GPU") if gpus else f"{cpus:g} CPUs"
+        return f"{needs} {what}, the cluster has {has} now. The launch waits for nodes, without a time limit."
+    ending = f" {WITHOUT_RAY}" if there.num_nodes == 1 else ""
+    return f"workers are starting, or this takes longer (the cluster has {has}).{ending}"
