@@ -314,14 +314,19 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
 
 def require_imagenet_weights(name: str, key: str = "backbone weights") -> None:
     """Raises ValueError for a backbone without pretrained weights; the message begins with the key. No download."""
-    if name in IMAGENET_WEIGHTS:
-        return
-    if name.startswith(TIMM_PREFIX):
-        from ficklenet.timm_backbones import has_registry_weights
+    if not has_imagenet_weights(name):
+        raise ValueError(
+            f'{key}: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.'
+        )
 
-        if has_registry_weights(name.removeprefix(TIMM_PREFIX)):
-            return
-    raise ValueError(f'{key}: the backbone "{name}" has no ImageNet weights; give "none" or the path of a state dict.')
+
+def has_imagenet_weights(name: str) -> bool:
+    """Whether torchvision or timm has pretrained weights of a backbone. No download."""
+    if not name.startswith(TIMM_PREFIX):
+        return name in IMAGENET_WEIGHTS
+    from ficklenet.timm_backbones import has_registry_weights
+
+    return has_registry_weights(name.removeprefix(TIMM_PREFIX))
 
 
 def _is_count(name: str) -> bool:

@@ -55,7 +55,10 @@ def matched_in_order(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tens
     """
     given = list(state_dict.items())
     if len(given) != len(wanted):
-        raise ValueError(f"backbone weights: {len(given)} given, but this network has {len(wanted)}.")
+        raise ValueError(
+            f"backbone weights: {len(given)} given, but this network has {len(wanted)}. "
+            "Give the weights of this backbone."
+        )
     for (name, value), (own_name, own_value) in zip(given, wanted.items(), strict=True):
         if value.shape != own_value.shape:
             raise ValueError(

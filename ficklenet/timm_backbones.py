@@ -159,8 +159,8 @@ class TimmBackbone(nn.Module):
             return state_dict
         given = dict(state_dict)
         if "_conv_stem.weight" in given:
-            _require_tensorflow_rules(self.network)
             given = matched_in_order({name: value for name, value in given.items() if not name.startswith("_fc.")}, own)
+            _require_tensorflow_rules(self.network)
         elif translate := getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None):
             given = translate(given, self.network)
         heads = _classifier_prefixes(self.network)
@@ -177,9 +177,11 @@ def _require_tensorflow_rules(network: nn.Module) -> None:
     epsilon = next(layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
     if epsilon != TENSORFLOW_EPSILON:
         name = about["architecture"]
+        twin = f"tf_{name}"  # timm's name for the network with TensorFlow's rules, if it has one
+        remedy = f"Give timm/{twin} as the backbone" if is_network(twin) else f"Give weights of timm/{name}"
         raise ValueError(
             "backbone weights: they have the names of EfficientNet-PyTorch, so they were trained with batch norm of "
-            f"epsilon {TENSORFLOW_EPSILON:g}, but timm/{name} has {epsilon:g}. Give timm/tf_{name} as the backbone."
+            f"epsilon {TENSORFLOW_EPSILON:g}, but timm/{name} has {epsilon:g}. {remedy}."
         )
 
 

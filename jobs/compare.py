@@ -5,7 +5,14 @@ the report part to compare runs. With --page it also reads labels, and writes a 
 that changed most.
 """
 
+from typing import TYPE_CHECKING
+
 from jobs.cli.command_line import Parser, run_main, underscored
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobs.run.directory import Run
 
 SHOWN = 25  # images in the page
 COMPARED = 2000  # images, spread evenly over those that all runs have
@@ -49,7 +56,7 @@ def main(arguments: list[str]) -> None:
     settings, metrics = different_settings(runs), metrics_side_by_side(runs)
     print(aligned([["settings that differ", *names], *settings]) if settings else "  All settings are the same.")
     print()
-    print(aligned([["metrics", *names], *metrics]) if metrics else "  None of these runs has metrics; see evaluate.py.")
+    print(aligned([["metrics", *names], *metrics]) if metrics else _without_metrics(runs, has_page=bool(given.page)))
     differ = len({run.manifest().column_hash(["image_id", "labels", "split", "mask_uri"]) for run in runs}) > 1
     if differ:
         print("\n  Their manifests differ, so metrics may be of different images.")
@@ -68,6 +75,16 @@ def main(arguments: list[str]) -> None:
         f"\n  {100 * changes.mean_share:.1f} % of the pixels differ on average, in the {changes.step} of "
         f"{changes.num_compared:,} images; the most changed ones are in {place}"
     )
+
+
+def _without_metrics(runs: "Sequence[Run]", *, has_page: bool) -> str:
+    """What to do if no run has metrics."""
+    from jobs.run.selection import measurable_splits
+
+    can_be_measured = [run for run in runs if measurable_splits(run.manifest(), run.config)]
+    reason = f"'{can_be_measured[0].command('evaluate')}' makes them" if can_be_measured else "the images have no masks"
+    page = "" if has_page else " To see the images whose labels differ most, give --page FILE."
+    return f"  None of these runs has metrics: {reason}.{page}"
 
 
 if __name__ == "__main__":

@@ -271,13 +271,14 @@ class Manifest:
             if image_id in batch["image_id"]:
                 return start + batch["image_id"].index(image_id)
             start += len(batch["image_id"])
-        raise KeyError(f"{self.location}: no image {image_id!r}{self._example(image_id)}")
+        raise KeyError(f"no image {image_id!r}{self._example(image_id)}")
 
     def _example(self, wrong: str) -> str:
-        """The end of the sentence about a wrong id: a similar id, or the first one."""
+        """The end of the sentence about a wrong id: an id that starts with it, a similar id, or the first one."""
         if self.num_images <= _MOST_COMPARED:
             ids = [name for batch in self.iter_columns(["image_id"]) for name in batch["image_id"]]
-            if near := difflib.get_close_matches(wrong, ids, n=1):
+            begun = [name for name in ids if name.startswith(wrong)] if wrong else []
+            if near := begun or difflib.get_close_matches(wrong, ids, n=1):
                 return f". Did you mean {near[0]!r}?"
         return f"; the first id is {self.rows(0, 1)[0].image_id!r}." if self.num_images else "."
 

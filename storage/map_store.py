@@ -32,7 +32,7 @@ class ImageMaps:
     """One image's maps, without empty slots (S slots; none for a skipped or unlabelled image).
 
     Attributes:
-        classes: (S,) int16, ascending.
+        classes: (S,) int16, ascending where they are read from a store.
         max, mean: (S, h, w) float16 in [0, 1]; the store's attributes give the positions of the cells.
         score: (S,) float32, the expected logit.
     """

@@ -5,6 +5,7 @@ module joins the rows of the same image, turns names into class numbers, and rec
 """
 
 import difflib
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -104,27 +105,48 @@ def join_images(
 
 
 def with_files(
-    images: Iterable[SourceImage], masks: Location | None = None, saliency: Location | None = None
-) -> list[SourceImage]:
+    images: Sequence[SourceImage], masks: Location | None = None, saliency: Location | None = None
+) -> tuple[list[SourceImage], list[str]]:
     """The images with masks and saliency maps from folders of ``<id>.<suffix>`` or ``<split>/<id>.<suffix>``.
 
     If a folder is given, it is the only source of its kind: an image without a file in it has no mask or saliency map.
+
+    Returns:
+        The images, and a sentence for each folder that does not have a file for every usable image.
+
+    Raises:
+        ValueError: a folder does not exist, or no image has a file in it.
     """
-    if masks is None and saliency is None:
-        return list(images)
-    mask_of, saliency_of = files_by_stem(masks), files_by_stem(saliency)
+    found, notes = list(images), list[str]()
+    for column, noun, folder in (("mask_uri", "mask", masks), ("saliency_uri", "saliency map", saliency)):
+        if folder is not None:
+            uris, note = _files_of(found, folder, noun)
+            found = [replace(image, **{column: uri}) for image, uri in zip(found, uris, strict=True)]  # type: ignore[arg-type]
+            notes += note
+    return found, notes
 
-    def file_of(image: SourceImage, found: dict[str, str]) -> str | None:
-        return found.get(image.image_id) or found.get(f"{image.split}__{image.image_id}")
 
-    return [
-        replace(
-            image,
-            mask_uri=file_of(image, mask_of) if masks else image.mask_uri,
-            saliency_uri=file_of(image, saliency_of) if saliency else image.saliency_uri,
+def _files_of(images: Sequence[SourceImage], folder: Location, noun: str) -> tuple[list[str | None], list[str]]:
+    """The address of each image's file in a folder, and a sentence if images have none."""
+    files, flag = files_by_stem(folder), f"--{'masks' if noun == 'mask' else 'saliency'} {folder}"
+    if not files:
+        is_missing = not folder.is_local or not os.path.isdir(folder.uri)
+        fault = "no such folder" if is_missing else "there is no file in this folder"
+        raise ValueError(f"{flag}: {fault}. Give the folder with the {noun}s, or leave it out.")
+    uris = [files.get(image.image_id) or files.get(f"{image.split}__{image.image_id}") for image in images]
+    usable = [(image, uri) for image, uri in zip(images, uris, strict=True) if not image.problem]
+    without = [image for image, uri in usable if uri is None]
+    if not without:
+        return uris, []
+    looked_for = f"{without[0].image_id}.png"
+    if len(without) == len(usable):
+        there = next(iter(files.values())).removeprefix(folder.uri).lstrip("/")
+        raise ValueError(
+            f"{flag}: none of the {_number(len(usable))} has a {noun} there. A file must have the id of its image as "
+            f"its name, such as {looked_for}; there is {there}. Rename the files, or give their folder."
         )
-        for image in images
-    ]
+    num_found = len(usable) - len(without)
+    return uris, [f"{flag}: {num_found:,} of {len(usable):,} images have a {noun} (first one missing: {looked_for})."]
 
 
 def number_labels(
@@ -278,4 +300,8 @@ def _problem(image: SourceImage, known: Collection[str], seen: set[str]) -> str 
 
 
 def _images(number: int) -> str:
-    return "1 image is" if number == 1 else f"{number:,} images are"
+    return f"{_number(number)} {'is' if number == 1 else 'are'}"
+
+
+def _number(images: int) -> str:
+    return "1 image" if images == 1 else f"{images:,} images"

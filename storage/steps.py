@@ -97,10 +97,11 @@ class Step:
         found = self.fingerprint()
         if found is not None and found != _before_additions(wanted, num_added(found)):
             alive = [beat for beat in heartbeats(self.location) if not beat.is_stale]
-            first = f"stop {_driver(alive[0])} first and then " if alive else ""
+            first = f"Stop {_driver(alive[0])} first and then start" if alive else "Start"
             raise ValueError(
                 f"{self.location}: was started with other settings ({differences(found, wanted)}). "
-                f"Use another run, or {first}start over with '{command} --restart {self.location.name}'."
+                f"{first} over with '{command} --restart {self.location.name}', which deletes this step's results. To "
+                "keep them, first copy the run's folder, or use another run."
             )
         return found is not None
 

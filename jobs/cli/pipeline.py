@@ -1,5 +1,7 @@
 """The pipeline: all steps of the table in order, then the metrics, a contact sheet and the report."""
 
+from collections.abc import Collection
+
 from cluster.connect import Connection
 from jobs.cli.launch import launch_step
 from jobs.evaluation.comparison import better_labels
@@ -8,8 +10,8 @@ from jobs.predictions.predictions_job import units_to_predict
 from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run
-from jobs.run.fingerprints import outdated_steps
+from jobs.run.directory import Run, setting_notes
+from jobs.run.fingerprints import outdated_steps, with_settings
 from jobs.run.selection import measurable_splits
 from jobs.run.steps import STEPS, StepRow
 from jobs.run.training_record import read_complete
@@ -38,6 +40,9 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
     require_possible(run)
     if not redo_outdated:
         require_current(run)
+    require_same_settings(run, but=outdated_steps(run) if redo_outdated else ())
+    for note in setting_notes(run, [row.name for row in pipeline_steps(run.config)]):
+        print(note, flush=True)
     config, steps = run.config.segmenter, pipeline_steps(run.config)
     is_to_train = not read_complete(run.step("segmenter").data())
     if config.weights == "imagenet" and (connection.is_to_start or connection.in_process) and is_to_train:
@@ -85,6 +90,22 @@ def require_possible(run: Run) -> None:
     require_workers(config.cluster, training_plan("segmenter", config, check_images(config, run.manifest())))
     if config.segmenter.weights != "classifier":  # the classifier is trained first
         require_start_weights(run, run.manifest())
+
+
+def require_same_settings(run: Run, but: Collection[str] = ()) -> None:
+    """Refuses settings that a later step would refuse, because it was started with others.
+
+    Args:
+        but: the steps that are started again.
+
+    Raises:
+        ValueError: a step was started with other settings; the message names them and the command that changes them.
+    """
+    for row in pipeline_steps(run.config):
+        recorded = run.step(row.name).fingerprint()
+        if recorded is not None and row.name not in but:
+            asked = with_settings(recorded, row, run.config)
+            run.step(row.name).is_started_with(asked, run.step_command(row.name))
 
 
 def require_current(run: Run) -> None:

@@ -12,7 +12,7 @@ from cluster.connect import Connection
 from cluster.words import plural
 from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_steps, is_begun
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import pipeline_steps, require_possible
+from jobs.cli.pipeline import pipeline_steps, require_possible, require_same_settings
 from jobs.cli.timing import SECONDS
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
@@ -64,6 +64,7 @@ def plan_pipeline(run: Run, connection: Connection) -> None:
         ValueError: the pipeline would stop at this step.
     """
     require_possible(run)
+    require_same_settings(run)
     manifest, steps = run.manifest(), pipeline_steps(run.config)
     is_fresh = not all(is_begun(run, row) for row in steps)
     estimate = _estimate(run, connection, steps, "pipeline", is_whole=True) if is_fresh else Estimate({}, 0.0, 0.0)

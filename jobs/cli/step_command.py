@@ -60,10 +60,13 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
 
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
     from jobs.cli.launch_log import launch_log
+    from jobs.run.directory import setting_notes
     from jobs.steps.compute import connected
 
     log = launch_log(run, BY_NAME[name].script, is_dry_run=given.dry_run)
     with log, connected(run.config.cluster) as connection:
+        for note in setting_notes(run, [name]):
+            print(note, flush=True)
         restart, retry_skipped = bool(given.restart), getattr(given, "retry_skipped", False)
         if given.dry_run:
             from jobs.cli.plans import plan_step

@@ -14,6 +14,7 @@ from jobs.maps.evidence import Evidence, read_saliencies
 from jobs.maps.stored_geometry import geometry_attributes, stored_geometry
 from jobs.run.directory import SEEDS, Run
 from jobs.run.fingerprints import step_fingerprint
+from jobs.run.selection import unused_saliency
 from jobs.steps.finished import require_finished
 from jobs.steps.unit_driver import UnitStepJob
 from jobs.steps.unit_dry_run import CostEstimate
@@ -39,6 +40,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     run = run.reading(source)  # from here on, all reads are of this start of the maps
     maps = require_finished(run, source, "aggregate_seeds")
     store = run.maps(step=source)
+    remedy = run.step_command("seeds", "--set", "seeds.background_cue=saliency", "--restart", "seeds")
     grid, geometry = store.grid, stored_geometry(store)
     return UnitStepJob(
         title="seeds",
@@ -64,6 +66,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         ),
         skipped=maps.skipped,
         cost=CostEstimate(seconds=0.003, bytes=grid[0] * grid[1]),
+        note=f"{unused}: '{remedy}'." if (unused := unused_saliency(manifest, config)) else "",
     )
 
 

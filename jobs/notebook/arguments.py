@@ -12,7 +12,7 @@ import torch
 
 from storage.tree import words
 
-_DEVICES = ("cpu", "cuda")
+_DEVICES = ("auto", "cpu", "cuda")
 _EXAMPLE = "predictions.mirror=true"
 
 
@@ -29,16 +29,32 @@ def require_settings(settings: object) -> None:
     raise ValueError(f"settings: given {given}, allowed: a list of texts, such as {[example]}.")
 
 
-def require_device(device: str) -> None:
-    """Refuses a device that torch cannot use here.
+def usable_device(device: str) -> str:
+    """The device to compute on: "auto" is "cuda" where torch finds a GPU, else "cpu".
 
     Raises:
-        ValueError: it is not "cpu" or "cuda", or it is "cuda" and torch finds no GPU.
+        ValueError: it is not "auto", "cpu" or "cuda", or it is "cuda" and torch finds no GPU.
     """
     if device not in _DEVICES:
-        raise ValueError(f"device: given {device!r}, allowed: 'cpu', 'cuda'.")
+        one_gpu = " To choose one of several GPUs, set CUDA_VISIBLE_DEVICES." if str(device).startswith("cuda:") else ""
+        raise ValueError(f"device: given {device!r}, allowed: {', '.join(map(repr, _DEVICES))}.{one_gpu}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: given 'cuda', but torch finds no GPU on this machine; give device='cpu'.")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_id(image_id: object, asked_by: str) -> None:
+    """Refuses anything but a text as the id of an image, such as a row number or a picture.
+
+    Raises:
+        TypeError: see above.
+    """
+    if not isinstance(image_id, str):
+        given = repr(image_id) if isinstance(image_id, int) else f"a {type(image_id).__name__}"
+        raise TypeError(
+            f"{asked_by}: given {given}, allowed: the id of an image, which is a text; run.image_ids has the ids of "
+            "all images."
+        )
 
 
 def require_step(step: str, allowed: Sequence[str], asked_by: str) -> None:
@@ -67,7 +83,7 @@ def require_image(image: Any, asked_by: str) -> None:
 
 
 def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str) -> None:
-    """Refuses anything but a list with names of the run's classes.
+    """Refuses anything but a list with names of the run's classes, each of them once.
 
     Args:
         known: the run's class names.
@@ -79,6 +95,8 @@ def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str)
         example = (difflib.get_close_matches(classes, known, n=1) or list(known))[:1]
         raise ValueError(f"{asked_by}: given the text {classes!r}, allowed: a list of class names, such as {example}.")
     unknown = [name for name in classes if name not in known]
+    if twice := [name for name in known if list(classes).count(name) > 1]:
+        raise ValueError(f"{asked_by}: given {twice[0]!r} more than once; give each class once.")
     if not unknown and len(classes):
         return
     near = difflib.get_close_matches(str(unknown[0]), known, n=1) if unknown else []

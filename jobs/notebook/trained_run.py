@@ -2,12 +2,12 @@
 
     run = open_trained("/data/voc")
     image = run.image("2007_000032")
-    maps = run.localize(image, ["person"], image_id="2007_000032")
+    maps = run.localize(image, ["person"], "2007_000032")
     labels = run.predict(image)
 
 The functions compute in this process and write nothing. On the same device, their results equal the stored ones, bit
-for bit. There is one exception: if the sides of a JPEG are four times the network's input or more, the results are only
-nearly equal, because the jobs decode such images at a smaller size.
+for bit, except for large JPEGs. The jobs decode a JPEG at a smaller size if its sides are at least four times as long
+as the network's input. Then the results are only nearly equal.
 """
 
 import os
@@ -26,7 +26,15 @@ from ficklenet.segmenter import Segmenter
 from jobs.maps.map_maker import MapMaker
 from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
-from jobs.notebook.arguments import require_classes, require_device, require_image, require_settings, require_step
+from jobs.notebook.arguments import (
+    require_classes,
+    require_id,
+    require_image,
+    require_settings,
+    require_step,
+    usable_device,
+)
+from jobs.notebook.finished_rows import finished_row, row_of
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.run.steps import BY_NAME
@@ -35,8 +43,6 @@ from storage.errors import NotYet
 from storage.images import read_image
 from storage.manifest import Manifest, ManifestRow
 from storage.map_store import ImageMaps
-from storage.receipts import Receipt
-from storage.units import plan_units
 
 MAP_STEPS = ("maps", "refined")
 LABEL_STEPS = ("predictions", "pseudo_labels")
@@ -86,7 +92,7 @@ class TrainedRun:
         Raises:
             KeyError: there is no such image.
         """
-        row = self._row(image_id)
+        row = row_of(self.run, image_id)
         return self.run.manifest().rows(row, row + 1)[0]
 
     def image(self, image_id: str) -> np.ndarray:
@@ -99,6 +105,22 @@ class TrainedRun:
 
     # Stored results
 
+    def path(self, step: str) -> str:
+        """The folder or s3:// prefix that holds a step's results now.
+
+        It is `<run>/<step>`, and another folder below it after `--restart STEP`.
+
+        Args:
+            step: the name of a step, such as "maps", "refined", "seeds" or "predictions".
+
+        Raises:
+            ValueError: there is no such step. NotYet: it was never started.
+        """
+        require_step(step, tuple(BY_NAME), "path")
+        if self.run.step(step).fingerprint() is None:
+            raise NotYet(f"the step {step} has no results yet. Run '{self.run.step_command(step)}' first.")
+        return self.run.step(step).data().uri
+
     def stored_maps(self, image_id: str, step: str = "maps") -> ImageMaps:
         """The maps that the step "maps" or "refined" stored.
 
@@ -106,7 +128,7 @@ class TrainedRun:
             KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step.
         """
         require_step(step, MAP_STEPS, "stored_maps")
-        row, _ = self._finished(step, image_id)
+        row, _ = finished_row(self.run, step, image_id)
         return self.run.maps(step=step).read(row)
 
     def stored_seeds(self, image_id: str) -> np.ndarray:
@@ -115,7 +137,7 @@ class TrainedRun:
         Raises:
             KeyError: there is no such image. NotYet: its seeds are not made yet.
         """
-        row, _ = self._finished("seeds", image_id)
+        row, _ = finished_row(self.run, "seeds", image_id)
         return self.run.seeds().read(row)
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
@@ -126,7 +148,7 @@ class TrainedRun:
                 makes no labels of this image.
         """
         require_step(step, LABEL_STEPS, "stored_labels")
-        _, receipt = self._finished(step, image_id)
+        _, receipt = finished_row(self.run, step, image_id)
         for skip in receipt.skipped:
             if skip.image_id == image_id:
                 raise ValueError(f"{image_id}: the step {step} skipped this image ({skip.reason}).")
@@ -143,23 +165,42 @@ class TrainedRun:
             image_id: the random masks depend on it and the run's seed; give it to get the same maps as the job.
 
         Returns:
-            Maps on the grid of the classifier, classes ascending.
+            Maps on the grid of the classifier, in the order of `classes`. The first call reads the network and
+            compiles code, so it takes longer.
 
         Raises:
-            ValueError: the run does not have one of the classes, or the image is something else.
+            ValueError: the run does not have one of the classes, a class is given twice, or the image is something
+                else.
             NotYet: the classifier is not trained.
         """
         require_image(image, "localize")
         require_classes(classes, self.class_names, "localize")
+        require_id(image_id, "localize")
         maker = self._map_maker
-        numbers = sorted({self.class_names.index(name) for name in classes})
+        numbers = np.array([self.class_names.index(name) for name in classes], np.int16)
         slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)
-        slots[0, : len(numbers)] = numbers
+        slots[0, : len(numbers)] = np.sort(numbers)  # as the job computes them
+        places = np.searchsorted(np.sort(numbers), numbers)
         inputs = resize_square(image, self.run.config.images.input_size)[None]
         keys = [mask_key(self.run.config.seed, image_id)]
         found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
-        max_, mean, score = (found[name][0, : len(numbers)].cpu().numpy() for name in ("max", "mean", "score"))
-        return ImageMaps(slots[0, : len(numbers)], max_, mean, score)
+        return ImageMaps(numbers, *(found[name][0].cpu().numpy()[places] for name in ("max", "mean", "score")))
+
+    def enlarge(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Maps (..., h, w) on the grid of the classifier, resized to (..., *size) as in the report, float32.
+
+        Args:
+            maps: floats, from `localize` or from a store.
+            size: (height, width), such as `image.shape[:2]`.
+
+        Raises:
+            ValueError: the maps have another grid. NotYet: the classifier is not trained.
+        """
+        spec = require_network(self.run, "classifier", "enlarge").spec
+        if maps.shape[-2:] != spec.grid:
+            grid = ", ".join(map(str, spec.grid))
+            raise ValueError(f"enlarge: given maps of the shape {maps.shape}, allowed: (..., {grid}).")
+        return spec.geometry.resize_maps(torch.from_numpy(maps.astype(np.float32)), size).numpy()
 
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
         """The labels of one image, predicted as in `predict_masks` with the run's settings.
@@ -194,43 +235,20 @@ class TrainedRun:
         with _same_threads():
             return Predictor(PredictionStages(self.run, spec, self.device))
 
-    def _row(self, image_id: str) -> int:
-        return self.run.manifest().index_of(image_id)
 
-    def _finished(self, name: str, image_id: str) -> tuple[int, Receipt]:
-        """The row of an image that a step has finished, and its unit's receipt, also if the unit has grown since."""
-        row, step = self._row(image_id), self.run.step(name)
-        recorded = step.fingerprint() or {}
-        if BY_NAME[name].is_of_splits:
-            split = self.entry(image_id).split
-            splits = recorded[name]["splits"] if recorded else self.run.config.predicted_splits
-            if split not in splits:
-                raise ValueError(
-                    f"{image_id}: no {name} are made of its split {split!r}, only of {', '.join(splits)} "
-                    f"({name}.splits). To compute its mask, call run.predict(run.image({image_id!r}))."
-                )
-        unit_size = recorded.get("unit_size", self.run.config.unit_size)
-        unit = plan_units(self.run.manifest().num_images, unit_size)[row // unit_size]
-        receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
-        if receipt is None or row >= receipt.stop:
-            command = self.run.step_command(name)
-            raise NotYet(f"{image_id}: the step {name} is not done for this image yet. Run '{command}' first.")
-        return row, receipt
-
-
-def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "cpu") -> TrainedRun:
+def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "auto") -> TrainedRun:
     """Opens a run to use its networks and to read its results; writes nothing.
 
     Args:
         path: a folder or an s3:// prefix.
         settings: "section.key=value" texts that change the run's recorded configuration.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "auto", which is "cuda" if torch finds a GPU.
 
     Raises:
         ValueError: there is no run, a setting is wrong, or the device cannot be used.
     """
     require_settings(settings)
-    require_device(device)
+    device = usable_device(device)
     Manifest.forget()  # images may have been added since this process read it
     run = open_run(os.fspath(path), None, settings)
     run.manifest()

@@ -8,6 +8,7 @@ from itertools import takewhile
 from cluster.words import plural
 from jobs.preparation.split_roles import describe_roles
 from jobs.run.config_keys import Config
+from jobs.run.selection import unused_saliency
 from storage.manifest import Manifest
 from storage.text import printable
 
@@ -60,6 +61,8 @@ def describe_manifest(
         print(f"  negative: {num_negative:,}; used for training as images that show none of the classes; never mapped")
     if with_file:
         print("  with:    " + ", ".join(f"{noun} {count:,}" for noun, count in with_file.items()))
+    if sentence := unused_saliency(manifest, config):
+        print(f"  saliency: {sentence}, give --set seeds.background_cue=saliency")
     for line in describe_roles(config, splits):
         print(f"  {line}")
     for line in _nothing_to_tell_apart(manifest, config):

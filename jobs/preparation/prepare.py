@@ -10,7 +10,7 @@ from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
-from jobs.run.directory import Run, record_run
+from jobs.run.directory import Run, record_run, setting_notes
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.progress import size
 from storage.drawings import Drawing
@@ -99,6 +99,8 @@ def prepare(
     elif is_other:
         place.write_bytes(data)
         Manifest.forget()
+    for note in setting_notes(run):
+        print(note)
     record_run(run)
     return run
 

@@ -99,7 +99,8 @@ def read_listing(given: argparse.Namespace, root: Location, into: Manifest | Non
         _require_negative(given.negative_label, label_names(images))
     images = with_negatives(images, given.negative_label, is_unlabelled_negative=given.unlabelled_are_negative)
     joined, joins = join_images(images, is_split_ordered=name in ("voc", "coco"))
-    joined = with_files(joined, *_folders(given, name))
+    joined, without_files = with_files(joined, *_folders(given, name))
+    joins += without_files
     if given.val_fraction is not None:
         joined = set_aside(joined, given.val_fraction)
     names = chosen or source.class_names or tuple(label_names(joined))

@@ -53,6 +53,7 @@ class StepStatus:
         note: further information, "" for none.
         seconds: time at work, without starts and pauses; None if it is not known.
         estimated_seconds: what the dry run of the fresh pipeline estimated for this; None if there was none.
+        results: the address of the folder with the step's results: another one after each restart.
     """
 
     name: str
@@ -72,6 +73,7 @@ class StepStatus:
     note: str
     seconds: float | None = None
     estimated_seconds: float | None = None
+    results: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ def run_status(run: Run) -> RunStatus:
     with ThreadPoolExecutor(2 * len(STEPS)) as pool:  # runs while the receipts are read below
         stored = {row.name: pool.submit(Location.usage, run.location / row.name) for row in STEPS}
         beats = {name: pool.submit(heartbeats, run.location / name) for name in stored}
+        results = {name: pool.submit(run.step(name).data) for name in stored}
         state, kept = run_state(run, manifest), read_estimates(run)
         steps = [
             replace(
                 _step_status(step, beats[name].result(), stored[name].result()),
                 seconds=_seconds(step, state.trainings.get(name)),
                 estimated_seconds=kept.steps[name].seconds if name in kept.steps else None,
+                results=results[name].result().uri,
             )
             for name, step in state.steps.items()
         ]
@@ -219,6 +223,8 @@ def _step_lines(step: StepStatus) -> list[str]:
     lines = [f"{step.name}: {step.state}; {', '.join(parts)}; {size(step.bytes)} in {plural(step.objects, 'object')}"]
     lines += [f"  skipped {len(ids):,}: {reason} ({_some(ids)})" for reason, ids in step.skipped.items()]
     lines += [f"  {step.note}"] if step.note else []
+    if step.results.rsplit("/", 1)[-1].startswith("start-"):
+        lines.append(f"  results, since a restart: {step.results}")
     if step.state == "running" and not step.done and step.unit != "metrics":
         lines.append("  nothing is finished yet: it computes, or waits for workers or nodes; its output says which")
     if step.state == "done" and step.seconds is not None and step.estimated_seconds is not None:

@@ -3,7 +3,7 @@
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from cluster.environment import is_submitted_job
 from cluster.words import plural
 from jobs.run.config import kept_settings, resolve_config
 from jobs.run.config_keys import Config
-from jobs.run.steps import BY_NAME, STEPS
+from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.run.versions import package_versions, source_hash
 from storage.image_identity import images_ids
 from storage.label_folder import LabelFolder
@@ -215,33 +215,55 @@ def record_run(run: Run, name: str = "") -> None:
 
     Args:
         name: the launched step. Other steps that were started keep their recorded sections, because they would refuse
-            the new values. The ignored settings are printed.
+            the new values; `setting_notes` says so.
     """
-    header = run.location / "run.json"
-    recorded = recorded_config(header) if header.exists() else {}
     config = run.config.model_dump(mode="json")
-    for row in STEPS:
-        section = row.section
-        is_owner = section == row.name and section in recorded  # the retraining uses the segmenter's section
-        if not is_owner or row.name == name or not (run.location / row.name / "step.json").exists():
-            continue
-        for key, value in recorded[section].items():
-            if config[section][key] != value:
-                print(
-                    f"{section}.{key}: remains {value}; {config[section][key]} is ignored, because the step {row.name} "
-                    f"was started with {value}. To change it: 'python jobs/{row.script}.py --restart {row.name}'."
-                )
-        config[section] = recorded[section]
-    if run.kept and config != recorded:
-        named = run.settings[1]  # after --config, which comes first
-        print(
-            f"settings: the run keeps {plural(len(run.kept), 'setting')} from before that {named} does not name: "
-            f"{', '.join(run.kept)}. {_ALONE.format(named)}"
-        )
+    config |= {row.section: section for row, section in _kept_sections(run, [name])}
     content = {
         "config": config,
         "python": platform.python_version(),
         "packages": package_versions(),
         "source": source_hash(),
     }
-    header.write_bytes(seal(content, indent=1))
+    (run.location / "run.json").write_bytes(seal(content, indent=1))
+
+
+def setting_notes(run: Run, launched: Collection[str] = ()) -> list[str]:
+    """Sentences about given settings that are not recorded, and about recorded ones that were not given.
+
+    Args:
+        launched: the steps that this launch runs.
+    """
+    notes, config = list[str](), run.config.model_dump(mode="json")
+    for row, section in _kept_sections(run, launched):
+        changed = {key: value for key, value in section.items() if config[row.section][key] != value}
+        results = getattr(run.config, row.section).result_settings()
+        restart = ("--restart", row.name) if changed.keys() & results.keys() else ()
+        for key, value in changed.items():
+            notes.append(
+                f"{row.section}.{key}: the run keeps {value}, because the step {row.name} was started with it. "
+                f"To change it to {config[row.section][key]}: '{run.step_command(row.name, *restart)}'."
+            )
+        config[row.section] = section
+    header = run.location / "run.json"
+    if run.kept and header.exists() and config != recorded_config(header):
+        named = run.settings[1]  # after --config, which comes first
+        notes.append(
+            f"settings: the run keeps {plural(len(run.kept), 'setting')} from before that {named} does not name: "
+            f"{', '.join(run.kept)}. {_ALONE.format(named)}"
+        )
+    return notes
+
+
+def _kept_sections(run: Run, launched: Collection[str]) -> list[tuple[StepRow, dict[str, Any]]]:
+    """The recorded sections of steps that were started and are not launched now."""
+    header = run.location / "run.json"
+    recorded = recorded_config(header) if header.exists() else {}
+    return [
+        (row, recorded[row.section])
+        for row in STEPS
+        if row.section == row.name  # the retraining uses the segmenter's section
+        and row.section in recorded
+        and row.name not in launched
+        and (run.location / row.name / "step.json").exists()
+    ]

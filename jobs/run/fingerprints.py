@@ -70,6 +70,15 @@ def step_fingerprint(
     }
 
 
+def with_settings(recorded: Mapping[str, Any], row: StepRow, config: Config) -> dict[str, Any]:
+    """A step's recorded fingerprint with the settings of another configuration.
+
+    If it differs from the recorded one, the step refuses this configuration.
+    """
+    others = {"seed": config.seed, "unit_size": config.unit_size}
+    return {**recorded, **step_settings(row, config), **{key: others[key] for key in others if key in recorded}}
+
+
 def step_id(run: Run, name: str) -> str | None:
     """The id of a step's results; None if a unit step was never started or a training is not finished."""
     if BY_NAME[name].kind == "training":

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.words import plural
 from jobs.run.config_keys import Config
 from jobs.run.steps import StepRow
 from storage.manifest import Manifest
@@ -72,6 +73,18 @@ def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
         masked.update(pc.unique(table["split"].filter(table["mask_uri"].is_valid())).to_pylist())
     training = {split for split in masked if split not in validation and (not chosen or split in chosen)}
     return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
+
+
+def unused_saliency(manifest: Manifest, config: Config) -> str:
+    """The start of a sentence if images have saliency maps that the seeds do not use; else ""."""
+    if config.seeds.background_cue == "saliency":
+        return ""
+    addresses = (table["saliency_uri"] for table in manifest.iter_tables(["saliency_uri"]))
+    count = sum(len(each) - each.null_count for each in addresses)
+    if not count:
+        return ""
+    have, them = ("has a saliency map", "it") if count == 1 else ("have saliency maps", "them")
+    return f"{plural(count, 'image')} {have}, and seeds.background_cue=evidence does not use {them}. To use {them}"
 
 
 def resolve_selection(manifest: Manifest, config: Config, splits: list[str], part: Part | None) -> Selection:

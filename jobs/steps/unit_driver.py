@@ -49,6 +49,7 @@ class UnitStepJob:
             this process.
         observe: called with the result of each unit's last stage.
         finish: called when no unit is missing any more.
+        note: a sentence to print before the work, "" for none.
     """
 
     title: str
@@ -64,6 +65,7 @@ class UnitStepJob:
     cost: CostEstimate = field(default_factory=CostEstimate)
     observe: Callable[[Payload], None] | None = None
     finish: Callable[[UnitPlan], None] | None = None
+    note: str = ""
 
     def seconds_for(self, units: Sequence[Unit]) -> float | None:
         """About how long one worker needs for these units; None if it is not known, or if images must be tried.
@@ -83,6 +85,8 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
             were skipped. All finished units are kept.
     """
     fingerprint = {**job.fingerprint, "unit_size": run.config.unit_size}
+    if job.note:
+        print(f"{job.title}: {job.note}", flush=True)
 
     # 1. Create or open the step and its arrays, before any worker writes
     if options.dry_run:

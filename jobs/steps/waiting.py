@@ -48,6 +48,11 @@ def notices(missing: str, needs: str, cpus: float, gpus: float, *, come: str = "
         thread.join(timeout=1.0)
 
 
+WITHOUT_RAY = (
+    "If this machine is busy, stop the command and give --set cluster.address=in-process, which works without Ray."
+)
+
+
 def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None) -> str:
     """Why nothing has come back yet, in a sentence; a second one if other programs use this machine.
 
@@ -56,9 +61,10 @@ def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None) 
     """
     busy = f" {sentence}" if (sentence := busy_in_words()) else ""
     if there is None:
-        return f"Ray is still starting.{busy}"
+        return f"Ray is still starting. {WITHOUT_RAY}{busy}"
     has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
     if there.num_gpus < gpus or there.num_cpus < cpus:
         what = plural(round(gpus), "GPU") if gpus else f"{cpus:g} CPUs"
         return f"{needs} {what}, the cluster has {has} now. The launch waits for nodes, without a time limit."
-    return f"workers are starting, or this takes longer (the cluster has {has}).{busy}"
+    ending = f" {WITHOUT_RAY}" if there.num_nodes == 1 else ""
+    return f"workers are starting, or this takes longer (the cluster has {has}).{ending}{busy}"

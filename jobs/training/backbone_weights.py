@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ficklenet.backbones import Backbone, imagenet_weights, load_backbone_weights
+from ficklenet.backbones import Backbone, has_imagenet_weights, imagenet_weights, load_backbone_weights
 from ficklenet.published_weights import unwrap_state_dict
 from jobs.run.directory import Run
 from jobs.steps.networks import load_classifier
@@ -53,7 +53,9 @@ def load_weights(
     try:
         load_backbone_weights(backbone, state)
     except ValueError as error:
-        raise ValueError(f"{key}: {weights}: {error}") from None
+        is_elsewhere = weights != "imagenet" and has_imagenet_weights(name)
+        remedy = f" Or give {key}=imagenet, which downloads the weights of {name}." if is_elsewhere else ""
+        raise ValueError(f"{key}: {weights}: {error}{remedy}") from None
     return state
 
 

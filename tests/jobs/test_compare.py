@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from cluster.connect import connect
+from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.metrics import disagreement
 from jobs import compare
 from jobs.cli.launch import launch_step
+from jobs.preparation.prepare import prepare
 from jobs.reporting.changes import find_changes
 from jobs.reporting.page import write_report
 from jobs.run.directory import Run, open_run, record_run
@@ -44,7 +46,17 @@ def test_one_run_cannot_be_compared_and_equal_ones_say_so(seeded_run, capsys):
         compare.main([seeded_run.uri])
     compare.main([seeded_run.uri, seeded_run.uri])
     printed = capsys.readouterr().out
-    assert "All settings are the same." in printed and "None of these runs has metrics" in printed
+    assert "All settings are the same." in printed
+    evaluate = f"python jobs/evaluate.py --run {seeded_run.uri}"
+    assert f"None of these runs has metrics: '{evaluate}' makes them. To see the images whose" in printed
+
+
+def test_runs_without_masks_are_compared_by_a_page(drawn_images, tmp_path, capsys):
+    run = open_run(str(tmp_path / "run"), None, ["classifier.weights=none"])
+    prepare(run, [replace(image, mask_uri=None) for image in drawn_images[:2]], DRAWN_CLASS_NAMES)
+    compare.main([run.uri, run.uri])
+    printed = capsys.readouterr().out
+    assert "has metrics: the images have no masks. To see the images whose labels differ most, give --page" in printed
 
 
 def test_the_review_list_has_every_mapped_image_the_most_doubtful_first(finished_maps_run):

@@ -82,6 +82,13 @@ def test_a_missing_gpu_is_named():
     assert "Ray is still starting" in waiting_for("a worker needs", 1.0, 1.0, None)
 
 
+def test_a_slow_start_on_one_machine_names_the_way_without_ray():
+    without = "If this machine is busy, stop the command and give --set cluster.address=in-process"
+    for alone in (Connection(2, 0, 1), None):
+        assert without in waiting_for("a worker needs", 1.0, 0.0, alone)
+    assert without not in waiting_for("a worker needs", 1.0, 0.0, Connection(8, 0, 2))
+
+
 def test_steps_on_cpus_have_their_own_number_of_actors():
     head_alone = Connection(0, 0, 1)
     config = ClusterConfig(autoscaling=True, max_actors=8, max_cpu_actors=32)

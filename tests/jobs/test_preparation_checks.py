@@ -15,6 +15,7 @@ from jobs.run.directory import Run, open_run
 from storage.images import read_mask, read_saliency
 from storage.manifest import ManifestRow
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SQUARE = np.zeros((24, 32), np.uint8)
 SQUARE[2:12, 4:20] = 1  # upper left
 OUTLINE = [[4, 2, 20, 2, 20, 12, 4, 12]]
@@ -172,7 +173,39 @@ def test_saliency_of_zero_and_one_is_copied_with_white_for_one(tmp_path, capsys)
     table = put_table(tmp_path, "a.jpg,cat,a.png", "b.jpg,dog,b.png", header="image,labels,saliency")
     run = prepared(tmp_path, *table)
     np.testing.assert_array_equal(read_saliency(str(rows_of(run)["a"].saliency_uri)), SQUARE)
-    assert "saliency maps have only values up to 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "saliency maps have only values up to 1" in printed and "does not use" not in printed
+
+
+def test_saliency_maps_that_the_configuration_does_not_use_are_counted(tmp_path, capsys):
+    for name in "ab":
+        put_picture(tmp_path / f"{name}.jpg")
+        Image.fromarray(255 * SQUARE).save(tmp_path / f"{name}.png")
+    table = put_table(tmp_path, "a.jpg,cat,a.png", "b.jpg,dog,b.png", header="image,labels,saliency")
+    prepared(tmp_path, *table, "--config", str(EXAMPLES / "own_data_small.toml"))
+    assert (
+        "  saliency: 2 images have saliency maps, and seeds.background_cue=evidence does not use them. To use them, "
+        "give --set seeds.background_cue=saliency\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["masks", "saliency"])
+def test_a_folder_of_label_files_without_a_file_for_any_image_is_refused(flag, tmp_path, capsys):
+    for name in ("cats/0", "dogs/0"):
+        put_picture(tmp_path / f"photos/{name}.jpg")
+    (tmp_path / "files").mkdir()
+    given = ["--folders", str(tmp_path / "photos"), f"--{flag}"]
+    for folder, fault in (("nothing", "no such folder"), ("files", "there is no file in this folder")):
+        with pytest.raises(ValueError, match=f"^--{flag} {tmp_path / folder}: {fault}"):
+            prepared(tmp_path, *given, str(tmp_path / folder))
+    Image.fromarray(SQUARE).save(tmp_path / "files/cats_0.png")
+    with pytest.raises(ValueError, match=r"none of the 2 images .* such as cats__0\.png; there is cats_0\.png"):
+        prepared(tmp_path, *given, str(tmp_path / "files"))
+    assert not (tmp_path / "run").exists()
+    Image.fromarray(SQUARE).save(tmp_path / "files/cats__0.png")
+    prepared(tmp_path, *given, str(tmp_path / "files"))
+    noun = "mask" if flag == "masks" else "saliency map"
+    assert f"1 of 2 images have a {noun} (first one missing: dogs__0.png)" in capsys.readouterr().out
 
 
 # Names

@@ -133,9 +133,12 @@ def test_table_without_a_usable_row_says_why(table, tmp_path):
 def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, trained_run, capsys):
     run = open_run(trained_run.uri, None, ["classifier.epochs=9", "maps.num_samples=9"])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    command = run.step_command("classifier", "--restart", "classifier")
     assert (
-        "classifier.epochs: remains 1; 9 is ignored, because the step classifier was started" in capsys.readouterr().out
-    )
+        "classifier.epochs: the run keeps 1, because the step classifier was started with it. "
+        f"To change it to 9: '{command}'."
+    ) in capsys.readouterr().out
+    assert "--set classifier.epochs=9 " in command and f"--run {run.uri} " in command
     config = open_run(trained_run.uri).config
     assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)
 

@@ -183,12 +183,14 @@ def test_the_trial_of_own_photographs_runs_to_the_report(places, tmp_path):
 
 
 def _read_maps_as_the_page_does(run: Path) -> None:
-    """The block 'Read one image's maps', and what it claims of shapes and types."""
+    """The block 'Read the stores with xarray', and what it claims of shapes and types."""
     (code,) = (block for block in blocks(PYTHON, "python") if "xarray" in block)
     space: dict[str, object] = {}
-    exec(code.replace("/data/run1", str(run)).replace("2007_000032", "scene_0003"), space)
+    exec(code.replace("/data/run0", str(run)).replace("cats__1", "scene_0003"), space)
     one = space["one"]
     assert isinstance(one, xarray.Dataset)
     assert one["max"].isel(slot=0).dims == ("y", "x") and one["max"].dtype == np.float16
     assert one["mean"].shape == one["max"].shape and one["score"].shape == one["classes"].shape
+    assert space["seeds"]["label"].dims == ("image", "y", "x")  # type: ignore[index]
+    assert space["large"].shape[1:] == (375, 500)  # type: ignore[attr-defined]
     assert list(space["maps"].attrs["class_names"]) == list(VOC_CLASSES)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from ficklenet.transforms import normalize
 from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import pipeline_steps
-from jobs.maps import backbone_passes
+from jobs.maps import unit_images
 from jobs.maps.cells_job import _present
 from jobs.run.directory import CELL_NETWORK, CELL_RECORD, Run, open_run
 from jobs.steps.networks import load_classifier
@@ -201,7 +201,7 @@ def test_added_images_alone_are_refined_with_the_network_that_was_learned_before
         return read_image(uri, **limits)
 
     launch(refined_run, "maps")
-    monkeypatch.setattr(backbone_passes, "read_image", read)
+    monkeypatch.setattr(unit_images, "read_image", read)
     launch(refined_run, "cells", "refined", "seeds", settings=("seeds.maps=refined",))
     assert opened == {*new}
     after = stored(refined_run)

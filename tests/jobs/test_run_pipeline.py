@@ -9,13 +9,14 @@ import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs import aggregate_seeds
 from jobs.cli import plans
 from jobs.cli.estimate import Estimate
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import run_pipeline
 from jobs.cli.plans import plan_pipeline
 from jobs.preparation.prepare import prepare
-from jobs.run.directory import Run, open_run
+from jobs.run.directory import Run, open_run, setting_notes
 from jobs.run_pipeline import main
 from jobs.training import backbone_weights
 
@@ -59,9 +60,11 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         launch(predicted_run)
     network = predicted_run.step("segmenter").fingerprint()
     with connect("in-process") as connection:
-        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
+        run_pipeline(open_run(predicted_run.uri, None, ["segmenter.epochs=3"]), connection, redo_outdated=True)
     assert predicted_run.step("segmenter").fingerprint() != network
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "segmenter: epoch 3 of 3" in printed and "the run keeps" not in printed
+    assert open_run(predicted_run.uri).config.segmenter.epochs == 3
     predictions = predicted_run.step("predictions")
     start = predictions.start_id()
     next(Path(predictions.location.uri).rglob("000003.json")).unlink()  # as if the job had been stopped here
@@ -69,6 +72,32 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)  # nothing is outdated now
     assert capsys.readouterr().out.count("already trained") == 2
     assert predictions.start_id() == start != "" and 3 in predictions.receipts()
+
+
+def test_a_setting_that_a_finished_step_refuses_is_refused_before_the_first_step(seeded_run, capsys):
+    command = f"'python jobs/aggregate_seeds.py --run {seeded_run.uri} --set seeds.theta=0.5 --restart seeds'"
+    for pipeline in (run_pipeline, plan_pipeline):
+        with (
+            connect("in-process") as connection,
+            pytest.raises(ValueError, match=r"seeds\.theta: 0\.35 -> 0\.5") as refused,
+        ):
+            pipeline(open_run(seeded_run.uri, None, ["seeds.theta=0.5"]), connection)
+        assert f"Start over with {command}, which deletes this step's results." in str(refused.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_of_other_started_steps_are_named_once_with_the_command_that_changes_them(seeded_run, capsys):
+    script = f"python jobs/generate_maps.py --run {seeded_run.uri}"
+    run = open_run(seeded_run.uri, None, ["maps.num_samples=9"])
+    assert setting_notes(run, ["classifier"]) == [
+        "maps.num_samples: the run keeps 8, because the step maps was started with it. To change it to 9: "
+        f"'{script} --set maps.num_samples=9 --restart maps'."
+    ]
+    free = open_run(seeded_run.uri, None, ["maps.device=cpu"])  # the step accepts it without a restart
+    assert f"To change it to cpu: '{script} --set maps.device=cpu'." in setting_notes(free, ["classifier"])[0]
+    assert setting_notes(run, ["maps"]) == setting_notes(free, ["maps"]) == []
+    aggregate_seeds.main(["--run", seeded_run.uri, "--set", "maps.device=cpu"])
+    assert capsys.readouterr().out.count("maps.device: the run keeps auto, because") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,20 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+import xarray
 from PIL import Image
 
-from jobs import prepare_dataset
+from cluster.connect import connect
+from ficklenet.geometry import GridGeometry
+from jobs import prepare_dataset, status
+from jobs.cli.launch import launch_step
+from jobs.notebook import trained_run
 from jobs.notebook.trained_run import open_trained
 from storage.errors import NotYet
 from storage.receipts import Skipped
@@ -22,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
 def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, monkeypatch):
     of_the_run, of_a_drawing, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     space: dict[str, object] = {}
-    exec(of_the_run.replace("RUN", decided_run.uri).replace("IMAGE", "scene_0012"), space)
+    exec(of_the_run.replace("/data/run0", decided_run.uri).replace("cats__1", "scene_0012"), space)
     assert space["same_maps"] and space["same_mask"]
     labels = space["mask"]
     assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
@@ -41,11 +47,23 @@ def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run)
     run = open_trained(finished_maps_run.uri)
     for image_id in ("scene_0000", "scene_0005"):
         stored, classes = run.stored_maps(image_id), [run.class_names[n] for n in run.entry(image_id).labels]
-        found = run.localize(run.image(image_id), classes[::-1], image_id)
+        found = run.localize(run.image(image_id), classes, image_id)
         for name in ("classes", "max", "mean", "score"):
             np.testing.assert_array_equal(getattr(found, name), getattr(stored, name))
         other = run.localize(run.image(image_id), classes, "another id")
         assert not np.array_equal(other.max, stored.max), "the masks follow from the id"
+
+
+def test_maps_come_in_the_order_of_the_given_classes(finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    image, names = run.image("scene_0000"), run.class_names
+    given = [names[3], names[0], names[2]]
+    found, ascending = (run.localize(image, classes) for classes in (given, sorted(given, key=names.index)))
+    assert [names[number] for number in found.classes] == given
+    for name in ("max", "mean", "score"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(ascending, name)[[2, 0, 1]])
+    with pytest.raises(ValueError, match=f"^localize: given '{names[1]}' more than once; give each class once"):
+        run.localize(image, [names[1], names[0], names[1]])
 
 
 @pytest.mark.parametrize(
@@ -75,6 +93,43 @@ def test_one_class_in_place_of_a_list_and_an_unknown_id_are_named(finished_maps_
         run.image("ring")
     with pytest.raises(KeyError, match=r"no image 'scene-0003'\. Did you mean 'scene_0003'\?"):
         run.image("scene-0003")
+    with pytest.raises(KeyError, match=r"^\"no image 'scene_001'\. Did you mean 'scene_0010'\?\"$"):
+        run.image("scene_001")
+    picture = np.zeros((4, 5, 3), np.uint8)
+    for wrong, given in ((0, "0"), (picture, "a ndarray")):
+        for call in (run.image, run.stored_labels, lambda wrong: run.localize(picture, ["ring"], wrong)):
+            with pytest.raises(TypeError, match=f": given {given}, allowed: the id of an image, which is a text; run"):
+                call(wrong)
+
+
+def test_enlarged_maps_lie_where_the_network_has_its_cells(finished_maps_run, monkeypatch):
+    run = open_trained(finished_maps_run.uri)
+    maps = run.stored_maps("scene_0000").max
+    large = run.enlarge(maps, (120, 160))
+    assert large.shape == (len(maps), 120, 160) and large.dtype == np.float32
+    corners = (slice(None), [0, 0, -1, -1], [0, -1, 0, -1])
+    np.testing.assert_allclose(large[corners], maps[corners], atol=1e-6)
+    patches = SimpleNamespace(grid=(9, 9), geometry=GridGeometry(8, "centres"))  # as those of a vision transformer
+    monkeypatch.setattr(trained_run, "require_network", lambda *_: SimpleNamespace(spec=patches))
+    assert not np.allclose(run.enlarge(maps, (120, 160)), large)
+    with pytest.raises(ValueError, match=r"^enlarge: given maps of the shape \(3, 4\), allowed: \(\.\.\., 9, 9\)\.$"):
+        run.enlarge(np.zeros((3, 4)), (120, 160))
+
+
+def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_folder, tmp_path, capsys):
+    shutil.copytree(seeded_run_folder, tmp_path / "run")
+    run = open_trained(tmp_path / "run")
+    assert run.path("seeds") == str(tmp_path / "run" / "seeds")
+    with connect("in-process") as connection:
+        launch_step(run.run, connection, "seeds", restart=True)
+    assert re.fullmatch(r"seeds/start-2-\w{8}", run.path("seeds").removeprefix(f"{tmp_path}/run/"))
+    status.main(["--run", run.run.uri])
+    assert f"\n  results, since a restart: {run.path('seeds')}\n" in capsys.readouterr().out
+    assert "label" in xarray.open_zarr(f"{run.path('seeds')}/seeds.zarr", consolidated=False)
+    with pytest.raises(NotYet, match=r"the step predictions has no results yet\. Run 'python jobs/predict_masks\.py"):
+        run.path("predictions")
+    with pytest.raises(ValueError, match="path: given the step 'masks', allowed: 'classifier', 'maps'"):
+        run.path("masks")
 
 
 def test_other_settings_and_unknown_classes(predicted_run):
@@ -94,7 +149,7 @@ def test_a_path_opens_a_run_that_knows_its_ids_and_prints_short(finished_maps_ru
     monkeypatch.setenv("HOME", str(folder.parent))
     run = open_trained(folder)
     assert open_trained(f"~/{folder.name}").run.uri == open_trained(Path("~", folder.name)).run.uri == str(folder)
-    assert repr(run) == f"TrainedRun({str(folder)!r}, device='cpu')"
+    assert repr(run) == f"TrainedRun({str(folder)!r}, device={run.device!r})"
     assert run.image_ids == tuple(row.image_id for row in run.run.manifest().iter_rows()) and len(run.image_ids) == 14
 
 
@@ -118,9 +173,14 @@ def test_settings_that_are_no_list_of_texts_are_refused(settings, given, mapped_
 
 
 def test_a_device_that_is_not_there_is_refused_at_once(mapped_run_folder, monkeypatch):
-    with pytest.raises(ValueError, match=r"^device: given 'gpu', allowed: 'cpu', 'cuda'\.$"):
+    with pytest.raises(ValueError, match=r"^device: given 'gpu', allowed: 'auto', 'cpu', 'cuda'\.$"):
         open_trained(mapped_run_folder, device="gpu")
+    with pytest.raises(ValueError, match=r"given 'cuda:0', .* set CUDA_VISIBLE_DEVICES\.$"):
+        open_trained(mapped_run_folder, device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert open_trained(mapped_run_folder).device == open_trained(mapped_run_folder, device="cuda").device == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_trained(mapped_run_folder).device == open_trained(mapped_run_folder, device="cpu").device == "cpu"
     with pytest.raises(ValueError, match="torch finds no GPU on this machine; give device='cpu'"):
         open_trained(mapped_run_folder, device="cuda")
 

@@ -74,6 +74,23 @@ def loose(folder: Path) -> list[str]:
     return ["--folders", str(folder)]
 
 
+def folders(folder: Path) -> list[str]:
+    pictures(folder, "photos/cats/0.jpg", "photos/dogs/0.jpg")
+    return ["--folders", str(folder / "photos")]
+
+
+def misnamed(folder: Path) -> list[str]:
+    (folder / "masks").mkdir()
+    Image.fromarray(half(1)).save(folder / "masks/0.png")
+    return [*folders(folder), "--masks", str(folder / "masks")]
+
+
+def unused(folder: Path) -> list[str]:
+    Image.fromarray(half(255)).save(folder / "s.png")
+    given = table("image,labels,saliency\n0.jpg,cat,s.png\n1.jpg,dog,\n")(folder)
+    return [*given, "--set", "seeds.background_cue=evidence"]
+
+
 def heic(folder: Path) -> list[str]:
     arguments = table("image,labels\n0.heic,cat\n1.jpg,dog\n")(folder)
     (folder / "0.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
@@ -153,6 +170,9 @@ MISTAKES = [
     Mistake("masks as JPEG", masks(half(255), "jpg"), "mask is a JPEG, which changes its values; save masks as PNG, or prepare with --mask-values"),
     Mistake("masks with other values", masks(half(38)), "If they are classes: --mask-values 38=cat,..."),
     Mistake("masks that are not there", table("image,labels,mask\n0.jpg,cat,m0.png\n1.jpg,dog,m1.png\n"), "Correct their paths, or leave them out"),
+    Mistake("a folder of masks that is not there", lambda at: [*folders(at), "--masks", "/nowhere"], "no such folder. Give the folder with the masks, or leave it out"),
+    Mistake("masks with other names than the images", misnamed, "A file must have the id of its image as its name, such as cats__0.png; there is 0.png"),
+    Mistake("saliency maps that the settings do not use", unused, "1 image has a saliency map, and seeds.background_cue=evidence does not use it. To use it, give --set seeds.background_cue=saliency"),
     Mistake("COCO files that were merged by hand", coco(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), "have the same id 1, so their annotations cannot be told apart"),
     Mistake("outlines that are all crowds", coco(annotations=[{"id": n, "image_id": n, "category_id": n + 1, "segmentation": [[2, 2, 12, 2, 12, 12]], "iscrowd": 1} for n in range(2)]), "If they are objects (CVAT writes painted objects in this way), give --crowds-are-objects"),
     Mistake("some of VOC's classes and others", voc("rabbit"), "Give the classes: --classes cat,rabbit"),

@@ -175,8 +175,23 @@ def test_mask_and_saliency_folders_are_matched_by_id_and_split(location: Locatio
     for name in ("masks/a.png", "saliency/a.jpg", "saliency/train/b.png", "saliency/.c.partial"):
         (location / name).write_bytes(b"1")
     rows = [image("/a.jpg", mask_uri="/old.png"), image("/b.jpg", split="train", mask_uri="/old.png"), image("/c.jpg")]
-    a, b, c = with_files(rows, location / "masks", location / "saliency")
+    (a, b, c), notes = with_files(rows, location / "masks", location / "saliency")
     assert (a.mask_uri, b.mask_uri, c.mask_uri) == ((location / "masks/a.png").uri, None, None)
     assert (a.saliency_uri, c.saliency_uri) == ((location / "saliency/a.jpg").uri, None)
     assert b.saliency_uri == (location / "saliency/train/b.png").uri
-    assert with_files(rows)[0].mask_uri == "/old.png"
+    assert with_files(rows) == (rows, [])
+    assert notes == [
+        f"--masks {location / 'masks'}: 1 of 3 images have a mask (first one missing: b.png).",
+        f"--saliency {location / 'saliency'}: 2 of 3 images have a saliency map (first one missing: c.png).",
+    ]
+
+
+def test_a_folder_without_a_file_for_any_image_is_refused(location: Location) -> None:
+    (location / "masks/cats_0.png").write_bytes(b"1")
+    rows = [image("/cats/0.jpg", image_id="cats__0"), image("/b.jpg", problem="bad")]
+    for place, fault in (("nothing", "no such folder"), ("masks", "none of the 1 image has a mask there")):
+        with pytest.raises(ValueError, match=f"^--masks .*{place}: {fault}"):
+            with_files(rows, location / place)
+    with pytest.raises(ValueError, match=r"as its name, such as cats__0\.png; there is cats_0\.png\. Rename"):
+        with_files(rows, None, location / "masks")
+    assert with_files(rows[1:], location / "masks")[1] == []

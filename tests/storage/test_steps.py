@@ -81,7 +81,7 @@ def test_the_same_settings_join_a_step_and_other_settings_are_refused(location: 
         step.open({**fingerprint, "maps": {"num_samples": 100, "grid": (5, 7)}, "unit_size": 64}, COMMAND)
     sentence = str(refusal.value)
     assert "(maps.num_samples: 200 -> 100, unit_size: absent -> 64)" in sentence
-    assert sentence.endswith(f"Use another run, or start over with '{COMMAND} --restart maps'.")
+    assert f"Start over with '{COMMAND} --restart maps', which deletes this step's results. To keep" in sentence
     assert step.fingerprint() == {"maps": {"num_samples": 200, "grid": [5, 7]}, "checkpoint": "ab"}
 
 
@@ -234,7 +234,7 @@ def test_restart_beside_a_living_driver_is_refused(tmp_path: Path) -> None:
         for refused in (step.open, step.check_start):
             with pytest.raises(ValueError, match=r"a driver on .*, last heartbeat \d s ago\) is running this step\. "):
                 refused({"a": 2}, COMMAND, restart=True)
-            with pytest.raises(ValueError, match=r"or stop a driver on .* ago\) first and then start over with"):
+            with pytest.raises(ValueError, match=r"Stop a driver on .* ago\) first and then start over with"):
                 refused({"a": 2}, COMMAND, restart=False)
         assert step.fingerprint() == {"a": 1}
     step.open({"a": 2}, COMMAND, restart=True)

@@ -1,0 +1,44 @@
+"""Finds an image's row in the manifest and, in the results of a step, the receipt of its unit."""
+
+from jobs.notebook.arguments import require_id
+from jobs.run.directory import Run
+from jobs.run.steps import BY_NAME
+from storage.errors import NotYet
+from storage.receipts import Receipt
+from storage.units import plan_units
+
+
+def row_of(run: Run, image_id: str) -> int:
+    """The row of an image in the manifest.
+
+    Raises:
+        TypeError: the id is not a text. KeyError: there is no such image.
+    """
+    require_id(image_id, "image_id")
+    return run.manifest().index_of(image_id)
+
+
+def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
+    """The row of an image that a step has finished, and its unit's receipt, also if the unit has grown since.
+
+    Raises:
+        TypeError, KeyError: as in `row_of`. ValueError: the step does not compute this image. NotYet: it has not
+            computed it yet.
+    """
+    row, step, manifest = row_of(run, image_id), run.step(name), run.manifest()
+    recorded = step.fingerprint() or {}
+    if BY_NAME[name].is_of_splits:
+        split = manifest.rows(row, row + 1)[0].split
+        splits = recorded[name]["splits"] if recorded else run.config.predicted_splits
+        if split not in splits:
+            raise ValueError(
+                f"{image_id}: no {name} are made of its split {split!r}, only of {', '.join(splits)} ({name}.splits). "
+                f"To compute its mask, call run.predict(run.image({image_id!r}))."
+            )
+    unit_size = recorded.get("unit_size", run.config.unit_size)
+    unit = plan_units(manifest.num_images, unit_size)[row // unit_size]
+    receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
+    if receipt is None or row >= receipt.stop:
+        command = run.step_command(name)
+        raise NotYet(f"{image_id}: the step {name} is not done for this image yet. Run '{command}' first.")
+    return row, receipt
