@@ -34,6 +34,9 @@ MIN_LOCAL_CPUS = 2
 
 CONNECT_SECONDS = 10
 
+CPU_SETTING = "give --set SECTION.device=cpu, where SECTION is classifier, maps, segmenter or predictions"
+"""How a step is moved to the CPU, for messages."""
+
 QUIET_RAY_CORE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Ray's C++ core writes to the driver's stderr directly. Its errors also arrive as exceptions, and every actor pool of
 Ray Data causes one such line (https://github.com/ray-project/ray/issues/53727)."""
@@ -55,6 +58,7 @@ class Connection:
         is_to_start: The first work will start a local Ray.
         is_optional: The Ray is a local one that was not asked for. Work that would gain nothing from it may be done in
             this process instead.
+        is_own: The Ray is a local one of this process; other Rays were started by somebody else and joined.
     """
 
     num_cpus: float
@@ -63,6 +67,7 @@ class Connection:
     in_process: bool = False
     is_to_start: bool = field(default=False, compare=False)
     is_optional: bool = field(default=False, compare=False)
+    is_own: bool = field(default=False, compare=False)
 
     def require(self, *, cpus: float, gpus: float, purpose: str) -> None:
         """Refuses a demand for more resources than the cluster has now.
@@ -82,8 +87,7 @@ class Connection:
                 raise ClusterError(
                     f"cluster: {purpose} {verb} {plural(asked, name)}, but the cluster has {there:g}. "
                     + (
-                        "To use the CPU, set the step's device, as in --set maps.device=cpu. To use a GPU, add a node "
-                        "that has one. "
+                        f"To use the CPU, {CPU_SETTING}. To use a GPU, add a node that has one. "
                         if no_gpu
                         else "Ask for fewer workers (cluster.max_actors, cluster.training_workers) or add nodes. "
                     )
@@ -117,7 +121,7 @@ def resources() -> Connection:
             _start(_promised[-1].num_cpus)
     total = ray.cluster_resources()
     num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes)
+    return Connection(total.get("CPU", 0.0), total.get("GPU", 0.0), num_nodes, is_own=bool(_promised))
 
 
 def resources_if_running() -> Connection | None:

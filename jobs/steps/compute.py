@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cluster.connect import Connection, connect, start_optional_ray
+from cluster.connect import CPU_SETTING, Connection, connect, start_optional_ray
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
@@ -35,8 +35,7 @@ def resolved_device(asked: str, connection: Connection) -> str:
     """
     if asked == "cuda" and connection.in_process and not torch.cuda.is_available():
         raise ValueError(
-            "device: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, set the step's device "
-            "to auto or cpu, as in --set maps.device=cpu."
+            f"device: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, {CPU_SETTING}."
         )
     if asked != "auto":
         return asked

@@ -18,13 +18,16 @@ LONGEST_SECONDS = 600.0
 
 
 @contextmanager
-def notices(missing: str, needs: str, cpus: float, gpus: float, *, come: str = "") -> Iterator[Callable[[], None]]:
+def notices(
+    missing: str, needs: str, cpus: float, gpus: float, *, come: str = "", needs_ray: bool = False
+) -> Iterator[Callable[[], None]]:
     """Prints again and again what the launch waits for, until the block ends or the yielded function is called.
 
     Args:
         missing: what has not come back yet, such as "no unit is finished".
         needs: who needs CPUs and GPUs, such as "a worker needs".
         cpus, gpus: how many the cluster must have for the first result.
+        needs_ray: the work cannot be done without Ray, so no sentence advises that.
         come: printed by the yielded function if a sentence was printed before, such as "the workers have started".
     """
     has_come, has_ended, began = threading.Event(), False, time.monotonic()
@@ -33,7 +36,7 @@ def notices(missing: str, needs: str, cpus: float, gpus: float, *, come: str = "
         pause, has_printed = FIRST_SECONDS, False
         while not has_come.wait(pause):
             pause, has_printed = min(2 * pause, LONGEST_SECONDS), True
-            reason = waiting_for(needs, cpus, gpus, resources_if_running())
+            reason = waiting_for(needs, cpus, gpus, resources_if_running(), needs_ray=needs_ray)
             print(f"{missing} after {duration(time.monotonic() - began)}: {reason}", flush=True)
         if come and has_printed and not has_ended:
             print(f"{come} after {duration(time.monotonic() - began)}.", flush=True)
@@ -53,18 +56,22 @@ WITHOUT_RAY = (
 )
 
 
-def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None) -> str:
+def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None, *, needs_ray: bool = False) -> str:
     """Why nothing has come back yet, in a sentence; a second one if other programs use this machine.
 
+    Work without Ray is advised only where it is possible and this command has started the Ray itself: a job that was
+    submitted to a cluster would then compute on the cluster's head.
+
     Args:
-        there: what the cluster has now; None if Ray is still starting.
+        there: what the cluster has now; None if a Ray of this command is still starting.
+        needs_ray: the work cannot be done without Ray.
     """
+    without = "" if needs_ray or (there and not there.is_own) else f" {WITHOUT_RAY}"
     busy = f" {sentence}" if (sentence := busy_in_words()) else ""
     if there is None:
-        return f"Ray is still starting. {WITHOUT_RAY}{busy}"
+        return f"Ray is still starting.{without}{busy}"
     has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
     if there.num_gpus < gpus or there.num_cpus < cpus:
         what = plural(round(gpus), "GPU") if gpus else f"{cpus:g} CPUs"
         return f"{needs} {what}, the cluster has {has} now. The launch waits for nodes, without a time limit."
-    ending = f" {WITHOUT_RAY}" if there.num_nodes == 1 else ""
-    return f"workers are starting, or this takes longer (the cluster has {has}).{ending}{busy}"
+    return f"workers are starting, or this takes longer (the cluster has {has}).{without}{busy}"

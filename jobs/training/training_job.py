@@ -120,6 +120,7 @@ def _train(run: Run, connection: Connection, job: TrainingJob, folder: Location)
             least * (cluster.cpus_per_training_worker or 1),
             least if on_gpu else 0,
             come=f"{name}: the training workers have started",
+            needs_ray=not folder.is_local,  # a training without Ray keeps its checkpoints in a local folder
         ) as has_started,
     ):
         train(

@@ -84,9 +84,11 @@ def test_a_missing_gpu_is_named():
 
 def test_a_slow_start_on_one_machine_names_the_way_without_ray():
     without = "If this machine is busy, stop the command and give --set cluster.address=in-process"
-    for alone in (Connection(2, 0, 1), None):
-        assert without in waiting_for("a worker needs", 1.0, 0.0, alone)
-    assert without not in waiting_for("a worker needs", 1.0, 0.0, Connection(8, 0, 2))
+    for own in (Connection(2, 0, 1, is_own=True), None):
+        assert without in waiting_for("a worker needs", 1.0, 0.0, own)
+        assert "in-process" not in waiting_for("the training needs", 1.0, 0.0, own, needs_ray=True)
+    for joined in (Connection(8, 0, 1), Connection(8, 0, 2)):
+        assert "in-process" not in waiting_for("a worker needs", 1.0, 0.0, joined)
 
 
 def test_steps_on_cpus_have_their_own_number_of_actors():

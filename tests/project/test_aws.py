@@ -7,6 +7,7 @@ import ast
 import copy
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -18,8 +19,14 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray._private import utils
 from ray.autoscaler._private.aws import config as launcher
 from ray.autoscaler._private.aws import node_provider
+from ray.autoscaler._private.command_runner import DockerCommandRunner
+
+from jobs import prepare_dataset, run_pipeline
+from jobs.cli.reference import job_parser_of
+from jobs.run.config import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
@@ -111,6 +118,61 @@ def test_rays_launcher_adds_no_rule_to_the_groups_of_the_file(monkeypatch: pytes
     # The reason: a group of Ray's is open to the world, whatever rules the file has.
     rules = launcher._create_default_inbound_rules({"sg-1"}, [{"FromPort": 22, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}])
     assert {"CidrIp": "0.0.0.0/0"} in [each for rule in rules for each in rule.get("IpRanges", [])]
+
+
+def subnet(name: str, *, public: bool) -> SimpleNamespace:
+    return SimpleNamespace(
+        subnet_id=name, vpc_id="vpc-1", state="available", availability_zone="zone-a", map_public_ip_on_launch=public
+    )
+
+
+def test_the_file_names_the_subnets_because_ray_also_takes_public_ones() -> None:
+    public, private = subnet("public", public=True), subnet("private", public=False)
+    internal = CONFIG["provider"]["use_internal_ips"]
+    taken = [
+        launcher._usable_subnet_ids(given, [public, private], "zone-a", "vpc-1", internal, "gpu_worker")
+        for given in (None, [private])
+    ]
+    assert taken == [(["public", "private"], "vpc-1"), (["private"], "vpc-1")]
+    for node_type in CONFIG["available_node_types"].values():
+        assert node_type["node_config"]["SubnetIds"] == ["<private-subnet-a>", "<private-subnet-b>"]
+
+
+def test_shared_memory_is_larger_than_rays_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "disable_shm_size_detection" not in CONFIG["docker"]
+    available = int(30.5 * 2**30)  # of an m7i.2xlarge
+    host = SimpleNamespace(run=lambda *_, **__: f"MemAvailable: {available // 1024} kB".encode())
+    runner = SimpleNamespace(docker_config=CONFIG["docker"], ssh_command_runner=host)
+    options = DockerCommandRunner._auto_configure_shm(runner, CONFIG["docker"]["run_options"])
+    (given,) = [option.split("=")[1].strip("'") for option in options if "--shm-size" in option]
+    shared = float(given.removesuffix("b"))
+    monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda: shared)
+    assert utils.resolve_object_store_memory(available) <= shared
+
+
+def test_the_token_is_made_readable_by_its_owner_alone() -> None:
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "ray_cluster.yaml"]
+    lines = [line for file in files for line in file.read_text().splitlines() if "get-auth-token" in line]
+    assert len(lines) == 2
+    assert all("(umask 077; ray get-auth-token --generate > /dev/null)" in line for line in lines)
+
+
+def test_the_documented_jobs_on_cpu_workers_have_settings_that_fit_the_file() -> None:
+    section = PAGE.split("### Own photographs, on CPU workers alone")[1].split("### ")[0]
+    prepare, estimate, job = re.findall(r"python (jobs/.+?)```", section, re.DOTALL)
+    _, *flags = shlex.split(prepare.replace("\\\n", " "))
+    given = job_parser_of(prepare_dataset.main).parse_args(flags)
+    config = resolve_config({}, str(ROOT / given.config), given.set)
+    assert config.data.train_splits == ("train",) and config.predictions.splits == ("train", "rest", "val")
+    assert (config.segmenter.batch_size, config.unit_size) == (20, 256)
+    worker = CONFIG["available_node_types"]["cpu_worker"]
+    for command in (estimate, job):
+        _, *flags = shlex.split(command.replace("\\\n", " "))
+        cluster = resolve_config({}, None, job_parser_of(run_pipeline.main).parse_args(flags).set).cluster
+        assert cluster.autoscaling and cluster.max_cpu_actors == worker["max_workers"] * worker["resources"]["CPU"]
+        assert cluster.cpus_per_training_worker < worker["resources"]["CPU"]
+    assert CONFIG["available_node_types"]["head"]["resources"]["CPU"] == 0  # so the driver of the estimate is elsewhere
+    assert "--entrypoint-num-cpus 1 --working-dir . -- \\\n    python jobs/run_pipeline.py" in section
 
 
 def test_the_machines_roles_need_session_tokens() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private import utils
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
 
@@ -68,6 +69,29 @@ def test_pods_have_the_token_the_role_and_no_keys() -> None:
     assert all(pod["serviceAccountName"] == ACCOUNT["metadata"]["name"] for pod in PODS)
     names = {variable["name"] for pod in PODS for variable in pod["containers"][0]["env"]}
     assert not [name for name in names if "KEY" in name or "TOKEN" in name]
+
+
+def test_only_the_head_gets_kubernetes_rights() -> None:
+    assert [pod.get("automountServiceAccountToken") for pod in PODS] == [None, False, False]
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_shared_memory_is_larger_than_rays_object_store(pod: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume,) = pod["volumes"]
+    shared = gibibytes(volume["emptyDir"]["sizeLimit"])
+    memory = gibibytes(pod["containers"][0]["resources"]["limits"]["memory"])
+    monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda: shared)
+    assert utils.resolve_object_store_memory(memory) <= shared
+
+
+def gibibytes(text: str) -> int:
+    return int(text.removesuffix("Gi")) * 2**30
+
+
+def test_the_image_has_a_user_by_number() -> None:
+    """Kubernetes cannot tell by a name that a user is not root."""
+    users = re.findall(r"^USER (.+)$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
+    assert users and users[-1] == "1000"
 
 
 def test_workers_are_spot_machines_and_the_head_is_not() -> None:
