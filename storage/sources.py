@@ -112,7 +112,8 @@ def with_files(
     If a folder is given, it is the only source of its kind: an image without a file in it has no mask or saliency map.
 
     Returns:
-        The images, and a sentence for each folder that does not have a file for every usable image.
+        The images, and a sentence for each folder that does not have a file for every usable image. It names files
+        that fit no image, because their names may be misspelt.
 
     Raises:
         ValueError: a folder does not exist, or no image has a file in it.
@@ -145,8 +146,11 @@ def _files_of(images: Sequence[SourceImage], folder: Location, noun: str) -> tup
             f"{flag}: none of the {_number(len(usable))} has a {noun} there. A file must have the id of its image as "
             f"its name, such as {looked_for}; there is {there}. Rename the files, or give their folder."
         )
-    num_found = len(usable) - len(without)
-    return uris, [f"{flag}: {num_found:,} of {len(usable):,} images have a {noun} (first one missing: {looked_for})."]
+    num_found, used = len(usable) - len(without), set(uris)
+    note = f"{flag}: {num_found:,} of {len(usable):,} images have a file there (first one missing: {looked_for})"
+    if spare := [uri.removeprefix(folder.uri).lstrip("/") for uri in files.values() if uri not in used]:
+        note += f"; files that have no image's id as their name: {len(spare):,} (first one: {spare[0]})"
+    return uris, [f"{note}."]
 
 
 def number_labels(

@@ -78,12 +78,14 @@ def require_image(image: Any, asked_by: str) -> None:
         given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
         raise ValueError(
             f"{asked_by}: given {given}, allowed: a uint8 array (height, width, 3), RGB, with at least one pixel, such "
-            "as np.asarray(Image.open(path).convert('RGB')) of Pillow."
+            "as run.image(image_id) for an image of the run, or run.read(path) for another one."
         )
 
 
 def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str) -> None:
     """Refuses anything but a list with names of the run's classes, each of them once.
+
+    A set is refused, because it has no order, and the maps come in the order of the classes.
 
     Args:
         known: the run's class names.
@@ -91,9 +93,11 @@ def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str)
     Raises:
         ValueError: see above.
     """
-    if isinstance(classes, str):
-        example = (difflib.get_close_matches(classes, known, n=1) or list(known))[:1]
-        raise ValueError(f"{asked_by}: given the text {classes!r}, allowed: a list of class names, such as {example}.")
+    if not isinstance(classes, list | tuple | np.ndarray):
+        is_text = isinstance(classes, str)
+        example = (difflib.get_close_matches(str(classes), known, n=1) or list(known))[:1]
+        given = f"the text {classes!r}" if is_text else f"a {type(classes).__name__}"
+        raise ValueError(f"{asked_by}: given {given}, allowed: a list of class names, such as {example}.")
     unknown = [name for name in classes if name not in known]
     if twice := [name for name in known if list(classes).count(name) > 1]:
         raise ValueError(f"{asked_by}: given {twice[0]!r} more than once; give each class once.")
@@ -102,3 +106,42 @@ def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str)
     near = difflib.get_close_matches(str(unknown[0]), known, n=1) if unknown else []
     given, hint = repr(unknown[0]) if unknown else "no class", f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{asked_by}: given {given}, allowed: some of {words(known)}.{hint}")
+
+
+def require_maps(maps: Any, grid: tuple[int, int], asked_by: str) -> None:
+    """Refuses anything but an array of maps or labels on the grid of the classifier.
+
+    Raises:
+        ValueError: see above.
+    """
+    is_array = isinstance(maps, np.ndarray)
+    if is_array and maps.dtype.kind in "fiub" and maps.shape[-2:] == grid:
+        return
+    given = f"{maps.dtype} {maps.shape}" if is_array else f"a {type(maps).__name__}"
+    raise ValueError(
+        f"{asked_by}: given {given}, allowed: a numpy array (..., {grid[0]}, {grid[1]}), such as maps.max of localize, "
+        "or the .values of an xarray.DataArray."
+    )
+
+
+def require_size(size: Any, asked_by: str) -> None:
+    """Refuses anything but two whole numbers from 1.
+
+    Raises:
+        ValueError: see above.
+    """
+    is_pair = isinstance(size, list | tuple) and len(size) == 2
+    if not is_pair or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
+        raise ValueError(
+            f"{asked_by}: given the size {size!r}, allowed: (height, width) in pixels, such as image.shape[:2]."
+        )
+
+
+def require_choice(refine: object, asked_by: str) -> None:
+    """Refuses a choice that is not True, False or None, such as the text "false", which Python takes for true.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not isinstance(refine, bool | np.bool_ | None):
+        raise ValueError(f"{asked_by}: given refine={refine!r}, allowed: True, False, or None for the run's setting.")

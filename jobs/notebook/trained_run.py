@@ -27,10 +27,13 @@ from jobs.maps.map_maker import MapMaker
 from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
 from jobs.notebook.arguments import (
+    require_choice,
     require_classes,
     require_id,
     require_image,
+    require_maps,
     require_settings,
+    require_size,
     require_step,
     usable_device,
 )
@@ -103,6 +106,17 @@ class TrainedRun:
         """
         return read_image(self.entry(image_id).uri, **self.run.config.images.limits)
 
+    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """An image file that need not be in the run, read as the jobs read it: uint8 (H, W, 3), RGB, upright.
+
+        Args:
+            path: a file or an s3:// address.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return read_image(os.fspath(path), **self.run.config.images.limits)
+
     # Stored results
 
     def path(self, step: str) -> str:
@@ -162,15 +176,18 @@ class TrainedRun:
         Args:
             image: uint8 (H, W, 3), RGB, of any size.
             classes: names of the classes to map.
-            image_id: the random masks depend on it and the run's seed; give it to get the same maps as the job.
+            image_id: the random masks depend on it and the run's seed. Give the id of an image of the run to get the
+                same maps as the job. For another image, leave it out.
 
         Returns:
-            Maps on the grid of the classifier, in the order of `classes`. The first call reads the network and
-            compiles code, so it takes longer.
+            Maps on the grid of the classifier, in the order of `classes`. The map of each sample and class is divided
+            by its own maximum or percentile (`maps.normalization`), so a map of a class that is not in the image is
+            high somewhere too; `score` tells the two apart. The first call reads the network and compiles code, so it
+            takes longer.
 
         Raises:
-            ValueError: the run does not have one of the classes, a class is given twice, or the image is something
-                else.
+            ValueError: the run does not have one of the classes, a class is given twice, or the classes or the image
+                are something else.
             NotYet: the classifier is not trained.
         """
         require_image(image, "localize")
@@ -187,19 +204,28 @@ class TrainedRun:
         return ImageMaps(numbers, *(found[name][0].cpu().numpy()[places] for name in ("max", "mean", "score")))
 
     def enlarge(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Maps (..., h, w) on the grid of the classifier, resized to (..., *size) as in the report, float32.
+        """Maps or labels (..., h, w) on the grid of the classifier, resized to (..., *size) as in the report.
+
+        Floats are resized bilinearly. Labels, such as seeds, are resized by nearest neighbour, because a number between
+        two labels would be another class.
 
         Args:
-            maps: floats, from `localize` or from a store.
+            maps: floats from `localize` or from a store, or whole numbers or booleans, which are labels.
             size: (height, width), such as `image.shape[:2]`.
 
+        Returns:
+            float32 for floats; the same type for labels.
+
         Raises:
-            ValueError: the maps have another grid. NotYet: the classifier is not trained.
+            ValueError: the maps have another grid, or are no array; the size is not two whole numbers from 1.
+            NotYet: the classifier is not trained.
         """
         spec = require_network(self.run, "classifier", "enlarge").spec
-        if maps.shape[-2:] != spec.grid:
-            grid = ", ".join(map(str, spec.grid))
-            raise ValueError(f"enlarge: given maps of the shape {maps.shape}, allowed: (..., {grid}).")
+        require_maps(maps, spec.grid, "enlarge")
+        require_size(size, "enlarge")
+        if maps.dtype.kind != "f":
+            flat = [spec.geometry.resize_labels(labels, size) for labels in maps.reshape(-1, *spec.grid)]
+            return np.array(flat, maps.dtype).reshape(*maps.shape[:-2], *size)
         return spec.geometry.resize_maps(torch.from_numpy(maps.astype(np.float32)), size).numpy()
 
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
@@ -214,9 +240,10 @@ class TrainedRun:
 
         Raises:
             NotYet: the network is not trained.
-            ValueError: the image is something else.
+            ValueError: the image or `refine` is something else.
         """
         require_image(image, "predict")
+        require_choice(refine, "predict")
         predictor = self._predictor
         logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine

@@ -302,3 +302,13 @@ def test_settings_of_a_started_step_are_not_recorded_by_another(mapped_run):
 def test_refusal_repeats_what_was_asked(mapped_run):
     with pytest.raises(ValueError, match=r"--set maps\.num_samples=9 --restart maps"):
         make_maps(mapped_run, "maps.num_samples=9")
+
+
+def test_maps_of_a_cpu_are_kept_on_a_machine_with_a_gpu_if_the_device_is_given(finished_maps_run):
+    with connect("in-process") as connection:
+        with_gpu = replace(connection, num_gpus=1)
+        with pytest.raises(
+            ValueError, match=r"batch_size: 1 -> 32, device: cpu -> cuda, precision: float32 -> bfloat16"
+        ):
+            launch_step(open_run(finished_maps_run.uri), with_gpu, "maps")
+        launch_step(open_run(finished_maps_run.uri, None, ["maps.device=cpu"]), with_gpu, "maps")

@@ -19,14 +19,16 @@ from jobs import prepare_dataset, status
 from jobs.cli.launch import launch_step
 from jobs.notebook import trained_run
 from jobs.notebook.trained_run import open_trained
-from storage.errors import NotYet
+from storage.errors import BadImage, NotYet
 from storage.receipts import Skipped
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
 
 
 def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, monkeypatch):
-    of_the_run, of_a_drawing, of_a_new_picture, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    of_the_run, of_a_drawing, of_seeds, of_a_new_picture, *_ = re.findall(
+        r"```python\n(.*?)```", PAGE.read_text(), re.S
+    )
     space: dict[str, object] = {}
     exec(of_the_run.replace("/data/run0", decided_run.uri).replace("cats__1", "scene_0012"), space)
     assert space["same_maps"] and space["same_mask"]
@@ -38,7 +40,13 @@ def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, m
     exec(of_a_drawing, space)
     assert len(np.unique(np.asarray(Image.open("drawn.png")))) > 100 and space["large"].shape[1:] == (120, 160)
 
-    Image.fromarray(space["image"]).save("new.jpg", format="PNG")
+    exec(of_seeds, space)
+    assert Path("seeds.png").exists() and space["seeds"].shape == (120, 160)
+    assert set(np.unique(space["seeds"])) == set(np.unique(space["run"].stored_seeds("scene_0012")))
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: turn the stored pixels to the right
+    Image.fromarray(np.rot90(space["image"])).save("new.jpg", format="PNG", exif=turned)
     exec(of_a_new_picture, space)
     np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), labels)
 
@@ -112,8 +120,72 @@ def test_enlarged_maps_lie_where_the_network_has_its_cells(finished_maps_run, mo
     patches = SimpleNamespace(grid=(9, 9), geometry=GridGeometry(8, "centres"))  # as those of a vision transformer
     monkeypatch.setattr(trained_run, "require_network", lambda *_: SimpleNamespace(spec=patches))
     assert not np.allclose(run.enlarge(maps, (120, 160)), large)
-    with pytest.raises(ValueError, match=r"^enlarge: given maps of the shape \(3, 4\), allowed: \(\.\.\., 9, 9\)\.$"):
+    with pytest.raises(
+        ValueError, match=r"^enlarge: given float64 \(3, 4\), allowed: a numpy array \(\.\.\., 9, 9\), such"
+    ):
         run.enlarge(np.zeros((3, 4)), (120, 160))
+
+
+def test_labels_are_enlarged_without_new_values(seeded_run_folder):
+    run = open_trained(seeded_run_folder)
+    seeds = run.stored_seeds("scene_0000")
+    large = run.enlarge(seeds, (120, 160))
+    assert large.dtype == seeds.dtype and large.shape == (120, 160)
+    assert set(np.unique(large)) <= set(np.unique(seeds)) and (large[0, 0], large[-1, -1]) == (
+        seeds[0, 0],
+        seeds[-1, -1],
+    )
+    both = run.enlarge(np.stack([seeds == 0, seeds == 255]), (120, 160))
+    np.testing.assert_array_equal(both, np.stack([large == 0, large == 255]))
+    assert run.enlarge(np.zeros((0, *seeds.shape), np.uint8), (120, 160)).shape == (0, 120, 160)
+
+
+def test_what_cannot_be_enlarged_is_refused_in_one_sentence(finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    maps = run.stored_maps("scene_0000")
+    for wrong, given in ((maps, "a ImageMaps"), (xarray.DataArray(maps.max), "a DataArray"), (None, "a NoneType")):
+        with pytest.raises(
+            ValueError, match=rf"^enlarge: given {given}, allowed: a numpy array \(\.\.\., \d+, \d+\), such"
+        ):
+            run.enlarge(wrong, (120, 160))
+    for size in (300, (120, 160, 3), (120.5, 160), (0, 160), "ab"):
+        with pytest.raises(
+            ValueError, match=r"^enlarge: given the size .*, allowed: \(height, width\) in pixels, such as im"
+        ):
+            run.enlarge(maps.max, size)
+    assert run.enlarge(maps.max, np.array([120, 160]).tolist()).shape[1:] == (120, 160)
+
+
+def test_a_picture_outside_the_run_is_read_upright_and_within_the_limits_of_the_run(finished_maps_run, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "phone.jpg", exif=turned)
+    run = open_trained(finished_maps_run.uri)
+    assert run.read(tmp_path / "phone.jpg").shape == run.read(str(tmp_path / "phone.jpg")).shape == (40, 30, 3)
+    with pytest.raises(BadImage, match="pixels"):
+        open_trained(finished_maps_run.uri, ["images.max_pixels=1000"]).read(tmp_path / "phone.jpg")
+
+
+def test_classes_without_an_order_are_refused(finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    names = run.class_names[:2]
+    for wrong, given in (
+        (set(names), "set"),
+        (dict.fromkeys(names), "dict"),
+        (iter(names), "tuple_iterator"),
+        (3, "int"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^localize: given a {given}, allowed: a list of class names, such as \["
+        ):
+            run.localize(np.zeros((4, 5, 3), np.uint8), wrong)
+
+
+def test_a_choice_that_is_not_true_or_false_is_refused(finished_maps_run):
+    run = open_trained(finished_maps_run.uri)
+    for wrong in ("false", 0):
+        with pytest.raises(ValueError, match=rf"^predict: given refine={wrong!r}, allowed: True, False, or None"):
+            run.predict(np.zeros((4, 5, 3), np.uint8), refine=wrong)
 
 
 def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_folder, tmp_path, capsys):

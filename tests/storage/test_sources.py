@@ -181,9 +181,18 @@ def test_mask_and_saliency_folders_are_matched_by_id_and_split(location: Locatio
     assert b.saliency_uri == (location / "saliency/train/b.png").uri
     assert with_files(rows) == (rows, [])
     assert notes == [
-        f"--masks {location / 'masks'}: 1 of 3 images have a mask (first one missing: b.png).",
-        f"--saliency {location / 'saliency'}: 2 of 3 images have a saliency map (first one missing: c.png).",
+        f"--masks {location / 'masks'}: 1 of 3 images have a file there (first one missing: b.png).",
+        f"--saliency {location / 'saliency'}: 2 of 3 images have a file there (first one missing: c.png).",
     ]
+
+
+def test_files_that_fit_no_image_are_named(location: Location) -> None:
+    for name in ("a.png", "bb.png"):
+        (location / "masks" / name).write_bytes(b"1")
+    _, (note,) = with_files([image("/a.jpg"), image("/b.jpg")], location / "masks")
+    assert note.endswith(
+        "(first one missing: b.png); files that have no image's id as their name: 1 (first one: bb.png)."
+    )
 
 
 def test_a_folder_without_a_file_for_any_image_is_refused(location: Location) -> None:
