@@ -101,13 +101,54 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 
 
 def outdated_steps(run: Run) -> set[str]:
-    """The steps that read results which have changed since, or results that are outdated themselves."""
+    """The steps whose results no longer fit the results and the settings of other steps.
+
+    They read results that have changed since or are outdated themselves; or they use settings of the seeds, and the
+    seeds were started again with others.
+    """
+    return _outdated(run, STEPS)
+
+
+def is_outdated(run: Run, name: str) -> bool:
+    """Whether a step is outdated; reads only the records of this step and of those before it that it may read."""
+    needed, waiting = set[str](), [name]
+    while waiting:
+        needed.add(other := waiting.pop())
+        waiting += BY_NAME[other].upstream
+    return name in _outdated(run, [row for row in STEPS if row.name in needed])
+
+
+def outdated_in_words(run: Run, name: str) -> str:
+    """A sentence for people who read the results of an outdated step; "" if it is not outdated."""
+    if not is_outdated(run, name):
+        return ""
+    plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
+    return (
+        f"the step {BY_NAME[name].title} of {run.uri} is outdated, because what it was made from has changed. "
+        f"To compute it again: '{plain.step_command(name, '--restart', name)}'."
+    )
+
+
+def _outdated(run: Run, rows: Iterable[StepRow]) -> set[str]:
+    """The outdated steps among these, which are in the order of the table."""
     found: set[str] = set()
-    for row in STEPS:  # upstream steps come first
-        made_from = upstream_ids(run.step(row.name).fingerprint())
-        if any(other in found or step_id(run, other) != id_ for other, id_ in made_from.items()):
+    of_seeds: Mapping[str, Any] = (run.step("seeds").fingerprint() or {}).get("seeds", {})
+    for row in rows:  # upstream steps come first
+        fingerprint = run.step(row.name).fingerprint() or {}
+        has_changed = any(
+            other in found or step_id(run, other) != id_ for other, id_ in upstream_ids(fingerprint).items()
+        )
+        uses_seeds = of_seeds and row.name != "seeds" and "seeds" in fingerprint
+        if has_changed or (uses_seeds and not _agrees(fingerprint, row, run, of_seeds)):
             found.add(row.name)
     return found
+
+
+def _agrees(fingerprint: Mapping[str, Any], row: StepRow, run: Run, of_seeds: Mapping[str, Any]) -> bool:
+    """Whether the settings of the section `seeds` that a step used are those that the seeds were started with."""
+    seeds = run.config.seeds.model_copy(update={"maps": "maps", **of_seeds})
+    wanted = step_settings(row, run.config.model_copy(update={"seeds": seeds}))["seeds"]
+    return bool(fingerprint["seeds"] == json.loads(json.dumps(wanted)))
 
 
 def upstream_ids(fingerprint: Mapping[str, Any] | None) -> dict[str, str]:
