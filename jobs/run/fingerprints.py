@@ -103,8 +103,8 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 def outdated_steps(run: Run) -> set[str]:
     """The steps whose results no longer fit the results and the settings of other steps.
 
-    They read results that have changed since or are outdated themselves; or they use settings of the seeds, and the
-    seeds were started again with others.
+    They read results that have changed since or are outdated themselves. Pseudo-labels are also outdated if the seeds
+    were started again with other settings that both use.
     """
     return _outdated(run, STEPS)
 
@@ -132,23 +132,25 @@ def outdated_in_words(run: Run, name: str) -> str:
 def _outdated(run: Run, rows: Iterable[StepRow]) -> set[str]:
     """The outdated steps among these, which are in the order of the table."""
     found: set[str] = set()
-    of_seeds: Mapping[str, Any] = (run.step("seeds").fingerprint() or {}).get("seeds", {})
     for row in rows:  # upstream steps come first
         fingerprint = run.step(row.name).fingerprint() or {}
         has_changed = any(
             other in found or step_id(run, other) != id_ for other, id_ in upstream_ids(fingerprint).items()
         )
-        uses_seeds = of_seeds and row.name != "seeds" and "seeds" in fingerprint
-        if has_changed or (uses_seeds and not _agrees(fingerprint, row, run, of_seeds)):
+        has_old_settings = row.name == "pseudo_labels" and fingerprint and not _agrees(run, row, fingerprint)
+        if has_changed or has_old_settings:
             found.add(row.name)
     return found
 
 
-def _agrees(fingerprint: Mapping[str, Any], row: StepRow, run: Run, of_seeds: Mapping[str, Any]) -> bool:
-    """Whether the settings of the section `seeds` that a step used are those that the seeds were started with."""
-    seeds = run.config.seeds.model_copy(update={"maps": "maps", **of_seeds})
+def _agrees(run: Run, row: StepRow, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a step used those settings of the section `seeds` that the seeds were started with, if they were."""
+    started = run.step("seeds").fingerprint()
+    if started is None:
+        return True
+    seeds = run.config.seeds.model_copy(update={"maps": "maps", **started.get("seeds", {})})
     wanted = step_settings(row, run.config.model_copy(update={"seeds": seeds}))["seeds"]
-    return bool(fingerprint["seeds"] == json.loads(json.dumps(wanted)))
+    return bool(fingerprint.get("seeds") == wanted)
 
 
 def upstream_ids(fingerprint: Mapping[str, Any] | None) -> dict[str, str]:
