@@ -87,8 +87,9 @@ def step_id(run: Run, name: str) -> str | None:
     fingerprint = run.step(name).fingerprint()
     if fingerprint is None:
         return None
-    record = run.data(name) / CELL_RECORD
-    if name == "cells" and record.exists():  # its network may have learned from added images too
+    if (
+        name == "cells" and (record := run.data(name) / CELL_RECORD).exists()
+    ):  # its network may have learned from added images too
         learned = json.loads(record.read_bytes()).get(ADDED)
         fingerprint = {**fingerprint, "learned_from": learned} if learned else fingerprint
     return fingerprint_hash(fingerprint)
