@@ -75,6 +75,11 @@ def main(arguments: list[str]) -> None:
         f"\n  {100 * changes.mean_share:.1f} % of the pixels differ on average, in the {changes.step} of "
         f"{changes.num_compared:,} images; the most changed ones are in {place}"
     )
+    if changes.others:
+        steps = " and ".join(changes.others)
+        print(f"  The {steps} were also made differently; --labels {changes.others[0]} compares these.")
+    for sentence in changes.outdated:
+        print(f"  WARNING: {sentence}")
 
 
 def _without_metrics(runs: "Sequence[Run]", *, has_page: bool) -> str:

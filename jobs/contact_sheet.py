@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
 
     from cluster.words import plural
     from jobs.reporting.contact_sheet import SHEET, draw_contact_sheet, rows_with_maps
+    from jobs.run.fingerprints import outdated_in_words
     from jobs.steps.dry_run import print_other_job
 
     if given.dry_run:
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> None:
         print_other_job("contact_sheet", what, run.location / SHEET)
         return
     print(f"contact sheet: {draw_contact_sheet(run, given.images)}")
+    if outdated := outdated_in_words(run, "maps"):
+        print(f"contact sheet: WARNING: {outdated}")
 
 
 if __name__ == "__main__":

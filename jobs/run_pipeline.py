@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         if given.dry_run:
             from jobs.cli.plans import plan_pipeline
 
-            plan_pipeline(run, connection)
+            plan_pipeline(run, connection, redo_outdated=given.redo_outdated)
         else:
             run_pipeline(run, connection, redo_outdated=given.redo_outdated)
 

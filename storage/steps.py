@@ -27,6 +27,7 @@ from storage.units import Unit
 __all__ = ["Receipt", "Skipped", "Step", "differences", "ids_by_reason", "require_complete"]
 
 ADDED = "added"  # of a fingerprint: a hash for each group of images that was added to the manifest, see `fingerprints`
+UNRECORDED = {"seeds.maps": "maps"}  # the values of keys that fingerprints leave out if they have their default
 MOST_DIFFERENCES = 6  # printed in a refusal
 _READERS = 32  # receipts are small, so reading them is nearly all latency
 _LATER_START = re.compile(r"([1-9][0-9]*)-[0-9a-f]{8}")  # the id of a start after a restart: its number, random digits
@@ -337,7 +338,7 @@ def _in_words(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _short(flat: Mapping[str, Any], key: str) -> str:
     """A value for people; only the first characters of hashes, such as those of networks."""
-    text = str(flat.get(key, "absent"))
+    text = str(flat.get(key, UNRECORDED.get(key, "absent")))
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 

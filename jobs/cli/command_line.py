@@ -77,6 +77,11 @@ class Parser(argparse.ArgumentParser):
             flag = unknown[0].split()[0]
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
             hint = f"Did you mean {near[0]}?" if near else "See --help."
+            if flag == "--restart":
+                hint = (
+                    "Each step's own command has it, such as 'aggregate_seeds.py --restart seeds'; then "
+                    "'run_pipeline.py --redo-outdated' redoes the steps after it."
+                )
             self.exit(2, f"{self.prog}: {flag}: unknown argument. {hint}\n")
         end = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"{self.prog}: {message}{end} See --help.\n")

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.connect import Connection
 from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_in_words, upstream_ids
 from jobs.run.steps import BY_NAME
 from jobs.steps.estimates import StepEstimate
 from jobs.steps.launch import LaunchOptions
@@ -38,7 +39,11 @@ def launch_step(
     """
     options = LaunchOptions(shard, restart, retry_skipped, dry_run, estimate)
     drive = run_unit_step if BY_NAME[name].kind == "units" else run_training_job
-    drive(run, connection, job_maker(name)(run, connection), options)
+    job = job_maker(name)(run, connection)
+    for other in upstream_ids(job.fingerprint):  # results of unit steps are refused, networks are only outdated
+        if outdated := outdated_in_words(run, other):
+            print(f"{BY_NAME[name].title}: WARNING: {outdated}", flush=True)
+    drive(run, connection, job, options)
 
 
 def job_maker(name: str) -> Callable[[Run, Connection], Any]:

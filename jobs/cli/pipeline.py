@@ -38,9 +38,7 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         ValueError: the pipeline would stop at a step; the message says why and what to do.
     """
     require_possible(run)
-    if not redo_outdated:
-        require_current(run)
-    require_same_settings(run, but=outdated_steps(run) if redo_outdated else ())
+    require_startable(run, redo_outdated=redo_outdated)
     for note in setting_notes(run, [row.name for row in pipeline_steps(run.config)]):
         print(note, flush=True)
     config, steps = run.config.segmenter, pipeline_steps(run.config)
@@ -92,6 +90,17 @@ def require_possible(run: Run) -> None:
         require_start_weights(run, run.manifest())
 
 
+def require_startable(run: Run, *, redo_outdated: bool) -> None:
+    """Refuses outdated steps, unless they are to be redone, and settings that another step would refuse.
+
+    Raises:
+        ValueError: the message names all outdated steps, or the first other settings, and what to do.
+    """
+    if not redo_outdated:
+        require_current(run)
+    require_same_settings(run, but=outdated_steps(run) if redo_outdated else ())
+
+
 def require_same_settings(run: Run, but: Collection[str] = ()) -> None:
     """Refuses settings that a later step would refuse, because it was started with others.
 
@@ -105,7 +114,7 @@ def require_same_settings(run: Run, but: Collection[str] = ()) -> None:
         recorded = run.step(row.name).fingerprint()
         if recorded is not None and row.name not in but:
             asked = with_settings(recorded, row, run.config)
-            run.step(row.name).is_started_with(asked, run.step_command(row.name))
+            run.step(row.name).is_started_with(asked, run.change_command(row.name))
 
 
 def require_current(run: Run) -> None:
@@ -114,9 +123,10 @@ def require_current(run: Run) -> None:
     Raises:
         ValueError: such steps must be deleted and computed again.
     """
-    outdated = [row.title for row in pipeline_steps(run.config) if row.name in outdated_steps(run)]
+    found = outdated_steps(run)
+    outdated = [row.title for row in pipeline_steps(run.config) if row.name in found]
     if outdated:
         raise ValueError(
-            f"these steps are outdated, because a step that they read has changed: {', '.join(outdated)}. The same "
+            f"these steps are outdated, because what they were made from has changed: {', '.join(outdated)}. The same "
             "command with --redo-outdated deletes their results and computes them again."
         )

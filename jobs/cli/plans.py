@@ -12,12 +12,14 @@ from cluster.connect import Connection
 from cluster.words import plural
 from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_steps, is_begun
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import pipeline_steps, require_possible, require_same_settings
+from jobs.cli.pipeline import pipeline_steps, require_possible, require_startable
 from jobs.cli.timing import SECONDS
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME, STEPS, StepRow
+from jobs.steps.dry_run import print_deletion
 from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
 from jobs.steps.machine_load import busy_in_words
 from jobs.steps.progress import duration, size
@@ -55,24 +57,32 @@ def plan_step(
     plan(estimate=estimate)
 
 
-def plan_pipeline(run: Run, connection: Connection) -> None:
+def plan_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
     """Prints what each step would do. For a step with missing inputs it prints only the amount of work.
 
     If a step was not started yet, the estimates of all steps are kept in the run, so that status can compare them.
+
+    Args:
+        redo_outdated: as in `run_pipeline`.
 
     Raises:
         ValueError: the pipeline would stop at this step.
     """
     require_possible(run)
-    require_same_settings(run)
+    require_startable(run, redo_outdated=redo_outdated)
+    outdated = outdated_steps(run)
     manifest, steps = run.manifest(), pipeline_steps(run.config)
     is_fresh = not all(is_begun(run, row) for row in steps)
     estimate = _estimate(run, connection, steps, "pipeline", is_whole=True) if is_fresh else Estimate({}, 0.0, 0.0)
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
         own = None if is_begun(run, row) else estimate.steps.get(row.name)
+        if outdated & {*row.upstream} and row.name in outdated:  # what it reads is not there yet
+            print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are redone.")
+            print_deletion(run.step(row.name).location)
+            continue
         try:
-            launch_step(run, connection, row.name, dry_run=True, estimate=own)
+            launch_step(run, connection, row.name, dry_run=True, restart=row.name in outdated, estimate=own)
         except NotYet:
             print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
             if own:

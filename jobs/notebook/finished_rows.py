@@ -1,7 +1,10 @@
 """Finds an image's row in the manifest and, in the results of a step, the receipt of its unit."""
 
+import warnings
+
 from jobs.notebook.arguments import require_id
 from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_in_words
 from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.receipts import Receipt
@@ -21,12 +24,16 @@ def row_of(run: Run, image_id: str) -> int:
 def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
     """The row of an image that a step has finished, and its unit's receipt, also if the unit has grown since.
 
+    It warns if the step is outdated.
+
     Raises:
         TypeError, KeyError: as in `row_of`. ValueError: the step does not compute this image. NotYet: it has not
             computed it yet.
     """
     row, step, manifest = row_of(run, image_id), run.step(name), run.manifest()
     recorded = step.fingerprint() or {}
+    if outdated := outdated_in_words(run, name):
+        warnings.warn(outdated, stacklevel=3)  # the line that called `stored_labels`
     if BY_NAME[name].is_of_splits:
         split = manifest.rows(row, row + 1)[0].split
         splits = recorded[name]["splits"] if recorded else run.config.predicted_splits

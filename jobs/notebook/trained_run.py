@@ -155,7 +155,7 @@ class TrainedRun:
         return self.run.seeds().read(row)
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
-        """The labels (H, W) that the step "predictions" or "pseudo_labels" stored.
+        """The labels (H, W) that the step "predictions" or "pseudo_labels" stored; warns if the step is outdated.
 
         Raises:
             KeyError: there is no such image. NotYet: its labels are not made yet. ValueError: another step, or the step

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from cluster.words import plural
 from jobs.run.directory import Run
+from jobs.run.fingerprints import outdated_in_words
 from jobs.run.training_record import kept_bytes, read_complete
 from jobs.steps.networks import require_network
 from storage.image_paths import id_of_path
@@ -51,6 +52,8 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
             "Give another --out, or --restart predictions to predict everything with the new network."
         )
     print(f"predict: {plural(len(rows), 'image')} with the network {name!r} ({network.sha256[:8]}) of {run.uri}")
+    if outdated := outdated_in_words(run, name):
+        print(f"predict: WARNING: {outdated}")
     if dry_run:
         return output
     if restart or not place.exists():

@@ -18,7 +18,7 @@ from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.gallery import read_truth, spread
 from jobs.reporting.thumbnails import labels_uri, picture_uri
 from jobs.run.directory import Run
-from jobs.run.fingerprints import step_id
+from jobs.run.fingerprints import outdated_in_words, step_id
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from storage.errors import BadImage
@@ -60,6 +60,8 @@ class Changes:
         num_compared: number of compared images.
         num_shared: number of images that have these labels in all runs.
         mean_share: the mean of `share` over the compared images.
+        others: the other steps whose labels all runs have finished and made differently.
+        outdated: a sentence for each run whose compared labels are outdated.
     """
 
     step: str
@@ -67,6 +69,8 @@ class Changes:
     num_shared: int
     mean_share: float
     images: tuple[ChangedImage, ...]
+    others: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 def find_changes(runs: Sequence[Run], labels: str = "", *, most_compared: int, most_shown: int) -> Changes:
@@ -80,13 +84,16 @@ def find_changes(runs: Sequence[Run], labels: str = "", *, most_compared: int, m
     """
     if len({run.manifest().class_names for run in runs}) > 1:
         raise ValueError("compare: the runs have different classes, so their labels cannot be compared.")
-    finished = [name for name in ([labels] if labels else LABELS) if all(_is_finished(run, name) for run in runs)]
-    if not finished:
+    finished = [name for name in LABELS if all(_is_finished(run, name) for run in runs)]
+    if not finished or (labels and labels not in finished):
         raise ValueError(
             f"compare: no {labels or 'labels'} are finished in all of these runs. Compute them in each run, for "
             "example with aggregate_seeds.py."
         )
-    step = next((name for name in finished if len({step_id(run, name) for run in runs}) > 1), finished[0])
+    made_differently = [name for name in finished if len({step_id(run, name) for run in runs}) > 1]
+    step = labels or next(iter(made_differently), finished[0])
+    others = tuple(name for name in made_differently if name != step)
+    outdated = tuple(sentence for run in runs if (sentence := outdated_in_words(run, step)))
     readers = [_Reader(run.reading(step), step) for run in runs]
     shared = [image_id for image_id in readers[0].rows if all(image_id in reader.rows for reader in readers)]
     if not shared:
@@ -96,7 +103,8 @@ def find_changes(runs: Sequence[Run], labels: str = "", *, most_compared: int, m
         shares = list(pool.map(lambda image_id: _share([reader.read(image_id) for reader in readers]), chosen))
         order = sorted(range(len(chosen)), key=lambda number: (-shares[number], chosen[number]))[:most_shown]
         images = pool.map(lambda number: _draw(readers, chosen[number], shares[number]), order)
-        return Changes(step, len(chosen), len(shared), float(np.mean(shares)), tuple(images))
+        mean_share = float(np.mean(shares))
+        return Changes(step, len(chosen), len(shared), mean_share, tuple(images), others, outdated)
 
 
 def _is_finished(run: Run, name: str) -> bool:

@@ -64,6 +64,17 @@ class Run:
         """The command that runs a step of the table."""
         return self.command(BY_NAME[name].script, *flags)
 
+    def change_command(self, name: str, *flags: str, launched: Collection[str] = ()) -> str:
+        """The command that starts a step with other settings, after those of the optional steps that it needs first.
+
+        Args:
+            launched: steps that this launch runs, so their commands are left out.
+        """
+        is_refined = self.config.seeds.maps == "refined" and "refined" in BY_NAME[name].upstream
+        needed = [row.name for row in STEPS if is_refined and row.name in ("cells", "refined")]
+        first = [each for each in needed if each not in launched and self.step(each).fingerprint() is None]
+        return " && ".join([*map(self.step_command, first), self.step_command(name, *flags)])
+
     def manifest(self) -> Manifest:
         """The frozen list of images.
 
@@ -238,11 +249,14 @@ def setting_notes(run: Run, launched: Collection[str] = ()) -> list[str]:
     for row, section in _kept_sections(run, launched):
         changed = {key: value for key, value in section.items() if config[row.section][key] != value}
         results = getattr(run.config, row.section).result_settings()
-        restart = ("--restart", row.name) if changed.keys() & results.keys() else ()
+        is_result = changed.keys() & {*results, "maps"}  # fingerprints have seeds.maps beside these
+        restart = ("--restart", row.name) if is_result else ()
+        command = run.change_command(row.name, *restart, launched=launched)
         for key, value in changed.items():
+            after = " after this step" if key == "maps" and {"cells", "refined"} & {*launched} else ""
             notes.append(
                 f"{row.section}.{key}: the run keeps {value}, because the step {row.name} was started with it. "
-                f"To change it to {config[row.section][key]}: '{run.step_command(row.name, *restart)}'."
+                f"To change it to {config[row.section][key]}{after}: '{command}'."
             )
         config[row.section] = section
     header = run.location / "run.json"

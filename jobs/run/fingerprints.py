@@ -87,8 +87,9 @@ def step_id(run: Run, name: str) -> str | None:
     fingerprint = run.step(name).fingerprint()
     if fingerprint is None:
         return None
-    record = run.data(name) / CELL_RECORD
-    if name == "cells" and record.exists():  # its network may have learned from added images too
+    if (
+        name == "cells" and (record := run.data(name) / CELL_RECORD).exists()
+    ):  # its network may have learned from added images too
         learned = json.loads(record.read_bytes()).get(ADDED)
         fingerprint = {**fingerprint, "learned_from": learned} if learned else fingerprint
     return fingerprint_hash(fingerprint)
@@ -101,13 +102,56 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 
 
 def outdated_steps(run: Run) -> set[str]:
-    """The steps that read results which have changed since, or results that are outdated themselves."""
+    """The steps whose results no longer fit the results and the settings of other steps.
+
+    They read results that have changed since or are outdated themselves. Pseudo-labels are also outdated if the seeds
+    were started again with other settings that both use.
+    """
+    return _outdated(run, STEPS)
+
+
+def is_outdated(run: Run, name: str) -> bool:
+    """Whether a step is outdated; reads only the records of this step and of those before it that it may read."""
+    needed, waiting = set[str](), [name]
+    while waiting:
+        needed.add(other := waiting.pop())
+        waiting += BY_NAME[other].upstream
+    return name in _outdated(run, [row for row in STEPS if row.name in needed])
+
+
+def outdated_in_words(run: Run, name: str) -> str:
+    """A sentence for people who read the results of an outdated step; "" if it is not outdated."""
+    if not is_outdated(run, name):
+        return ""
+    plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
+    return (
+        f"the step {BY_NAME[name].title} of {run.uri} is outdated, because what it was made from has changed. "
+        f"To compute it again: '{plain.step_command(name, '--restart', name)}'."
+    )
+
+
+def _outdated(run: Run, rows: Iterable[StepRow]) -> set[str]:
+    """The outdated steps among these, which are in the order of the table."""
     found: set[str] = set()
-    for row in STEPS:  # upstream steps come first
-        made_from = upstream_ids(run.step(row.name).fingerprint())
-        if any(other in found or step_id(run, other) != id_ for other, id_ in made_from.items()):
+    for row in rows:  # upstream steps come first
+        fingerprint = run.step(row.name).fingerprint() or {}
+        has_changed = any(
+            other in found or step_id(run, other) != id_ for other, id_ in upstream_ids(fingerprint).items()
+        )
+        has_old_settings = row.name == "pseudo_labels" and fingerprint and not _agrees(run, row, fingerprint)
+        if has_changed or has_old_settings:
             found.add(row.name)
     return found
+
+
+def _agrees(run: Run, row: StepRow, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a step used those settings of the section `seeds` that the seeds were started with, if they were."""
+    started = run.step("seeds").fingerprint()
+    if started is None:
+        return True
+    seeds = run.config.seeds.model_copy(update={"maps": "maps", **started.get("seeds", {})})
+    wanted = step_settings(row, run.config.model_copy(update={"seeds": seeds}))["seeds"]
+    return bool(fingerprint.get("seeds") == wanted)
 
 
 def upstream_ids(fingerprint: Mapping[str, Any] | None) -> dict[str, str]:

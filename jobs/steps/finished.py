@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.run.directory import Run
-from jobs.run.fingerprints import UPSTREAM, step_id, step_settings, upstream_ids
+from jobs.run.fingerprints import UPSTREAM, outdated_in_words, step_id, step_settings, upstream_ids
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.steps.tally import Tally
@@ -61,6 +61,8 @@ def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = 
                 f"{asked_by}: {step.location} was made with other settings ({differences(recorded, wanted)}). "
                 f"Give the same settings, use another run, or compute it again with '{command} --restart {name}'."
             )
+        if outdated := outdated_in_words(run, name):  # through a step that it read
+            raise ValueError(f"{asked_by}: {outdated} 'run_pipeline.py --redo-outdated' redoes all outdated steps.")
     units, receipts = units_of_step(row, manifest, run.config, fingerprint if as_recorded else None), step.receipts()
     require_complete(step, units, manifest, asked_by, command, receipts)
     tally = Tally(sum(unit.num_images for unit in units))

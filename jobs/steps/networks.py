@@ -40,7 +40,9 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
     complete = read_complete(folder)
     what = "classifier" if name == "classifier" else "segmentation network"
     if complete is None:
-        raise NotYet(f"{asked_by}: {folder} has no trained {what}. Run '{run.step_command(name)}' first.")
+        is_far = name != "classifier" and run.config.segmenter.supervision == "seeds" and not _is_started(run, "seeds")
+        command = run.command("run_pipeline") if is_far else run.step_command(name)  # several steps are missing
+        raise NotYet(f"{asked_by}: {folder} has no trained {what}. Run '{command}' first.")
     build = ClassifierSpec if name == "classifier" else SegmenterSpec
     spec = build(class_names=tuple(complete["class_names"]), **complete["geometry"])
     if spec.class_names != class_names:
@@ -55,6 +57,10 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
             "trained with. Use another run for another size."
         )
     return TrainedNetwork(spec, complete["sha256"], complete["metrics"])
+
+
+def _is_started(run: Run, name: str) -> bool:
+    return run.step(name).fingerprint() is not None
 
 
 def require_segmenter(run: Run, name: str, asked_by: str) -> SegmenterSpec:

@@ -184,6 +184,7 @@ def test_the_console_entry_point_is_that_command():
     ("job", "arguments", "sentence"),
     [
         ("generate_maps", ["--run", "/tmp/x", "--shrad", "1/2"], "--shrad: unknown argument. Did you mean --shard?"),
+        ("run_pipeline", ["--run", "/tmp/x", "--restart", "seeds"], "Each step's own command has it, such as 'aggre"),
         ("generate_maps", ["--run", "/tmp/x", "--shard", "3/2"], "--shard '3/2': expected I/N with 1 <= I <= N"),
         ("generate_maps", ["--run", "/tmp/x", "--set", "maps.num_sample=3"], "Did you mean maps.num_samples?"),
         ("generate_maps", ["--run", "/tmp/does/not/exist"], "'python jobs/prepare_dataset.py --run /tmp/does"),

@@ -136,7 +136,7 @@ def test_a_report_between_an_addition_and_the_maps_shows_the_finished_units(fini
         assert len(list(csv.DictReader(file))) == 12  # the last unit has grown, so it is not finished
 
 
-def test_labels_that_were_made_in_the_same_way_are_not_compared(seeded_run, tmp_path):
+def test_labels_that_were_made_in_the_same_way_are_not_compared(seeded_run, tmp_path, capsys):
     with connect("in-process") as connection:
         launch_step(open_run(seeded_run.uri, None, ["pseudo_labels.refine=false"]), connection, "pseudo_labels")
         shutil.copytree(seeded_run.uri, tmp_path / "other")
@@ -146,3 +146,6 @@ def test_labels_that_were_made_in_the_same_way_are_not_compared(seeded_run, tmp_
     assert find_changes(runs, **numbers).step == "seeds"
     assert find_changes(runs, "pseudo_labels", **numbers).mean_share == 0
     assert find_changes([runs[0], runs[0]], **numbers).step == "pseudo_labels"
+    assert find_changes(runs, "pseudo_labels", **numbers).others == ("seeds",)
+    compare.main([seeded_run.uri, other.uri, "--page", str(tmp_path / "page.html"), "--labels", "pseudo_labels"])
+    assert "The seeds were also made differently; --labels seeds compares these." in capsys.readouterr().out

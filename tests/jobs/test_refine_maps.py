@@ -13,10 +13,13 @@ from ficklenet.resampling import resize_square
 from ficklenet.transforms import normalize
 from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import pipeline_steps
+from jobs.cli.pipeline import pipeline_steps, require_current, require_startable
 from jobs.maps import unit_images
 from jobs.maps.cells_job import _present
-from jobs.run.directory import CELL_NETWORK, CELL_RECORD, Run, open_run
+from jobs.notebook.trained_run import open_trained
+from jobs.reporting.changes import find_changes
+from jobs.run.directory import CELL_NETWORK, CELL_RECORD, Run, open_run, setting_notes
+from jobs.run.fingerprints import is_outdated, outdated_steps
 from jobs.steps.networks import load_classifier
 from storage.errors import NotYet
 from storage.images import read_image
@@ -128,7 +131,7 @@ def test_cells_are_stored_under_the_labels_of_the_maps(refined_run):
 
 def test_seeds_and_pseudo_labels_are_made_of_the_refined_maps_where_so_configured(refined_run):
     plain = launch(refined_run, "seeds").seeds().read(3)
-    with pytest.raises(ValueError, match=r"seeds.maps: absent -> refined"):
+    with pytest.raises(ValueError, match=r"seeds.maps: maps -> refined"):
         launch(refined_run, "seeds", settings=("seeds.maps=refined",))
     run = launch(refined_run, "seeds", settings=("seeds.maps=refined",), restart=True)
     assert (run.seeds().read(3) != plain).any()
@@ -136,6 +139,43 @@ def test_seeds_and_pseudo_labels_are_made_of_the_refined_maps_where_so_configure
     np.testing.assert_array_equal(run.seeds().read(3) == 0, largest < 0.2)
     launch(run, "pseudo_labels", settings=("seeds.maps=refined", "pseudo_labels.refine=false"))
     assert run.step("pseudo_labels").fingerprint()["upstream"].keys() == {"refined"}
+
+
+@pytest.mark.parametrize("setting", ["seeds.maps=refined", "seeds.background_cue=evidence"])
+def test_pseudo_labels_are_outdated_when_the_seeds_are_started_again_with_a_setting_of_both(refined_run, setting):
+    quick = "pseudo_labels.refine=false"
+    launch(refined_run, "seeds", "pseudo_labels", settings=(quick,))
+    assert outdated_steps(open_run(refined_run.uri)) == set()
+    launch(refined_run, "seeds", settings=(setting,), restart=True)
+    run = open_run(refined_run.uri)
+    assert outdated_steps(run) == {"pseudo_labels"} and is_outdated(run, "pseudo_labels")
+    with pytest.raises(ValueError, match=r"outdated.*pseudo-labels.*--redo-outdated"):
+        require_current(run)
+    with pytest.warns(UserWarning, match=r"pseudo-labels of .* is outdated.*make_pseudo_labels\.py .*--restart"):
+        open_trained(run.uri).stored_labels("scene_0003", "pseudo_labels")
+    changes = find_changes([run, run], "pseudo_labels", most_compared=1, most_shown=1)
+    assert all("is outdated" in sentence for sentence in changes.outdated) and len(changes.outdated) == 2
+
+
+def test_redone_pseudo_labels_are_not_outdated_any_more(refined_run):
+    settings = ("seeds.maps=refined", "pseudo_labels.refine=false")
+    launch(refined_run, "seeds", "pseudo_labels", settings=settings[1:])
+    launch(refined_run, "seeds", settings=settings, restart=True)
+    launch(refined_run, "pseudo_labels", settings=settings, restart=True)
+    assert not is_outdated(open_run(refined_run.uri), "pseudo_labels")
+
+
+def test_other_maps_of_the_seeds_are_advised_with_the_steps_that_they_need_first(seeded_run):
+    run = open_run(seeded_run.uri, None, ["seeds.maps=refined"])
+    with pytest.raises(
+        ValueError, match=r"'python jobs/learn_cells.* && .*refine_maps.* && .*aggregate_seeds.*restart"
+    ):
+        require_startable(run, redo_outdated=False)
+    (note,) = setting_notes(run, ["cells"])
+    assert note.startswith("seeds.maps: the run keeps maps")
+    command = "python jobs/{}.py --run " + f"{run.uri} --set seeds.maps=refined"
+    first, second = command.format("refine_maps"), command.format("aggregate_seeds")
+    assert note.endswith(f"To change it to refined after this step: '{first} && {second} --restart seeds'.")
 
 
 def test_a_setting_that_changes_the_labels_of_the_cells_is_refused(refined_run):

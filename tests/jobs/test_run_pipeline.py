@@ -1,5 +1,7 @@
 """The whole pipeline on a tiny run: everything once, nothing twice, and where it stops."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -17,8 +19,12 @@ from jobs.cli.pipeline import run_pipeline
 from jobs.cli.plans import plan_pipeline
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run, setting_notes
+from jobs.run.training_record import read_complete
 from jobs.run_pipeline import main
+from jobs.steps.finished import require_finished
+from jobs.steps.networks import require_network
 from jobs.training import backbone_weights
+from storage.errors import NotYet
 
 
 def launch(run: Run, *assignments: str) -> None:
@@ -50,6 +56,45 @@ def test_pipeline_stops_at_the_first_step_that_cannot_be_completed(trained_run, 
         launch_step(open_run(trained_run.uri), connection, "pseudo_labels", restart=True)
     launch(trained_run, "segmenter.weights=none")
     assert "classifier: already trained" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_which_outdated_steps_would_be_redone(predicted_run, capsys):
+    with connect("in-process") as connection:
+        launch_step(open_run(predicted_run.uri, None, ["pseudo_labels.refine=false"]), connection, "pseudo_labels")
+        launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
+    before = files_of(predicted_run)
+    with pytest.raises(ValueError, match=r"outdated, .*: segmenter, predictions\. .* --redo-outdated deletes"):
+        main(["--run", predicted_run.uri, "--dry-run"])
+    capsys.readouterr()
+    main(["--run", predicted_run.uri, "--dry-run", "--redo-outdated"])
+    printed = capsys.readouterr().out
+    assert "segmenter, dry run: 2 of 2 epochs to do" in printed
+    assert "predictions, dry run: 1 unit (2 images); details are known after the steps above are redone.\n" in printed
+    for name in ("segmenter", "predictions"):
+        assert re.search(rf"first:   deletes \d+ objects, .* in {predicted_run.uri}/{name}\n", printed)
+    assert "seeds, dry run: 0 of 4 units to do" in printed and files_of(predicted_run) == before
+
+
+def test_a_step_that_reads_an_outdated_network_says_so(predicted_run, capsys):
+    with connect("in-process") as connection:
+        launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
+        capsys.readouterr()
+        launch_step(open_run(predicted_run.uri), connection, "predictions")
+    assert "predictions: WARNING: the step segmenter of" in capsys.readouterr().out
+
+
+def test_results_that_are_outdated_through_an_earlier_step_are_refused(seeded_run):
+    complete = read_complete(seeded_run.location / "classifier")
+    Path(seeded_run.uri, "classifier/complete.json").write_text(json.dumps(complete | {"sha256": "of another"}))
+    with pytest.raises(ValueError, match=r"export: the step seeds of .* is outdated.*--redo-outdated"):
+        require_finished(open_run(seeded_run.uri), "seeds", "export")
+
+
+def test_without_seeds_the_missing_network_is_advised_to_be_made_by_the_pipeline(trained_run, seeded_run):
+    with pytest.raises(NotYet, match=r"has no trained segmentation network\. Run 'python jobs/run_pipeline\.py"):
+        require_network(trained_run, "segmenter", "predict")
+    with pytest.raises(NotYet, match=r"has no trained segmentation network\. Run 'python jobs/train_segmentation\.py"):
+        require_network(seeded_run, "segmenter", "predict")
 
 
 def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_when_asked(predicted_run, capsys):
