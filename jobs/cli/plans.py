@@ -12,12 +12,12 @@ from cluster.connect import Connection
 from cluster.words import plural
 from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_steps, is_begun
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import pipeline_steps, require_possible, require_same_settings
+from jobs.cli.pipeline import require_possible, require_same_settings
 from jobs.cli.timing import SECONDS
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
-from jobs.run.steps import BY_NAME, STEPS, StepRow
+from jobs.run.steps import BY_NAME, STEPS, StepRow, pipeline_steps
 from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
 from jobs.steps.machine_load import busy_in_words
 from jobs.steps.progress import duration, size

@@ -10,6 +10,7 @@ from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
+from jobs.run.config_keys import Config
 from jobs.run.directory import Run, record_run, setting_notes
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.progress import size
@@ -89,6 +90,8 @@ def prepare(
         describe_manifest(manifest, run.uri, run.config, pictures.unreadable, is_found=options.is_found)
     for note in (*options.notes, *pictures.notes, *lost_classes(pictures, images, class_names), *files.notes):
         print(f"  note:    {note}")
+    if sentence := _settings_of_the_paper(run):
+        print(f"  settings: {sentence}")
     if options.dry_run:
         describe_writing(files, size(len(data)) if is_other else "nothing")
         return run
@@ -136,6 +139,17 @@ def look_at_images(
 def next_step(run: Run) -> str:
     """The next command for a prepared run."""
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
+
+
+def _settings_of_the_paper(run: Run) -> str:
+    """A sentence if the run has the paper's network because no --config was given, which is slow on a CPU; else ""."""
+    default = Config().classifier.backbone
+    if "--config" in run.settings or run.config.classifier.backbone != default:
+        return ""
+    return (
+        f"those of the paper ({default}, for a GPU). On a machine without a GPU, give --config "
+        "docs/examples/own_data.toml."
+    )
 
 
 def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest: Manifest) -> dict[str, str]:

@@ -259,6 +259,26 @@ def test_the_next_command_is_one_that_goes_on(split, drawn_images, tmp_path, cap
     assert open_run(str(run)).config.predicted_splits == (split,)
 
 
+@pytest.mark.parametrize(
+    ("given", "is_noted"),
+    [
+        ([], True),
+        (["--set", "seeds.theta=0.5"], True),
+        (["--config", "docs/examples/own_data.toml"], False),
+        (["--set", "classifier.backbone=small"], False),
+    ],
+)
+def test_a_preparation_without_a_config_names_the_settings_for_a_machine_without_a_gpu(
+    given, is_noted, table, tmp_path, capsys
+):
+    main(["--run", str(tmp_path / "run"), "--csv", str(table), *given])
+    note = (
+        "  settings: those of the paper (vgg16, for a GPU). On a machine without a GPU, give --config "
+        "docs/examples/own_data.toml.\n"
+    )
+    assert (note in capsys.readouterr().out) == is_noted
+
+
 def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, map_images, capsys):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
