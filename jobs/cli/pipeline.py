@@ -14,6 +14,7 @@ from jobs.run.fingerprints import outdated_steps, with_settings
 from jobs.run.selection import measurable_splits
 from jobs.run.steps import pipeline_steps
 from jobs.run.training_record import read_complete
+from jobs.run.trial import is_trial
 from jobs.training.backbone_weights import fetch_imagenet_weights
 from jobs.training.plan import training_plan
 from jobs.training.retrained_job import require_something_to_relabel
@@ -56,6 +57,8 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
     print(f"pipeline: look at {report.place}")
     if report.verdict:
         print(f"pipeline: {report.verdict.sentence} {report.verdict.advice}")
+    if is_trial(run.config):
+        return  # the verdict says not to use its masks
     export = export_command(run, report.figures.one_label)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
 

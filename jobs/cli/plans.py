@@ -109,8 +109,8 @@ def _print_total(run: Run, estimate: Estimate) -> None:
     print(
         f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
         f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
-        f"metrics and the report. Only the estimate was written, to {run.location / FILE}; status.py compares "
-        "it with the real times."
+        f"metrics and the report. The dry run wrote one file, {run.location / FILE}, with this estimate; status.py "
+        "compares it with the real times."
     )
 
 

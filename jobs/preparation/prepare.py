@@ -11,7 +11,7 @@ from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run, record_run, setting_notes
+from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.progress import size
 from storage.drawings import Drawing
@@ -64,7 +64,8 @@ def prepare(
         The run; its configuration has the keys that depend on the splits.
 
     Raises:
-        ValueError: there are no images or classes, none can be used, or steps were started on another manifest.
+        ValueError: there are no images or classes, none can be used, or steps were started on another manifest, or
+            the --config has other settings than steps were started with.
     """
     class_names, images = tuple(class_names), list(images)
     class_values = tuple(class_values or range(1, len(class_names) + 1))
@@ -87,6 +88,7 @@ def prepare(
         moves = _moves_of_started(run, existing, files, manifest) if existing and is_other else {}
         data = draft.read_bytes()
         run = _with_roles(run, manifest, existing)
+        require_settings_of_started_steps(run)
         describe_manifest(manifest, run.uri, run.config, pictures.unreadable, is_found=options.is_found)
     for note in (*options.notes, *pictures.notes, *lost_classes(pictures, images, class_names), *files.notes):
         print(f"  note:    {note}")
