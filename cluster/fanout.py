@@ -29,8 +29,12 @@ from cluster.words import plural
 __all__ = ["MAX_BEGINS", "LateUnit", "Patience", "Payload", "Pool", "Stages", "fan_out", "fan_out_in_process"]
 
 UNITS_PER_BLOCK = 64
-"""Units that the driver gives to Ray in one block; a task then splits them into one block per unit. With one block per
-unit, the driver would need 0.8 ms per unit before the first unit starts: 12.7 s for 15,625 units, instead of 0.3 s."""
+"""Many units are given to Ray in blocks of this size, and a task then splits them into one block per unit. With one
+block per unit, the driver would need 0.8 ms per unit before the first unit starts: 12.7 s for 15,625 units, instead of
+0.3 s."""
+
+FEW_UNITS = 300
+"""So many units are given to Ray one by one. The task that splits blocks would first wait 2 to 4 s for its process."""
 
 READS_PER_ACTOR = 4
 """Units read at the same time for each actor, if the cluster is autoscaling and its CPUs are not known yet."""
@@ -169,8 +173,12 @@ def _dataset(units: Sequence[Mapping[str, Any]], stages: Stages, pool: Pool, led
     """The lazy data set. Its rows are the units; after the last stage they have the receipts."""
     count = len(units)  # Ray Data warns if a stage could run more units at the same time than there are
     rows = [new_row(index, unit) for index, unit in enumerate(units)]
-    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
-    data = data.repartition(target_num_rows_per_block=1)
+    data: ray.data.Dataset
+    if count <= FEW_UNITS:
+        data = ray.data.from_items(rows, override_num_blocks=count)
+    else:
+        data = ray.data.from_items(rows, override_num_blocks=-(-count // UNITS_PER_BLOCK))
+        data = data.repartition(target_num_rows_per_block=1)
     if stages.read:
         data = data.map_batches(
             partial(run_stage_of_table, "read", stages.read, ledger),

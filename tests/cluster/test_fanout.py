@@ -162,7 +162,10 @@ class Doubler:
         return {"unit": payload["unit"], "doubled": 2 * payload["number"]}
 
 
-def test_an_actor_prepares_each_unit_before_it_computes_it(local_ray: Connection) -> None:
+def test_an_actor_prepares_each_unit_of_a_larger_block_before_it_computes_it(
+    local_ray: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "FEW_UNITS", 4)
     receipts = fan_out(units(5), Stages(Doubler, echo, echo), ONE)
     assert sorted(receipt["doubled"] for receipt in receipts) == [2, 4, 6, 8, 10]
 
