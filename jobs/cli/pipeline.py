@@ -9,23 +9,17 @@ from jobs.evaluation.measuring import evaluate_labels
 from jobs.predictions.predictions_job import units_to_predict
 from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
-from jobs.run.config_keys import Config
 from jobs.run.directory import Run, setting_notes
 from jobs.run.fingerprints import outdated_steps, with_settings
 from jobs.run.selection import measurable_splits
-from jobs.run.steps import STEPS, StepRow
+from jobs.run.steps import pipeline_steps
 from jobs.run.training_record import read_complete
+from jobs.run.trial import is_trial
 from jobs.training.backbone_weights import fetch_imagenet_weights
 from jobs.training.plan import training_plan
 from jobs.training.retrained_job import require_something_to_relabel
 from jobs.training.segmenter_job import check_images, require_start_weights
 from jobs.training.training_job import require_workers
-
-
-def pipeline_steps(config: Config) -> list[StepRow]:
-    """The steps that the pipeline runs: an optional step only if another step reads it by the configuration."""
-    read = {config.predictions.network} | ({"cells", "refined"} if config.seeds.maps == "refined" else set())
-    return [row for row in STEPS if row.kind != "metrics" and (not row.is_optional or row.name in read)]
 
 
 def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
@@ -61,6 +55,8 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
     print(f"pipeline: look at {report.place}")
     if report.verdict:
         print(f"pipeline: {report.verdict.sentence} {report.verdict.advice}")
+    if is_trial(run.config):
+        return  # the verdict says not to use its masks
     export = export_command(run, report.figures.one_label)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
 

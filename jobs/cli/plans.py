@@ -12,13 +12,13 @@ from cluster.connect import Connection
 from cluster.words import plural
 from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_steps, is_begun
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import pipeline_steps, require_possible, require_startable
+from jobs.cli.pipeline import require_possible, require_startable
 from jobs.cli.timing import SECONDS
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import measurable_splits, units_of_step
-from jobs.run.steps import BY_NAME, STEPS, StepRow
+from jobs.run.steps import BY_NAME, STEPS, StepRow, pipeline_steps
 from jobs.steps.dry_run import print_deletion
 from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
 from jobs.steps.machine_load import busy_in_words
@@ -119,8 +119,8 @@ def _print_total(run: Run, estimate: Estimate) -> None:
     print(
         f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
         f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
-        f"metrics and the report. Only the estimate was written, to {run.location / FILE}; status.py compares "
-        "it with the real times."
+        f"metrics and the report. The dry run wrote one file, {run.location / FILE}, with this estimate; status.py "
+        "compares it with the real times."
     )
 
 

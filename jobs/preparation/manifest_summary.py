@@ -138,7 +138,8 @@ def _several_names(names: Sequence[str]) -> list[tuple[str, str]]:
 def alike(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of class names that differ only in case or punctuation, or by one typing error, but not in a digit.
 
-    A typing error is two exchanged letters or, unless the names are short, one more, missing or different letter.
+    A typing error is two exchanged letters, an "s" at the end or, unless the names are short, one more, missing or
+    different letter.
     """
     plain = {name: re.sub(r"[\W_]+", "", name.casefold()) for name in names}
     numbers = {name: re.findall(r"\d+", name) for name in names}
@@ -157,7 +158,8 @@ def _is_alike(one: str, other: str) -> bool:
     end = _num_equal(one[start:][::-1], other[start:][::-1])
     rest = one[start : len(one) - end], other[start : len(other) - end]
     has_changed_places = len(rest[0]) == 2 and rest[0] == rest[1][::-1]
-    return has_changed_places or (max(map(len, rest)) == 1 and max(len(one), len(other)) >= SHORT)
+    is_plural = one == f"{other}s" or other == f"{one}s"
+    return has_changed_places or is_plural or (max(map(len, rest)) == 1 and max(len(one), len(other)) >= SHORT)
 
 
 def _num_equal(one: str, other: str) -> int:

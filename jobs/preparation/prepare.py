@@ -10,7 +10,8 @@ from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
-from jobs.run.directory import Run, record_run, setting_notes
+from jobs.run.config_keys import Config
+from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.progress import size
 from storage.drawings import Drawing
@@ -63,7 +64,8 @@ def prepare(
         The run; its configuration has the keys that depend on the splits.
 
     Raises:
-        ValueError: there are no images or classes, none can be used, or steps were started on another manifest.
+        ValueError: there are no images or classes, none can be used, or steps were started on another manifest, or
+            the --config has other settings than steps were started with.
     """
     class_names, images = tuple(class_names), list(images)
     class_values = tuple(class_values or range(1, len(class_names) + 1))
@@ -86,9 +88,12 @@ def prepare(
         moves = _moves_of_started(run, existing, files, manifest) if existing and is_other else {}
         data = draft.read_bytes()
         run = _with_roles(run, manifest, existing)
+        require_settings_of_started_steps(run)
         describe_manifest(manifest, run.uri, run.config, pictures.unreadable, is_found=options.is_found)
     for note in (*options.notes, *pictures.notes, *lost_classes(pictures, images, class_names), *files.notes):
         print(f"  note:    {note}")
+    if sentence := _settings_of_the_paper(run):
+        print(f"  settings: {sentence}")
     if options.dry_run:
         describe_writing(files, size(len(data)) if is_other else "nothing")
         return run
@@ -136,6 +141,17 @@ def look_at_images(
 def next_step(run: Run) -> str:
     """The next command for a prepared run."""
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
+
+
+def _settings_of_the_paper(run: Run) -> str:
+    """A sentence if the run has the paper's network because no --config was given, which is slow on a CPU; else ""."""
+    default = Config().classifier.backbone
+    if "--config" in run.settings or run.config.classifier.backbone != default:
+        return ""
+    return (
+        f"those of the paper ({default}, for a GPU). On a machine without a GPU, give --config "
+        "docs/examples/own_data.toml."
+    )
 
 
 def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest: Manifest) -> dict[str, str]:

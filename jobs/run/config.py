@@ -44,6 +44,11 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
                 f"{name}.frozen_stages: given {section.frozen_stages} with {name}.weights=none, "
                 "so random weights would never be trained; set frozen_stages to 0, or give weights."
             )
+        if section.output_stride != 8 and section.backbone in USUAL_BACKBONES:
+            raise ValueError(
+                f"{name}.output_stride: given {section.output_stride}, allowed: 8 for the backbone {section.backbone}; "
+                "other values need a network of timm."
+            )
     if config.segmenter.weights == "classifier" and config.segmenter.backbone != config.classifier.backbone:
         raise ValueError(
             f"segmenter.weights: given 'classifier', allowed only if both backbones are the same, but "

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the stores import zarr, which takes half a second; status d
 
 MAPS, CELLS, SEEDS = "maps.zarr", "cells.zarr", "seeds.zarr"  # in the folders of their steps' results
 CELL_NETWORK, CELL_RECORD = "network.pt", "network.json"  # beside cells.zarr
+DIFFERENCES_SHOWN = 3  # settings that are named if a file is refused
 LOGS = "logs"  # a file for each launch
 _HEADER_REMEDY = (
     "Put it back from a copy; or delete it, and give all settings again with --config or --set. If you edited it by "
@@ -267,6 +268,30 @@ def setting_notes(run: Run, launched: Collection[str] = ()) -> list[str]:
             f"{', '.join(run.kept)}. {_ALONE.format(named)}"
         )
     return notes
+
+
+def require_settings_of_started_steps(run: Run) -> None:
+    """Refuses a file with other settings than started steps have, because the run would get a mixture of both.
+
+    Raises:
+        ValueError: the file has such settings. Single ones by --set are allowed: `setting_notes` says what is kept.
+    """
+    if "--config" not in run.settings:
+        return
+    single = {text.partition("=")[0].strip() for text in run.settings}
+    changed = [
+        f"{row.section}.{key}: {value}, not {section[key]}"
+        for row, section in _kept_sections(run, ())
+        for key, value in getattr(run.config, row.section).result_settings().items()
+        if section.get(key, value) != value and f"{row.section}.{key}" not in single
+    ]
+    if changed:
+        more = f" and {len(changed) - DIFFERENCES_SHOWN:,} more" if len(changed) > DIFFERENCES_SHOWN else ""
+        raise ValueError(
+            f"--config {run.settings[1]}: has other settings than steps of this run were started with "
+            f"({', '.join(changed[:DIFFERENCES_SHOWN])}{more}). Nothing was changed. Give the same command another "
+            "--run; or leave out --config, and the run keeps its settings."
+        )
 
 
 def _kept_sections(run: Run, launched: Collection[str]) -> list[tuple[StepRow, dict[str, Any]]]:

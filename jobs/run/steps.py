@@ -6,7 +6,10 @@ module with `make_job`, and a script.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from jobs.run.config_keys import Config
 
 Kind = Literal["units", "training", "metrics"]
 
@@ -116,3 +119,9 @@ STEPS = (
 BY_NAME = {row.name: row for row in STEPS}
 UNIT_STEPS = tuple(row for row in STEPS if row.kind == "units")
 TRAININGS = tuple(row for row in STEPS if row.kind == "training")
+
+
+def pipeline_steps(config: "Config") -> list[StepRow]:
+    """The steps that the pipeline runs: an optional step only if another step reads it by the configuration."""
+    read = {config.predictions.network} | ({"cells", "refined"} if config.seeds.maps == "refined" else set())
+    return [row for row in STEPS if row.kind != "metrics" and (not row.is_optional or row.name in read)]

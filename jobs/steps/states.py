@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import units_of_step
-from jobs.run.steps import STEPS, TRAININGS, StepRow
+from jobs.run.steps import STEPS, TRAININGS, StepRow, pipeline_steps
 from jobs.run.training_record import TrainingRecord, read_training
 from jobs.steps.added_images import added_in_words
 from jobs.steps.evaluation_state import EvaluationState, evaluation_state
@@ -60,7 +60,7 @@ class RunState:
 
 
 def run_state(run: Run, manifest: Manifest) -> RunState:
-    """The state of every step of a run, without optional steps that were not started.
+    """The state of every step of a run, without optional steps that were not started and that no other step reads.
 
     Raises:
         ValueError: a step was made for other images than those in the manifest, or its record is damaged.
@@ -72,7 +72,7 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
         fingerprint = run.step(row.name).fingerprint()
         if row.kind == "units":  # trainings do not count images
             run.step(row.name).require_images(*images)
-        if row.is_optional and fingerprint is None:
+        if row.is_optional and fingerprint is None and row not in pipeline_steps(run.config):
             continue
         match row.kind:
             case "training":

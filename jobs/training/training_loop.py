@@ -18,6 +18,7 @@ from cluster.words import plural
 from ficklenet.classifier_training import set_learning_rate
 from ficklenet.training_state import is_finite, pack_training, unpack_training
 from jobs.training.plan import Plan
+from storage.errors import MISSING
 
 COMPARE_EVERY = 10
 """Number of steps between synchronisations of the workers, which check the losses and save checkpoints."""
@@ -206,8 +207,13 @@ def _require_finite(plan: Plan, step: int, loss: float, model: torch.nn.Module) 
 def _require_readable(plan: Plan, skipped: dict[str, Any]) -> None:
     if len(skipped) > plan.max_skipped_fraction * plan.num_images:
         first = min(skipped)
+        remedy = "Put back or repair the images, then run the same command; or raise this fraction."
+        if str(skipped[first]).endswith(MISSING):
+            remedy = (
+                "Put the files back, or name the images' new folder with prepare_dataset.py --images. Then run the "
+                "same command."
+            )
         raise ValueError(
             f"{plan.name}: {len(skipped):,} of {plural(plan.num_images, 'image')} could not be read (first: {first}: "
-            f"{skipped[first]}), more than images.max_skipped_fraction = {plan.max_skipped_fraction:g}. "
-            "Put back or repair the images, then run the same command; or raise this fraction."
+            f"{skipped[first]}), more than images.max_skipped_fraction = {plan.max_skipped_fraction:g}. {remedy}"
         )

@@ -4,6 +4,11 @@ from jobs.run.config import resolve_config
 from jobs.run.config_keys import Config, config_keys, training_worker_range
 
 
+def test_an_output_stride_of_another_backbone_is_refused_with_its_key():
+    with pytest.raises(ValueError, match=r"segmenter\.output_stride: given 16, allowed: 8 for the backbone vgg16"):
+        resolve_config({}, None, ["segmenter.output_stride=16"])
+
+
 def test_defaults_are_the_papers():
     config = Config()
     assert config.maps.num_samples == 200

@@ -10,12 +10,11 @@ from jobs import generate_maps, run_pipeline, train_ficklenet
 from jobs.cli import estimate as estimating
 from jobs.cli import plans, timing
 from jobs.cli.estimate import Estimate, estimate_steps
-from jobs.cli.pipeline import pipeline_steps
 from jobs.cli.timing import Paces, TrainingPace, UnitPace
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
-from jobs.run.steps import BY_NAME
+from jobs.run.steps import BY_NAME, pipeline_steps
 from jobs.steps.estimates import FILE, KeptEstimate, StepEstimate, read_estimates, time_at_work, write_estimates
 from storage.receipts import Receipt
 

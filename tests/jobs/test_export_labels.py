@@ -56,7 +56,9 @@ def files(folder: Path) -> list[str]:
 def test_png_holds_source_values_in_voc_colours_and_255(seeded_run, tmp_path, capsys):
     export_to(seeded_run, "png", tmp_path / "png")
     assert files(tmp_path / "png") == ["a%20b%3Ac.png", "scene_0001.png", "scene_0002.png"]
-    assert "3 images done, 1 skipped (1 missing: no such file)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 images done, 1 skipped (1 missing: no such file)" in printed
+    assert "export: do not use these masks: this run is a trial." in printed
     found = set()
     for index, name in enumerate(files(tmp_path / "png")):
         image = Image.open(tmp_path / "png" / name)

@@ -143,6 +143,24 @@ def test_setting_of_a_started_step_is_not_dropped_without_a_word(drawn_images, t
     assert (config.classifier.epochs, config.maps.num_samples) == (1, 9)
 
 
+def test_a_file_with_other_settings_than_started_steps_have_is_refused_and_changes_nothing(
+    drawn_images, trained_run, tmp_path
+):
+    other = tmp_path / "other.toml"
+    other.write_text("[classifier]\nepochs = 9\n[segmenter]\nepochs = 7\n")
+    run = open_run(trained_run.uri, str(other))
+    before = (run.location / "run.json").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"other.toml: has other .*\(classifier.epochs: 9, not 1\).* another --run; or"
+    ):
+        prepare(run, drawn_images, DRAWN_CLASS_NAMES)
+    assert (run.location / "run.json").read_bytes() == before
+
+    other.write_text("[segmenter]\nepochs = 7\n")  # of a step that was not started
+    prepare(open_run(trained_run.uri, str(other), ["classifier.epochs=9"]), drawn_images, DRAWN_CLASS_NAMES)
+    assert open_run(trained_run.uri).config.segmenter.epochs == 7
+
+
 def test_settings_that_another_file_leaves_as_they_are_are_named(table, tmp_path, capsys):
     small, other = tmp_path / "small.toml", tmp_path / "other.toml"
     small.write_text("unit_size = 3\n[classifier]\nepochs = 2\nweights = 'none'\n[images]\ninput_size = 129\n")
@@ -214,6 +232,7 @@ def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys
     [
         (["shep", "cat", "sheep"], [("shep", "sheep")]),
         (["horse", "hrose", "dog", "dgo"], [("horse", "hrose"), ("dog", "dgo")]),
+        (["cat", "cats", "bus", "catz"], [("cat", "cats")]),
         (["horse", "hirse"], [("horse", "hirse")]),
         (["horse", "house_2", "herso", "!", "?"], []),
         (["Dog", "dog", "potted plant", "potted_plant"], [("Dog", "dog"), ("potted plant", "potted_plant")]),
@@ -257,6 +276,26 @@ def test_the_next_command_is_one_that_goes_on(split, drawn_images, tmp_path, cap
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"  next:    'python jobs/run_pipeline.py --run {run}'")
     assert open_run(str(run)).config.predicted_splits == (split,)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_noted"),
+    [
+        ([], True),
+        (["--set", "seeds.theta=0.5"], True),
+        (["--config", "docs/examples/own_data.toml"], False),
+        (["--set", "classifier.backbone=small"], False),
+    ],
+)
+def test_a_preparation_without_a_config_names_the_settings_for_a_machine_without_a_gpu(
+    given, is_noted, table, tmp_path, capsys
+):
+    main(["--run", str(tmp_path / "run"), "--csv", str(table), *given])
+    note = (
+        "  settings: those of the paper (vgg16, for a GPU). On a machine without a GPU, give --config "
+        "docs/examples/own_data.toml.\n"
+    )
+    assert (note in capsys.readouterr().out) == is_noted
 
 
 def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, map_images, capsys):

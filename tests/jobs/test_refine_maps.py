@@ -13,13 +13,14 @@ from ficklenet.resampling import resize_square
 from ficklenet.transforms import normalize
 from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import pipeline_steps, require_current, require_startable
+from jobs.cli.pipeline import require_current, require_startable
 from jobs.maps import unit_images
 from jobs.maps.cells_job import _present
 from jobs.notebook.trained_run import open_trained
 from jobs.reporting.changes import find_changes
 from jobs.run.directory import CELL_NETWORK, CELL_RECORD, Run, open_run, setting_notes
 from jobs.run.fingerprints import is_outdated, outdated_steps
+from jobs.run.steps import pipeline_steps
 from jobs.steps.networks import load_classifier
 from storage.errors import NotYet
 from storage.images import read_image

@@ -108,6 +108,7 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         run_pipeline(open_run(predicted_run.uri, None, ["segmenter.epochs=3"]), connection, redo_outdated=True)
     assert predicted_run.step("segmenter").fingerprint() != network
     printed = capsys.readouterr().out
+    assert "Do not use these masks" in printed and "masks for CVAT" not in printed
     assert "segmenter: epoch 3 of 3" in printed and "the run keeps" not in printed
     assert open_run(predicted_run.uri).config.segmenter.epochs == 3
     predictions = predicted_run.step("predictions")

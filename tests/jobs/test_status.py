@@ -50,6 +50,17 @@ def test_steps_of_a_run_are_told_in_order(finished_maps_run):
     assert maps.drivers == []
 
 
+def test_the_optional_steps_that_the_settings_need_are_listed_before_they_start(finished_maps_run):
+    settings = ["seeds.maps=refined", "predictions.network=retrained"]
+    found = run_status(open_run(finished_maps_run.uri, None, settings))
+    states = {step.name: (step.state, step.left) for step in found.steps}
+    assert list(states) == [
+        *("classifier", "maps", "cells", "refined", "seeds", "pseudo-labels", "segmenter", "retrained"),
+        *("predictions", "evaluation"),
+    ]
+    assert states["cells"] == states["refined"] == ("not started", 14)
+
+
 def test_a_launch_without_a_result_may_wait_for_nodes(finished_maps_run):
     write_beat(finished_maps_run.location / "seeds")
     seeds = next(step for step in run_status(finished_maps_run).steps if step.name == "seeds")

@@ -237,7 +237,8 @@ def test_training_stops_where_too_many_images_cannot_be_read(fresh_run, drawn_im
     images = [replace(image, uri="/nowhere.png") if image.split == "train" else image for image in drawn_images]
     run = open_run(str(tmp_path / "gap"), defaults=fresh_run.config.model_dump())
     prepare(run, images, DRAWN_CLASS_NAMES)
-    with pytest.raises(ValueError, match=r"10 of 12 images could not be read \(first: scene_0000: missing"):
+    sentence = r"10 of 12 images could not be read \(first: scene_0000: missing.*prepare_dataset.py --images"
+    with pytest.raises(ValueError, match=sentence):
         train(run)
 
 
