@@ -14,7 +14,7 @@ from jobs.run.directory import Run, parse_output
 from jobs.run.fingerprints import UPSTREAM, step_id
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
-from jobs.run.trial import REMEDY, is_trial
+from jobs.run.trial import is_trial
 from jobs.steps.finished import require_finished
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.unit_driver import UnitStepJob, run_unit_step
@@ -133,7 +133,10 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         print(f"export: {format} files of the {labels} are in {out}{others}")
         seen.describe()
         if is_trial(run.config):
-            print(f"export: do not use these masks: this run is a trial. {REMEDY}")
+            print(
+                "export: do not use these masks: this run is a trial. For real masks, prepare another run with "
+                "docs/examples/own_data.toml."
+            )
         if left_out:
             print(f"export: {left_out}")
 
