@@ -24,9 +24,6 @@ class Stages:
             If the function has an attribute `prepare`, it is another such function: an actor calls it with the input
             payload while another unit is computed, and the first function gets its result. Elsewhere it is not called,
             so the first function must also accept the input payload itself.
-            If the function has an attribute `prepare`, it is another such function: an actor calls it with the input
-            payload while another unit is computed, and the first function gets its result. Elsewhere it is not called,
-            so the first function must also accept the input payload itself.
         read: From a unit to its input payload, in a task; None if the actor reads the unit itself.
         write: From an output payload to the unit's receipt, in a task; None if the actor returns the receipt itself.
     """

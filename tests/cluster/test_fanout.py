@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from cluster import fanout
 from cluster.connect import Connection
 from cluster.errors import ClusterError
 from cluster.fanout import MAX_BEGINS, Payload, Pool, Stages, fan_out, fan_out_in_process
+from cluster.stages import Compute
 
 STAGES = ["compute", *(pytest.param(stage, marks=pytest.mark.cluster) for stage in ("read", "write"))]
 
@@ -201,6 +203,36 @@ def test_an_error_in_a_stage_comes_back_as_itself_and_stops(local_ray: Connectio
     assert str(caught.value) == "unit 2: no such thing."
     assert "run_noted" in caught.value.__notes__[0], "the worker's traceback is lost"
     assert num_begins(tmp_path, "write") < 200
+
+
+class ForeignError(Exception):
+    """An error as other packages define them: pickle calls its class with the message alone."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+
+
+def fail_foreign(payload: Payload) -> Payload:
+    raise ForeignError(7, "no answer")
+
+
+def hold_a_lock(payload: Payload) -> Payload:
+    return {"lock": threading.Lock()}
+
+
+@pytest.mark.parametrize(
+    ("compute", "kind", "message"),
+    [
+        (hold_a_lock, TypeError, r"^cannot pickle '_thread.lock' object"),
+        (fail_foreign, ClusterError, r"^ForeignError: no answer \(7\)"),
+    ],
+)
+def test_results_and_errors_that_cannot_be_pickled_are_reported_in_one_sentence(
+    local_ray: Connection, compute: Compute, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        list(fan_out(units(1), Stages(lambda: compute), ONE))
+    assert caught.value.__notes__[0].startswith("In stage 'compute', in a worker:\nTraceback")
 
 
 def refuse() -> None:
