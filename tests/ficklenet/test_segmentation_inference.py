@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ficklenet.crf import refine
 from ficklenet.geometry import GridGeometry
 from ficklenet.label_image import label_image
 from ficklenet.segmentation_inference import enlarged_probabilities, input_sizes, predict_grid
@@ -79,6 +80,34 @@ def test_crf_moves_the_border_to_the_edge_of_the_image():
     plain, refined = (label_image(scores_at, image, use_crf=use_crf) for use_crf in (False, True))
     assert plain[0].tolist() == [0] * 24 + [1] * 24
     assert refined[0].tolist() == [0] * 22 + [1] * 26
+
+
+def test_labels_that_are_improbable_everywhere_do_not_slow_or_change_the_crf(monkeypatch):
+    rng = np.random.default_rng(2)
+    image = rng.integers(0, 256, (24, 24, 3), np.uint8)
+    probabilities = np.full((40, 24, 24), 1e-4)
+    probabilities[[5, 17, 31]] = rng.dirichlet(np.ones(3), (24, 24)).transpose(2, 0, 1)
+    probabilities /= probabilities.sum(0)
+    expected = refine(probabilities, image).argmax(0)
+    assert set(np.unique(expected)) == {5, 17, 31}
+    given = []
+    monkeypatch.setattr(
+        "ficklenet.label_image.refine", lambda found, *rest: given.append(found) or refine(found, *rest)
+    )
+    labels = label_image(lambda size: probabilities, image, use_crf=True)
+    np.testing.assert_array_equal(labels, expected)
+    assert given[0].shape == (3, 24, 24)
+    np.testing.assert_allclose(given[0].sum(0), 1)
+
+
+def test_of_many_equally_probable_labels_none_is_left_out():
+    probabilities = np.full((300, 8, 8), 0.9 / 299)
+    probabilities[7, :, :4] = probabilities[250, :, 4:] = 0.1 / 299 * 150  # below 0.06, but highest
+    probabilities /= probabilities.sum(0)
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = 255
+    labels = label_image(lambda size: probabilities, image, use_crf=True)
+    assert labels.shape == (8, 8) and set(np.unique(labels)) == {7, 250}
 
 
 def test_long_images_are_labelled_at_a_smaller_size():

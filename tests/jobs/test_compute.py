@@ -82,13 +82,22 @@ def test_a_missing_gpu_is_named():
     assert "Ray is still starting" in waiting_for("a worker needs", 1.0, 1.0, None)
 
 
-def test_a_slow_start_on_one_machine_names_the_way_without_ray():
-    without = "If this machine is busy, stop the command and give --set cluster.address=in-process"
-    for own in (Connection(2, 0, 1, is_own=True), None):
-        assert without in waiting_for("a worker needs", 1.0, 0.0, own)
-        assert "in-process" not in waiting_for("the training needs", 1.0, 0.0, own, needs_ray=True)
-    for joined in (Connection(8, 0, 1), Connection(8, 0, 2)):
-        assert "in-process" not in waiting_for("a worker needs", 1.0, 0.0, joined)
+def set_load(monkeypatch, load):
+    monkeypatch.setattr(machine_load.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine_load.os, "getloadavg", lambda: (load, 9.0, 8.0))
+
+
+def test_a_slow_start_on_a_busy_machine_names_the_way_without_ray(monkeypatch):
+    set_load(monkeypatch, 13.6)
+    without = " You can stop the command and give --set cluster.address=in-process, which works without Ray."
+    own = Connection(2, 0, 1, is_own=True)
+    for there in (own, None):
+        assert waiting_for("a worker needs", 1.0, 0.0, there).endswith(without)
+        assert "in-process" not in waiting_for("the training needs", 1.0, 0.0, there, needs_ray=True)
+    for there in (Connection(8, 0, 1), Connection(8, 0, 2), Connection(16, 1, 1, is_own=True)):
+        assert "in-process" not in waiting_for("a worker needs", 1.0, 0.0, there)
+    set_load(monkeypatch, 2.9)
+    assert "in-process" not in waiting_for("a worker needs", 1.0, 0.0, own)
 
 
 def test_steps_on_cpus_have_their_own_number_of_actors():
@@ -108,12 +117,11 @@ def test_a_node_of_an_autoscaling_cluster_has_no_more_actors_than_cpus_and_one()
 
 def test_a_launch_that_waits_says_that_the_machine_is_busy(monkeypatch):
     there = Connection(2, 0, 1)
-    monkeypatch.setattr(machine_load.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(machine_load.os, "getloadavg", lambda: (13.6, 9.0, 8.0))
+    set_load(monkeypatch, 13.6)
     busy = " This machine has 2 CPUs and a load average of 13.6: other programs use it too, so expect more time."
     for connection in (there, None):
-        assert waiting_for("a worker needs", 1.0, 0.0, connection).endswith(busy)
-    monkeypatch.setattr(machine_load.os, "getloadavg", lambda: (2.9, 9.0, 8.0))
+        assert busy in waiting_for("a worker needs", 1.0, 0.0, connection)
+    set_load(monkeypatch, 2.9)
     assert "load average" not in waiting_for("a worker needs", 1.0, 0.0, there)
 
 
