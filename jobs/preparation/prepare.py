@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from cluster.words import plural
+from jobs.preparation.differences import SAME_FLAGS, classes_differ, rows_differ
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
@@ -165,11 +166,16 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
         return {}
     classes = existing.class_names, existing.class_values
     is_same = classes == (manifest.class_names, manifest.class_values)
-    moves = find_moves(list(existing.iter_written_rows()), files.rows) if is_same else None
+    earlier = list(existing.iter_written_rows())
+    moves = find_moves(earlier, files.rows) if is_same else None
     if not moves:
+        difference = classes_differ(existing.class_names, manifest.class_names) or rows_differ(
+            earlier, list(manifest.iter_written_rows()), manifest.class_names, LATER
+        )
         raise ValueError(
             f"{existing.location}: cannot change any more, because steps were started with it, and the new list "
-            "differs in more than the masks and the images' folder. Use another --run."
+            f"differs in more than the masks and the images' folder: {difference}. {SAME_FLAGS}, or use another --run. "
+            "To add images, give --add."
         )
     return moves
 
