@@ -13,6 +13,7 @@ from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, 
 from jobs.preparation.split_roles import with_roles
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
+from jobs.run.selection import measurable_splits
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.progress import size
 from storage.drawings import Drawing
@@ -141,6 +142,8 @@ def look_at_images(
 
 def next_step(run: Run) -> str:
     """The next command for a prepared run."""
+    if run.step("predictions").fingerprint() and measurable_splits(run.manifest(), run.config):
+        return f"'{run.step_command('evaluation')}' measures the finished steps with the masks"
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 

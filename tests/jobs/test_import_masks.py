@@ -97,6 +97,12 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     assert "  next:    'python jobs/aggregate_seeds.py" in capsys.readouterr().out
 
 
+def test_masks_of_validation_images_are_for_measuring_only(painted_run, tmp_path, capsys):
+    bring_back(painted_run, export(painted_run, tmp_path / "out", "--format", "png"))
+    printed = capsys.readouterr().out
+    assert "strong_splits" not in printed and "  measure: 'python jobs/evaluate.py" in printed
+
+
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
     from jobs import prepare_dataset
 

@@ -15,7 +15,7 @@ from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.cli.launch import launch_step
 from jobs.preparation.manifest_summary import alike
-from jobs.preparation.prepare import prepare
+from jobs.preparation.prepare import next_step, prepare
 from jobs.prepare_dataset import main
 from jobs.run.directory import open_run
 from storage.images import read_mask
@@ -297,6 +297,12 @@ def test_a_preparation_without_a_config_names_the_settings_for_a_machine_without
         "docs/examples/own_data.toml.\n"
     )
     assert (note in capsys.readouterr().out) == is_noted
+
+
+def test_masks_that_come_after_the_last_step_are_for_measuring(drawn_images, predicted_run):
+    assert next_step(predicted_run).startswith("'python jobs/evaluate.py --run ")
+    prepare(predicted_run, [replace(image, mask_uri=None) for image in drawn_images], DRAWN_CLASS_NAMES)
+    assert next_step(predicted_run).startswith("'python jobs/run_pipeline.py --run ")
 
 
 def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, map_images, capsys):
