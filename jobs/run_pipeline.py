@@ -33,10 +33,12 @@ def main(arguments: list[str]) -> None:
     from jobs.cli.pipeline import run_pipeline  # torch and Ray take seconds to import
     from jobs.preparation.demo import prepare_demo
     from jobs.run.directory import open_run
+    from jobs.run.origin import require_all_steps
     from jobs.steps.compute import connected
 
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
     run.manifest()  # refused before a Ray is started
+    require_all_steps(run, "run_pipeline")
     log = launch_log(run, "run_pipeline", is_dry_run=given.dry_run)
     with log, connected(run.config.cluster) as connection:
         if given.dry_run:
