@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="delete the results of steps that were made from results that have changed since, and compute them again",
     )
+    parser.add_argument("--retry-skipped", action="store_true", help="try images again that earlier launches skipped")
     given = parser.parse_args(arguments)
     if given.demo == (given.run is not None):
         raise ValueError("run_pipeline: give --run PATH of a prepared run, or --demo.")
@@ -43,9 +44,9 @@ def main(arguments: list[str]) -> None:
         if given.dry_run:
             from jobs.cli.plans import plan_pipeline
 
-            plan_pipeline(run, connection, redo_outdated=given.redo_outdated)
+            plan_pipeline(run, connection, redo_outdated=given.redo_outdated, retry_skipped=given.retry_skipped)
         else:
-            run_pipeline(run, connection, redo_outdated=given.redo_outdated)
+            run_pipeline(run, connection, redo_outdated=given.redo_outdated, retry_skipped=given.retry_skipped)
 
 
 if __name__ == "__main__":
