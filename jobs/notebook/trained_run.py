@@ -46,6 +46,7 @@ from jobs.run.steps import BY_NAME
 from jobs.steps.networks import require_network, require_segmenter
 from storage.errors import BadImage, NotYet
 from storage.images import read_image
+from storage.label_values import label_dtype
 from storage.manifest import Manifest, ManifestRow
 from storage.map_store import ImageMaps
 
@@ -249,7 +250,7 @@ class TrainedRun:
             refine: whether the CRF refines them; None: the value of `predictions.refine`.
 
         Returns:
-            (H, W): 0 background, class number + 1.
+            (H, W), uint8, uint16 above 254 classes: 0 background, class number + 1.
 
         Raises:
             NotYet: the network is not trained.
@@ -261,7 +262,8 @@ class TrainedRun:
         warn_if_outdated(self.run, self.run.config.predictions.network)
         logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine
-        return predictor.job.label(logits, image, use_crf=use_crf)
+        labels = predictor.job.label(logits, image, use_crf=use_crf)
+        return labels.astype(label_dtype(len(self.class_names)))
 
     @cached_property
     def _map_maker(self) -> MapMaker:

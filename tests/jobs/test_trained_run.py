@@ -36,7 +36,9 @@ def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, m
     space: dict[str, object] = {}
     exec(of_the_run.replace("/data/run0", decided_run.uri).replace("cats__1", "scene_0012"), space)
     assert space["same_maps"] and space["same_mask"]
-    labels = space["mask"]
+    labels, run = space["mask"], space["run"]
+    assert labels.dtype == run.stored_labels("scene_0012").dtype == np.uint8
+    assert space["maps"].max.dtype == run.stored_maps("scene_0012").max.dtype
     assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
 
     monkeypatch.chdir(tmp_path)
