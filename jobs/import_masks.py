@@ -55,8 +55,7 @@ def main(arguments: list[str]) -> None:
             f"  next:    'python jobs/prepare_dataset.py --run NEW_RUN {flags} --set segmenter.strong_splits={SPLIT}'"
         )
         return
-    splits = [split for split in put_into_run(run, places) if split not in run.config.data.val_splits]
-    if splits:  # masks of validation images are not used for training
+    if splits := put_into_run(run, places):
         strong = ("--set", f"segmenter.strong_splits={','.join(splits)}", "--restart", "segmenter")
         seeds = [] if run.step("seeds").fingerprint() else [run.step_command("seeds")]  # for images without a mask
         commands = [*seeds, run.command("train_segmentation", *strong), run.step_command("predictions")]
