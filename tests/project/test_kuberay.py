@@ -1,7 +1,7 @@
 """kuberay/: what Ray's own autoscaler reads of the files, and what this project promises of a cluster.
 
 The operator's schema is in no package, so unknown fields would not be found here: `kubectl apply --dry-run=server` on a
-cluster with KubeRay finds them.
+cluster with KubeRay finds them. No test here starts a pod.
 """
 
 import json
@@ -92,6 +92,34 @@ def test_the_image_has_a_user_by_number() -> None:
     """Kubernetes cannot tell by a name that a user is not root."""
     users = re.findall(r"^USER (.+)$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
     assert users and users[-1] == "1000"
+
+
+SUBMITTER: dict[str, Any] = JOB["spec"]["submitterPodTemplate"]["spec"]
+NO_MORE_RIGHTS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@pytest.mark.parametrize("pod", [*PODS, SUBMITTER])
+def test_pods_are_what_the_level_restricted_asks_for(pod: dict[str, Any]) -> None:
+    expected = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["securityContext"] == expected
+    assert [container["securityContext"] for container in pod["containers"]] == [NO_MORE_RIGHTS]
+    assert SPEC["autoscalerOptions"]["securityContext"] == NO_MORE_RIGHTS
+
+
+def test_every_container_has_requests_and_limits_of_cpu_memory_and_disk() -> None:
+    """Namespaces with quotas refuse pods without them."""
+    everything = [pod["containers"][0]["resources"] for pod in [*PODS, SUBMITTER]]
+    for resources in [*everything, SPEC["autoscalerOptions"]["resources"]]:
+        for amounts in (resources["requests"], resources["limits"]):
+            assert amounts.keys() >= {"cpu", "memory", "ephemeral-storage"}
+
+
+def test_workers_have_disk_for_the_features_that_a_training_keeps() -> None:
+    config = resolve_config({}, None, [])
+    kept = 1e9 * max(config.classifier.kept_features_gb, config.segmenter.kept_features_gb)
+    for pod in PODS[1:]:
+        disk = gibibytes(pod["containers"][0]["resources"]["limits"]["ephemeral-storage"])
+        assert disk >= kept + 12 * 2**30  # 12 GiB for logs and what Ray spills
 
 
 def test_workers_are_spot_machines_and_the_head_is_not() -> None:
