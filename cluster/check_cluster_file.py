@@ -17,8 +17,6 @@ import yaml
 
 from cluster.words import plural
 
-USAGE = "python -m cluster.check_cluster_file FILE [FILE ...]"
-
 AWS_NODES = {
     "SecurityGroupIds": "Ray would make a group of its own, with SSH open to the whole world",
     "SubnetIds": "Ray would take any subnet of the network, also one that gives the node a public address",
@@ -26,14 +24,17 @@ AWS_NODES = {
 }
 """What each node type needs on AWS, and what happens without it in Ray 2.60."""
 
+_WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading a file raises where a value is, for example, a text instead of a list."""
+
 _COMMENT = re.compile(r"(^|\s)#.*")
-_BRACKETS = re.compile(r"<[a-z][\w-]*>")
+_BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
 
 
 def main(files: list[str]) -> int:
     """Prints what is wrong in each file; returns the exit code: 0, or 2 if something is wrong."""
     if not files or files[0].startswith("-"):
-        _print(f"Usage: {USAGE}")
+        _print("Usage: python -m cluster.check_cluster_file FILE [FILE ...]")
         return 0 if files[:1] in (["-h"], ["--help"]) else 2
     has_problems = False
     for file in files:
@@ -61,19 +62,22 @@ def problems_of(text: str) -> list[str]:
         return [*found, f"This is not YAML: {' '.join(str(error).split())}."]
     if not documents or not all(isinstance(each, dict) for each in documents):
         return [*found, "The file has no keys. Start from the file of this project, and change its values."]
-    if any("apiVersion" in each for each in documents):
-        return [*found, *(problem for each in documents for problem in _kuberay(each))]
-    return [*found, *_launcher(documents[0])]
+    check = _kuberay if any("apiVersion" in each for each in documents) else _launcher
+    try:
+        for document in documents:
+            found.extend(check(document))
+    except _WRONG_TYPE as error:
+        found.append(f"A value has the wrong type ({error}). Compare the file with the one of this project.")
+    return found
 
 
 def job_settings_of(text: str) -> str:
     """The `--set` of a job that uses all workers of a valid cluster file; nothing if it has no workers."""
     try:
         documents = [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
-        pools = [pool for each in documents for pool in _pools(each)]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        numbers = _numbers([pool for each in documents for pool in _pools(each)])
+    except (yaml.YAMLError, *_WRONG_TYPE):
         return ""  # problems_of says why
-    numbers = _numbers(pools)
     return " ".join(f"--set cluster.{key}={value}" for key, value in numbers.items() if value)
 
 
@@ -149,7 +153,7 @@ def _rays_check(config: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         place = ".".join(map(str, error.absolute_path)) or "the top level"
         yield f"Ray's schema, at {place}: {error.message}."
-    except (AttributeError, ImportError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (*_WRONG_TYPE, AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
         yield f"Ray cannot read the file ({type(error).__name__}: {error})."
 
 
@@ -203,7 +207,7 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
         needed = {"image": container.get("image"), "resources.requests.cpu": cpus}
         if not is_head:
             needed |= {"groupName": group.get("groupName"), "maxReplicas": group.get("maxReplicas") is not None}
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except _WRONG_TYPE:
         yield f"{name} needs template.spec.containers, with an image and its resources in whole numbers of CPUs."
         return
     yield from (f"{name} has no {key}. Add it." for key, value in needed.items() if not value)
@@ -221,7 +225,7 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
     given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))
     for key, most in _numbers(pools).items():
-        if int(given.get(key, 0)) > most:
+        if key in given and int(given[key]) > most:
             yield f"The entrypoint sets cluster.{key}={given[key]}, but the groups allow {most}. Change one of the two."
     if "device=cuda" in command and not any(most and gpus for most, _, gpus in pools):
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."

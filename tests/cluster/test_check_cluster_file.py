@@ -98,6 +98,7 @@ def test_a_mistake_in_a_file_for_ray_up_is_one_sentence(change: Callable[..., ob
         (lambda j: j["spec"]["rayClusterSpec"].pop("authOptions"), "mode: token"),
         (lambda j: j["spec"]["rayClusterSpec"].pop("rayVersion"), "no rayVersion"),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
+        (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
     ],
 )
 def test_a_mistake_in_a_file_for_kuberay_is_a_sentence(change: Callable[..., object], sentence: str) -> None:
