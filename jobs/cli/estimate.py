@@ -12,10 +12,11 @@ import torch
 from cluster.connect import PROJECT_ROOT, Connection
 from jobs.cli.command_line import STARTED
 from jobs.cli.timing import Paces, TrainingPace, UnitPace, time_steps
+from jobs.cli.workload import computed_shares
 from jobs.reporting.page import NUM_IMAGES
 from jobs.run.config_keys import training_worker_range
 from jobs.run.directory import Run
-from jobs.run.selection import measurable_splits, units_of_step
+from jobs.run.selection import measurable_splits, resolve_selection, units_of_step
 from jobs.run.steps import StepRow
 from jobs.run.training_record import read_complete, read_epochs
 from jobs.steps.compute import actor_pool, is_done_here, resolved_device
@@ -102,14 +103,19 @@ def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) ->
     """The estimate of the missing units, and whether they are computed on Ray."""
     step, config = run.step(row.name), run.config
     missing = step.missing_units(units_of_step(row, run.manifest(), config), step.receipts())
-    num_images = sum(unit.num_images for unit in missing)
-    is_here = is_done_here(connection, pace.seconds * num_images if row.name == "seeds" else None)
+    shares = computed_shares(row, run.manifest(), config)
+    computed = [float(shares[unit.start : unit.stop].sum()) for unit in missing]
+    seconds = [
+        pace.seconds * number + pace.reading_seconds * max(0.0, unit.num_images - number)
+        for unit, number in zip(missing, computed, strict=True)
+    ]
+    is_here = is_done_here(connection, sum(seconds) if row.name == "seeds" else None)
     section = config.maps if row.name in ("cells", "refined") else getattr(config, row.section)
     device = resolved_device(getattr(section, "device", "cpu"), connection)
     num_workers = 1 if is_here else actor_pool(config.cluster, connection, device).max_actors
-    shares = [sum(unit.num_images for unit in missing[worker::num_workers]) for worker in range(num_workers)]
-    seconds = pace.seconds * max(shares) + pace.finish_seconds * num_images
-    return StepEstimate(seconds, pace.bytes * num_images), not is_here
+    slowest = max(sum(seconds[worker::num_workers]) for worker in range(num_workers))
+    num_computed = sum(computed)
+    return StepEstimate(slowest + pace.finish_seconds * num_computed, pace.bytes * num_computed), not is_here
 
 
 def _of_training(run: Run, connection: Connection, row: StepRow, pace: TrainingPace) -> tuple[StepEstimate, bool]:
@@ -125,32 +131,42 @@ def _of_training(run: Run, connection: Connection, row: StepRow, pace: TrainingP
     plan = training_plan(row.name, config, len(images))
     done = plan.epochs if read_complete(folder) else min(plan.epochs, len(read_epochs(folder)))
     share = (plan.epochs - done) / plan.epochs
-    seconds = share * _training_seconds(plan, pace, num_validation) / training_worker_range(config.cluster)[0]
+    num_workers, wanted = training_worker_range(config.cluster)[0], 2 * plan.num_images + num_validation
+    most = 1e9 * getattr(config, row.section).kept_features_gb
+    kept = min(1.0, most / (wanted * pace.feature_bytes)) if pace.feature_bytes else 1.0
+    seconds = share * _training_seconds(plan, pace, num_validation, kept) / num_workers
     is_here = is_trained_here(config.cluster, connection, folder)
     return StepEstimate(seconds, pace.bytes if share else 0.0), not is_here
 
 
-def _training_seconds(plan: Plan, pace: TrainingPace, num_validation: int) -> float:
-    num_passes = plan.num_images * (2 - 2.0 ** (1 - plan.epochs)) + num_validation  # of a frozen backbone
+def _training_seconds(plan: Plan, pace: TrainingPace, num_validation: int, kept: float) -> float:
+    """The time of one worker.
+
+    Args:
+        kept: the share of the images and mirror images whose features there is room for, if the backbone is frozen.
+    """
+    num_validations = math.ceil(plan.epochs / plan.validate_every)
+    first_passes = plan.num_images * (2 - 2.0 ** (1 - plan.epochs)) + num_validation
+    all_passes = plan.num_images * plan.epochs + num_validation * num_validations
+    num_passes = kept * first_passes + (1 - kept) * all_passes
     return (
         plan.steps * plan.step_images * pace.step_seconds
         + num_passes * pace.pass_seconds
-        + math.ceil(plan.epochs / plan.validate_every) * num_validation * pace.validation_seconds
+        + num_validations * num_validation * pace.validation_seconds
         + plan.epochs * pace.epoch_seconds
     )
 
 
 def _end_seconds(run: Run, paces: Paces) -> float:
     """Of the evaluation, the contact sheet and the report."""
-    manifest = run.manifest()
-    measured = {split for group in measurable_splits(manifest, run.config) for split in group}
-    num_measured = num_images = 0
-    for batch in manifest.iter_columns(["split", "mask_uri"]):
-        num_images += len(batch["split"])
-        num_measured += sum(
-            split in measured and uri is not None for split, uri in zip(batch["split"], batch["mask_uri"], strict=True)
-        )
-    drawn = min(NUM_IMAGES, num_images) / max(1, min(NUM_IMAGES, paces.num_images))
+    manifest, config = run.manifest(), run.config
+    selections = [resolve_selection(manifest, config, group, None) for group in measurable_splits(manifest, config)]
+    num_measured = 0
+    for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
+        masked = table["mask_uri"].is_valid()
+        ids, splits = table["image_id"].filter(masked), table["split"].filter(masked)
+        num_measured += sum(int(selection.of(ids, splits).sum()) for selection in selections)
+    drawn = min(NUM_IMAGES, manifest.num_images) / max(1, min(NUM_IMAGES, paces.num_images))
     evaluation = paces.evaluation_seconds * num_measured / max(1, paces.num_measured)
     return evaluation + paces.report_seconds * drawn
 

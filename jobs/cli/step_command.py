@@ -58,6 +58,11 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
             f"shard without --restart {name}."
         )
 
+    from jobs.run.origin import require_all_steps
+
+    if name != "predictions":
+        require_all_steps(run, BY_NAME[name].script)
+
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
     from jobs.cli.launch_log import launch_log
     from jobs.run.directory import setting_notes

@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,18 +24,21 @@ import torch
 from cluster.connect import Connection, usable_cpus
 from cluster.errors import ClusterError
 from jobs.cli.launch import launch_step
+from jobs.cli.workload import READING, computed_shares, kept_feature_bytes
 from jobs.evaluation.measuring import evaluate_labels
+from jobs.maps.unit_images import read_unit_images
 from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.selection import units_of_step
-from jobs.run.steps import StepRow
+from jobs.run.steps import TRAININGS, StepRow
 from jobs.run.training_record import read_epochs
 from jobs.training.image_list import image_list
 from jobs.training.segmentation_data import training_images
 from storage.location import Location
 from storage.manifest import Manifest, write_manifest
+from storage.units import Unit
 
 SECONDS = 60
 """The time that all rounds together may take, in seconds; approximate."""
@@ -50,14 +53,16 @@ class UnitPace:
     """The cost of an image in a unit step.
 
     Attributes:
-        seconds: working time of one worker.
-        finish_seconds: time of the work at the end of the step, divided by the number of images.
-        bytes: stored bytes.
+        seconds: working time of one worker, for an image that the step computes (`jobs.cli.workload`).
+        finish_seconds: time of the work at the end of the step, divided by the number of computed images.
+        bytes: stored bytes of a computed image.
+        reading_seconds: working time for an image that the step only reads.
     """
 
     seconds: float
     finish_seconds: float
     bytes: float
+    reading_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,11 @@ class TrainingPace:
 
     Attributes:
         step_seconds: seconds of an image in a step.
-        pass_seconds: of an image's first pass through a frozen backbone, whose features are kept; 0 if none is frozen.
+        pass_seconds: of an image's pass through a frozen backbone, whose features are kept; 0 if none is frozen.
         validation_seconds: of an image in a validation.
         epoch_seconds: of the report and the checkpoint at the end of an epoch.
         bytes: of the networks and the checkpoint.
+        feature_bytes: of an image's kept features; 0 if none are kept.
     """
 
     step_seconds: float
@@ -77,6 +83,7 @@ class TrainingPace:
     validation_seconds: float
     epoch_seconds: float
     bytes: float
+    feature_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,11 +160,10 @@ def _time_all(run: Run, rows: Sequence[StepRow], connection: Connection, *, with
     paces: dict[str, UnitPace | TrainingPace] = {}
     num_images = run.manifest().num_images
     for row in rows:
-        started = time.monotonic()
         try:
             launch_step(run, connection, row.name)
-            seconds = time.monotonic() - started
-            paces[row.name] = _unit_pace(run, row, seconds) if row.kind == "units" else _training_pace(run, row)
+            is_of_units = row.kind == "units"
+            paces[row.name] = _unit_pace(run, row) if is_of_units else _training_pace(run, row)
         except (ValueError, OSError, ClusterError) as error:
             return Paces(paces, problem=f"{row.title}: {error}")
     if not with_report:
@@ -186,17 +192,34 @@ def _evaluate(run: Run, connection: Connection) -> int:
     return number
 
 
-def _unit_pace(run: Run, row: StepRow, seconds: float) -> UnitPace:
-    step = run.step(row.name)
+def _unit_pace(run: Run, row: StepRow) -> UnitPace:
+    ended, step, manifest = time.time(), run.step(row.name), run.manifest()
     receipts = sorted(step.receipts().values(), key=lambda receipt: receipt.unit)
-    images = {unit.index: unit.num_images for unit in units_of_step(row, run.manifest(), run.config)}
-    worked, num_images = sum(receipt.seconds for receipt in receipts), sum(images.values())
-    latest = receipts[len(receipts) // 2 :]  # the first units include what is slow only once
+    shares = computed_shares(row, manifest, run.config)
+    images = {unit.index: unit for unit in units_of_step(row, manifest, run.config)}
+    computed = {index: shares[unit.start : unit.stop].sum() for index, unit in images.items()}
+    working = [receipt for receipt in receipts if computed[receipt.unit]] or receipts
+    latest = working[len(working) // 2 :]  # the first units include what is slow only once
+    num_computed = sum(computed[receipt.unit] for receipt in latest)
+    num_others = sum(images[receipt.unit].num_images for receipt in latest) - num_computed
+    each = _reading_seconds(run) if row.name in READING else 0.0
+    seconds = max(0.0, sum(receipt.seconds for receipt in latest) - each * num_others)
+    finishing = max(0.0, ended - max(receipt.finished for receipt in receipts)) if row.name == "cells" else 0.0
     return UnitPace(
-        seconds=sum(receipt.seconds for receipt in latest) / sum(images[receipt.unit] for receipt in latest),
-        finish_seconds=max(0.0, seconds - worked) / num_images if row.name == "cells" else 0.0,
-        bytes=step.location.usage()[1] / num_images,
+        seconds=seconds / max(1.0, num_computed),
+        finish_seconds=finishing / max(1.0, shares.sum()),
+        bytes=step.location.usage()[1] / max(1.0, shares.sum()),
+        reading_seconds=each,
     )
+
+
+def _reading_seconds(run: Run) -> float:
+    """The time in which a worker reads an image at the size of the network's input; the mean of the last eight."""
+    num_images = run.manifest().num_images
+    unit = Unit(0, max(0, num_images - 8), num_images)
+    started = time.monotonic()
+    read_unit_images(run, {"unit": unit, "skipped": ()})
+    return (time.monotonic() - started) / unit.num_images
 
 
 def _training_pace(run: Run, row: StepRow) -> TrainingPace:
@@ -207,16 +230,17 @@ def _training_pace(run: Run, row: StepRow) -> TrainingPace:
     stepping = [num_images / line["images_per_second"] for line in epochs]
     validating = [line.get("validation_seconds", 0.0) for line in epochs]
     others = [line["seconds"] - step - check for line, step, check in zip(epochs, stepping, validating, strict=True)]
-    is_frozen = getattr(run.config, row.section).frozen_stages == "all"
-    usual = min(stepping) if is_frozen else float(np.mean(stepping[1:]))
+    feature_bytes = kept_feature_bytes(row, manifest, run.config)
+    usual = min(stepping) if feature_bytes else float(np.mean(stepping[1:]))
     num_passes = num_images * (2 - 2.0 ** (1 - len(epochs)))  # an image or its mirror image, the first time
-    passes = max(0.0, sum(stepping) - len(epochs) * usual) / num_passes if is_frozen else 0.0
+    passes = max(0.0, sum(stepping) - len(epochs) * usual) / num_passes if feature_bytes else 0.0
     return TrainingPace(
         step_seconds=usual / num_images,
         pass_seconds=passes,
         validation_seconds=validating[-1] / num_validation if num_validation else 0.0,
         epoch_seconds=max(0.0, float(np.mean(others[1:]))),
         bytes=step.location.usage()[1],
+        feature_bytes=feature_bytes,
     )
 
 
@@ -238,7 +262,8 @@ def _small_run(run: Run, folder: Location, num_training: int, epochs: int, num_t
     manifest = run.manifest()
     chosen = _chosen(run.config, manifest, num_training)
     rows = [manifest.rows(number, number + 1)[0] for number in chosen]
-    small = Run(folder, _small_config(run.config, num_training, epochs, num_threads))
+    keeps = [row.section for row in TRAININGS if kept_feature_bytes(row, manifest, run.config)]
+    small = Run(folder, _small_config(run.config, num_training, epochs, num_threads, keeps))
     write_manifest(folder / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
     return small
 
@@ -261,17 +286,24 @@ def _spread(rows: np.ndarray, number: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int)]
 
 
-def _small_config(config: Config, num_training: int, epochs: int, num_threads: int) -> Config:
-    """The settings of the temporary run. Every step can be run, however little the networks have learnt."""
+def _small_config(
+    config: Config, num_training: int, epochs: int, num_threads: int, keeps_features: Collection[str]
+) -> Config:
+    """The settings of the temporary run. Every step can be run, however little the networks have learnt.
+
+    Args:
+        keeps_features: the sections of the trainings that keep the features of a frozen backbone.
+    """
     sections: dict[str, Any] = {
         "images": {"max_skipped_fraction": 1.0},
+        "cells": {"max_images": 1_000_000},  # the times are those of images whose cells are used
         "seeds": {"theta": 0.0, "priority": "foreground"},  # a class has seeds, whatever its maps are
         "cluster": {"address": "in-process", "training_workers": 1, "cpus_per_training_worker": num_threads},
     }
     for name in ("classifier", "segmenter"):
         section = getattr(config, name)
         sections[name] = {
-            "epochs": FROZEN_EPOCHS if section.frozen_stages == "all" else epochs,
+            "epochs": FROZEN_EPOCHS if name in keeps_features else epochs,
             "min_steps": 1,
             "batch_size": min(section.batch_size, num_training),
             "weights": "none" if section.weights == "imagenet" else section.weights,  # equally fast, and no download

@@ -156,13 +156,12 @@ class CellMaker:
             row,
             lambda receipt: self.run.cells(start_id=row["start_id"]).read_earlier(receipt),
         )
-        found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0)
+        found = read_unit_images(self.run, row, earlier.stop - earlier.start if earlier else 0, self.is_chosen)
         maps, skipped = self.run.maps().read_unit(unit), [*(earlier.skipped if earlier else ()), *found.skipped]
-        wanted = found.is_present & [is_learned(entry, config) and self.is_chosen(entry) for entry in found.entries]
         saliencies = read_saliencies(found.entries, config, spec.geometry, spec.grid)
         features = np.zeros((unit.num_rows, num_cells, num_channels(spec)), np.float16)
         labels = np.full((unit.num_rows, num_cells), ignore)
-        for number, stages in self.stages.of(found.images, wanted):
+        for number, stages in self.stages.of(found.images, found.is_present):
             entry, saliency = found.entries[number], saliencies[number]
             if isinstance(saliency, BadImage):
                 skipped.append(Skipped(entry.image_id, f"saliency map: {saliency.reason}"))
@@ -178,8 +177,11 @@ class CellMaker:
         return skipped, features, labels, maps.classes
 
     def is_chosen(self, entry: ManifestRow) -> bool:
-        """Whether the cells of an image are used; this depends only on its id."""
-        return keyed_generator(self.run.config.seed, "cells of", 0, entry.image_id).random() < self.share
+        """Whether the cells of an image are used; which of the possible images are, depends only on their ids."""
+        return is_learned(entry, self.config) and self._draw(entry) < self.share
+
+    def _draw(self, entry: ManifestRow) -> float:
+        return keyed_generator(self.run.config.seed, "cells of", 0, entry.image_id).random()
 
 
 def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:

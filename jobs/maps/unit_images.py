@@ -1,5 +1,6 @@
 """Reads a unit's images as inputs of the backbone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,8 @@ class UnitImages:
 
     Attributes:
         entries: the rows of the manifest.
-        images: uint8 (n, 3, side, side); zeros for unusable images.
-        is_present: bool (n,), whether an image is usable.
+        images: uint8 (n, 3, side, side); zeros for images that are not present.
+        is_present: bool (n,), whether an image is usable and wanted.
         skipped: the unusable images, with the reasons.
     """
 
@@ -31,12 +32,15 @@ class UnitImages:
     skipped: tuple[Skipped, ...]
 
 
-def read_unit_images(run: Run, row: Payload, num_kept: int = 0) -> UnitImages:
+def read_unit_images(
+    run: Run, row: Payload, num_kept: int = 0, is_wanted: Callable[[ManifestRow], bool] | None = None
+) -> UnitImages:
     """A unit's images, fetched concurrently, at the size of the network's input.
 
     Args:
         row: a `jobs.steps.unit_rows.UnitRow`.
         num_kept: so many first images are left out: neither present nor skipped.
+        is_wanted: whether to read an image; others are not present, and skipped only if they cannot be used anyway.
     """
     config, unit = run.config, row["unit"]
     entries = run.manifest().rows(unit.start, unit.stop)
@@ -49,7 +53,11 @@ def read_unit_images(run: Run, row: Payload, num_kept: int = 0) -> UnitImages:
     is_present = np.zeros(len(entries), bool)
     problems = {number: why for number, why in known_problems(row, entries).items() if number >= num_kept}
     skipped = [Skipped(entries[number].image_id, problem) for number, problem in problems.items()]
-    usable = [number for number in range(num_kept, len(entries)) if number not in problems]
+    usable = [
+        number
+        for number in range(num_kept, len(entries))
+        if number not in problems and (is_wanted is None or is_wanted(entries[number]))
+    ]
     uris = [entries[number].uri for number in usable]
     for number, found in zip(usable, read_many(uris, read_input, config.images.read_concurrency), strict=True):
         if isinstance(found, BadImage):

@@ -38,7 +38,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         require_imagenet_weights(config.backbone, "classifier.weights")  # the workers download them
     else:
         new_classifier(run.config, manifest.class_names)
-    frozen = _whole_frozen(run.config, manifest)
+    frozen = frozen_shape(run.config, manifest)
     num_validation = len(validation_images(manifest, run.config))
     plan = training_plan("classifier", run.config, len(images))
     counts = images.class_counts()
@@ -73,20 +73,19 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     )
 
 
-def _whole_frozen(config: Config, manifest: Manifest) -> FickleNet | None:
-    """The classifier with random weights, if its whole backbone is frozen; else None."""
+def frozen_shape(config: Config, manifest: Manifest) -> tuple[int, int, int] | None:
+    """(K, H, W) of an image's features, which are kept, if the whole backbone is frozen; else None."""
     if config.classifier.frozen_stages == 0:
         return None
     classifier = FickleNet(classifier_spec(config, manifest.class_names))
     classifier.backbone.freeze_stages(config.classifier.frozen_stages)
-    return classifier if is_frozen(classifier.backbone) else None
+    return (classifier.backbone.out_channels, *classifier.spec.grid) if is_frozen(classifier.backbone) else None
 
 
 def _features_in_words(
-    classifier: FickleNet, num_training: int, num_validation: int, config: Config, device: str
+    shape: tuple[int, int, int], num_training: int, num_validation: int, config: Config, device: str
 ) -> str:
     """The cost of a frozen backbone, in words: its passes, and the space for their features."""
-    shape = (classifier.backbone.out_channels, *classifier.spec.grid)
     words, are_all_kept = features_in_words("classifier", config, shape, 2 * num_training + num_validation, device)
     return f"{words} Then no image is decoded again." if are_all_kept else words
 

@@ -64,13 +64,17 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
 
 def frozen_note(config: Config, manifest: Manifest, num_images: int, device: str) -> str:
     """What it costs to keep the features of a backbone that is frozen as a whole; "" if they are not kept."""
+    shape = frozen_shape(config, manifest)
+    return features_in_words("segmenter", config, shape, 2 * num_images, device)[0] if shape else ""
+
+
+def frozen_shape(config: Config, manifest: Manifest) -> tuple[int, int, int] | None:
+    """(K, H, W) of an image's features if those of the frozen backbone are kept; else None."""
     if config.segmenter.frozen_stages == 0:
-        return ""
+        return None
     segmenter = Segmenter(segmenter_spec(config, manifest.class_names))
     segmenter.backbone.freeze_stages(config.segmenter.frozen_stages)
-    if not trains_only_the_head(segmenter):
-        return ""
-    return features_in_words("segmenter", config, features_shape(segmenter), 2 * num_images, device)[0]
+    return features_shape(segmenter) if trains_only_the_head(segmenter) else None
 
 
 def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[str]) -> dict[str, Any]:

@@ -10,12 +10,16 @@ from jobs import generate_maps, run_pipeline, train_ficklenet
 from jobs.cli import estimate as estimating
 from jobs.cli import plans, timing
 from jobs.cli.estimate import Estimate, estimate_steps
+from jobs.cli.launch import launch_step
 from jobs.cli.timing import Paces, TrainingPace, UnitPace
+from jobs.cli.workload import computed_shares
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
+from jobs.run.selection import is_tuning_image
 from jobs.run.steps import BY_NAME, pipeline_steps
 from jobs.steps.estimates import FILE, KeptEstimate, StepEstimate, read_estimates, time_at_work, write_estimates
+from storage.manifest import ManifestRow, write_manifest
 from storage.receipts import Receipt
 
 HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
@@ -165,3 +169,73 @@ def test_rounds_take_more_images_while_there_is_time_and_a_fixed_time_is_not_sca
     found = timing.time_steps(fresh_run, [], on_gpu=False, num_threads=0, with_report=True)
     assert numbers == [2, 12]  # all training images; a third round would have no more
     assert found.evaluation_seconds / found.num_measured == pytest.approx(0.1)
+
+
+def run_of(tmp_path, rows, *settings: str) -> Run:
+    """A run with a manifest of images that are not read, in units of 4, on one worker."""
+    run = open_run(str(tmp_path / "listed"), None, ["unit_size=4", "cluster.address=in-process", *settings])
+    write_manifest(run.location / "manifest.parquet", rows, ("cat",))
+    return run
+
+
+def estimate_of(run, monkeypatch, **paces):
+    monkeypatch.setattr(estimating, "time_steps", lambda *_, **__: Paces(paces))
+    return estimate_steps(run, HERE, [BY_NAME[name] for name in paces], is_whole=False).steps
+
+
+def test_cells_are_estimated_for_the_images_whose_cells_are_used(tmp_path, monkeypatch):
+    rows = [ManifestRow(f"t{n}", "x.png", (0,), split="train") for n in range(60)]
+    rows += [ManifestRow(f"v{n}", "x.png", (0,), split="val") for n in range(20)]
+    run = run_of(tmp_path, rows, "cells.max_images=6")
+    found = estimate_of(run, monkeypatch, cells=UnitPace(seconds=2.0, finish_seconds=3.0, bytes=100.0))
+    assert found["cells"].seconds == pytest.approx(6 * (2.0 + 3.0)) and found["cells"].bytes == pytest.approx(600)
+    every = run_of(tmp_path, rows, "cells.max_images=4000")
+    found = estimate_of(every, monkeypatch, cells=UnitPace(seconds=2.0, finish_seconds=3.0, bytes=100.0))
+    assert found["cells"].seconds == pytest.approx(60 * (2.0 + 3.0)) and found["cells"].bytes == pytest.approx(6000)
+
+
+def test_images_without_classes_are_only_read(tmp_path, monkeypatch):
+    rows = [ManifestRow(f"a{n}", "x.png", (0,), split="train") for n in range(8)]
+    rows += [ManifestRow(f"b{n}", "x.png", (), split="train") for n in range(32)]
+    pace = UnitPace(seconds=2.0, finish_seconds=0.0, bytes=100.0, reading_seconds=0.25)
+    names = ("maps", "refined", "pseudo_labels")
+    found = estimate_of(run_of(tmp_path, rows), monkeypatch, **dict.fromkeys(names, pace))
+    assert {found[name] for name in names} == {StepEstimate(8 * 2.0 + 32 * 0.25, 800.0)}
+    predicting = run_of(tmp_path, rows, "maps.classes=predicted")
+    assert estimate_of(predicting, monkeypatch, maps=pace)["maps"] == StepEstimate(40 * 2.0, 4000.0)
+
+
+def test_predictions_are_estimated_for_the_usable_images_of_their_splits(tmp_path, monkeypatch):
+    rows = [ManifestRow(f"t{n}", "x.png", (0,), split="train") for n in range(30)]
+    rows += [ManifestRow(f"v{n}", "x.png", (0,), split="val", problem="too large" if n else None) for n in range(4)]
+    found = estimate_of(run_of(tmp_path, rows), monkeypatch, predictions=UnitPace(2.0, 0.0, 100.0))
+    assert found["predictions"] == StepEstimate(2.0, 100.0)
+
+
+def test_features_that_there_is_no_room_for_cost_a_pass_in_each_epoch(tmp_path, monkeypatch):
+    run = run_of(tmp_path, [ManifestRow(f"t{n}", "x.png", (0,), split="train") for n in range(10)])
+    settings = ("classifier.epochs=20", "classifier.min_steps=1", "classifier.kept_features_gb=1")
+    run = run_of(tmp_path, list(run.manifest().iter_rows()), *settings)
+    pace = TrainingPace(0.0, 1.0, 0.0, 0.0, 1.0, feature_bytes=100_000_000)  # room for 10 of the 20 views
+    found = estimate_of(run, monkeypatch, classifier=pace)
+    assert found["classifier"].seconds == pytest.approx((2 * 10 + 20 * 10) / 2, abs=1e-3)
+
+
+def test_what_is_timed_of_the_cells_is_a_price_per_image_whose_cells_are_used(finished_maps_run):
+    launch_step(finished_maps_run, HERE, "cells")
+    shares = computed_shares(BY_NAME["cells"], finished_maps_run.manifest(), finished_maps_run.config)
+    assert shares.tolist() == [1.0] * 12 + [0.0] * 2  # the last two are for validation
+    stored = finished_maps_run.step("cells").location.usage()[1]
+    pace = timing._unit_pace(finished_maps_run, BY_NAME["cells"])
+    assert pace.bytes == pytest.approx(stored / 12) and pace.reading_seconds == 0
+    receipts = finished_maps_run.step("cells").receipts()
+    assert pace.seconds == pytest.approx(sum(receipts[unit].seconds for unit in (1, 2)) / 8)
+
+
+def test_the_evaluation_is_estimated_for_the_images_that_the_pipeline_measures(tmp_path):
+    rows = [ManifestRow(f"t{n}", "x.png", (0,), split="train", mask_uri="x.png") for n in range(40)]
+    rows += [ManifestRow(f"v{n}", "x.png", (0,), split="val", mask_uri="x.png") for n in range(5)]
+    num_reported = sum(not is_tuning_image(row.image_id) for row in rows[:40])
+    paces = Paces({}, evaluation_seconds=6.0, num_measured=3)
+    assert estimating._end_seconds(run_of(tmp_path, rows), paces) == pytest.approx(2.0 * (num_reported + 5))
+    assert num_reported < 40

@@ -104,7 +104,7 @@ def test_shards_give_the_same_network_learned_by_the_last_of_them(refined_run, c
     assert {name: data for name, data in stored(run).items() if name in before} == before
 
 
-def test_only_training_images_are_learned_and_at_most_so_many(refined_run):
+def test_only_training_images_are_learned_and_at_most_so_many(refined_run, monkeypatch):
     def images_with_cells(run: Run) -> set[int]:
         units = plan_units(14, run.config.unit_size)
         labels = np.concatenate([run.cells().read_unit(unit)[1] for unit in units])
@@ -112,8 +112,12 @@ def test_only_training_images_are_learned_and_at_most_so_many(refined_run):
 
     assert images_with_cells(refined_run) <= set(range(12))  # the last two are the validation split
     assert len(images_with_cells(refined_run)) > 8
+    read = []
+    monkeypatch.setattr(unit_images, "read_image", lambda uri, **limits: read.append(uri) or read_image(uri, **limits))
     fewer = launch(refined_run, "cells", settings=("cells.max_images=4",), restart=True)
     assert 0 < len(images_with_cells(fewer)) < 9
+    uris = {row.uri for index, row in enumerate(fewer.manifest().iter_rows()) if index in images_with_cells(fewer)}
+    assert uris <= set(read) and len(read) < 9  # other images are not decoded
 
 
 def test_cells_are_stored_under_the_labels_of_the_maps(refined_run):
