@@ -92,7 +92,7 @@ def test_fiftyone_reads_every_pixel_and_what_it_writes_comes_back(painted_run, t
     written = tmp_path / "labels.json"
     dataset.export(dataset_type=kind, labels_path=str(written), label_field="ground_truth", export_media=False)
     dataset.delete()
-    import_masks.main(["--run", painted_run.uri, "--masks", str(written)])
+    import_masks.main(["--run", painted_run.uri, "--masks", str(written), "--keep-unchanged"])
     Manifest.forget()
     manifest = painted_run.manifest()
     for row in manifest.iter_rows():
