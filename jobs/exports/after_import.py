@@ -15,8 +15,7 @@ def next_commands(run: Run, splits: Sequence[str]) -> list[str]:
     Args:
         splits: the splits of the imported masks.
     """
-    training, validation = run.config.data.train_splits, run.config.data.val_splits
-    strong = [split for split in splits if (split in training if training else split not in validation)]
+    strong = [split for split in splits if run.config.data.role_of(split) == "train"]
     to_measure = [split for split in splits if split not in strong]
     lines = []
     if strong:

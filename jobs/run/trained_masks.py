@@ -3,6 +3,7 @@
 Whole splits count: a mask that was imported after the training into such a split counts as seen too.
 """
 
+from jobs.run.config_keys import DataConfig
 from jobs.run.directory import Run
 from jobs.run.fingerprints import upstream_ids
 
@@ -20,8 +21,8 @@ def splits_with_trained_masks(run: Run) -> tuple[str, ...]:
         settings = run.step(name).fingerprint()
         if settings is None:  # a copy of another run's network, which was trained on that run's images
             continue
-        training, validation = settings["data"]["train_splits"], settings["data"]["val_splits"]
-        trained = set(training or (split for split in run.manifest().splits() if split not in validation))
+        data = DataConfig.model_validate(settings["data"])
+        trained = {split for split in run.manifest().splits() if data.role_of(split) == "train"}
         is_full = settings["segmenter"]["supervision"] == "masks"
         found |= trained if is_full else trained & set(settings["segmenter"]["strong_splits"])
     return tuple(sorted(found))
