@@ -13,8 +13,8 @@ Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these 
 --labels. For npy it reads <run>/maps. COCO's category ids are the data set's own class values. The file name of a PNG
 is the image id, with special characters %-encoded. coco, yolo, cvat, label-studio and hugging-face use the source's
 image names, including folders. Files of png, npy and coco do not say which images are for validation: to train another
-network on them, export each split alone. The same command continues an interrupted export. import_masks.py imports corrected
-masks.
+network on them, export each split alone. The same command continues an interrupted export. import_masks.py imports
+corrected masks.
 """
 
 import argparse
