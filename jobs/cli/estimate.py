@@ -65,8 +65,9 @@ def is_begun(run: Run, row: StepRow) -> bool:
 def can_be_timed_here(run: Run, connection: Connection) -> bool:
     """Whether this machine has a GPU if the steps use one."""
     config = run.config
-    sections = (config.classifier, config.maps, config.segmenter, config.predictions)
-    uses_gpu = any(resolved_device(section.device, connection) == "cuda" for section in sections)
+    sections = ("classifier", "maps", "segmenter", "predictions")
+    devices = (resolved_device(getattr(config, name).device, connection, f"{name}.device") for name in sections)
+    uses_gpu = "cuda" in set(devices)
     return torch.cuda.is_available() or not uses_gpu
 
 
@@ -110,8 +111,9 @@ def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) ->
         for unit, number in zip(missing, computed, strict=True)
     ]
     is_here = is_done_here(connection, sum(seconds) if row.name == "seeds" else None)
-    section = config.maps if row.name in ("cells", "refined") else getattr(config, row.section)
-    device = resolved_device(getattr(section, "device", "cpu"), connection)
+    section = row.device_key.partition(".")[0]
+    asked = getattr(config, section).device if section else "cpu"
+    device = resolved_device(asked, connection, row.device_key)
     num_workers = 1 if is_here else actor_pool(config.cluster, connection, device).max_actors
     slowest = max(sum(seconds[worker::num_workers]) for worker in range(num_workers))
     num_computed = sum(computed)
