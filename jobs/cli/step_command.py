@@ -58,6 +58,10 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
             f"shard without --restart {name}."
         )
 
+    from jobs.run.split_names import require_known_splits
+
+    require_known_splits(run.config, run.manifest().splits(), [name])
+
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
     from jobs.cli.launch_log import launch_log
     from jobs.run.directory import setting_notes
