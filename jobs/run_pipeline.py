@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="delete the results of steps that were made from results that have changed since, and compute them again",
     )
+    parser.add_argument("--retry-skipped", action="store_true", help="try images again that earlier launches skipped")
     given = parser.parse_args(arguments)
     if given.demo == (given.run is not None):
         raise ValueError("run_pipeline: give --run PATH of a prepared run, or --demo.")
@@ -32,18 +33,20 @@ def main(arguments: list[str]) -> None:
     from jobs.cli.pipeline import run_pipeline  # torch and Ray take seconds to import
     from jobs.preparation.demo import prepare_demo
     from jobs.run.directory import open_run
+    from jobs.run.origin import require_all_steps
     from jobs.steps.compute import connected
 
     run = prepare_demo(given.config, given.set) if given.demo else open_run(given.run, given.config, given.set)
     run.manifest()  # refused before a Ray is started
+    require_all_steps(run, "run_pipeline")
     log = launch_log(run, "run_pipeline", is_dry_run=given.dry_run)
     with log, connected(run.config.cluster) as connection:
         if given.dry_run:
             from jobs.cli.plans import plan_pipeline
 
-            plan_pipeline(run, connection, redo_outdated=given.redo_outdated)
+            plan_pipeline(run, connection, redo_outdated=given.redo_outdated, retry_skipped=given.retry_skipped)
         else:
-            run_pipeline(run, connection, redo_outdated=given.redo_outdated)
+            run_pipeline(run, connection, redo_outdated=given.redo_outdated, retry_skipped=given.retry_skipped)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
         )
     if empty := _empty_folders(folder, paths, depth):
         notes.append(f"no class is made of {words(empty)}, because the folder has no file.")
-    if num_loose := len(images) - len(below):
-        notes.append(f"{num_loose:,} images in {folder} are ignored, because they are not in a class's folder.")
+    if loose := [path for path in images if path.count("/") < depth]:
+        notes.append(f"ignored, because not in a class's folder: {len(loose):,} in {folder} (first: {loose[0]}).")
     return Source(tuple(found), notes=tuple(notes))
 
 

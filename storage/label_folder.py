@@ -98,9 +98,18 @@ def encode_label_png(labels: np.ndarray) -> bytes:
     """Labels (H, W) as a PNG with VOC's colours, or as 16-bit grey if a label exceeds 255.
 
     Args:
-        labels: integers from 0 to 65535.
+        labels: an array of whole numbers from 0 to 65535, with at least one pixel.
+
+    Raises:
+        ValueError: it is something else, such as a map of probabilities.
     """
-    if labels.max(initial=0) > 255:
+    is_array = isinstance(labels, np.ndarray)
+    if not is_array or labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
+        given = f"{labels.dtype} {labels.shape}" if is_array else f"a {type(labels).__name__}"
+        raise ValueError(f"encode_label_png: given {given}, allowed: a numpy array (height, width) of whole numbers.")
+    if (wrong := labels[(labels < 0) | (labels > 65535)]).size:
+        raise ValueError(f"encode_label_png: given the label {wrong[0]}, allowed: whole numbers from 0 to 65535.")
+    if labels.max() > 255:
         image = Image.fromarray(labels.astype(np.uint16))
     else:
         image = Image.fromarray(labels.astype(np.uint8))

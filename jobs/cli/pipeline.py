@@ -23,11 +23,12 @@ from jobs.training.segmenter_job import check_images, require_start_weights
 from jobs.training.training_job import require_workers
 
 
-def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
+def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False, retry_skipped: bool = False) -> None:
     """Runs every step, measures against the masks if there are any, and writes the report.
 
     Args:
         redo_outdated: start every outdated step again; otherwise outdated steps are refused.
+        retry_skipped: try images again that earlier launches skipped. Trained networks stay.
 
     Raises:
         ValueError: the pipeline would stop at a step; the message says why and what to do.
@@ -43,7 +44,8 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         fetch_imagenet_weights(config.backbone, "segmenter.weights")  # a failed download ends it before the training
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
-        launch_step(run, connection, row.name, restart=redo_outdated and row.name in outdated_steps(run))
+        is_to_restart = redo_outdated and row.name in outdated_steps(run)
+        launch_step(run, connection, row.name, restart=is_to_restart, retry_skipped=retry_skipped)
     measured = measurable_splits(run.manifest(), run.config)
     if not measured:
         print("pipeline: no metrics, because none of the images to measure has a mask.")

@@ -57,13 +57,15 @@ def plan_step(
     plan(estimate=estimate)
 
 
-def plan_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False) -> None:
+def plan_pipeline(
+    run: Run, connection: Connection, *, redo_outdated: bool = False, retry_skipped: bool = False
+) -> None:
     """Prints what each step would do. For a step with missing inputs it prints only the amount of work.
 
     If a step was not started yet, the estimates of all steps are kept in the run, so that status can compare them.
 
     Args:
-        redo_outdated: as in `run_pipeline`.
+        redo_outdated, retry_skipped: as in `run_pipeline`.
 
     Raises:
         ValueError: the pipeline would stop at this step.
@@ -82,7 +84,16 @@ def plan_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fal
             print_deletion(run.step(row.name).location)
             continue
         try:
-            launch_step(run, connection, row.name, dry_run=True, restart=row.name in outdated, estimate=own)
+            is_to_restart = row.name in outdated
+            launch_step(
+                run,
+                connection,
+                row.name,
+                dry_run=True,
+                restart=is_to_restart,
+                retry_skipped=retry_skipped,
+                estimate=own,
+            )
         except NotYet:
             print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
             if own:

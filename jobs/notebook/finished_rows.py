@@ -5,6 +5,7 @@ import warnings
 from jobs.notebook.arguments import require_id
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_in_words
+from jobs.run.origin import only_masks
 from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.receipts import Receipt
@@ -21,10 +22,14 @@ def row_of(run: Run, image_id: str) -> int:
     return run.manifest().index_of(image_id)
 
 
+def warn_if_outdated(run: Run, name: str) -> None:
+    """Warns if a step is outdated. The warning names the line that called the caller of this function."""
+    if outdated := outdated_in_words(run, name):
+        warnings.warn(outdated, stacklevel=3)
+
+
 def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
     """The row of an image that a step has finished, and its unit's receipt, also if the unit has grown since.
-
-    It warns if the step is outdated.
 
     Raises:
         TypeError, KeyError: as in `row_of`. ValueError: the step does not compute this image. NotYet: it has not
@@ -32,8 +37,6 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
     """
     row, step, manifest = row_of(run, image_id), run.step(name), run.manifest()
     recorded = step.fingerprint() or {}
-    if outdated := outdated_in_words(run, name):
-        warnings.warn(outdated, stacklevel=3)  # the line that called `stored_labels`
     if BY_NAME[name].is_of_splits:
         split = manifest.rows(row, row + 1)[0].split
         splits = recorded[name]["splits"] if recorded else run.config.predicted_splits
@@ -46,6 +49,6 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
     unit = plan_units(manifest.num_images, unit_size)[row // unit_size]
     receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
     if receipt is None or row >= receipt.stop:
-        command = run.step_command(name)
-        raise NotYet(f"{image_id}: the step {name} is not done for this image yet. Run '{command}' first.")
+        remedy = only_masks(run) or f"Run '{run.step_command(name)}' first."
+        raise NotYet(f"{image_id}: the step {name} is not done for this image yet. {remedy}")
     return row, receipt

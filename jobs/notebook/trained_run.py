@@ -26,6 +26,7 @@ from ficklenet.segmenter import Segmenter
 from jobs.maps.map_maker import MapMaker
 from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
+from jobs.notebook.acting_settings import require_acting
 from jobs.notebook.arguments import (
     require_choice,
     require_classes,
@@ -37,9 +38,10 @@ from jobs.notebook.arguments import (
     require_step,
     usable_device,
 )
-from jobs.notebook.finished_rows import finished_row, row_of
+from jobs.notebook.finished_rows import finished_row, row_of, warn_if_outdated
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
+from jobs.run.origin import only_masks
 from jobs.run.steps import BY_NAME
 from jobs.steps.networks import require_network, require_segmenter
 from storage.errors import NotYet
@@ -86,7 +88,8 @@ class TrainedRun:
 
     @property
     def network(self) -> Segmenter:
-        """The trained segmentation network that `predictions.network` names, on the device."""
+        """The trained segmentation network that `predictions.network` names, on the device; warns if it is outdated."""
+        warn_if_outdated(self.run, self.run.config.predictions.network)
         return self._predictor.model
 
     def entry(self, image_id: str) -> ManifestRow:
@@ -122,7 +125,7 @@ class TrainedRun:
     def path(self, step: str) -> str:
         """The folder or s3:// prefix that holds a step's results now.
 
-        It is `<run>/<step>`, and another folder below it after `--restart STEP`.
+        It is `<run>/<step>`, and another folder below it after `--restart STEP`. It warns if the step is outdated.
 
         Args:
             step: the name of a step, such as "maps", "refined", "seeds" or "predictions".
@@ -132,26 +135,30 @@ class TrainedRun:
         """
         require_step(step, tuple(BY_NAME), "path")
         if self.run.step(step).fingerprint() is None:
-            raise NotYet(f"the step {step} has no results yet. Run '{self.run.step_command(step)}' first.")
+            remedy = only_masks(self.run) or f"Run '{self.run.step_command(step)}' first."
+            raise NotYet(f"the step {step} has no results yet. {remedy}")
+        warn_if_outdated(self.run, step)
         return self.run.step(step).data().uri
 
     def stored_maps(self, image_id: str, step: str = "maps") -> ImageMaps:
-        """The maps that the step "maps" or "refined" stored.
+        """The maps that the step "maps" or "refined" stored; warns if the step is outdated.
 
         Raises:
             KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step.
         """
         require_step(step, MAP_STEPS, "stored_maps")
         row, _ = finished_row(self.run, step, image_id)
+        warn_if_outdated(self.run, step)
         return self.run.maps(step=step).read(row)
 
     def stored_seeds(self, image_id: str) -> np.ndarray:
-        """The seeds (h, w): 0 background, class number + 1, 255 unknown.
+        """The seeds (h, w): 0 background, class number + 1, 255 unknown; warns if they are outdated.
 
         Raises:
             KeyError: there is no such image. NotYet: its seeds are not made yet.
         """
         row, _ = finished_row(self.run, "seeds", image_id)
+        warn_if_outdated(self.run, "seeds")
         return self.run.seeds().read(row)
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
@@ -163,6 +170,7 @@ class TrainedRun:
         """
         require_step(step, LABEL_STEPS, "stored_labels")
         _, receipt = finished_row(self.run, step, image_id)
+        warn_if_outdated(self.run, step)
         for skip in receipt.skipped:
             if skip.image_id == image_id:
                 raise ValueError(f"{image_id}: the step {step} skipped this image ({skip.reason}).")
@@ -231,6 +239,8 @@ class TrainedRun:
     def predict(self, image: np.ndarray, *, refine: bool | None = None) -> np.ndarray:
         """The labels of one image, predicted as in `predict_masks` with the run's settings.
 
+        It warns if the network is outdated.
+
         Args:
             image: uint8 (H, W, 3), RGB.
             refine: whether the CRF refines them; None: the value of `predictions.refine`.
@@ -245,6 +255,7 @@ class TrainedRun:
         require_image(image, "predict")
         require_choice(refine, "predict")
         predictor = self._predictor
+        warn_if_outdated(self.run, self.run.config.predictions.network)
         logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine
         return predictor.job.label(logits, image, use_crf=use_crf)
@@ -268,17 +279,20 @@ def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), dev
 
     Args:
         path: a folder or an s3:// prefix.
-        settings: "section.key=value" texts that change the run's recorded configuration.
+        settings: "section.key=value" texts that change what `localize`, `predict`, `image` and `read` return; see
+            `jobs.notebook.acting_settings`. Stored results do not change.
         device: "cpu", "cuda" or "auto", which is "cuda" if torch finds a GPU.
 
     Raises:
-        ValueError: there is no run, a setting is wrong, or the device cannot be used.
+        ValueError: there is no run, a setting is wrong or has no effect, or the device cannot be used.
     """
     require_settings(settings)
     device = usable_device(device)
     Manifest.forget()  # images may have been added since this process read it
     run = open_run(os.fspath(path), None, settings)
     run.manifest()
+    if settings:
+        require_acting(open_run(run.uri).config, run.config)
     return TrainedRun(run, device)
 
 

@@ -4,12 +4,12 @@ The output is a normal run: it has a manifest, the step `predictions`, a copy of
 which says where the network came from. So the same commands resume, export and show it.
 """
 
-import json
 from collections.abc import Iterator
 
 from cluster.words import plural
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_in_words
+from jobs.run.origin import write_origin
 from jobs.run.training_record import kept_bytes, read_complete
 from jobs.steps.networks import require_network
 from storage.image_paths import id_of_path
@@ -63,8 +63,7 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
         original = run.step(name).data()
         (copy / "model.pt").write_bytes(kept_bytes(original, name)[0])
         (copy / "complete.json").write_bytes((original / "complete.json").read_bytes())
-    origin = {"run": run.uri, "network": name, "sha256": network.sha256, "images": images.uri}
-    (out / "origin.json").write_bytes(json.dumps(origin, indent=1).encode())
+    write_origin(output, run, name, network.sha256, images.uri)
     return output
 
 

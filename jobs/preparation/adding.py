@@ -34,8 +34,11 @@ def add_images(run: Run, source: Source, options: Options) -> None:
     _require_same_values(manifest, source)
     images = new_images(manifest, source.images)
     if not images:
-        print(f"prepare: all images of the source are in {run.uri} already; nothing to add.")
+        others = "images of the source with a class of the run" if options.notes else "images of the source"
+        print(f"prepare: nothing to add: all {others} are in {run.uri} already ({len(source.images):,}).")
+        _print_notes(options.notes)
         return
+    _require_predicted_split(run, manifest, images)
     classes = manifest.class_names, manifest.class_values
     drawings: dict[str, Drawing] = source.drawings
     pictures, files = look_at_images(run, images, *classes, drawings, options)
@@ -50,13 +53,18 @@ def add_images(run: Run, source: Source, options: Options) -> None:
         data = draft.read_bytes()
         describe_manifest(Manifest.open(draft), run.uri, run.config, pictures.unreadable, is_found=False)
     _describe(run, manifest, images)
-    for note in (*options.notes, *pictures.notes, *files.notes):
-        print(f"  note:    {note}")
+    _print_notes([*options.notes, *pictures.notes, *files.notes])
     if options.dry_run:
         describe_writing(files, size(len(data)))
         return
     manifest.location.write_bytes(data)
     Manifest.forget()
+    print(f"  next:    '{run.command('run_pipeline')}'")
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"  note:    {note}")
 
 
 def new_images(manifest: Manifest, images: Sequence[SourceImage]) -> list[SourceImage]:
@@ -106,6 +114,17 @@ def _require_unmoved(manifest: Manifest, run: Run, rows: Sequence[ManifestRow]) 
                     f"--add: {address} lies in a folder of which the run was told that it moved to another place. "
                     "Give the added images another folder."
                 )
+
+
+def _require_predicted_split(run: Run, manifest: Manifest, images: Sequence[SourceImage]) -> None:
+    """Refuses images without a split if those of the run have one: they would get no prediction, and stay so."""
+    if any(image.split for image in images) or not all(row.split for row in manifest.iter_rows()):
+        return
+    predicted = ", ".join(sorted(run.config.predicted_splits))
+    raise ValueError(
+        f"--add: no added image has a split, and masks are predicted for the splits {predicted} of the run. Give the "
+        "--val-fraction of the preparation, or a table with a column 'split'."
+    )
 
 
 def _describe(run: Run, manifest: Manifest, images: Sequence[SourceImage]) -> None:

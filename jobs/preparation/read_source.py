@@ -199,7 +199,13 @@ def _with_chosen(
     found = [replace(image, labels=tuple(name for name in image.labels if name in wanted)) for image in images]
     kept = [new for new, old in zip(found, images, strict=True) if new.labels or not old.labels]
     number = len(images) - len(kept)
-    return kept, [f"{plural(number, 'image')} left out (none of the chosen classes)."] if number else []
+    if not number:
+        return kept, []
+    others = [name for name in label_names(images) if name not in wanted]
+    near = {name: close[0] for name in others if (close := difflib.get_close_matches(name, chosen, n=1))}
+    hint = f" Did you mean {next(iter(near.values()))!r} by {next(iter(near))!r}?" if near else ""
+    named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+    return kept, [f"{plural(number, 'image')} left out (none of the chosen classes; other labels: {named}).{hint}"]
 
 
 def _require_labels(class_names: Sequence[str], found: Sequence[str]) -> None:

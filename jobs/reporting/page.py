@@ -32,7 +32,7 @@ from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.run.trial import one_label_remedy
 from jobs.steps.evaluation_state import evaluate_command
-from jobs.steps.states import RunState, StepState, run_state
+from jobs.steps.states import RunState, StepState, run_state, steps_to_show
 from storage.location import Location
 from storage.manifest import Manifest
 
@@ -136,7 +136,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
             guide=GUIDE,
             one_label_remedy=one_label_remedy(run.config),
             chance=chance,
-            steps=steps,
+            steps=steps_to_show(run, state),
             classifier=state.trainings["classifier"],
             trainings=_trainings(state),
             settings=settings,

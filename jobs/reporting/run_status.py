@@ -8,12 +8,13 @@ import pyarrow.compute as pc
 
 from cluster.words import plural
 from jobs.run.directory import LOGS, Run
+from jobs.run.origin import origin_of
 from jobs.run.steps import STEPS
 from jobs.run.training_record import TrainingRecord
 from jobs.steps.estimates import read_estimates, time_at_work
 from jobs.steps.makers import makers
 from jobs.steps.progress import duration, size
-from jobs.steps.states import StepState, run_state
+from jobs.steps.states import StepState, run_state, steps_to_show
 from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
 from storage.steps import ids_by_reason
@@ -83,6 +84,7 @@ class RunStatus:
     Attributes:
         images, classes: how many the manifest has.
         masks: how many of its images have a mask, also an imported one.
+        origin: the address of the run that made its masks, if it has only masks of new images; else "".
         steps: in order.
         latest_log: the address of the log of the latest launch, '' if there is none.
         seconds: the time at work until now of all steps with an estimate; None if there is no estimate.
@@ -95,6 +97,7 @@ class RunStatus:
     classes: int
     steps: Sequence[StepStatus]
     masks: int = 0
+    origin: str = ""
     latest_log: str = ""
     seconds: float | None = None
     estimated_seconds: float | None = None
@@ -120,12 +123,12 @@ def run_status(run: Run) -> RunStatus:
                 estimated_seconds=kept.steps[name].seconds if name in kept.steps else None,
                 results=results[name].result().uri,
             )
-            for name, step in state.steps.items()
+            for name, step in steps_to_show(run, state).items()
         ]
     logs = run.location / LOGS
     latest = next(((logs / name).uri for name in logs.list_names()[-1:]), "")  # they begin with the time
     masks = sum(pc.sum(table["mask_uri"].is_valid()).as_py() or 0 for table in manifest.iter_tables(["mask_uri"]))
-    status = RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, masks, latest)
+    status = RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, masks, origin_of(run), latest)
     return _with_total(status, kept.other_seconds)
 
 
@@ -193,6 +196,8 @@ def status_lines(status: RunStatus) -> list[str]:
     """The status for people, line by line."""
     masks = f", {plural(status.masks, 'image')} with a mask" if status.masks else ""
     lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}{masks}"]
+    if status.origin:
+        lines.append(f"it has only masks of new images, made with the network of {status.origin}")
     for step in status.steps:
         lines += _step_lines(step)
     if status.seconds is not None:

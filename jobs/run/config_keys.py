@@ -444,6 +444,12 @@ class Config(Section):
         return self.predictions.splits or self.data.val_splits
 
 
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key, such as 'maps.num_samples'."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name) if name else getattr(config, section)
+
+
 def config_keys() -> list[str]:
     """All keys, dotted: 'seed', 'maps.num_samples', ..."""
     keys = []

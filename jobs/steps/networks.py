@@ -6,6 +6,7 @@ from typing import Any
 from ficklenet.classifier import ClassifierSpec, FickleNet, unpack_classifier
 from ficklenet.segmenter import Segmenter, SegmenterSpec, unpack_segmenter
 from jobs.run.directory import Run
+from jobs.run.origin import only_masks
 from jobs.run.training_record import kept_bytes, read_complete
 from storage.errors import NotYet
 
@@ -40,6 +41,8 @@ def require_network(run: Run, name: str, asked_by: str) -> TrainedNetwork:
     complete = read_complete(folder)
     what = "classifier" if name == "classifier" else "segmentation network"
     if complete is None:
+        if sentence := only_masks(run):
+            raise NotYet(f"{asked_by}: {sentence}")
         is_far = name != "classifier" and run.config.segmenter.supervision == "seeds" and not _is_started(run, "seeds")
         command = run.command("run_pipeline") if is_far else run.step_command(name)  # several steps are missing
         raise NotYet(f"{asked_by}: {folder} has no trained {what}. Run '{command}' first.")

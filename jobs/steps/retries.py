@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cluster.words import plural
 from jobs.run.directory import Run
 from jobs.steps.launch import UnitPlan
-from jobs.steps.tally import Tally, is_refused
+from jobs.steps.tally import Tally
 from storage.errors import MISSING, BadImage
 from storage.headers import read_header
 from storage.images import read_many
@@ -27,7 +27,7 @@ def units_to_retry(run: Run, plan: UnitPlan) -> list[Unit]:
     """The units with a receipt that a launch computes again.
 
     With ``--retry-skipped`` these are all units with skipped images. Without it, they are the units with missing
-    images, but only if too many images were skipped and some of the missing images are back.
+    images, if some of the missing images are back.
     """
     if plan.options.retry_skipped:
         return [unit for unit in plan.units if (receipt := plan.receipts.get(unit.index)) and receipt.skipped]
@@ -43,9 +43,6 @@ def forget_skipped(title: str, plan: UnitPlan, units: Sequence[Unit]) -> None:
 
 def _units_with_found(run: Run, plan: UnitPlan) -> list[Unit]:
     """All units with missing files, if one file of a sample is back (a folder was mounted, for example)."""
-    tally = finished_images(plan)
-    if not is_refused(tally.skipped.total(), tally.total, run.config.images.max_skipped_fraction):
-        return []
     missing = {
         unit: skip
         for unit in plan.finished

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps
+from jobs.run.origin import origin_of
 from jobs.run.selection import units_of_step
 from jobs.run.steps import STEPS, TRAININGS, StepRow, pipeline_steps
 from jobs.run.training_record import TrainingRecord, read_training
@@ -82,6 +83,12 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
             case "metrics":
                 steps[row.name] = _metrics_state(row, evaluation_state(run, manifest, trainings))
     return RunState(steps, trainings)
+
+
+def steps_to_show(run: Run, state: RunState) -> dict[str, StepState]:
+    """The steps to tell people about: all, but of a run that has only masks of new images those that were started."""
+    hidden = ("not started", "not possible") if origin_of(run) else ()
+    return {name: step for name, step in state.steps.items() if step.state not in hidden}
 
 
 def _training_state(

@@ -71,7 +71,9 @@ def fetch_imagenet_weights(name: str, key: str) -> Mapping[str, torch.Tensor]:
         reason = getattr(error, "reason", error)
         raise ValueError(
             f"{key}: the pretrained weights of {name} cannot be downloaded ({reason}). Without a network, give the "
-            "path of a state dict (.pt, .safetensors) that was downloaded elsewhere, or 'none'."
+            "path of a state dict (.pt, .safetensors) that was downloaded elsewhere, or prepare another run with "
+            "docs/examples/own_data.toml, whose weights are installed with this project. 'none' starts from random "
+            "weights, which learn little from a few thousand images."
         ) from error
 
 

@@ -163,8 +163,37 @@ def test_an_addition_that_is_repeated_adds_nothing(trained_run, added, capsys):
     add(trained_run, added)
     before = Path(trained_run.uri, "manifest.parquet").read_bytes()
     add(trained_run, added)
-    assert "nothing to add" in capsys.readouterr().out
+    assert "nothing to add: all images of the source are in" in capsys.readouterr().out
     assert Path(trained_run.uri, "manifest.parquet").read_bytes() == before
+
+
+def folder_per_class(drawn_images, place: Path, **labels: int) -> Path:
+    for name, number in labels.items():
+        (place / name).mkdir(parents=True)
+        shutil.copy(drawn_images[number].uri, place / name / f"{name}_{number}.png")
+    return place
+
+
+def test_images_of_other_classes_are_named_and_not_said_to_be_in_the_run(trained_run, drawn_images, tmp_path, capsys):
+    near = DRAWN_CLASS_NAMES[0] + "s"
+    folder = folder_per_class(drawn_images, tmp_path / "more", dogs=0, **{near: 1})
+    prepare_dataset.main(["--run", trained_run.uri, "--folders", str(folder), "--val-fraction", "0.5", "--add"])
+    printed = capsys.readouterr().out
+    assert "nothing to add: all images of the source with a class of the run are in" in printed
+    assert f"2 images left out (none of the chosen classes; other labels: dogs, {near})" in printed
+    assert f"Did you mean {DRAWN_CLASS_NAMES[0]!r} by {near!r}?" in printed
+    assert open_run(trained_run.uri).manifest().num_images == 14
+
+
+def test_images_without_a_split_are_refused_where_all_others_have_one(trained_run, drawn_images, tmp_path, capsys):
+    folder = folder_per_class(drawn_images, tmp_path / "more", **{DRAWN_CLASS_NAMES[0]: 0})
+    add = ["--run", trained_run.uri, "--folders", str(folder), "--add"]
+    with pytest.raises(ValueError, match=r"no added image has a split.* Give the --val-fraction of the preparation"):
+        prepare_dataset.main(add)
+    prepare_dataset.main([*add, "--val-fraction", "0.2"])
+    Manifest.forget()
+    assert open_run(trained_run.uri).manifest().num_images == 15
+    assert f"next:    'python jobs/run_pipeline.py --run {trained_run.uri}'" in capsys.readouterr().out
 
 
 def test_a_dry_run_adds_nothing(trained_run, added, capsys):

@@ -8,13 +8,15 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from jobs import predict_masks
+from jobs import aggregate_seeds, predict_masks, run_pipeline, status, train_ficklenet
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels
+from jobs.notebook.trained_run import open_trained
 from jobs.predictions.new_images import find_images
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.steps.networks import load_segmenter
+from storage.errors import NotYet
 from storage.location import Location
 from storage.units import Unit
 
@@ -228,6 +230,34 @@ def test_new_images_are_not_mixed_from_two_networks(predicted_run, new_images, t
         launch_step(open_run(predicted_run.uri, None, ["segmenter.epochs=1"]), connection, "segmenter", restart=True)
     with pytest.raises(ValueError, match=r"was started with the segmenter \w{8}, but .* has \w{8} now"):
         predict_new(predicted_run, new_images, tmp_path / "out")
+
+
+def test_a_run_of_new_images_says_that_it_has_only_masks(predicted_run, new_images, tmp_path, capsys):
+    predict_new(predicted_run, new_images, tmp_path / "out")
+    place = str(tmp_path / "out")
+    capsys.readouterr()
+    status.main(["--run", place])
+    origin, *steps = capsys.readouterr().out.splitlines()[1:]
+    assert origin == f"it has only masks of new images, made with the network of {predicted_run.uri}"
+    assert [line.partition(":")[0] for line in steps if line[0] != " "] == [
+        *("segmenter", "predictions", "log of the latest launch")
+    ]
+    only_masks = f"only masks of new images. For everything else use the run that made them, {predicted_run.uri}."
+    run = open_trained(place)
+    assert run.stored_labels("day0__photo").shape == run.predict(run.image("day0__photo")).shape
+    for read in (
+        lambda: run.localize(run.image("day0__photo"), run.class_names[:1]),
+        lambda: run.stored_maps("day0__photo"),
+        lambda: run.path("maps"),
+    ):
+        with pytest.raises(NotYet, match=f"{only_masks}$"):
+            read()
+    for script in (train_ficklenet, run_pipeline, aggregate_seeds):
+        for flags in ([], ["--dry-run"]):
+            with pytest.raises(
+                ValueError, match=f"^{script.__name__.removeprefix('jobs.')}: {place} has {only_masks}$"
+            ):
+                script.main(["--run", place, *flags])
 
 
 def test_flags_of_new_images_go_together(predicted_run, tmp_path):

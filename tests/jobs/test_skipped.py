@@ -10,6 +10,7 @@ from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import prepare_dataset
 from jobs.cli.launch import launch_step
+from jobs.cli.pipeline import run_pipeline
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
@@ -99,12 +100,30 @@ def test_a_refused_step_refuses_the_steps_that_read_it(run, photos):
     launch(all_tried, "seeds")  # who raises the fraction wants it so
 
 
-def test_only_units_with_skipped_images_are_tried_again(run, photos, capsys):
+def test_a_missing_image_that_is_back_is_tried_again(run, photos, capsys):
     lost = photos / "scene_0005.png"
     data = lost.read_bytes()
     lost.unlink()
     launch(run, "maps")
+    launch(run, "seeds")
+    assert "13 images done, 1 skipped" in capsys.readouterr().out.splitlines()[-1]
+    launch(run, "maps")
+    assert "maps: 0 of 4 units to do" in capsys.readouterr().out
     lost.write_bytes(data)
+    for step in ("maps", "seeds"):
+        launch(run, step)
+        printed = capsys.readouterr().out
+        assert f"{step}: 1 skipped image in 1 unit will be tried again." in printed
+        assert f"{step}: 1 of 4 units to do (4 images)." in printed
+        assert "14 images done, 0 skipped" in printed
+
+
+def test_only_units_with_skipped_images_are_tried_again(run, photos, capsys):
+    damaged = photos / "scene_0005.png"
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:100])
+    launch(run, "maps")
+    damaged.write_bytes(data)
     launch(run, "maps")
     assert "13 images done, 1 skipped" in capsys.readouterr().out.splitlines()[-1]
     launch(run, "maps", retry_skipped=True)
@@ -112,6 +131,22 @@ def test_only_units_with_skipped_images_are_tried_again(run, photos, capsys):
     assert "maps: 1 skipped image in 1 unit will be tried again." in printed
     assert "maps: 1 of 4 units to do (4 images)." in printed
     assert "14 images done, 0 skipped" in printed
+
+
+def test_the_pipeline_tries_repaired_images_again_in_all_steps(trained_run, drawn_images, capsys):
+    image = Path(drawn_images[5].uri)
+    data = image.read_bytes()
+    try:
+        image.write_bytes(data[:100])
+        for step in ("maps", "seeds", "pseudo_labels"):
+            launch(trained_run, step)
+    finally:
+        image.write_bytes(data)
+    with connect("in-process") as connection:
+        run_pipeline(trained_run, connection, retry_skipped=True)
+    assert capsys.readouterr().out.count("1 skipped image in 1 unit will be tried again") == 3
+    for step in ("maps", "seeds", "pseudo_labels", "predictions"):
+        assert not any(receipt.skipped for receipt in trained_run.step(step).receipts().values())
 
 
 def lines(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,10 @@ from ficklenet.geometry import GridGeometry
 from jobs import prepare_dataset, status
 from jobs.cli.launch import launch_step
 from jobs.notebook import trained_run
+from jobs.notebook.acting_settings import ACTING
 from jobs.notebook.trained_run import open_trained
+from jobs.run.config_keys import config_keys
+from jobs.run.directory import open_run
 from storage.errors import BadImage, NotYet
 from storage.receipts import Skipped
 
@@ -202,6 +206,61 @@ def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_fo
         run.path("predictions")
     with pytest.raises(ValueError, match="path: given the step 'masks', allowed: 'classifier', 'maps'"):
         run.path("masks")
+
+
+def test_every_reader_of_outdated_results_or_networks_warns(predicted_run, tmp_path):
+    with connect("in-process") as connection:
+        launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
+    run = open_trained(predicted_run.uri)
+    image = run.image("scene_0012")
+    for read, step in (
+        (lambda: run.predict(image), "segmenter"),
+        (lambda: run.network, "segmenter"),
+        (lambda: run.path("segmenter"), "segmenter"),
+        (lambda: run.path("predictions"), "predictions"),
+        (lambda: run.stored_labels("scene_0012"), "predictions"),
+    ):
+        with pytest.warns(UserWarning, match=f"^the step {step} of .* is outdated") as warned:
+            read()
+        assert [warning.filename for warning in warned] == [__file__]  # it names the line of the caller
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.stored_seeds("scene_0012"), run.path("seeds"), run.stored_maps("scene_0012")
+        run.localize(image, run.class_names[:1])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("seeds.theta=0.9", "maps.max_classes=2", "predictions.splits=train", "images.input_size=73", "unit_size=5"),
+        *("classifier.kernel_size=7", "segmenter.weights=random", "classifier.drop_rate=0.5", "cluster.cpus=1"),
+    ],
+)
+def test_settings_without_effect_are_refused(setting, segmented_run_folder):
+    key = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^settings: {key} has no effect here.*Allowed: seed, images\.max_pixels, "):
+        open_trained(segmented_run_folder, [setting])
+
+
+def test_settings_as_the_run_has_them_are_accepted_and_a_device_is_an_argument(segmented_run_folder):
+    assert (
+        open_trained(segmented_run_folder, ["maps.num_samples=3", "seeds.theta=0.35"]).run.config.maps.num_samples == 3
+    )
+    with pytest.raises(ValueError, match=r"maps\.device has no effect here. Give open_trained\(path, device='cpu'\)"):
+        open_trained(segmented_run_folder, ["maps.device=cpu"])
+
+
+@pytest.mark.parametrize("setting", ["seed=7", "maps.num_samples=3", "maps.drop_rate=0.1", "maps.percentile=20"])
+def test_settings_of_maps_act_on_localize(setting, finished_maps_run):
+    def maximum(*settings: str) -> np.ndarray:
+        run = open_trained(finished_maps_run.uri, settings)
+        return run.localize(run.image("scene_0000"), run.class_names[:1], "scene_0000").max
+
+    assert not np.array_equal(maximum(), maximum(setting))
+
+
+def test_the_allowed_settings_are_keys():
+    assert set(ACTING) <= set(config_keys())
 
 
 def test_other_settings_and_unknown_classes(predicted_run):

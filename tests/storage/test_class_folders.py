@@ -43,8 +43,8 @@ def test_other_files_are_passed_over_and_counted(location: Location) -> None:
     put(location, "cats/0.jpg", "cats/Thumbs.db", "cats/.hidden.jpg", "readme.txt", "loose.jpg")
     found = read_class_folders(location)
     assert [image.image_id for image in found.images] == ["cats__0"]
-    assert "2 of 4 files" in found.notes[0] and found.notes[1].startswith("1 images")
-    assert "suffix" in found.notes[0] and "are not in a class's folder" in found.notes[1]
+    assert "suffix" in found.notes[0] and "2 of 4 files" in found.notes[0]
+    assert found.notes[1] == f"ignored, because not in a class's folder: 1 in {location} (first: loose.jpg)."
 
 
 def test_a_folder_without_class_folders_is_refused_with_the_way_out(location: Location) -> None:

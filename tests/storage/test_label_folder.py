@@ -128,3 +128,20 @@ def test_the_palette_is_vocs() -> None:
 def test_a_checksum_is_the_beginning_of_sha_256_and_the_size() -> None:
     assert checksum(b"abc") == "ba7816bf8f01cfea:3"  # FIPS 180-2, appendix B.1
     assert mismatch(b"abc", "ba7816bf8f01cfea:3") == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "given"),
+    [
+        (np.array([[0.2, 0.9]]), r"float64 \(1, 2\)"),
+        (np.array([[np.nan, 1.0]]), r"float64 \(1, 2\)"),
+        ([[0, 1]], "a list"),
+        (np.zeros((2, 3, 3), np.uint8), r"uint8 \(2, 3, 3\)"),
+        (np.zeros((0, 3), np.uint8), r"uint8 \(0, 3\)"),
+        (np.array([[70000, 1]]), "the label 70000"),
+        (np.array([[1, -1]]), "the label -1"),
+    ],
+)
+def test_what_is_no_label_image_is_not_encoded(labels, given):
+    with pytest.raises(ValueError, match=f"^encode_label_png: given {given}, allowed: .*whole numbers"):
+        encode_label_png(labels)
