@@ -54,7 +54,8 @@ def print_unit_step(
         print(f"  on:      {plural(num_workers, 'worker')} ({device}), {where}")
         print(f"  time:    {_time(plan, cost, left, num_workers)}")
         print(f"  storage: {_storage(plan, cost, left)}")
-    print(f"  {NOTHING}")
+    if not plan.options.is_part:
+        print(f"  {NOTHING}")
 
 
 def describe_connection(config: ClusterConfig, connection: Connection, *, is_here: bool = False) -> str:

@@ -235,4 +235,5 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     if epochs_left:
         print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection, is_here=is_here)}")
         print(f"  time:    {seconds}\n  storage: the model, and a checkpoint about three times its size, in {folder}")
-    print(f"  {NOTHING}")
+    if not options.is_part:
+        print(f"  {NOTHING}")
