@@ -90,7 +90,7 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
     """Enters the masks in the run's manifest. Nothing else in it changes, so maps and seeds do not become outdated.
 
     Returns:
-        The training splits of the images.
+        The splits of the images.
     """
     manifest, below = run.manifest(), f"{run.location.uri}/"
     rows = list(manifest.iter_written_rows())
@@ -104,13 +104,13 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
         manifest.moves,
         additions=manifest.additions,
     )
-    data = run.config.data
-    found = sorted({rows[row].split for row in places} - {*data.val_splits})
-    splits = [split for split in found if not data.train_splits or split in data.train_splits]
-    others = sum(1 for number, row in enumerate(rows) if row.split in splits and row.mask_uri and number not in places)
+    Manifest.forget()
+    splits = sorted({rows[row].split for row in places})
+    strong = [split for split in splits if run.config.data.role_of(split) == "train"]
+    others = sum(1 for number, row in enumerate(rows) if row.split in strong and row.mask_uri and number not in places)
     if others:
         print(
-            f"import: {plural(others, 'other image')} of {', '.join(splits)} with masks: these masks are also used if "
+            f"import: {plural(others, 'other image')} of {', '.join(strong)} with masks: these masks are also used if "
             "this split is strong. For a split with only the corrected images, give --table."
         )
     return splits

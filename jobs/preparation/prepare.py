@@ -15,6 +15,7 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
 from jobs.run.selection import measurable_splits
 from jobs.steps.dry_run import NOTHING
+from jobs.steps.evaluation_state import evaluate_command
 from jobs.steps.progress import size
 from storage.drawings import Drawing
 from storage.location import Location
@@ -67,7 +68,7 @@ def prepare(
 
     Raises:
         ValueError: there are no images or classes, none can be used, or steps were started on another manifest, or
-            the --config has other settings than steps were started with.
+            the --config has other settings than steps were started with, or a key names a split that no image has.
     """
     class_names, images = tuple(class_names), list(images)
     class_values = tuple(class_values or range(1, len(class_names) + 1))
@@ -142,8 +143,9 @@ def look_at_images(
 
 def next_step(run: Run) -> str:
     """The next command for a prepared run."""
-    if run.step("predictions").fingerprint() and measurable_splits(run.manifest(), run.config):
-        return f"'{run.step_command('evaluation')}' measures the finished steps with the masks"
+    measured = measurable_splits(run.manifest(), run.config)
+    if measured and run.step("predictions").fingerprint():
+        return f"'{evaluate_command(run, measured[-1])}' measures the finished steps with the masks"
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 
@@ -185,7 +187,9 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
 
 def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:
     earlier = _splits(existing) if existing else []
-    return replace(run, config=with_roles(run.config, _splits(manifest), earlier))
+    usable, every = _splits(manifest), manifest.splits()
+    unusable = [split for split in every if split not in usable]
+    return replace(run, config=with_roles(run.config, usable, earlier, unusable))
 
 
 def _splits(manifest: Manifest) -> list[str]:
