@@ -55,11 +55,12 @@ def main(arguments: list[str]) -> None:
             f"  next:    'python jobs/prepare_dataset.py --run NEW_RUN {flags} --set segmenter.strong_splits={SPLIT}'"
         )
         return
-    splits = ",".join(put_into_run(run, places))
-    strong = ("--set", f"segmenter.strong_splits={splits}", "--restart", "segmenter")
-    seeds = [] if run.step("seeds").fingerprint() else [run.step_command("seeds")]  # for images without a mask
-    commands = [*seeds, run.command("train_segmentation", *strong), run.step_command("predictions")]
-    print("  next:    " + ", then ".join(f"'{command}'" for command in commands))
+    splits = [split for split in put_into_run(run, places) if split not in run.config.data.val_splits]
+    if splits:  # masks of validation images are not used for training
+        strong = ("--set", f"segmenter.strong_splits={','.join(splits)}", "--restart", "segmenter")
+        seeds = [] if run.step("seeds").fingerprint() else [run.step_command("seeds")]  # for images without a mask
+        commands = [*seeds, run.command("train_segmentation", *strong), run.step_command("predictions")]
+        print("  next:    " + ", then ".join(f"'{command}'" for command in commands))
     print(f"  measure: '{run.step_command('evaluation')}' compares the run's labels with the masks")
 
 

@@ -97,6 +97,12 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     assert "  next:    'python jobs/aggregate_seeds.py" in capsys.readouterr().out
 
 
+def test_masks_of_validation_images_are_for_measuring_only(painted_run, tmp_path, capsys):
+    bring_back(painted_run, export(painted_run, tmp_path / "out", "--format", "png"))
+    printed = capsys.readouterr().out
+    assert "strong_splits" not in printed and "  measure: 'python jobs/evaluate.py" in printed
+
+
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
     from jobs import prepare_dataset
 
@@ -140,6 +146,13 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.full((120, 160), 77)))
     with pytest.raises(ValueError, match=r"value 77 is not a class\. Masks must have the data set's values"):
         bring_back(painted_run, tmp_path / "pngs")
+    earlier = Path(painted_run.uri, "manifest.parquet").read_bytes()
+    (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.ones((40, 160), np.uint8)))
+    with pytest.raises(
+        ValueError, match=r"'scene_0012.png' has 160 x 40 pixels, but the run's image has 160 x 120\. C"
+    ):
+        bring_back(painted_run, tmp_path / "pngs")
+    assert Path(painted_run.uri, "manifest.parquet").read_bytes() == earlier
 
 
 def test_an_image_without_objects_is_left_out_unless_it_is_said_to_be_background(painted_run, tmp_path, capsys):
