@@ -117,7 +117,18 @@ def read_mask(
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
     """
-    return translation_table(class_values)[_decode(whole_file(uri, max_bytes), max_pixels, max_scans, _mask_values)]
+    return decode_mask(whole_file(uri, max_bytes), class_values, max_pixels, max_scans=max_scans)
+
+
+def decode_mask(
+    data: bytes, class_values: Sequence[int], max_pixels: int = MAX_PIXELS, *, max_scans: int = MAX_SCANS
+) -> np.ndarray:
+    """A mask's file as an (H, W) label map, as `read_mask` gives it.
+
+    Raises:
+        BadImage: this file cannot be used.
+    """
+    return translation_table(class_values)[_decode(data, max_pixels, max_scans, _mask_values)]
 
 
 def read_saliency(

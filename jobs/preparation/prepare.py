@@ -67,7 +67,7 @@ def prepare(
 
     Raises:
         ValueError: there are no images or classes, none can be used, or steps were started on another manifest, or
-            the --config has other settings than steps were started with.
+            the --config has other settings than steps were started with, or a key names a split that no image has.
     """
     class_names, images = tuple(class_names), list(images)
     class_values = tuple(class_values or range(1, len(class_names) + 1))
@@ -185,7 +185,9 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
 
 def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:
     earlier = _splits(existing) if existing else []
-    return replace(run, config=with_roles(run.config, _splits(manifest), earlier))
+    usable, every = _splits(manifest), manifest.splits()
+    unusable = [split for split in every if split not in usable]
+    return replace(run, config=with_roles(run.config, usable, earlier, unusable))
 
 
 def _splits(manifest: Manifest) -> list[str]:

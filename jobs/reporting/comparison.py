@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.evaluation.metrics import trained_in_words
 from jobs.run.directory import Run
 from jobs.steps.evaluation_state import read_metrics
 
@@ -48,7 +49,9 @@ def metrics_side_by_side(runs: Sequence[Run]) -> list[list[str]]:
 
 def _identity(record: Mapping[str, Any]) -> str:
     part = "" if record["part"] == "all" else f", {record['part']} part"
-    return f"{record['labels']}, {'+'.join(record['splits']) or 'no split'}{part}, {record['resolution']} resolution"
+    mark = trained_in_words(record["splits"], record.get("trained_on", ()))
+    labels = f"{record['labels']} ({mark})" if mark else record["labels"]
+    return f"{labels}, {'+'.join(record['splits']) or 'no split'}{part}, {record['resolution']} resolution"
 
 
 def _figure(record: Mapping[str, Any] | None, name: str) -> str:

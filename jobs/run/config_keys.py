@@ -88,6 +88,12 @@ class DataConfig(Section):
         "predictions.splits is set",
     )
 
+    def role_of(self, split: str) -> Literal["train", "val", "test"]:
+        """What the images of a split are for; "test" if neither for training nor for validation."""
+        if split in self.train_splits or (not self.train_splits and split not in self.val_splits):
+            return "train"
+        return "val" if split in self.val_splits else "test"
+
 
 class ImagesConfig(Section):
     """How images are read, and which images are skipped."""
