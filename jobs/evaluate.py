@@ -9,6 +9,11 @@ At map resolution the seeds are compared with baselines. Two need no classifier:
 are best on the tune part of the training images. If seeds are not better than the baselines, their figures show
 coverage, not localisation. "of several" is the mIoU of the images whose mask has several classes.
 
+Masks that the network was trained on (segmenter.strong_splits, segmenter.supervision=masks) do not measure it. So the
+default is images whose masks it has not seen: other training splits, or else the validation splits. If images of its
+training are measured with --split, the network's figures have the mark "trained on these masks", and the report does
+not judge by them.
+
 At map resolution the true label of a cell is the mask's value at the position of the cell. At image resolution seeds
 are enlarged by nearest neighbour, and densified seeds are made from enlarged maps. Pixels with the true label 255 are
 ignored. A pixel without a label counts as a miss. So all pixels of an image that an earlier step skipped are misses,
@@ -29,7 +34,13 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str]) -> None:
     parser = job_parser("evaluate", f"{__doc__}\n{EXAMPLES}")
-    parser.add_argument("--split", action="append", default=[], metavar="NAME", help="default: the training splits")
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="default: the training splits, or others if the network was trained on their masks",
+    )
     parser.add_argument(
         "--part",
         choices=("tune", "report", "all"),

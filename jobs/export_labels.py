@@ -1,9 +1,9 @@
 """Exports labels or maps in other tools' formats, at the size of each image.
 
-  png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
+  png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = unknown
   npy           IRN's <id>.npy: keys (0-based source classes), cam (stride 4) and high_res, of the maximum maps
   coco          annotations.json: one annotation per connected component, with box, area and mask; also for FiftyOne
-  yolo          labels/<image>.txt: polygons, or boxes, and data.yaml
+  yolo          labels/<image>.txt: polygons, or boxes; data.yaml with train.txt and val.txt by the run's splits
   cvat          annotations.xml, "CVAT for images 1.1"
   label-studio  tasks.json and label_config.xml
   cityscapes    gtFine/<split>/all/<id>_gtFine_labelIds.png and _color.png
@@ -12,8 +12,9 @@
 Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these that is finished, or the step in
 --labels. For npy it reads <run>/maps. COCO's category ids are the data set's own class values. The file name of a PNG
 is the image id, with special characters %-encoded. coco, yolo, cvat, label-studio and hugging-face use the source's
-image names, including folders. The same command continues an interrupted export. import_masks.py imports corrected
-masks.
+image names, including folders. Files of png, npy and coco do not say which images are for validation: to train another
+network on them, export each split alone. The same command continues an interrupted export. import_masks.py imports
+corrected masks.
 """
 
 import argparse

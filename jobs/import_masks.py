@@ -3,9 +3,12 @@
 Reads what export_labels writes and labelling tools export: COCO's annotations (.json, also of FiftyOne), Label Studio's
 "JSON" (.json), "CVAT for images 1.1" (.xml), or a folder of YOLO's polygons with their data.yaml, of Hugging Face's
 Parquet files, or of PNGs with the data set's own class values. Writes <run>/corrected/<hash>/<id>.png and enters these
-masks in the run's manifest. Maps and seeds do not become outdated, and the segmentation network can be trained again
-with the new masks. With --table the run does not change. Instead a table for a new run is written, in which the
-corrected images are the split `corrected`.
+masks in the run's manifest. Masks that equal the run's own are left out, because tools also export images that nobody
+opened. A mask in which only small objects are missing (below 1 % of the image's pixels) counts as equal.
+
+Maps and seeds do not become outdated, and the segmentation network can be trained again with the new masks. With
+--table the run does not change. Instead a table for a new run is written, in which the corrected images are the split
+`corrected`.
 """
 
 from jobs.cli.command_line import job_parser, run_main
@@ -25,6 +28,11 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="take images without any object as all background; they are left out otherwise",
     )
+    parser.add_argument(
+        "--keep-unchanged",
+        action="store_true",
+        help="take masks that equal the run's own too, because you looked at every mask; they are left out otherwise",
+    )
     parser.add_argument("--table", metavar="FILE", help="write a table for a new run, and leave this one as it is")
     given = parser.parse_args(arguments)
     from jobs.run.directory import open_run, parse_output  # imports take a second, so --help does without
@@ -33,11 +41,15 @@ def main(arguments: list[str]) -> None:
     run.manifest()  # refused before anything slow is imported
 
     from cluster.words import plural
+    from jobs.exports.after_import import next_commands
     from jobs.exports.bring_back import SPLIT, put_into_run, read_corrections, write_masks, write_table
+    from jobs.exports.unchanged import without_unchanged
     from storage.location import Location
 
     place = Location.parse(given.masks)
     corrections = read_corrections(run, place, empty_is_background=given.empty_is_background)
+    if not given.keep_unchanged:
+        corrections = without_unchanged(run, corrections, place)
     print(f"import: {plural(len(corrections.masks), 'mask')} of {place}")
     if corrections.empty:
         print(
@@ -55,12 +67,9 @@ def main(arguments: list[str]) -> None:
             f"  next:    'python jobs/prepare_dataset.py --run NEW_RUN {flags} --set segmenter.strong_splits={SPLIT}'"
         )
         return
-    splits = ",".join(put_into_run(run, places))
-    strong = ("--set", f"segmenter.strong_splits={splits}", "--restart", "segmenter")
-    seeds = [] if run.step("seeds").fingerprint() else [run.step_command("seeds")]  # for images without a mask
-    commands = [*seeds, run.command("train_segmentation", *strong), run.step_command("predictions")]
-    print("  next:    " + ", then ".join(f"'{command}'" for command in commands))
-    print(f"  measure: '{run.step_command('evaluation')}' compares the run's labels with the masks")
+    splits = put_into_run(run, places)
+    for line in next_commands(run, splits):
+        print(line)
 
 
 if __name__ == "__main__":

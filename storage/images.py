@@ -103,7 +103,7 @@ def read_mask(
     max_bytes: int = MAX_BYTES,
     max_scans: int = MAX_SCANS,
 ) -> np.ndarray:
-    """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1; unlisted values become "ignore".
+    """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1; unlisted values become "unknown".
 
     Grey values stored as colours and 1-bit masks (0 and 1) are read too. JPEGs and real colours are refused.
 
@@ -112,12 +112,23 @@ def read_mask(
         max_pixels, max_bytes, max_scans: as for `read_image`.
 
     Returns:
-        uint8 with 255 = ignore; for more than 254 classes uint16 with 65535 = ignore.
+        uint8 with 255 = unknown; for more than 254 classes uint16 with 65535 = unknown.
 
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
     """
-    return translation_table(class_values)[_decode(whole_file(uri, max_bytes), max_pixels, max_scans, _mask_values)]
+    return decode_mask(whole_file(uri, max_bytes), class_values, max_pixels, max_scans=max_scans)
+
+
+def decode_mask(
+    data: bytes, class_values: Sequence[int], max_pixels: int = MAX_PIXELS, *, max_scans: int = MAX_SCANS
+) -> np.ndarray:
+    """A mask's file as an (H, W) label map, as `read_mask` gives it.
+
+    Raises:
+        BadImage: this file cannot be used.
+    """
+    return translation_table(class_values)[_decode(data, max_pixels, max_scans, _mask_values)]
 
 
 def read_saliency(

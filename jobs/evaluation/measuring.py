@@ -14,10 +14,12 @@ from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.counts import Counts, Resolution
 from jobs.evaluation.metrics import MeasuredLabels, class_table, skipped_in_words, store_metrics, summary_table
 from jobs.evaluation.unit_meter import MAPS_OF, Recipe
+from jobs.evaluation.unseen import trained_masks_warning, unseen_splits
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
 from jobs.run.selection import Part, Selection, resolve_selection
+from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.steps.dry_run import print_other_job
 from jobs.steps.finished import FinishedStep, require_finished
 from jobs.steps.unit_dry_run import describe_connection
@@ -42,7 +44,7 @@ def evaluate_labels(
     """Measures the labels that a run has, prints the metrics and stores them."""
     run = run.reading(*LABEL_STEPS)
     manifest, config = run.manifest(), run.config
-    selection = resolve_selection(manifest, config, splits, part)
+    selection = resolve_selection(manifest, config, splits or unseen_splits(run, part), part)
     selected_units(manifest, selection, config.unit_size)  # without masks, no other step needs to run first
     if part is None and selection.part == "all" and not set(selection.splits) & set(config.data.val_splits):
         print(
@@ -177,6 +179,8 @@ def _measure(
         if each in recipe.resolutions
     ]
     _print(measured, manifest, selection, total)
+    if warning := trained_masks_warning(run, measured):
+        print(f"evaluate: WARNING: {warning}", flush=True)
     store_metrics(run, measured, manifest.class_names)
     print(f"evaluate: metrics are in {run.location / 'evaluation' / 'metrics.json'}")
     return measured
@@ -191,11 +195,12 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
     if recipe.baseline is not None:  # its thresholds are not settings of the run
         settings = run.config.model_dump(mode="json", include={"seeds"})
     settings |= {"maps": maps["maps"]} if maps else {}
-    segmenter = None
+    segmenter, seen = None, set[str]()
     if recipe.source in ("stored predictions", "stored unrefined"):
         predictions = run.step("predictions").fingerprint() or {}
         settings["predictions"] = {k: value for k, value in predictions["predictions"].items() if k != "splits"}
         (segmenter,) = upstream_ids(predictions).values()
+        seen = set(splits_with_trained_masks(run))
     return MeasuredLabels(
         labels=recipe.name,
         splits=selection.splits,
@@ -213,6 +218,7 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
         num_several=total.num_several,
         matrix_several=total.several.get((recipe.name, resolution)),
         chosen=recipe.baseline.in_words if recipe.baseline else "",
+        trained_on=tuple(split for split in selection.splits if split in seen),
     )
 
 

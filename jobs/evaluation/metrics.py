@@ -56,6 +56,7 @@ class MeasuredLabels:
         num_several: the number of measured images with several classes in their mask; `matrix_several` is their matrix,
             None if there are none.
         chosen: the parameters of a baseline, in words.
+        trained_on: those of `splits` on whose masks the network of these predictions was trained.
     """
 
     labels: str
@@ -74,11 +75,13 @@ class MeasuredLabels:
     num_several: int = 0
     matrix_several: ConfusionMatrix | None = None
     chosen: str = ""
+    trained_on: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The kind of labels, with a baseline's parameters."""
-        return f"{self.labels} ({self.chosen})" if self.chosen else self.labels
+        """The kind of labels, with a baseline's parameters, or with the mark that the network has seen the masks."""
+        about = self.chosen or trained_in_words(self.splits, self.trained_on)
+        return f"{self.labels} ({about})" if about else self.labels
 
     @property
     def figures(self) -> dict[str, float]:
@@ -103,6 +106,15 @@ def store_metrics(run: Run, measured: Sequence[MeasuredLabels], class_names: Seq
     replaced = [_identity(record) for record in records]
     kept = [record for record in read_metrics(run) if _identity(record) not in replaced]
     place.write_bytes(seal({"metrics": kept + records}, indent=1))
+
+
+def trained_in_words(splits: Sequence[str], trained_on: Sequence[str]) -> str:
+    """The mark beside a network's figures on masks that it was trained on; "" if it has seen none of them."""
+    if not trained_on:
+        return ""
+    if set(splits) == set(trained_on):
+        return "trained on these masks"
+    return f"trained on masks of {', '.join(trained_on)}"
 
 
 def skipped_in_words(measured: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
@@ -140,7 +152,7 @@ def summary_table(measured: Sequence[MeasuredLabels]) -> str:
 
 def class_table(measured: Sequence[MeasuredLabels], class_names: Sequence[str]) -> str:
     """IoU per class: one line per class, one column per kind of labels."""
-    rows = [["IoU", *(each.labels for each in measured)]]
+    rows = [["IoU", *(each.name for each in measured)]]
     columns = [label_metrics(each.matrix).iou for each in measured]
     for name, *values in zip(["background", *class_names], *columns, strict=True):
         rows.append([name, *map(_text, values)])

@@ -104,6 +104,7 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
         manifest.moves,
         additions=manifest.additions,
     )
+    Manifest.forget()
     splits = sorted({rows[row].split for row in places})
     others = sum(1 for row in rows if row.split in splits and row.mask_uri) - len(places)
     if others:

@@ -124,14 +124,16 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
     names = ImageNames.of(manifest)
     stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names, request.min_object_pixels)
-    left_out = _left_out(stages, manifest)
+    left_out, mixed = _left_out(stages, manifest), _mixed_splits(stages, manifest)
     seen = SeenImages(labels, request.min_object_pixels)
 
     def finish(plan: UnitPlan) -> None:
-        finish_export(stages, manifest, source.units, plan.start_id)
+        about = finish_export(stages, manifest, source.units, plan.start_id)
         others = "; --labels chooses others" if FORMATS[format].has_labels else ""
         print(f"export: {format} files of the {labels} are in {out}{others}")
         seen.describe()
+        for note in filter(None, (about, mixed)):
+            print(f"export: {note}")
         if is_trial(run.config):
             print(
                 "export: do not use these masks: this run is a trial. For real masks, prepare another run with "
@@ -156,6 +158,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             "splits": list(request.splits),
             "names": names.fingerprint(manifest),
             **({"keys": "source classes"} if format == "npy" else {}),
+            **({"roles": {split: run.config.data.role_of(split) for split in known}} if format == "yolo" else {}),
             **({"min_object_pixels": min_pixels} if min_pixels else {}),
             UPSTREAM: {labels: step_id(run, labels)},
         },
@@ -241,6 +244,17 @@ def _left_out(stages: ExportStages, manifest: Manifest) -> str:
     if missing == sum(asked.values()):
         raise ValueError(f"export_labels: {reason}")
     return reason
+
+
+def _mixed_splits(stages: ExportStages, manifest: Manifest) -> str:
+    """A note if the files do not tell training and validation images apart; else ""."""
+    exported = [split for split in manifest.splits() if split and stages.includes(split)]
+    if not FORMATS[stages.format].mixes_splits or {"train", "val"} - set(map(stages.run.config.data.role_of, exported)):
+        return ""
+    return (
+        f"the files do not say which images are of {' and which of '.join(sorted(exported))}. To train another network "
+        f"on them, export each split alone, such as --split {sorted(exported)[0]}."
+    )
 
 
 def export_folder(run: Run, request: ExportRequest, out: str | None) -> Location:

@@ -172,6 +172,7 @@ class Exporter:
                 ignored=ignored,
                 classes=self.classes,
                 shapes=self.job.shapes,
+                role=self.run.config.data.role_of(entry.split),
             )
         )
         is_empty = not ((labels > 0) & (labels != ignored)).any()
@@ -195,15 +196,16 @@ def classes_of(manifest: Manifest) -> Classes:
     return Classes(manifest.class_names, manifest.class_values)
 
 
-def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> None:
-    """Writes the files for all images, from the records of the units."""
+def finish_export(job: ExportStages, manifest: Manifest, units: Sequence[Unit], start_id: str) -> str:
+    """Writes the files for all images, from the records of the units; a sentence about them, "" if there is none."""
 
     def records() -> Iterator[Any]:
         for unit in units:
             yield from json.loads(job.part_location(unit, start_id).read_bytes())
 
-    if FORMATS[job.format].has_labels:
-        job.module.finish(WholeExport(job.out, classes_of(manifest), job.shapes, records))
+    if not FORMATS[job.format].has_labels:
+        return ""
+    return job.module.finish(WholeExport(job.out, classes_of(manifest), job.shapes, records)) or ""
 
 
 def image_size_of(entry: ManifestRow) -> tuple[int, int]:

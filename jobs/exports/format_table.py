@@ -12,6 +12,7 @@ class FormatRow:
         shapes: the values of `--shapes`, the default first; empty if the format has no choice.
         has_labels: whether it has labels; npy has maps.
         has_unit_files: whether it has files of whole units, which its function `export_unit` makes from the records.
+        mixes_splits: whether trainings read its files, and these do not say which images are for validation.
         largest_value: the largest class value, if the format stores the data set's class values; 0: no limit.
     """
 
@@ -19,13 +20,14 @@ class FormatRow:
     shapes: tuple[str, ...] = ()
     has_labels: bool = True
     has_unit_files: bool = False
+    mixes_splits: bool = False
     largest_value: int = 0
 
 
 FORMATS = {
-    "png": FormatRow("png", largest_value=254),
-    "npy": FormatRow("npy", has_labels=False),
-    "coco": FormatRow("coco", ("masks", "polygons")),
+    "png": FormatRow("png", mixes_splits=True, largest_value=254),
+    "npy": FormatRow("npy", has_labels=False, mixes_splits=True),
+    "coco": FormatRow("coco", ("masks", "polygons"), mixes_splits=True),
     "yolo": FormatRow("yolo", ("polygons", "boxes")),
     "cvat": FormatRow("cvat", ("masks", "polygons")),
     "label-studio": FormatRow("label_studio", ("masks", "polygons")),

@@ -27,6 +27,7 @@ class LabelledImage:
         file_name: its path in the folder of images, as in the source.
         uri: where the picture is.
         split: its part of the data set; "" for none.
+        role: what the run uses this part for: "train", "val" or "test".
         labels: (H, W) at image size: 0 background, class number + 1, `ignored` for unknown pixels.
         shapes: how objects are written, as in `--shapes`; "" if the format has no choice.
     """
@@ -40,6 +41,7 @@ class LabelledImage:
     ignored: int
     classes: Classes
     shapes: str
+    role: str = "train"
 
     @property
     def height(self) -> int:

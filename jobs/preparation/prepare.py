@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from cluster.words import plural
+from jobs.preparation.differences import SAME_FLAGS, classes_differ, rows_differ
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
@@ -12,6 +13,7 @@ from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, 
 from jobs.preparation.split_roles import with_roles
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
+from jobs.run.selection import measurable_splits
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.progress import size
 from storage.drawings import Drawing
@@ -140,6 +142,8 @@ def look_at_images(
 
 def next_step(run: Run) -> str:
     """The next command for a prepared run."""
+    if run.step("predictions").fingerprint() and measurable_splits(run.manifest(), run.config):
+        return f"'{run.step_command('evaluation')}' measures the finished steps with the masks"
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 
@@ -165,11 +169,16 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
         return {}
     classes = existing.class_names, existing.class_values
     is_same = classes == (manifest.class_names, manifest.class_values)
-    moves = find_moves(list(existing.iter_written_rows()), files.rows) if is_same else None
+    earlier = list(existing.iter_written_rows())
+    moves = find_moves(earlier, files.rows) if is_same else None
     if not moves:
+        difference = classes_differ(existing.class_names, manifest.class_names) or rows_differ(
+            earlier, list(manifest.iter_written_rows()), manifest.class_names, LATER
+        )
         raise ValueError(
             f"{existing.location}: cannot change any more, because steps were started with it, and the new list "
-            "differs in more than the masks and the images' folder. Use another --run."
+            f"differs in more than the masks and the images' folder: {difference}. {SAME_FLAGS}, or use another --run. "
+            "To add images, give --add."
         )
     return moves
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.evaluation.metrics import trained_in_words
 from jobs.run.directory import Run
 from jobs.steps.evaluation_state import read_metrics
 
@@ -20,8 +21,11 @@ def short_names(runs: Sequence[Run]) -> list[str]:
 
 
 def different_settings(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of the keys with different values: the key, then each run's value."""
-    flat = [_flat(run.config.model_dump(mode="json")) for run in runs]
+    """Rows of the keys with different values: the key, then each run's value.
+
+    The section `cluster` is left out, because it changes no result.
+    """
+    flat = [_flat(run.config.model_dump(mode="json", exclude={"cluster"})) for run in runs]
     keys = [key for key in flat[0] if len({str(each[key]) for each in flat}) > 1]
     return [[key, *(_text(each[key]) for each in flat)] for key in keys]
 
@@ -45,7 +49,9 @@ def metrics_side_by_side(runs: Sequence[Run]) -> list[list[str]]:
 
 def _identity(record: Mapping[str, Any]) -> str:
     part = "" if record["part"] == "all" else f", {record['part']} part"
-    return f"{record['labels']}, {'+'.join(record['splits']) or 'no split'}{part}, {record['resolution']} resolution"
+    mark = trained_in_words(record["splits"], record.get("trained_on", ()))
+    labels = f"{record['labels']} ({mark})" if mark else record["labels"]
+    return f"{labels}, {'+'.join(record['splits']) or 'no split'}{part}, {record['resolution']} resolution"
 
 
 def _figure(record: Mapping[str, Any] | None, name: str) -> str:
@@ -60,4 +66,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "unset"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -26,7 +26,15 @@ from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, trust_of, wri
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
 from jobs.reporting.templates import PARTS, environment, style
 from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_scale
-from jobs.reporting.verdict import GUIDE, Figures, Verdict, best_measured, chance_of, judge
+from jobs.reporting.verdict import (
+    GUIDE,
+    Figures,
+    Verdict,
+    best_measured,
+    chance_of,
+    is_on_trained_masks,
+    judge,
+)
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME
@@ -116,6 +124,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
         unrecognised=trust.unrecognised if trust else None,
         one_label=one_label,
         measured=best_measured(measured),
+        is_on_trained_masks=is_on_trained_masks(measured),
         has_masks=any(steps[name].receipts for name in ("seeds", "pseudo_labels", "predictions")),
         has_pseudo_labels=steps["pseudo_labels"].state == "done",
     )

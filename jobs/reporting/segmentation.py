@@ -98,7 +98,10 @@ class Worst:
 
 
 def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
-    """One comparison for each selection of images with measured predictions, at image resolution if possible."""
+    """One comparison for each selection of images with measured predictions, at image resolution if possible.
+
+    Those on masks that the network was trained on come last.
+    """
     found: dict[tuple[tuple[str, ...], str], Comparison] = {}
     for each in sorted(measured, key=lambda group: group.resolution != "image"):
         by_name: dict[str, tuple[dict[str, Any], str]] = {}
@@ -106,7 +109,7 @@ def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
             by_name.setdefault(record["labels"], (dict(record), note))  # metrics with the current settings come first
         if NETWORK in by_name:
             found.setdefault((each.splits, each.part), _comparison(each, by_name))
-    return list(found.values())
+    return sorted(found.values(), key=lambda each: bool(each.metrics[0].get("trained_on")))
 
 
 def _comparison(measured: Measured, by_name: dict[str, tuple[dict[str, Any], str]]) -> Comparison:

@@ -1,5 +1,6 @@
 """The templates of web pages: how they are filled, and the style sheet that they share."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jobs.evaluation.metrics import trained_in_words
 from jobs.reporting.thumbnails import colour_of
 from jobs.steps.progress import duration
 
@@ -38,6 +40,7 @@ def environment() -> jinja2.Environment:
         "number": _number,
         "setting": _setting,
         "signed": _signed,
+        "trained_mark": _trained_mark,
     }
     return environment
 
@@ -49,6 +52,12 @@ def _number(value: float | None, digits: int = 3) -> str:
 def _signed(value: float) -> str:
     """A value with its sign, which decides: a small one has as many digits as it needs."""
     return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.1g}"
+
+
+def _trained_mark(record: Mapping[str, Any]) -> Markup:
+    """The mark of metrics on masks that the network was trained on, before which stands a space; else ''."""
+    words = trained_in_words(record["splits"], record.get("trained_on", ()))
+    return Markup(' <span class="flag">{}</span>').format(words) if words else Markup("")
 
 
 def _setting(value: Any) -> str:

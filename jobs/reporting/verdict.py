@@ -33,6 +33,7 @@ class Figures:
         unrecognised: the share of images with a label that the classifier does not recognise; None without maps.
         one_label: the only label in all predictions; "" if there are several, or no predictions.
         measured: the labels, mIoU and number of images of the best masks that were measured; None if there are none.
+        is_on_trained_masks: whether the network was measured on masks that it was trained on.
         has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
     """
@@ -42,6 +43,7 @@ class Figures:
     unrecognised: float | None = None
     one_label: str = ""
     measured: tuple[str, float, int] | None = None
+    is_on_trained_masks: bool = False
     has_masks: bool = False
     has_pseudo_labels: bool = False
 
@@ -122,13 +124,28 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 
 
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
+    correct = f"correct the masks of about {FEW_MASKS} images and measure (docs/tutorial-cvat.md)."
+    export = run.command("export_labels", "--format", "cvat")
+    if figures.is_on_trained_masks and not figures.measured:
+        return Verdict(
+            "careful",
+            "Nobody knows yet how good these masks are: the network was measured only on masks that it was trained on.",
+            f"Look at the pictures, then {correct} Take images that the network was not trained on.",
+            export,
+        )
+    if figures.mean_precision is None and figures.unrecognised is None and not figures.measured:
+        return Verdict(
+            "careful",
+            "No figures judge these masks: no classifier looked at these images, and no mask drawn by hand is there.",
+            f"Look at the pictures: an object that is of none of the run's classes gets one of them. Then {correct}",
+            export,
+        )
     few = "only " + plural(figures.measured[2], "image") + " with masks" if figures.measured else "no mask"
     return Verdict(
         "careful",
         f"No figure speaks against these masks, but {few} drawn by hand was there to compare them with.",
-        f"Look at the pictures, then correct the masks of about {FEW_MASKS} images and measure "
-        "(docs/tutorial-cvat.md).",
-        run.command("export_labels", "--format", "cvat"),
+        f"Look at the pictures, then {correct}",
+        export,
     )
 
 
@@ -149,13 +166,19 @@ def chance_of(counts: DataCounts, splits: Sequence[str], num_validated: int | No
 
 
 def best_measured(measured: Sequence[Measured]) -> tuple[str, float, int] | None:
-    """The labels, mIoU and number of images of the best masks, on the largest group of images with current metrics."""
+    """The labels, mIoU and number of images of the best masks, on the largest group of images with current metrics.
+
+    A network's figures on masks that it was trained on do not count.
+    """
     groups: list[tuple[int, list[Mapping[str, Any]]]] = []
     for each in measured:
         current = [
             record
             for record, note in zip(each.metrics, each.notes, strict=True)
-            if not note and record["labels"] in ("predictions", "pseudo-labels") and record["mean_iou"] is not None
+            if not note
+            and record["labels"] in ("predictions", "pseudo-labels")
+            and record["mean_iou"] is not None
+            and not record.get("trained_on")
         ]
         if current and each.resolution == "image" and not each.is_trial:
             groups.append((each.num_images, current))
@@ -164,3 +187,12 @@ def best_measured(measured: Sequence[Measured]) -> tuple[str, float, int] | None
     num_images, records = max(groups, key=lambda group: group[0])
     best = max(records, key=lambda record: record["mean_iou"])
     return best["labels"], best["mean_iou"], num_images
+
+
+def is_on_trained_masks(measured: Sequence[Measured]) -> bool:
+    """Whether current metrics of the network are on masks that it was trained on."""
+    return any(
+        bool(record.get("trained_on")) and not note
+        for each in measured
+        for record, note in zip(each.metrics, each.notes, strict=True)
+    )

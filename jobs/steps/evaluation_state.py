@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits
+from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
 from storage.records import read_json
@@ -77,15 +78,16 @@ def _stale_splits(
     """The first splits with labels that have changed since they were measured.
 
     Seeds have also changed if their settings have. A network's metrics count only if its predictions would be measured
-    again.
+    again, and not on masks that it was trained on.
     """
     seeds = (run.step("seeds").fingerprint() or {}).get("seeds", {})
     seeds = _OLDER_SEEDS | seeds if seeds else {}
     predicted = ((run.step("predictions").fingerprint() or {}).get("predictions") or {}).get("splits", [])
+    measurable = set(predicted) - set(splits_with_trained_masks(run))
     is_current: dict[tuple[Any, ...], bool] = {}
     for record in metrics:
         is_of_network = record.get("segmenter") is not None
-        if is_of_network and not set(record["splits"]) <= set(predicted):
+        if is_of_network and not set(record["splits"]) <= measurable:
             continue
         kind = tuple(record["splits"]), is_of_network
         is_current[kind] = is_current.get(kind, False) or (

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -122,8 +123,29 @@ def test_yolo_has_polygons_by_parts_of_the_image(tmp_path):
         corners = np.array(numbers, float).reshape(-1, 2) * (SIZE[1], SIZE[0])
         found[filled(corners, SIZE)] = int(number) + 1
     np.testing.assert_array_equal(found, without_ignored())
-    yolo.finish(whole(Location(str(tmp_path)), [], "polygons"))
+    yolo.finish(whole(Location(str(tmp_path)), [exported.record], "polygons"))
     assert '  1: "a \\"dog\\" & co"' in (tmp_path / "data.yaml").read_text().splitlines()
+
+
+def test_yolo_s_validation_images_are_not_its_training_images(tmp_path):
+    records = [
+        yolo.export_image(replace(labelled("boxes"), file_name=f"{role}/{number}.jpg", role=role)).record
+        for number, role in enumerate(["train", "val", "train", "test"])
+    ]
+    sentence = yolo.finish(whole(Location(str(tmp_path)), records, "boxes"))
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    lists = {role: (tmp_path / data[role]).read_text().splitlines() for role in ("train", "val", "test")}
+    assert lists == {
+        "train": ["./images/train/0.jpg", "./images/train/2.jpg"],
+        "val": ["./images/val/1.jpg"],
+        "test": ["./images/test/3.jpg"],
+    }
+    assert "path" not in data  # Ultralytics then takes the folder of data.yaml, also on another computer
+    assert "2 images for training, 1 image for validation" in sentence and "WARNING" not in sentence
+    sentence = yolo.finish(whole(Location(str(tmp_path)), records[:1], "boxes"))
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data.keys() == {"train", "names"} and not (tmp_path / "val.txt").exists()
+    assert "WARNING: there is no validation set" in sentence
 
 
 def test_yolo_has_boxes_of_centre_and_size():

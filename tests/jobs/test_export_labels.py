@@ -327,3 +327,27 @@ def test_labels_of_long_class_lists_survive_a_png(tmp_path):
     (tmp_path / "long.png").write_bytes(encode_label_png(labels))
     values = list(range(1, 301))
     np.testing.assert_array_equal(read_mask(str(tmp_path / "long.png"), values), labels)
+
+
+def test_files_that_mix_training_and_validation_images_say_so(painted_run, tmp_path, capsys):
+    for format in ("coco", "png"):
+        export_to(painted_run, format, tmp_path / format, labels="seeds")
+        printed = capsys.readouterr().out
+        assert "the files do not say which images are of train and which of val" in printed
+        assert "such as --split train" in printed
+    for format, splits in (("png", ["val"]), ("yolo", []), ("cityscapes", [])):
+        export_to(painted_run, format, tmp_path / f"{format}-{len(splits)}", labels="seeds", splits=splits)
+        assert "which images are of" not in capsys.readouterr().out
+
+
+def test_yolo_s_lists_follow_the_run_s_splits(painted_run, tmp_path, capsys):
+    export_to(painted_run, "yolo", tmp_path / "yolo", labels="seeds")
+    assert len((tmp_path / "yolo/train.txt").read_text().splitlines()) == 12
+    validation = (tmp_path / "yolo/val.txt").read_text().splitlines()
+    assert validation == ["./images/scene_0012.png", "./images/scene_0013.png"]
+    assert "12 images for training, 2 images for validation" in capsys.readouterr().out
+    export_to(painted_run, "yolo", tmp_path / "one", labels="seeds", splits=["train"])
+    assert "WARNING: there is no validation set" in capsys.readouterr().out
+    other = open_run(painted_run.uri, None, ["data.val_splits=train"])
+    with pytest.raises(ValueError, match="roles"):
+        export_to(other, "yolo", tmp_path / "yolo", labels="seeds")

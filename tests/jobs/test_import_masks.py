@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from jobs import export_labels, import_masks
+from jobs import export_labels, import_masks, train_segmentation
+from jobs.cli.pipeline import require_startable
+from jobs.exports.unchanged import is_unchanged
 from jobs.run.directory import Run, open_run
+from jobs.run.fingerprints import outdated_steps
 from jobs.training.segmenter_job import make_job
 from storage.images import read_mask
 from storage.label_folder import encode_label_png
@@ -27,8 +31,10 @@ def export(run: Run, folder: Path, *flags: str) -> Path:
     return folder
 
 
-def bring_back(run: Run, place: Path, *flags: str) -> None:
-    import_masks.main(["--run", run.uri, "--masks", str(place), *flags])
+def bring_back(run: Run, place: Path, *flags: str, unchanged: bool = True) -> None:
+    """Imports masks, by default also those that nobody corrected."""
+    kept = ["--keep-unchanged"] if unchanged else []
+    import_masks.main(["--run", run.uri, "--masks", str(place), *kept, *flags])
     Manifest.forget()
 
 
@@ -90,11 +96,76 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     assert masks_of(painted_run, "train")["scene_0003"][0, 0] == 2
     printed = capsys.readouterr().out
     assert "import: 12 masks of" in printed and "--set segmenter.strong_splits=train --restart segmenter" in printed
-    assert "predict_masks.py" in printed and "measure: 'python jobs/evaluate.py" in printed
+    assert f"then 'python jobs/run_pipeline.py --run {painted_run.uri} --redo-outdated'" in printed
+    assert f"measure: 'python jobs/evaluate.py --run {painted_run.uri} --split=train' now, before" in printed
     assert "aggregate_seeds" not in printed  # the run has seeds
     shutil.rmtree(Path(painted_run.uri, "seeds"))
     bring_back(painted_run, tmp_path / "out")
     assert "  next:    'python jobs/aggregate_seeds.py" in capsys.readouterr().out
+
+
+def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run, tmp_path, capsys):
+    bring_back(painted_run, export(painted_run, tmp_path / "val", "--format", "png"))
+    printed = capsys.readouterr().out
+    assert "strong_splits" not in printed and "train_segmentation" not in printed
+    assert f"measure: 'python jobs/evaluate.py --run {painted_run.uri} --split=val'. These masks are not" in printed
+    both = ["--format", "png", "--labels", "seeds"]
+    bring_back(painted_run, export(painted_run, tmp_path / "both", *both))
+    printed = capsys.readouterr().out
+    assert "segmenter.strong_splits=train --restart" in printed and "--split=val'. These masks" in printed
+
+
+def test_the_printed_commands_train_and_predict_again(painted_run, tmp_path, capsys):
+    flags = ["--format", "png", "--labels", "seeds", "--split", "train"]
+    bring_back(painted_run, export(painted_run, tmp_path / "out", *flags))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  next: ")]
+    train, pipeline = (shlex.split(command)[2:] for command in re.findall(r"'(.+?)'(?:, then|$)", line))
+    train_segmentation.main(train)
+    assert pipeline == ["--run", painted_run.uri, "--redo-outdated"]
+    run = open_run(painted_run.uri)
+    assert outdated_steps(run) == {"predictions"}
+    require_startable(run, redo_outdated=True)  # as the pipeline does before it starts
+
+
+def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys):
+    folder = export(painted_run, tmp_path / "out", "--format", "png", "--min-object-pixels", "150")
+    with pytest.raises(ValueError, match=r"2 masks, and each equals the run's own mask .* give --keep-unchanged"):
+        bring_back(painted_run, folder, unchanged=False)
+    image = folder / "scene_0013.png"
+    pixels = np.array(Image.open(image))
+    pixels[:5, :5] = 2  # the correction
+    image.write_bytes(encode_label_png(pixels))
+    before = dict(masks_of(painted_run))
+    bring_back(painted_run, folder, unchanged=False)
+    assert "import: 1 of 2 masks left out, because nobody corrected it: equal to" in capsys.readouterr().out
+    after = masks_of(painted_run)
+    np.testing.assert_array_equal(after["scene_0013"], pixels)
+    np.testing.assert_array_equal(after["scene_0012"], before["scene_0012"])
+    bring_back(painted_run, folder)
+    assert (masks_of(painted_run)["scene_0012"] == np.array(Image.open(folder / "scene_0012.png"))).all()
+
+
+def test_what_counts_as_unchanged():
+    own = np.zeros((50, 60), np.uint8)
+    own[5:25, 5:25], own[40:45, 40:45], own[30, 30], own[48] = 1, 2, 2, 255
+    known = np.where(own == 255, 0, own)
+
+    def with_changes(*changes: tuple[slice, slice, int]) -> np.ndarray:
+        mask = known.copy()
+        for rows, columns, value in changes:
+            mask[rows, columns] = value
+        return mask
+
+    speck, small, large = (slice(30, 31),) * 2, (slice(40, 45),) * 2, (slice(5, 25),) * 2
+    assert is_unchanged(own, own, 5) and is_unchanged(known, own, 5)
+    assert is_unchanged(with_changes((*speck, 0)), own, 5)  # --min-object-pixels 2
+    assert is_unchanged(with_changes((*speck, 0), (*small, 0)), own, 5)
+    assert not is_unchanged(with_changes((*small, 0)), own, 5)  # the speck is smaller and still there
+    assert not is_unchanged(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5)
+    assert not is_unchanged(with_changes((*speck, 1)), own, 5)
+    assert not is_unchanged(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5)
+    assert not is_unchanged(known[:40], own, 5)
+    assert not is_unchanged(np.zeros_like(own), np.full_like(own, 255), 5)
 
 
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
@@ -108,8 +179,6 @@ def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_pa
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows if row["split"] == "corrected"] == ["scene_0012", "scene_0013"]
     (flags,) = re.findall(r"--run NEW_RUN (.*)'\n", capsys.readouterr().out)
-    import shlex
-
     prepare_dataset.main(["--run", str(tmp_path / "new"), *shlex.split(flags)])
     new = open_run(str(tmp_path / "new"))
     assert new.config.segmenter.strong_splits == ("corrected",)
@@ -140,6 +209,13 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.full((120, 160), 77)))
     with pytest.raises(ValueError, match=r"value 77 is not a class\. Masks must have the data set's values"):
         bring_back(painted_run, tmp_path / "pngs")
+    earlier = Path(painted_run.uri, "manifest.parquet").read_bytes()
+    (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.ones((40, 160), np.uint8)))
+    with pytest.raises(
+        ValueError, match=r"'scene_0012.png' has 160 x 40 pixels, but the run's image has 160 x 120\. C"
+    ):
+        bring_back(painted_run, tmp_path / "pngs")
+    assert Path(painted_run.uri, "manifest.parquet").read_bytes() == earlier
 
 
 def test_an_image_without_objects_is_left_out_unless_it_is_said_to_be_background(painted_run, tmp_path, capsys):

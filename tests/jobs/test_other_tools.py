@@ -92,7 +92,7 @@ def test_fiftyone_reads_every_pixel_and_what_it_writes_comes_back(painted_run, t
     written = tmp_path / "labels.json"
     dataset.export(dataset_type=kind, labels_path=str(written), label_field="ground_truth", export_media=False)
     dataset.delete()
-    import_masks.main(["--run", painted_run.uri, "--masks", str(written)])
+    import_masks.main(["--run", painted_run.uri, "--masks", str(written), "--keep-unchanged"])
     Manifest.forget()
     manifest = painted_run.manifest()
     for row in manifest.iter_rows():
@@ -124,9 +124,11 @@ def test_fiftyone_reads_grey_label_images(painted_run, tmp_path, fiftyone):
 
 
 def read_by(ultralytics: ModuleType, folder: Path, task: str) -> dict[str, dict[str, Any]]:
-    """Labels by image, as Ultralytics reads them for a training."""
-    data = ultralytics.utils.check_det_dataset(str(folder / "data.yaml"))
-    dataset = ultralytics.YOLODataset(img_path=data["train"], data=data, task=task, augment=False)
+    """Labels by image, as Ultralytics reads them for a training. The painted images are all for validation."""
+    place = folder / "data.yaml"
+    place.write_text(f"train: val.txt\n{place.read_text()}")  # it refuses a file without training images
+    data = ultralytics.utils.check_det_dataset(str(place))
+    dataset = ultralytics.YOLODataset(img_path=data["val"], data=data, task=task, augment=False)
     return {Path(each["im_file"]).stem: each for each in dataset.labels}
 
 
@@ -145,6 +147,20 @@ def test_ultralytics_reads_every_polygon(painted_run, tmp_path, ultralytics):
         np.testing.assert_array_equal(filled, labels)
         shown = (labels > 0) | (drawn > 0)
         assert 0.9 < (labels == drawn)[shown].mean() < 1  # its training also fills the pixels that an outline touches
+
+
+def test_ultralytics_validates_on_other_images_than_it_trains_on(painted_run, tmp_path, ultralytics):
+    folder = tmp_path / "out"
+    export_labels.main(["--run", painted_run.uri, "--out", str(folder), "--format", "yolo", "--labels", "seeds"])
+    (folder / "images").mkdir()
+    rows = list(painted_run.manifest().iter_rows())
+    for row in rows:
+        shutil.copy(row.uri, folder / "images" / f"{row.image_id}.png")
+    data = ultralytics.utils.check_det_dataset(str(folder / "data.yaml"))
+    for split in ("train", "val"):
+        dataset = ultralytics.YOLODataset(img_path=data[split], data=data, task="segment", augment=False)
+        expected = {row.image_id for row in rows if row.split == split}
+        assert {Path(each["im_file"]).stem for each in dataset.labels} == expected
 
 
 def test_ultralytics_reads_every_box(painted_run, tmp_path, ultralytics):

@@ -1,9 +1,11 @@
 """The commands of README, the tutorials and the page of all steps run as they stand, with other places and settings."""
 
 import importlib
+import json
 import re
 import shlex
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -151,9 +153,19 @@ def test_own_photographs_become_masks_and_are_corrected_as_the_tutorials_say(pla
     run = open_run(places["/data/pets"])
     masks = {file.stem for file in (tmp_path / "pets/pseudo_labels/labels").glob("*.png")}
     assert masks == {row.image_id for row in run.manifest().iter_rows()}, "not every photograph has a mask"
-    corrected = str(tmp_path / "pets/exports/cvat-pseudo_labels-train/annotations.xml")
-    run_commands(corrections, {**places, "annotations.xml": corrected}, capsys)
+    export, after = corrections.split("## 4. Import")
+    run_commands(export, places, capsys)
+    corrected = tmp_path / "pets/exports/cvat-pseudo_labels-min100/annotations.xml"
+    tree = ElementTree.parse(corrected)
+    for image in tree.getroot().iter("image"):  # the person draws the outline of an object
+        points = "5,5;60,5;60,60;5,60"
+        ElementTree.SubElement(image, "polygon", label=run.manifest().class_names[0], points=points, z_order="0")
+    tree.write(corrected)
+    run_commands(after, {**places, "annotations.xml": str(corrected)}, capsys)
     assert list((tmp_path / "pets/corrected").iterdir()) and list((tmp_path / "pets/predictions/labels").iterdir())
+    measured = json.loads((tmp_path / "pets/evaluation/metrics.json").read_bytes())["metrics"]
+    found = {(*each["splits"], *each["trained_on"]) for each in measured if each["labels"] == "predictions"}
+    assert found == {("val",)}
 
 
 def test_the_example_of_a_table_says_what_it_says_it_does(tmp_path):

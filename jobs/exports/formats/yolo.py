@@ -2,19 +2,27 @@
 
 A line has the class number (from 0) and then a polygon `x1 y1 x2 y2 ...`, or a box `x y width height` with its centre,
 all divided by the image's width and height. https://docs.ultralytics.com/datasets/segment
+
+`train.txt`, `val.txt` and `test.txt` list the images by what the run uses them for, and data.yaml names these lists. It
+has no path, so Ultralytics reads them from its own folder, wherever that is.
 """
 
 import json
+from collections import Counter
 
+from cluster.words import plural
 from jobs.exports.labelled_image import Exported, LabelledImage, WholeExport
 from jobs.exports.regions import Region, polygon
+
+PURPOSES = {"train": "training", "val": "validation", "test": "neither of them"}  # keys of data.yaml
 
 
 def export_image(image: LabelledImage) -> Exported:
     """The image's text file; it is empty if there are no objects."""
     lines = [" ".join([str(region.class_number), *_numbers(image, region)]) for region in image.regions()]
     name = image.file_name.rpartition(".")[0] or image.file_name
-    return Exported({f"labels/{name}.txt": "".join(f"{line}\n" for line in lines).encode()})
+    record = {"file_name": image.file_name, "role": image.role}
+    return Exported({f"labels/{name}.txt": "".join(f"{line}\n" for line in lines).encode()}, record)
 
 
 def _numbers(image: LabelledImage, region: Region) -> list[str]:
@@ -26,11 +34,40 @@ def _numbers(image: LabelledImage, region: Region) -> list[str]:
     return [text for x, y in numbers for text in (f"{x / image.width:.6f}", f"{y / image.height:.6f}")]
 
 
-def finish(export: WholeExport) -> None:
-    """Writes data.yaml, which has the class names and the folder of the images."""
+def finish(export: WholeExport) -> str:
+    """Writes the lists and data.yaml, which names the lists and the classes.
+
+    Returns:
+        What to do before a training.
+    """
+    counts = Counter[str]()
+    for role in PURPOSES:
+        place = export.out / f"{role}.txt"
+        lines = (f"./images/{record['file_name']}\n" for record in export.records() if record["role"] == role)
+        with place.open_output() as file:
+            for line in lines:
+                file.write(line.encode())
+                counts[role] += 1
+        if not counts[role]:
+            place.delete()
     names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(export.classes.names))
-    text = (
-        "# Copy or link the images' folder to images/, beside labels/\n"
-        f"path: {json.dumps(export.out.uri)}\ntrain: images\nval: images\nnames:\n{names}"
-    )
+    lists = "".join(f"{role}: {role}.txt\n" for role in PURPOSES if counts[role])
+    missing = [role for role in ("train", "val") if not counts[role]]
+    remark = "".join(f"# {role}: no image of this export is for {PURPOSES[role]}\n" for role in missing)
+    text = f"# Copy or link the images' folder to images/, beside labels/\n{lists}{remark}names:\n{names}"
     (export.out / "data.yaml").write_bytes(text.encode())
+    return _in_words(export, counts, missing)
+
+
+def _in_words(export: WholeExport, counts: Counter[str], missing: list[str]) -> str:
+    have = ", ".join(f"{plural(counts[role], 'image')} for {PURPOSES[role]}" for role in PURPOSES if counts[role])
+    sentence = (
+        f"data.yaml lists {have or 'no images'}. Before a training, copy or link the folder with the pictures to "
+        f"{export.out / 'images'}."
+    )
+    for role in missing:
+        sentence += (
+            f" WARNING: there is no {PURPOSES[role]} set, which Ultralytics needs: export all splits, or name other "
+            f"images as {role} in data.yaml, but not the same."
+        )
+    return sentence

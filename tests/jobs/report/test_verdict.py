@@ -1,12 +1,14 @@
 """The sentence at the top of the report: whether to trust the masks, and what to do next."""
 
+from dataclasses import replace
+
 import pytest
 
 from jobs import report
 from jobs.cli.pipeline import export_command
 from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
-from jobs.reporting.verdict import Figures, best_measured, chance_of, judge
+from jobs.reporting.verdict import Figures, best_measured, chance_of, is_on_trained_masks, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from storage.location import Location
@@ -34,6 +36,8 @@ def run(tmp_path) -> Run:
         ({"measured": ("predictions", 0.3, 162)}, "bad", "Correct these masks before you use them"),
         ({"measured": ("predictions", 0.9, 2)}, "careful", "only 2 images with masks"),
         ({}, "careful", "No figure speaks against these masks"),
+        ({"is_on_trained_masks": True}, "careful", "measured only on masks that it was trained on"),
+        ({"mean_precision": None, "unrecognised": None}, "careful", "No figures judge these masks"),
     ],
 )
 def test_the_figures_of_a_run_become_one_sentence_and_a_next_step(run, figures, level, words):
@@ -79,6 +83,16 @@ def test_the_best_masks_of_the_largest_group_count():
     ]
     assert best_measured(groups) == ("pseudo-labels", 0.6, 30)
     assert best_measured([]) is None
+
+
+def test_a_network_s_figures_on_masks_of_its_training_decide_nothing():
+    figures = {"mean_iou": 0.9, "splits": ["train"]}
+    seen = {"labels": "predictions", "trained_on": ["train"]} | figures
+    measured = Measured(("train",), "all", "image", "", 30, {}, 0, (), (seen,), ("",))
+    assert best_measured([measured]) is None and is_on_trained_masks([measured])
+    other = replace(measured, metrics=(seen, {"labels": "pseudo-labels", "trained_on": []} | figures), notes=("", ""))
+    assert best_measured([other]) == ("pseudo-labels", 0.9, 30)
+    assert not is_on_trained_masks([replace(measured, notes=("an earlier network",))])
 
 
 def test_the_pipeline_offers_masks_that_have_objects(run):
