@@ -49,7 +49,7 @@ def main(files: list[str]) -> int:
         for problem in problems:
             _print(f"- {problem}")
         if settings and not problems:
-            _print(f"Jobs that use all of its workers have {settings}")
+            _print(f"For a job that uses all of its workers: {settings}")
     return 2 if has_problems else 0
 
 

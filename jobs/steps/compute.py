@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cluster.connect import Connection, connect, start_optional_ray
+from cluster.connect import Connection, connect, resources_if_running, start_optional_ray
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
@@ -110,7 +110,8 @@ def require_workers(config: ClusterConfig, connection: Connection, device: str, 
         ClusterError: the workers do not fit, or they need a GPU and there is none.
     """
     if not connection.in_process:
-        actor_pool(config, connection, device).require(connection, device_key)
+        there = resources_if_running() or connection  # nodes may have come or gone since the launch connected
+        actor_pool(config, connection, device).require(there, device_key)
 
 
 def run_stages(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.connect import Connection
+from cluster.connect import Connection, resources_if_running
 from cluster.training import Worker, is_begun_on_ray, train
 from cluster.training_context import Metrics, require_local_folder
 from cluster.words import plural
@@ -108,7 +108,8 @@ def _require_start(run: Run, connection: Connection, job: TrainingJob, options: 
             require_own_gpu(key)
     elif not cluster.autoscaling:
         num_workers = training_worker_range(cluster)[0]
-        connection.require(
+        there = resources_if_running() or connection  # nodes may have come or gone since the launch connected
+        there.require(
             cpus=num_workers * (cluster.cpus_per_training_worker or 1),
             gpus=num_workers if job.device == "cuda" else 0,
             purpose=plural(num_workers, "training worker"),
