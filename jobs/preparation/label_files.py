@@ -1,7 +1,7 @@
 """Checks masks and saliency maps: whether they exist, whether they fit, and which copies must be written into the run.
 
 Outlines are drawn, and masks with other values are translated. If a mask was made before its picture was turned
-upright, it is turned too. These copies are in the run, so every later step reads masks of the same kind.
+upright or made smaller, it is turned and scaled too. These copies are in the run, so every later step reads masks of the same kind.
 """
 
 import hashlib
@@ -201,13 +201,14 @@ def _planned_copy(
     scale: int | None,
 ) -> str | None:
     """The path of the copy in the run; None if no copy is needed."""
-    is_mask, has_to_turn = column == "mask_uri", is_turned(file.size, picture)
+    is_mask = column == "mask_uri"
+    has_to_change = file.size != picture.size if is_mask else is_turned(file.size, picture)  # saliency may be smaller
     values = meaning.mask_values if is_mask else None
-    if values is None and scale is None and not has_to_turn:
+    if values is None and scale is None and not has_to_change:
         return None
     labels = tuple(meaning.class_names[label] for label in row.labels)
     if is_mask:
-        path = f"masks/{meaning.name if values else 'upright'}/{safe_name(row.image_id)}.png"
+        path = f"masks/{meaning.name if values else 'fitted'}/{safe_name(row.image_id)}.png"
         found.copies[path] = Translation(uri, picture, values, meaning.value_of, labels).make
     else:
         path = f"saliency/{scale or 'upright'}/{safe_name(row.image_id)}.png"

@@ -99,6 +99,16 @@ def test_a_mask_file_is_turned_with_its_picture(tmp_path):
     assert rows_of(run)["b"].mask_uri == str(tmp_path / "b.png")  # it fits as it is
 
 
+def test_a_mask_file_of_a_smaller_or_larger_copy_is_scaled_to_its_picture(tmp_path):
+    put_picture(tmp_path / "a.jpg")
+    put_picture(tmp_path / "b.jpg")
+    Image.fromarray(SQUARE[::2, ::2]).save(tmp_path / "a.png")
+    Image.fromarray(np.repeat(np.repeat(SQUARE, 2, 0), 2, 1)).save(tmp_path / "b.png")
+    run = prepared(tmp_path, *put_table(tmp_path, "a.jpg,cat,a.png", "b.jpg,cat,b.png", header="image,labels,mask"))
+    np.testing.assert_array_equal(truth(run, "a"), np.repeat(np.repeat(SQUARE[::2, ::2], 2, 0), 2, 1))
+    np.testing.assert_array_equal(truth(run, "b"), SQUARE)
+
+
 # Masks and saliency maps
 
 
