@@ -1,7 +1,8 @@
 """Checks masks and saliency maps: whether they exist, whether they fit, and which copies must be written into the run.
 
 Outlines are drawn, and masks with other values are translated. If a mask was made before its picture was turned
-upright or made smaller, it is turned and scaled too. These copies are in the run, so every later step reads masks of the same kind.
+upright or made smaller, it is turned and scaled too. These copies are in the run, so every later step reads masks of
+the same kind.
 """
 
 import hashlib
