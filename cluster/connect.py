@@ -34,9 +34,6 @@ MIN_LOCAL_CPUS = 2
 
 CONNECT_SECONDS = 10
 
-CPU_SETTING = "give --set SECTION.device=cpu, where SECTION is classifier, maps, segmenter or predictions"
-"""How a step is moved to the CPU, for messages."""
-
 QUIET_RAY_CORE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Ray's C++ core writes to the driver's stderr directly. Its errors also arrive as exceptions, and every actor pool of
 Ray Data causes one such line (https://github.com/ray-project/ray/issues/53727)."""
@@ -69,13 +66,14 @@ class Connection:
     is_optional: bool = field(default=False, compare=False)
     is_own: bool = field(default=False, compare=False)
 
-    def require(self, *, cpus: float, gpus: float, purpose: str) -> None:
+    def require(self, *, cpus: float, gpus: float, purpose: str, device_key: str = "") -> None:
         """Refuses a demand for more resources than the cluster has now.
 
         Args:
             cpus: Logical CPUs needed at the same time.
             gpus: GPUs needed at the same time.
             purpose: What needs them, for the message, such as "4 compute actors and a read task".
+            device_key: The key of the configuration that moves the work to the CPU, for the message; "" if unknown.
 
         Raises:
             ClusterError: The cluster has less.
@@ -84,10 +82,11 @@ class Connection:
             if asked > there:
                 verb = "needs" if purpose.startswith("1 ") else "need"
                 no_gpu = name == "GPU" and not there
+                to_cpu = f"To use the CPU, give --set {device_key}=cpu. " if device_key else ""
                 raise ClusterError(
                     f"cluster: {purpose} {verb} {plural(asked, name)}, but the cluster has {there:g}. "
                     + (
-                        f"To use the CPU, {CPU_SETTING}. To use a GPU, add a node that has one. "
+                        f"{to_cpu}To use a GPU, add a node that has one. "
                         if no_gpu
                         else "Ask for fewer workers (cluster.max_actors, cluster.training_workers) or add nodes. "
                     )

@@ -90,8 +90,11 @@ class Pool:
         least = self.max_actors * READS_PER_ACTOR if self.autoscaling else self.max_actors + 1
         return max(least, int(beside / self.read_cpus) if self.read_cpus else 0)
 
-    def require(self, connection: Connection) -> None:
+    def require(self, connection: Connection, device_key: str = "") -> None:
         """Refuses a cluster on which even the smallest pool would wait for ever.
+
+        Args:
+            device_key: As in `Connection.require`.
 
         Raises:
             ClusterError: The cluster is too small and is not autoscaling.
@@ -101,6 +104,7 @@ class Pool:
                 cpus=self.min_actors * self.cpus_per_actor + max(self.read_cpus, self.write_cpus, 1),
                 gpus=self.min_actors * self.gpus_per_actor,
                 purpose=f"{plural(self.min_actors, 'compute actor')} and a task",
+                device_key=device_key,
             )
 
 

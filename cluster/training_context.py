@@ -97,6 +97,19 @@ class RayContext(TrainingContext):
         return ray.train.torch.prepare_model(model)
 
 
+def require_local_folder(storage_uri: str) -> None:
+    """Refuses a training in this process that would keep its checkpoints elsewhere than in a local folder.
+
+    Raises:
+        ClusterError: it is not a local folder.
+    """
+    if "://" in storage_uri:
+        raise ClusterError(
+            f"cluster: training in-process keeps its checkpoints in a local folder, not in '{storage_uri}'. "
+            f"Give a local run, or train with Ray."
+        )
+
+
 class LocalContext(TrainingContext):
     """The context of a worker in this process; the latest checkpoint is one file."""
 
@@ -105,11 +118,7 @@ class LocalContext(TrainingContext):
     local_world_size = 1
 
     def __init__(self, storage_uri: str, name: str, use_gpu: bool, on_report: Callable[[Metrics], None]) -> None:
-        if "://" in storage_uri:
-            raise ClusterError(
-                f"cluster: training in-process keeps its checkpoints in a local folder, not in '{storage_uri}'. "
-                f"Give a local run, or train with Ray."
-            )
+        require_local_folder(storage_uri)
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self._path = Path(storage_uri) / name / CHECKPOINT_NAME
         self._on_report = on_report

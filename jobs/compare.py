@@ -2,7 +2,8 @@
 
 Reads each run's run.json and evaluation/metrics.json. Use the metrics of the tune part to choose settings, and those of
 the report part to compare runs. With --page it also reads labels, and writes a web page with pictures of the images
-that changed most.
+that changed most. The labels are compared at a small size (160 pixels at most), and a pixel that is unknown in only one
+of the runs differs too. Settings of the section `cluster` change no result and are left out.
 """
 
 from typing import TYPE_CHECKING
@@ -51,12 +52,17 @@ def main(arguments: list[str]) -> None:
 
     from jobs.evaluation.metrics import aligned
     from jobs.reporting.comparison import different_settings, metrics_side_by_side, short_names
+    from jobs.steps.evaluation_state import read_metrics
 
     names = short_names(runs)
     settings, metrics = different_settings(runs), metrics_side_by_side(runs)
     print(aligned([["settings that differ", *names], *settings]) if settings else "  All settings are the same.")
     print()
-    print(aligned([["metrics", *names], *metrics]) if metrics else _without_metrics(runs, has_page=bool(given.page)))
+    unmeasured = [run for run in runs if not read_metrics(run)]
+    if len(unmeasured) < len(runs) - 1:  # the metrics of one run alone compare nothing
+        print(aligned([["metrics", *names], *metrics]))
+    if unmeasured:
+        print(_without_metrics(unmeasured, is_all=len(unmeasured) == len(runs), has_page=bool(given.page)))
     differ = len({run.manifest().column_hash(["image_id", "labels", "split", "mask_uri"]) for run in runs}) > 1
     if differ:
         print("\n  Their manifests differ, so metrics may be of different images.")
@@ -71,25 +77,27 @@ def main(arguments: list[str]) -> None:
     changes = find_changes(runs, given.labels or "", most_compared=COMPARED, most_shown=given.images or SHOWN)
     page = compare_page(names, settings, metrics, changes, runs[0].manifest().class_names, manifests_differ=differ)
     place.write_bytes(page.encode())
+    print()
+    for sentence in changes.outdated:
+        print(f"  WARNING: {sentence}")
     print(
-        f"\n  {100 * changes.mean_share:.1f} % of the pixels differ on average, in the {changes.step} of "
+        f"  {100 * changes.mean_share:.1f} % of the pixels differ on average, in the {changes.step} of "
         f"{changes.num_compared:,} images; the most changed ones are in {place}"
     )
     if changes.others:
         steps = " and ".join(changes.others)
         print(f"  The {steps} were also made differently; --labels {changes.others[0]} compares these.")
-    for sentence in changes.outdated:
-        print(f"  WARNING: {sentence}")
 
 
-def _without_metrics(runs: "Sequence[Run]", *, has_page: bool) -> str:
-    """What to do if no run has metrics."""
+def _without_metrics(runs: "Sequence[Run]", *, is_all: bool, has_page: bool) -> str:
+    """What to do about runs that have no metrics, which are all of the compared runs or some of them."""
     from jobs.run.selection import measurable_splits
 
     can_be_measured = [run for run in runs if measurable_splits(run.manifest(), run.config)]
     reason = f"'{can_be_measured[0].command('evaluate')}' makes them" if can_be_measured else "the images have no masks"
     page = "" if has_page else " To see the images whose labels differ most, give --page FILE."
-    return f"  None of these runs has metrics: {reason}.{page}"
+    who = "None of these runs has" if is_all else f"{runs[0].uri} has no"
+    return f"  {who} metrics: {reason}.{page if is_all else ''}"
 
 
 if __name__ == "__main__":

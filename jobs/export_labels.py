@@ -1,6 +1,6 @@
 """Exports labels or maps in other tools' formats, at the size of each image.
 
-  png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = ignore
+  png           palette PNG <id>.png with the data set's own class values, VOC colours, 255 = unknown
   npy           IRN's <id>.npy: keys (0-based source classes), cam (stride 4) and high_res, of the maximum maps
   coco          annotations.json: one annotation per connected component, with box, area and mask; also for FiftyOne
   yolo          labels/<image>.txt: polygons, or boxes; data.yaml with train.txt and val.txt by the run's splits

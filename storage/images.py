@@ -103,7 +103,7 @@ def read_mask(
     max_bytes: int = MAX_BYTES,
     max_scans: int = MAX_SCANS,
 ) -> np.ndarray:
-    """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1; unlisted values become "ignore".
+    """Read a palette or grey mask as an (H, W) label map: 0 background, class + 1; unlisted values become "unknown".
 
     Grey values stored as colours and 1-bit masks (0 and 1) are read too. JPEGs and real colours are refused.
 
@@ -112,7 +112,7 @@ def read_mask(
         max_pixels, max_bytes, max_scans: as for `read_image`.
 
     Returns:
-        uint8 with 255 = ignore; for more than 254 classes uint16 with 65535 = ignore.
+        uint8 with 255 = unknown; for more than 254 classes uint16 with 65535 = unknown.
 
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.

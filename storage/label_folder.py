@@ -25,7 +25,7 @@ class LabelFolder:
 
     Attributes:
         location: the folder, such as ``<run>/predictions/labels``.
-        num_classes: the number of classes in the manifest; it decides which label means "not known".
+        num_classes: the number of classes in the manifest; it decides which label means "unknown".
     """
 
     location: Location
@@ -91,7 +91,7 @@ class LabelFolder:
         is_wrong = ((labels < 0) | (labels > self.num_classes)) & (labels != ignore)
         if not is_wrong.any():
             return ""
-        return f"label {labels[is_wrong][0]}, expected 0 (background) to {self.num_classes}, or {ignore} (not known)"
+        return f"label {labels[is_wrong][0]}, expected 0 (background) to {self.num_classes}, or {ignore} (unknown)"
 
 
 def encode_label_png(labels: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ def label_dtype(num_classes: int) -> np.dtype:
 
 
 def ignore_value(num_classes: int) -> int:
-    """The label that means "not known": 255; 65535 for longer class lists, where 255 is a class."""
+    """The label that means "unknown": 255; 65535 for longer class lists, where 255 is a class."""
     return int(np.iinfo(label_dtype(num_classes)).max)
 
 

@@ -18,7 +18,21 @@ from storage.errors import StorageError
 if TYPE_CHECKING:
     from storage.s3_waiting import PatientFileSystem
 
-_CREDENTIALS = "check the AWS_* variables and the bucket's policy, then run the same command again"
+_CREDENTIALS = (
+    "check the AWS_* variables, the profile or role, and the bucket's policy, then run the same command again"
+)
+_MISSING_CREDENTIALS = (
+    "on AWS, give the machine a role, or name a profile in AWS_PROFILE (if it uses SSO, run 'aws sso login' first); "
+    "elsewhere, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+)
+_CREDENTIAL_ERRORS = (  # of botocore, when it finds no complete credentials
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ProfileNotFound",
+    "SSOError",
+    "TokenRetrievalError",
+)
 _ADVICE = {
     "NoSuchBucket": "the bucket does not exist; create it or correct the path",
     "ExpiredToken": f"the credentials have expired; {_CREDENTIALS}",
@@ -113,7 +127,15 @@ def _sentence(error: Exception) -> str:
         return "the disk or quota is full; free some space, then run the same command again"
     if isinstance(error, OSError):
         return error.strerror or str(error).rstrip(".") or type(error).__name__
-    return f"{str(error).rstrip('.')}; check AWS_ENDPOINT_URL and the AWS_* credentials"
+    reason = str(error).rstrip(".")
+    if isinstance(error, tuple(cls for name in _CREDENTIAL_ERRORS for cls in _botocore_error(name))):
+        return f"{reason}; {_MISSING_CREDENTIALS}"
+    return f"{reason}; check {endpoint_setting()}the AWS_* variables and the network"
+
+
+def endpoint_setting() -> str:
+    """The start of a list of what may be wrong: "AWS_ENDPOINT_URL, " if this variable is set, else ""."""
+    return "AWS_ENDPOINT_URL, " if os.environ.get("AWS_ENDPOINT_URL") else ""
 
 
 def server_code(error: BaseException | None) -> str | None:

@@ -16,6 +16,7 @@ import s3fs
 from fsspec.asyn import sync_wrapper
 
 from storage.errors import StorageError
+from storage.s3 import endpoint_setting
 
 SLOWEST_BYTES_PER_SECOND = 250_000  # large transfers get this time in addition to `total_seconds`
 
@@ -93,7 +94,7 @@ class _Limit:
                 raise
             raise StorageError(
                 f"{self._place}: there was no complete answer within {self._seconds:.0f} s, with all retries; "
-                "check AWS_ENDPOINT_URL and the network, then run the same command again "
+                f"check {endpoint_setting()}the region and the network, then run the same command again "
                 "(FICKLENET_S3_TOTAL_SECONDS sets this limit)."
             ) from error
         finally:

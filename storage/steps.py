@@ -29,6 +29,7 @@ __all__ = ["Receipt", "Skipped", "Step", "differences", "ids_by_reason", "requir
 ADDED = "added"  # of a fingerprint: a hash for each group of images that was added to the manifest, see `fingerprints`
 UNRECORDED = {"seeds.maps": "maps"}  # the values of keys that fingerprints leave out if they have their default
 MOST_DIFFERENCES = 6  # printed in a refusal
+MOST_DRIVERS = 3  # named in a refusal
 _READERS = 32  # receipts are small, so reading them is nearly all latency
 _LATER_START = re.compile(r"([1-9][0-9]*)-[0-9a-f]{8}")  # the id of a start after a restart: its number, random digits
 _SHARED_NAMES = {"step.json", "drivers"}  # all starts share these
@@ -98,7 +99,7 @@ class Step:
         found = self.fingerprint()
         if found is not None and found != _before_additions(wanted, num_added(found)):
             alive = [beat for beat in heartbeats(self.location) if not beat.is_stale]
-            first = f"Stop {_driver(alive[0])} first and then start" if alive else "Start"
+            first = f"Stop {_drivers(alive)} first and then start" if alive else "Start"
             raise ValueError(
                 f"{self.location}: was started with other settings ({differences(found, wanted)}). "
                 f"{first} over with '{command} --restart {self.location.name}', which deletes this step's results. To "
@@ -163,14 +164,16 @@ class Step:
         """Refuse to start again while another launch works on the step.
 
         Raises:
-            ValueError: a launch works on it; the message says which, and how long to wait if it was killed.
+            ValueError: a launch works on it; the message says which ones, and how long to wait if they were killed.
         """
-        for beat in heartbeats(self.location, may_write=True):
-            if not beat.is_stale:
-                raise ValueError(
-                    f"{self.location}: {_driver(beat)} is running this step. Stop it first. If it was killed, wait "
-                    f"{STALE_AFTER:.0f} s."
-                )
+        alive = [beat for beat in heartbeats(self.location, may_write=True) if not beat.is_stale]
+        if alive:
+            is_running = "is running this step. Stop it first. If it was killed"
+            are_running = "are running this step. Stop them first. If they were killed"
+            raise ValueError(
+                f"{self.location}: {_drivers(alive)} {is_running if len(alive) == 1 else are_running}, wait "
+                f"{STALE_AFTER:.0f} s."
+            )
 
     # Units
 
@@ -286,6 +289,12 @@ class Step:
 def _driver(beat: Heartbeat) -> str:
     """A launch, for people."""
     return f"a driver on {beat.host} (process {beat.pid}, last heartbeat {max(0.0, beat.age):.0f} s ago)"
+
+
+def _drivers(beats: Sequence[Heartbeat]) -> str:
+    """Launches, for people: the first ones by name, and how many more there are."""
+    named = [_driver(beat) for beat in beats[:MOST_DRIVERS]]
+    return " and ".join([*named, *([f"{len(beats) - len(named)} more"] if len(beats) > len(named) else [])])
 
 
 def _number(start_id: str) -> int:

@@ -67,7 +67,8 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             near = difflib.get_close_matches(str(value), list(action.choices), n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise argparse.ArgumentError(action, f"given '{value}', allowed: {', '.join(action.choices)}.{hint}")
+            given = next((word for word in map(_value_of, self._given) if underscored(word) == value), value)
+            raise argparse.ArgumentError(action, f"given '{given}', allowed: {', '.join(action.choices)}.{hint}")
 
     def error(self, message: str) -> NoReturn:
         known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
@@ -104,6 +105,11 @@ def job_parser(name: str, description: str, *, run_required: bool = True) -> Par
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
     return parser
+
+
+def _value_of(word: str) -> str:
+    """The value in a word of a command line: that of --flag=value, or the word itself."""
+    return word.partition("=")[2] if word.startswith("--") else word
 
 
 def underscored(text: str) -> str:

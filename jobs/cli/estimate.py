@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.connect import PROJECT_ROOT, Connection
+from cluster.connect import PROJECT_ROOT, Connection, usable_cpus
 from jobs.cli.command_line import STARTED
 from jobs.cli.timing import Paces, TrainingPace, UnitPace, time_steps
 from jobs.cli.workload import computed_shares
@@ -21,12 +21,14 @@ from jobs.run.steps import StepRow
 from jobs.run.training_record import read_complete, read_epochs
 from jobs.steps.compute import actor_pool, is_done_here, resolved_device
 from jobs.steps.estimates import StepEstimate
+from jobs.steps.machine_load import busy_in_words
 from jobs.training.foreground import NUM_IMAGES as NUM_COMPARED
 from jobs.training.image_list import image_list
 from jobs.training.plan import Plan, training_plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.training_job import is_trained_here
 
+BUSY = "This machine was busy with other programs, so the times are too high; repeat the dry run when it is not."
 RAY_SECONDS = 5.0  # the start of a local Ray, beside that of its processes
 _STARTS = {"units": 1.5, "training": 3.0}  # processes that a step on Ray starts, one after the other
 
@@ -40,12 +42,14 @@ class Estimate:
         start_seconds: of this job, of Ray and of its workers.
         end_seconds: of the evaluation, the contact sheet and the report.
         problem: why some steps could not be timed; "" if all were.
+        notes: sentences about how this machine changed the times.
     """
 
     steps: dict[str, StepEstimate]
     start_seconds: float
     end_seconds: float
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -65,8 +69,9 @@ def is_begun(run: Run, row: StepRow) -> bool:
 def can_be_timed_here(run: Run, connection: Connection) -> bool:
     """Whether this machine has a GPU if the steps use one."""
     config = run.config
-    sections = (config.classifier, config.maps, config.segmenter, config.predictions)
-    uses_gpu = any(resolved_device(section.device, connection) == "cuda" for section in sections)
+    sections = ("classifier", "maps", "segmenter", "predictions")
+    devices = (resolved_device(getattr(config, name).device, connection, f"{name}.device") for name in sections)
+    uses_gpu = "cuda" in set(devices)
     return torch.cuda.is_available() or not uses_gpu
 
 
@@ -78,7 +83,7 @@ def estimate_steps(run: Run, connection: Connection, rows: Sequence[StepRow], *,
         is_whole: the steps are followed by the evaluation and the report.
     """
     cluster = run.config.cluster
-    own_start = _own_seconds()
+    own_start, was_busy = _own_seconds(), bool(busy_in_words())
     is_here = training_worker_range(cluster) == (1, 1) and (connection.in_process or connection.is_optional)
     num_threads = cluster.cpus_per_training_worker or (0 if is_here else 1)
     on_gpu = connection.num_gpus >= 1 and torch.cuda.is_available()
@@ -96,7 +101,13 @@ def estimate_steps(run: Run, connection: Connection, rows: Sequence[StepRow], *,
     ray = RAY_SECONDS if starts and connection.is_to_start else 0.0
     start_seconds = own_start + ray + (starts * _process_seconds() if starts else 0.0)
     end_seconds = _end_seconds(run, paces) if is_whole else 0.0
-    return Estimate(steps, start_seconds, end_seconds, paces.problem)
+    notes = [BUSY] if was_busy or busy_in_words() else []
+    if num_threads > usable_cpus() and any(row.kind == "training" for row in rows):
+        notes.append(
+            f"The trainings were timed with cluster.cpus_per_training_worker = {num_threads} threads on this machine's "
+            f"{usable_cpus()} CPUs; workers that have so many CPUs take less time."
+        )
+    return Estimate(steps, start_seconds, end_seconds, paces.problem, tuple(notes))
 
 
 def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) -> tuple[StepEstimate, bool]:
@@ -110,8 +121,9 @@ def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) ->
         for unit, number in zip(missing, computed, strict=True)
     ]
     is_here = is_done_here(connection, sum(seconds) if row.name == "seeds" else None)
-    section = config.maps if row.name in ("cells", "refined") else getattr(config, row.section)
-    device = resolved_device(getattr(section, "device", "cpu"), connection)
+    section = row.device_key.partition(".")[0]
+    asked = getattr(config, section).device if section else "cpu"
+    device = resolved_device(asked, connection, row.device_key)
     num_workers = 1 if is_here else actor_pool(config.cluster, connection, device).max_actors
     slowest = max(sum(seconds[worker::num_workers]) for worker in range(num_workers))
     num_computed = sum(computed)

@@ -25,19 +25,20 @@ def launch_step(
     retry_skipped: bool = False,
     dry_run: bool = False,
     estimate: StepEstimate | None = None,
+    is_part: bool = False,
 ) -> None:
     """Runs a step, continues it, or prints that it is done.
 
     Args:
         connection: the cluster, or this process.
         name: the step.
-        shard, restart, retry_skipped, dry_run, estimate: as in `jobs.steps.launch.LaunchOptions`.
+        shard, restart, retry_skipped, dry_run, estimate, is_part: as in `jobs.steps.launch.LaunchOptions`.
 
     Raises:
         NotYet: a step that this step reads is not finished.
         ValueError: the step refuses this launch; the sentence says why and what to do.
     """
-    options = LaunchOptions(shard, restart, retry_skipped, dry_run, estimate)
+    options = LaunchOptions(shard, restart, retry_skipped, dry_run, estimate, is_part)
     drive = run_unit_step if BY_NAME[name].kind == "units" else run_training_job
     job = job_maker(name)(run, connection)
     for other in upstream_ids(job.fingerprint):  # results of unit steps are refused, networks are only outdated

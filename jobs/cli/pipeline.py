@@ -12,6 +12,7 @@ from jobs.reporting.page import write_report
 from jobs.run.directory import Run, setting_notes
 from jobs.run.fingerprints import outdated_steps, with_settings
 from jobs.run.selection import measurable_splits
+from jobs.run.split_names import require_known_splits
 from jobs.run.steps import pipeline_steps
 from jobs.run.training_record import read_complete
 from jobs.run.trial import is_trial
@@ -77,9 +78,11 @@ def require_possible(run: Run) -> None:
     """Refuses, before hours of training, a configuration that a later step would refuse.
 
     Raises:
-        ValueError: there is nothing to predict, or nothing to train the segmentation network on or to start it from.
+        ValueError: a key names a split that no image has, there is nothing to predict, or nothing to train the
+            segmentation network on or to start it from.
     """
     config = run.config
+    require_known_splits(config, run.manifest().splits())
     units_to_predict(run)
     if config.predictions.network == "retrained":
         require_something_to_relabel(config)

@@ -19,7 +19,7 @@ from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME, STEPS, StepRow, pipeline_steps
-from jobs.steps.dry_run import print_deletion
+from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
 from jobs.steps.machine_load import busy_in_words
 from jobs.steps.progress import duration, size
@@ -46,15 +46,18 @@ def plan_step(
         NotYet: a step that this step reads is not finished.
         ValueError: the step refuses this launch.
     """
-    row, estimate = BY_NAME[name], None
+    row, estimate, notes = BY_NAME[name], None, tuple[str, ...]()
     plan = partial(
         launch_step, run, connection, name, shard, restart=restart, retry_skipped=retry_skipped, dry_run=True
     )
     if not is_begun(run, row) and name not in UNTIMED:
         with redirect_stdout(io.StringIO()):
             plan()  # refused before anything is timed
-        estimate = _estimate(run, connection, _needed(run.config, row), row.script, is_whole=False).steps.get(name)
+        found = _estimate(run, connection, _needed(run.config, row), row.script, is_whole=False)
+        estimate, notes = found.steps.get(name), found.notes
     plan(estimate=estimate)
+    for note in notes:
+        print(f"{row.script}: {note}")
 
 
 def plan_pipeline(
@@ -93,6 +96,7 @@ def plan_pipeline(
                 restart=is_to_restart,
                 retry_skipped=retry_skipped,
                 estimate=own,
+                is_part=True,
             )
         except NotYet:
             print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
@@ -101,9 +105,11 @@ def plan_pipeline(
     measured = measurable_splits(manifest, run.config)
     metrics = "".join(f"metrics of {', '.join(split or 'no split' for split in splits)}, " for splits in measured)
     without = "" if metrics else "no metrics (none of the images to measure has a mask), "
+    print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
     if estimate.steps:
         _print_total(run, estimate)
-    print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
+    else:
+        print(f"pipeline: {NOTHING}")
 
 
 def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: str, *, is_whole: bool) -> Estimate:
@@ -130,8 +136,14 @@ def _print_total(run: Run, estimate: Estimate) -> None:
     print(
         f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
         f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
-        f"metrics and the report. The dry run wrote one file, {run.location / FILE}, with this estimate; status.py "
-        "compares it with the real times."
+        "metrics and the report."
+    )
+    upper_bound = "The cost is an upper bound: all machines for the whole time, without the requests to S3."
+    for note in (*([upper_bound] if price else []), *estimate.notes):
+        print(f"pipeline: {note}")
+    print(
+        f"pipeline: nothing was started. The dry run wrote one file, {run.location / FILE}, with this estimate; "
+        "status.py compares it with the real times."
     )
 
 

@@ -59,9 +59,11 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
         )
 
     from jobs.run.origin import require_all_steps
+    from jobs.run.split_names import require_known_splits
 
     if name != "predictions":
         require_all_steps(run, BY_NAME[name].script)
+    require_known_splits(run.config, run.manifest().splits(), [name])
 
     from jobs.cli.launch import launch_step  # torch and Ray take seconds to import
     from jobs.cli.launch_log import launch_log

@@ -38,7 +38,7 @@ def count(
         finished: the finished steps that the recipes measure.
     """
     needs_backbone = any(recipe.source == "deterministic maps" for recipe in recipes)
-    device = resolved_device(run.config.maps.device, connection) if needs_backbone else "cpu"
+    device = resolved_device(run.config.maps.device, connection, "maps.device") if needs_backbone else "cpu"
     names = {name for recipe in recipes for name in MADE_BY[recipe.source]}
     run = run.reading(*(names - run.starts.keys()))  # the steps that the caller does not read yet
     measurement = Measurement(run, selection, resolutions, tuple(recipes), device)

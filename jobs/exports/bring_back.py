@@ -106,10 +106,11 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
     )
     Manifest.forget()
     splits = sorted({rows[row].split for row in places})
-    others = sum(1 for row in rows if row.split in splits and row.mask_uri) - len(places)
+    strong = [split for split in splits if run.config.data.role_of(split) == "train"]
+    others = sum(1 for number, row in enumerate(rows) if row.split in strong and row.mask_uri and number not in places)
     if others:
         print(
-            f"import: {plural(others, 'other image')} of {', '.join(splits)} with masks: these masks are also used if "
+            f"import: {plural(others, 'other image')} of {', '.join(strong)} with masks: these masks are also used if "
             "this split is strong. For a split with only the corrected images, give --table."
         )
     return splits

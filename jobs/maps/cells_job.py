@@ -65,7 +65,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     run = run.reading("maps")  # from here on, all reads are of this start of the maps
     classifier = require_network(run, "classifier", "learn_cells")
     maps, store = require_finished(run, "maps", "learn_cells"), run.maps()
-    device = resolved_device(config.maps.device, connection)
+    device = resolved_device(config.maps.device, connection, "maps.device")
     passes = BackbonePasses.of(config.maps, device)
     share = _share(manifest, config)
     return UnitStepJob(

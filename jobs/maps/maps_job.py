@@ -34,7 +34,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         run=run,
         grid=classifier.spec.grid,
         num_slots=num_slots(manifest, config),
-        device=resolved_device(config.maps.device, connection),
+        device=resolved_device(config.maps.device, connection, "maps.device"),
     )
     passes = BackbonePasses.of(config.maps, stages.device)
     fingerprint = step_fingerprint(

@@ -52,7 +52,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     require_finished(run, "cells", "refine_maps")
     if not (run.data("cells") / CELL_RECORD).exists():
         raise NotYet(f"refine_maps: the network of cells is not trained yet. Run '{run.step_command('cells')}' first.")
-    device = resolved_device(config.maps.device, connection)
+    device = resolved_device(config.maps.device, connection, "maps.device")
     passes = BackbonePasses.of(config.maps, device)
     return UnitStepJob(
         title="refined",

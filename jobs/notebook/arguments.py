@@ -57,14 +57,16 @@ def require_id(image_id: object, asked_by: str) -> None:
         )
 
 
-def require_step(step: str, allowed: Sequence[str], asked_by: str) -> None:
-    """Refuses a step that does not store what a call reads.
+def known_step(step: str, allowed: Sequence[str], asked_by: str) -> str:
+    """The name of a step's folder, such as "pseudo_labels"; people may also write "pseudo-labels".
 
     Raises:
-        ValueError: the step is not one of the allowed steps.
+        ValueError: the step does not store what the call reads.
     """
-    if step not in allowed:
+    name = step.replace("-", "_") if isinstance(step, str) else step
+    if name not in allowed:
         raise ValueError(f"{asked_by}: given the step {step!r}, allowed: {', '.join(map(repr, allowed))}.")
+    return name
 
 
 def require_image(image: Any, asked_by: str) -> None:

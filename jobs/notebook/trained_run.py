@@ -28,6 +28,7 @@ from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
 from jobs.notebook.acting_settings import require_acting
 from jobs.notebook.arguments import (
+    known_step,
     require_choice,
     require_classes,
     require_id,
@@ -35,7 +36,6 @@ from jobs.notebook.arguments import (
     require_maps,
     require_settings,
     require_size,
-    require_step,
     usable_device,
 )
 from jobs.notebook.finished_rows import finished_row, row_of, warn_if_outdated
@@ -44,8 +44,9 @@ from jobs.run.directory import Run, open_run
 from jobs.run.origin import only_masks
 from jobs.run.steps import BY_NAME
 from jobs.steps.networks import require_network, require_segmenter
-from storage.errors import NotYet
+from storage.errors import BadImage, NotYet
 from storage.images import read_image
+from storage.label_values import label_dtype
 from storage.manifest import Manifest, ManifestRow
 from storage.map_store import ImageMaps
 
@@ -107,7 +108,7 @@ class TrainedRun:
         Raises:
             KeyError: there is no such image. BadImage: it cannot be read.
         """
-        return read_image(self.entry(image_id).uri, **self.run.config.images.limits)
+        return self.read(self.entry(image_id).uri)
 
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
         """An image file that need not be in the run, read as the jobs read it: uint8 (H, W, 3), RGB, upright.
@@ -116,9 +117,12 @@ class TrainedRun:
             path: a file or an s3:// address.
 
         Raises:
-            BadImage: it cannot be read.
+            BadImage: it cannot be read; the message names the file.
         """
-        return read_image(os.fspath(path), **self.run.config.images.limits)
+        try:
+            return read_image(os.fspath(path), **self.run.config.images.limits)
+        except BadImage as bad:
+            raise BadImage(f"{os.fspath(path)}: {bad.reason}") from None
 
     # Stored results
 
@@ -133,7 +137,7 @@ class TrainedRun:
         Raises:
             ValueError: there is no such step. NotYet: it was never started.
         """
-        require_step(step, tuple(BY_NAME), "path")
+        step = known_step(step, tuple(BY_NAME), "path")
         if self.run.step(step).fingerprint() is None:
             remedy = only_masks(self.run) or f"Run '{self.run.step_command(step)}' first."
             raise NotYet(f"the step {step} has no results yet. {remedy}")
@@ -146,7 +150,7 @@ class TrainedRun:
         Raises:
             KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step.
         """
-        require_step(step, MAP_STEPS, "stored_maps")
+        step = known_step(step, MAP_STEPS, "stored_maps")
         row, _ = finished_row(self.run, step, image_id)
         warn_if_outdated(self.run, step)
         return self.run.maps(step=step).read(row)
@@ -168,7 +172,7 @@ class TrainedRun:
             KeyError: there is no such image. NotYet: its labels are not made yet. ValueError: another step, or the step
                 makes no labels of this image.
         """
-        require_step(step, LABEL_STEPS, "stored_labels")
+        step = known_step(step, LABEL_STEPS, "stored_labels")
         _, receipt = finished_row(self.run, step, image_id)
         warn_if_outdated(self.run, step)
         for skip in receipt.skipped:
@@ -246,7 +250,7 @@ class TrainedRun:
             refine: whether the CRF refines them; None: the value of `predictions.refine`.
 
         Returns:
-            (H, W): 0 background, class number + 1.
+            (H, W), uint8, uint16 above 254 classes: 0 background, class number + 1.
 
         Raises:
             NotYet: the network is not trained.
@@ -258,7 +262,8 @@ class TrainedRun:
         warn_if_outdated(self.run, self.run.config.predictions.network)
         logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine
-        return predictor.job.label(logits, image, use_crf=use_crf)
+        labels = predictor.job.label(logits, image, use_crf=use_crf)
+        return labels.astype(label_dtype(len(self.class_names)))
 
     @cached_property
     def _map_maker(self) -> MapMaker:

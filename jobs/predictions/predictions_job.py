@@ -39,7 +39,7 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
     if config.refine:
         require_pydensecrf()
     spec = require_segmenter(run, config.network, "predict_masks")
-    device = resolved_device(config.device, connection)
+    device = resolved_device(config.device, connection, "predictions.device")
     stages = PredictionStages(run, spec, device)
     seen = SeenLabels(run)
     return UnitStepJob(

@@ -58,13 +58,13 @@ def describe_masks(
         classes = ", ".join(f"{value} ({name})" for name, value in list(values_of.items())[:VALUES_SHOWN])
         example = next(iter(foreign))
         notes.append(
-            f"{looked_at}, {num_foreign:,} have other values than 0 (background), {classes} and {not_known} (not "
-            f"known): {shown}. These pixels count as not known. If they are classes: --mask-values "
+            f"{looked_at}, {num_foreign:,} have other values than 0 (background), {classes} and {not_known} "
+            f"(unknown): {shown}. These pixels count as unknown. If they are classes: --mask-values "
             f"{example}={class_names[0]},..."
         )
     if num_empty:
         notes.append(
-            f"{looked_at}, {num_empty:,} have only 0 and {not_known}, and {not_known} means not known. If it "
+            f"{looked_at}, {num_empty:,} have only 0 and {not_known}, and {not_known} means unknown. If it "
             f"is the object, give --mask-values {not_known}={'label' if len(class_names) > 1 else class_names[0]}."
         )
     if others:

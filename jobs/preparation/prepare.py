@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from cluster.words import plural
+from jobs.preparation.differences import SAME_FLAGS, classes_differ, rows_differ
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
@@ -12,7 +13,9 @@ from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, 
 from jobs.preparation.split_roles import with_roles
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
+from jobs.run.selection import measurable_splits
 from jobs.steps.dry_run import NOTHING
+from jobs.steps.evaluation_state import evaluate_command
 from jobs.steps.progress import size
 from storage.drawings import Drawing
 from storage.location import Location
@@ -65,7 +68,7 @@ def prepare(
 
     Raises:
         ValueError: there are no images or classes, none can be used, or steps were started on another manifest, or
-            the --config has other settings than steps were started with.
+            the --config has other settings than steps were started with, or a key names a split that no image has.
     """
     class_names, images = tuple(class_names), list(images)
     class_values = tuple(class_values or range(1, len(class_names) + 1))
@@ -140,6 +143,9 @@ def look_at_images(
 
 def next_step(run: Run) -> str:
     """The next command for a prepared run."""
+    measured = measurable_splits(run.manifest(), run.config)
+    if measured and run.step("predictions").fingerprint():
+        return f"'{evaluate_command(run, measured[-1])}' measures the finished steps with the masks"
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 
@@ -165,18 +171,25 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
         return {}
     classes = existing.class_names, existing.class_values
     is_same = classes == (manifest.class_names, manifest.class_values)
-    moves = find_moves(list(existing.iter_written_rows()), files.rows) if is_same else None
+    earlier = list(existing.iter_written_rows())
+    moves = find_moves(earlier, files.rows) if is_same else None
     if not moves:
+        difference = classes_differ(existing.class_names, manifest.class_names) or rows_differ(
+            earlier, list(manifest.iter_written_rows()), manifest.class_names, LATER
+        )
         raise ValueError(
             f"{existing.location}: cannot change any more, because steps were started with it, and the new list "
-            "differs in more than the masks and the images' folder. Use another --run."
+            f"differs in more than the masks and the images' folder: {difference}. {SAME_FLAGS}, or use another --run. "
+            "To add images, give --add."
         )
     return moves
 
 
 def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:
     earlier = _splits(existing) if existing else []
-    return replace(run, config=with_roles(run.config, _splits(manifest), earlier))
+    usable, every = _splits(manifest), manifest.splits()
+    unusable = [split for split in every if split not in usable]
+    return replace(run, config=with_roles(run.config, usable, earlier, unusable))
 
 
 def _splits(manifest: Manifest) -> list[str]:

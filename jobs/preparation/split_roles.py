@@ -5,31 +5,35 @@ unless the user asks for it. If there is no validation split, masks are predicte
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from jobs.run.config_keys import Config
+from jobs.run.split_names import TEST, VALIDATION, require_known_splits
 from storage.sources import SourceImage
 
-_VALIDATION = re.compile(r"(val|valid|validation)([\W_]?\d+)?", re.IGNORECASE)  # val2017 too
-_TEST = re.compile(r"(test|testing|test[\W_]?dev)([\W_]?\d+)?", re.IGNORECASE)
 
-
-def with_roles(config: Config, splits: Collection[str], earlier: Collection[str] = ()) -> Config:
+def with_roles(
+    config: Config, splits: Collection[str], earlier: Collection[str] = (), unusable: Collection[str] = ()
+) -> Config:
     """The configuration with `data.val_splits`, `data.train_splits` and `predictions.splits` for these splits.
 
     Args:
-        splits: the names of the manifest's splits; "" for images without one.
+        splits: the names of the manifest's splits with usable images; "" for images without one.
         earlier: the splits of the run's previous manifest; values that were derived from them are derived again.
+        unusable: further splits, without usable images.
 
     Returns:
         The same configuration if it names existing splits or if the defaults fit, else a changed one.
+
+    Raises:
+        ValueError: it names a split that no image has, and the name is not a usual one.
     """
     default = Config()
     if earlier:
         derived = _derived(default, earlier)
         if all(_get(config, key) == value for key, value in derived.items()):
             config = _with(config, {key: _get(default, key) for key in derived})
+    require_known_splits(config, [*splits, *unusable])
     return _with(config, _derived(config, splits))
 
 
@@ -38,11 +42,11 @@ def _derived(config: Config, splits: Collection[str]) -> dict[str, tuple[str, ..
     there, found = list(splits), dict[str, tuple[str, ...]]()
     validation = config.data.val_splits
     if not set(validation) & set(there) and validation == Config().data.val_splits:
-        named = tuple(name for name in there if _VALIDATION.fullmatch(name))
+        named = tuple(name for name in there if VALIDATION.fullmatch(name))
         if named:
             found["data.val_splits"] = validation = named
     held_out = [
-        name for name in there if name not in validation and (_TEST.fullmatch(name) or _VALIDATION.fullmatch(name))
+        name for name in there if name not in validation and (TEST.fullmatch(name) or VALIDATION.fullmatch(name))
     ]
     if held_out and not set(config.data.train_splits) & set(there):
         training = tuple(name for name in there if name not in (*validation, *held_out))
@@ -61,13 +65,13 @@ def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImag
     Raises:
         ValueError: there already is a validation split.
     """
-    named = next((image.split for image in images if _VALIDATION.fullmatch(image.split)), None)
+    named = next((image.split for image in images if VALIDATION.fullmatch(image.split)), None)
     if named is not None:
         raise ValueError(f"--val-fraction {fraction}: the images have a validation split already, {named!r}.")
 
     def chosen(image: SourceImage) -> SourceImage:
         digest = hashlib.blake2b(image.image_id.encode("utf-8", "surrogatepass"), digest_size=8, key=b"validation part")
-        is_chosen = int.from_bytes(digest.digest(), "little") < fraction * 2**64 and not _TEST.fullmatch(image.split)
+        is_chosen = int.from_bytes(digest.digest(), "little") < fraction * 2**64 and not TEST.fullmatch(image.split)
         split = "val" if is_chosen else image.split or "train"
         return SourceImage(**(vars(image) | {"split": split}))  # dataclasses.replace takes three times as long
 

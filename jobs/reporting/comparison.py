@@ -21,8 +21,11 @@ def short_names(runs: Sequence[Run]) -> list[str]:
 
 
 def different_settings(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of the keys with different values: the key, then each run's value."""
-    flat = [_flat(run.config.model_dump(mode="json")) for run in runs]
+    """Rows of the keys with different values: the key, then each run's value.
+
+    The section `cluster` is left out, because it changes no result.
+    """
+    flat = [_flat(run.config.model_dump(mode="json", exclude={"cluster"})) for run in runs]
     keys = [key for key in flat[0] if len({str(each[key]) for each in flat}) > 1]
     return [[key, *(_text(each[key]) for each in flat)] for key in keys]
 
@@ -63,4 +66,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "unset"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -192,7 +192,7 @@ class ClassifierConfig(NetworkConfig):
         None, "decoding processes per training worker; unset: 0 on CPU, its share of the CPUs on GPU"
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(
-        5.0, "minutes between checkpoints within an epoch; at most this much work is lost with a worker"
+        5.0, "minutes between checkpoints within an epoch; at most the steps of this time are lost with a worker"
     )
 
 
@@ -339,7 +339,7 @@ class SegmenterConfig(NetworkConfig):
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty on weights, not on biases")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = runtime_field(
-        10.0, "minutes between checkpoints within an epoch; at most this much work is lost with a worker"
+        10.0, "minutes between checkpoints within an epoch; at most the steps of this time are lost with a worker"
     )
     device: Device = runtime_field("auto", "auto: cuda if the cluster has GPUs at the start, else cpu")
     precision: Precision = runtime_field("auto", "precision of the network; auto: float32 on CPU, bfloat16 on GPU")

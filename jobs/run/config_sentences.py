@@ -57,7 +57,10 @@ def refusal(error: ValidationError) -> str:
     fault = error.errors()[0]
     # Unions and tuples add parts to the path that are not names of keys: leave them out.
     key = ".".join(str(part) for part in fault["loc"][:2] if isinstance(part, str))
-    if fault["type"] == "extra_forbidden":
+    is_no_section = isinstance(fault["input"], dict) and key in config_keys()  # seed.theta, for seeds.theta
+    if is_no_section:
+        key = f"{key}.{next(iter(fault['input']), '')}"
+    if fault["type"] == "extra_forbidden" or is_no_section:
         section = key.partition(".")[0]
         near = difflib.get_close_matches(key, [*config_keys(), *Config.model_fields], n=1, cutoff=0.6)
         known = [name for name in config_keys() if name.startswith(f"{section}.")] or list(Config.model_fields)

@@ -46,6 +46,13 @@ class StepRow:
         return self.name.replace("_", "-")
 
     @property
+    def device_key(self) -> str:
+        """The key that says on which device it computes; "" if it always uses CPUs."""
+        sections = {"cells": "maps", "refined": "maps", "seeds": "", "pseudo_labels": "", "": ""}
+        section = sections.get(self.section, self.section)
+        return f"{section}.device" if section else ""
+
+    @property
     def counts(self) -> Literal["images", "epochs", "metrics"]:
         """The unit in which its progress is counted."""
         return {"units": "images", "training": "epochs", "metrics": "metrics"}[self.kind]  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cluster.connect import CPU_SETTING, Connection, connect, start_optional_ray
+from cluster.connect import Connection, connect, resources_if_running, start_optional_ray
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
@@ -27,19 +27,32 @@ def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
     return connect(config.address, config.cpus)
 
 
-def resolved_device(asked: str, connection: Connection) -> str:
+def resolved_device(asked: str, connection: Connection, key: str) -> str:
     """'cpu' or 'cuda'. With 'auto', 'cuda' if the cluster has GPUs now.
+
+    Args:
+        asked: the value of the key, such as "maps.device".
 
     Raises:
         ValueError: 'cuda' is asked for in this process, and torch finds no GPU.
     """
-    if asked == "cuda" and connection.in_process and not torch.cuda.is_available():
-        raise ValueError(
-            f"device: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, {CPU_SETTING}."
-        )
+    if asked == "cuda" and connection.in_process:
+        require_own_gpu(key)
     if asked != "auto":
         return asked
     return "cuda" if connection.num_gpus >= 1 else "cpu"
+
+
+def require_own_gpu(key: str) -> None:
+    """Refuses work on CUDA in this process if torch finds no GPU.
+
+    Raises:
+        ValueError: there is none; the message says which key moves the work to the CPU.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"{key}: cuda is asked for, but torch finds no GPU on this machine. To use the CPU, give --set {key}=cpu."
+        )
 
 
 def resolved_precision(asked: str, device: str) -> torch.dtype:
@@ -85,6 +98,20 @@ def is_done_here(connection: Connection, seconds: float | None) -> bool:
     """
     is_short = seconds is not None and seconds < START_SECONDS
     return connection.in_process or (connection.is_optional and is_short)
+
+
+def require_workers(config: ClusterConfig, connection: Connection, device: str, device_key: str) -> None:
+    """Refuses work in units for which the cluster is too small; call it before anything is written or deleted.
+
+    Args:
+        device_key: the key that moves the work to the CPU, "" if it never runs on a GPU.
+
+    Raises:
+        ClusterError: the workers do not fit, or they need a GPU and there is none.
+    """
+    if not connection.in_process:
+        there = resources_if_running() or connection  # nodes may have come or gone since the launch connected
+        actor_pool(config, connection, device).require(there, device_key)
 
 
 def run_stages(

@@ -19,6 +19,7 @@ class LaunchOptions:
         retry_skipped: compute the units with skipped images again.
         dry_run: print what would be done; start and write nothing.
         estimate: what a dry run prints if no unit or epoch is finished.
+        is_part: it is a step of a pipeline's dry run, whose end says what was started and written.
     """
 
     shard: Shard = (1, 1)
@@ -26,6 +27,7 @@ class LaunchOptions:
     retry_skipped: bool = False
     dry_run: bool = False
     estimate: StepEstimate | None = None
+    is_part: bool = False
 
     @property
     def launch(self) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.connect import Connection
+from cluster.errors import ClusterError
 from cluster.fanout import Payload, Stages
 from cluster.live_metrics import count_images
 from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
-from jobs.steps.compute import is_done_here, run_stages
+from jobs.steps.compute import is_done_here, require_workers, run_stages
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
@@ -88,20 +89,18 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     if job.note:
         print(f"{job.title}: {job.note}", flush=True)
 
-    # 1. Create or open the step and its arrays, before any worker writes
+    # 1. Refuse what cannot be started, before anything is written or deleted
+    job.step.check_start(fingerprint, job.command, restart=options.restart)
+    _require_workers(run, connection, job, options)
     if options.dry_run:
-        job.step.check_start(fingerprint, job.command, restart=options.restart)
-        plan = UnitPlan.of(job.step, job.units, options)
-        if again := units_to_retry(run, plan):
-            plan = replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
-        else:
-            finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
+        plan = _planned(run, job, options)
         is_here = is_done_here(connection, job.seconds_for(plan.missing))
         print_unit_step(run, connection, job.title, plan, job.device, job.cost, is_here=is_here)
         return
+
+    # 2. Create or open the step and its arrays, before any worker writes
     images = images_id(run.manifest())
     if options.restart and (num_finished := len(job.units) - len(job.step.missing_units(job.units))):
-        job.step.require_idle()
         print(f"{job.title}: --restart deletes {plural(num_finished, 'finished unit')}")
     start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
     with beating(job.step.location, options.launch, start_id=start_id):
@@ -115,12 +114,40 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
             plan = UnitPlan.of(job.step, job.units, options, start_id)
         print_code_mix(job, plan)
 
-        # 2. The missing units stream through the cluster, and receipts come back
+        # 3. The missing units stream through the cluster, and receipts come back
         compute_missing(run, connection, job, plan)
 
-    # 3. Make the results that need all units
+    # 4. Make the results that need all units
     if job.finish:
         job.finish(plan)
+
+
+def _require_workers(run: Run, connection: Connection, job: UnitStepJob, options: LaunchOptions) -> None:
+    """Refuses a launch whose workers do not fit the cluster, if it has anything to compute.
+
+    Raises:
+        ClusterError: they do not fit, or they need a GPU and there is none.
+    """
+    row = BY_NAME.get(job.step.location.name)  # an export is no step
+    try:
+        require_workers(run.config.cluster, connection, job.device, row.device_key if row else "")
+    except ClusterError:
+        missing = _planned(run, job, options).missing  # the receipts are read only here, because there may be many
+        if missing and not is_done_here(connection, job.seconds_for(missing)):
+            raise
+
+
+def _planned(run: Run, job: UnitStepJob, options: LaunchOptions) -> UnitPlan:
+    """What a launch would compute, without writing anything; for a restart everything.
+
+    Raises:
+        ValueError: too many images were skipped, and none of them will be tried again.
+    """
+    plan = UnitPlan.of(job.step, job.units, replace(options, dry_run=True))
+    if again := units_to_retry(run, plan):
+        return replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
+    finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
+    return plan
 
 
 def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: UnitPlan) -> None:

@@ -40,9 +40,6 @@ def print_unit_step(
     Args:
         cost: used if no unit is finished.
         is_here: the work is done in this process.
-
-    Raises:
-        ClusterError: the cluster is too small for the requested workers.
     """
     config = run.config.cluster
     left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
@@ -51,12 +48,14 @@ def print_unit_step(
     if plan.options.restart:
         print_deletion(plan.step.location)
     if plan.missing:
-        num_workers = 1 if is_here else min(_num_workers(config, connection, device), len(plan.missing))
+        pool = actor_pool(config, connection, device)
+        num_workers = 1 if is_here else min(pool.max_actors, len(plan.missing))
         where = describe_connection(config, connection, is_here=is_here)
         print(f"  on:      {plural(num_workers, 'worker')} ({device}), {where}")
         print(f"  time:    {_time(plan, cost, left, num_workers)}")
         print(f"  storage: {_storage(plan, cost, left)}")
-    print(f"  {NOTHING}")
+    if not plan.options.is_part:
+        print(f"  {NOTHING}")
 
 
 def describe_connection(config: ClusterConfig, connection: Connection, *, is_here: bool = False) -> str:
@@ -67,12 +66,6 @@ def describe_connection(config: ClusterConfig, connection: Connection, *, is_her
     start = " (about 10 s to start it)" if connection.is_to_start else ""
     counts = ((connection.num_nodes, "node"), (connection.num_cpus, "CPU"), (connection.num_gpus, "GPU"))
     return f"on a Ray of {', '.join(plural(count, noun) for count, noun in counts)}{grows}{start}"
-
-
-def _num_workers(config: ClusterConfig, connection: Connection, device: str) -> int:
-    pool = actor_pool(config, connection, device)
-    pool.require(connection)
-    return pool.max_actors
 
 
 def _time(plan: UnitPlan, cost: CostEstimate, left: int, num_workers: int) -> str:

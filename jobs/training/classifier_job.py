@@ -31,7 +31,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         ValueError: there is no labelled image to train on, or the weights cannot be used.
     """
     config, manifest = run.config.classifier, run.manifest()
-    device = resolved_device(config.device, connection)
+    device = resolved_device(config.device, connection, "classifier.device")
     images = _training_images(run.config, manifest)
     classifier_spec(run.config, manifest.class_names)
     if config.weights == "imagenet":

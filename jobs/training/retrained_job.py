@@ -22,7 +22,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
     config, manifest = run.config.segmenter, run.manifest()
     require_something_to_relabel(run.config)
     require_network(run, "segmenter", "retrain_segmentation")
-    device = resolved_device(config.device, connection)
+    device = resolved_device(config.device, connection, "segmenter.device")
     if device == "cpu":
         require_pydensecrf()
     require_start_weights(run, manifest)

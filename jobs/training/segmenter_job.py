@@ -41,7 +41,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
         ValueError: there is nothing to train on, or the weights cannot be used.
     """
     config, manifest = run.config.segmenter, run.manifest()
-    device = resolved_device(config.device, connection)
+    device = resolved_device(config.device, connection, "segmenter.device")
     num_images = check_images(run.config, manifest)
     learns_seeds = config.supervision == "seeds"
     if learns_seeds:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.connect import Connection
+from cluster.connect import Connection, resources_if_running
 from cluster.training import Worker, is_begun_on_ray, train
-from cluster.training_context import Metrics
+from cluster.training_context import Metrics, require_local_folder
 from cluster.words import plural
 from jobs.run.config_keys import ClusterConfig, training_worker_range
 from jobs.run.directory import Run, record_run
@@ -14,11 +14,13 @@ from jobs.run.steps import BY_NAME
 from jobs.run.training_record import read_complete, read_epochs
 from jobs.run.versions import package_versions
 from jobs.steps.added_images import added_in_words, as_trained
+from jobs.steps.compute import require_own_gpu
 from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
 from jobs.steps.unit_dry_run import describe_connection
 from jobs.steps.waiting import notices
+from jobs.training.backbone_weights import fetch_imagenet_weights
 from jobs.training.kept_network import keep_epoch
 from jobs.training.one_at_a_time import wait_until_idle
 from jobs.training.plan import Plan
@@ -71,12 +73,12 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     # 1. Wait for another launch that trains it, then create or open the step
     step, command = run.step(name), run.step_command(name)
     fingerprint = job.fingerprint if options.restart else as_trained(step, job.fingerprint)
+    step.check_start(fingerprint, command, restart=options.restart)
+    _require_start(run, connection, job, options)  # before a restart deletes anything
     if options.dry_run:
-        step.check_start(fingerprint, command, restart=options.restart)
         _print_dry_run(run, connection, job, options)
         return
     if not options.restart:  # a restart is refused while another launch works on the step
-        step.check_start(fingerprint, command, restart=False)
         wait_until_idle(step.location, name)
     start_id = step.open(fingerprint, command, restart=options.restart)
     with beating(step.location, options.launch, start_id=start_id):
@@ -86,6 +88,37 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
             _print_already_trained(run, job, folder)
         else:
             _train(run, connection, job, folder)
+
+
+def _require_start(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
+    """Refuses a training that cannot start, unless it is finished already.
+
+    Raises:
+        ClusterError: the workers do not fit the cluster, or a training without Ray would need a local folder.
+        ValueError: there is no GPU for it, or its ImageNet weights cannot be downloaded.
+    """
+    cluster, name, step = run.config.cluster, job.plan.name, run.step(job.plan.name)
+    folder = step.location if options.restart else step.data()  # a damaged record or marker does not stop a restart
+    if not options.restart and read_complete(folder):
+        return
+    key = BY_NAME[name].device_key
+    if is_trained_here(cluster, connection, folder, is_new=options.restart):
+        require_local_folder(folder.uri)
+        if job.device == "cuda":
+            require_own_gpu(key)
+    elif not cluster.autoscaling:
+        num_workers = training_worker_range(cluster)[0]
+        there = resources_if_running() or connection  # nodes may have come or gone since the launch connected
+        there.require(
+            cpus=num_workers * (cluster.cpus_per_training_worker or 1),
+            gpus=num_workers if job.device == "cuda" else 0,
+            purpose=plural(num_workers, "training worker"),
+            device_key=key,
+        )
+    settings = getattr(run.config, job.plan.section)
+    is_of_this_machine = connection.in_process or connection.is_to_start  # else the workers download them
+    if options.restart and not options.dry_run and is_of_this_machine and settings.weights == "imagenet":
+        fetch_imagenet_weights(settings.backbone, f"{job.plan.section}.weights")
 
 
 def _print_already_trained(run: Run, job: TrainingJob, folder: Location) -> None:
@@ -146,13 +179,18 @@ def _train(run: Run, connection: Connection, job: TrainingJob, folder: Location)
     _print_verdict(job, metrics)
 
 
-def is_trained_here(cluster: ClusterConfig, connection: Connection, folder: Location) -> bool:
+def is_trained_here(cluster: ClusterConfig, connection: Connection, folder: Location, *, is_new: bool = False) -> bool:
     """Whether the training runs in this process: without a Ray, or if one worker would get nothing from a local Ray.
 
     A training that was begun on Ray continues there, from Ray Train's checkpoints.
+
+    Args:
+        folder: the folder of the training's results.
+        is_new: the training will be started again, so what is in the folder does not count.
     """
     is_alone = connection.is_optional and training_worker_range(cluster) == (1, 1)
-    return connection.in_process or (is_alone and folder.is_local and not is_begun_on_ray(folder.uri, CHECKPOINTS))
+    is_possible = is_alone and folder.is_local
+    return connection.in_process or (is_possible and (is_new or not is_begun_on_ray(folder.uri, CHECKPOINTS)))
 
 
 def _notes(job: TrainingJob) -> list[str]:
@@ -175,21 +213,14 @@ def require_workers(config: ClusterConfig, plan: Plan) -> None:
 
 
 def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
-    """Prints what a training would do.
-
-    Raises:
-        ClusterError: the cluster is too small for the requested workers.
-    """
+    """Prints what a training would do."""
     plan, cluster, folder = job.plan, run.config.cluster, run.step(job.plan.name).data()
     lines = read_epochs(folder)
     epochs_done = plan.epochs if read_complete(folder) else len(lines)
     epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done
     least, most = training_worker_range(cluster)
     workers = plural(least, "training worker") if least == most else f"{least} to {most} training workers"
-    is_here = is_trained_here(cluster, connection, folder)
-    if not (is_here or cluster.autoscaling):
-        num_gpus, cpus = least if job.device == "cuda" else 0, least * (cluster.cpus_per_training_worker or 1)
-        connection.require(cpus=cpus, gpus=num_gpus, purpose=plural(least, "training worker"))
+    is_here = is_trained_here(cluster, connection, folder, is_new=options.restart)
     pace = lines[-1].get("images_per_second") if lines else None
     seconds = "unknown until an epoch is finished"
     if pace:
@@ -205,4 +236,5 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
     if epochs_left:
         print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection, is_here=is_here)}")
         print(f"  time:    {seconds}\n  storage: the model, and a checkpoint about three times its size, in {folder}")
-    print(f"  {NOTHING}")
+    if not options.is_part:
+        print(f"  {NOTHING}")

@@ -226,6 +226,6 @@ def test_resources_name_the_remedy_when_too_much_is_asked() -> None:
     Connection(num_cpus=4, num_gpus=2, num_nodes=1).require(cpus=4, gpus=2, purpose="2 compute actors")
     with pytest.raises(ClusterError, match=r"^cluster: 4 compute actors need 4 GPUs, but the cluster has 2\. "):
         Connection(num_cpus=4, num_gpus=2, num_nodes=1).require(cpus=4, gpus=4, purpose="4 compute actors")
-    no_gpu = r"has 0\. To use the CPU, give --set SECTION\.device=cpu, .* --set cluster\.autoscaling=true\.$"
+    no_gpu = r"has 0\. To use the CPU, give --set maps\.device=cpu\. To .* --set cluster\.autoscaling=true\.$"
     with pytest.raises(ClusterError, match=no_gpu):
-        Connection(num_cpus=4, num_gpus=0, num_nodes=1).require(cpus=1, gpus=1, purpose="1 compute actor")
+        Connection(4, 0, num_nodes=1).require(cpus=1, gpus=1, purpose="1 compute actor", device_key="maps.device")

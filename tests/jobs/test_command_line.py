@@ -18,6 +18,7 @@ import pytest
 from jobs.cli import entry_point
 from jobs.cli.command_line import Stopped, job_parser, run_main
 from jobs.cli.entry_point import COMMANDS, overview
+from jobs.cli.step_command import step_parser
 from jobs.steps import compute
 from storage.errors import StorageError
 
@@ -173,6 +174,13 @@ def test_a_misspelt_flag_is_named_even_where_the_right_one_is_missing(arguments,
     with pytest.raises(SystemExit):
         parser.parse_args(arguments)
     assert capsys.readouterr().err == f"{sentence}\n"
+
+
+@pytest.mark.parametrize("typed", ["--restart pseudo-labels", "--restart=pseudo-labels", "--restart pseudo_labels"])
+def test_a_refused_value_is_repeated_as_it_was_typed(typed, capsys):
+    with pytest.raises(SystemExit):
+        step_parser("seeds", "").parse_args(["--run", "/data/x", *typed.split()])
+    assert f": given '{typed[10:]}', allowed: seeds." in capsys.readouterr().err
 
 
 def test_the_console_entry_point_is_that_command():

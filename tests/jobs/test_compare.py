@@ -53,6 +53,27 @@ def test_one_run_cannot_be_compared_and_equal_ones_say_so(seeded_run, capsys):
     assert f"None of these runs has metrics: '{evaluate}' makes them. To see the images whose" in printed
 
 
+def test_settings_of_the_cluster_and_the_metrics_of_one_run_alone_are_left_out(seeded_run, finished_maps_run, capsys):
+    record_run(open_run(finished_maps_run.uri, None, ["cluster.address=local"]))
+    measure(seeded_run, "seeds", 0.4321)
+    shutil.rmtree(finished_maps_run.uri + "/evaluation", ignore_errors=True)
+    compare.main([seeded_run.uri, finished_maps_run.uri])
+    printed = capsys.readouterr().out
+    assert "cluster.address" not in printed and "0.432" not in printed
+    evaluate = f"'python jobs/evaluate.py --run {finished_maps_run.uri}' makes them"
+    assert f"  {finished_maps_run.uri} has no metrics: {evaluate}.\n" in printed
+
+
+def test_outdated_labels_are_named_before_the_figure(predicted_run, tmp_path, capsys):
+    shutil.copytree(predicted_run.uri, tmp_path / "other")
+    with connect("in-process") as connection:
+        launch_step(open_run(str(tmp_path / "other"), None, ["seeds.theta=0.9"]), connection, "seeds", restart=True)
+    pair = [predicted_run.uri, str(tmp_path / "other")]
+    compare.main([*pair, "--page", str(tmp_path / "page.html"), "--labels", "predictions"])
+    printed = capsys.readouterr().out
+    assert 0 < printed.index("WARNING: the step predictions") < printed.index("% of the pixels differ on average")
+
+
 def test_runs_without_masks_are_compared_by_a_page(drawn_images, tmp_path, capsys):
     run = open_run(str(tmp_path / "run"), None, ["classifier.weights=none"])
     prepare(run, [replace(image, mask_uri=None) for image in drawn_images[:2]], DRAWN_CLASS_NAMES)

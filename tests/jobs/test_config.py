@@ -27,6 +27,7 @@ def test_file_is_laid_over_the_record_and_assignments_over_the_file(tmp_path):
     ("assignment", "sentence"),
     [
         ("maps.num_sample=3", "maps.num_sample: unknown key. Did you mean maps.num_samples?"),
+        ("seed.theta=0.5", "seed.theta: unknown key. Did you mean seeds.theta?"),
         ("mapz=3", "mapz: unknown key. Did you mean maps?"),
         ("maps.num_samples=0", "maps.num_samples: given 0, allowed: whole numbers from 1."),
         ("maps.num_samples=many", "maps.num_samples: given 'many', allowed: whole numbers from 1."),

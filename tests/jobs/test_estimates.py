@@ -57,13 +57,43 @@ def test_a_fresh_pipeline_is_timed_and_each_step_gets_a_time_and_a_size(fresh_ru
 
 
 def test_the_total_has_a_price_if_one_is_given(fresh_run, monkeypatch, capsys):
-    found = Estimate({"maps": StepEstimate(90, 2e6)}, start_seconds=10, end_seconds=20)
+    notes = (estimating.BUSY,)
+    found = Estimate({"maps": StepEstimate(90, 2e6)}, start_seconds=10, end_seconds=20, notes=notes)
     monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: found)
     run_pipeline.main(["--run", fresh_run.uri, "--dry-run", "--set", "cluster.price_per_hour=3.6"])
     sentence = (
         "pipeline: all of this takes about 2 min 0 s and 2.0 MB, and costs 0.12 at 3.6 per hour. 10 s of this are"
     )
-    assert sentence in capsys.readouterr().out
+    total, upper_bound, busy, end = capsys.readouterr().out.splitlines()[-4:]
+    assert total.startswith(sentence) and busy == f"pipeline: {estimating.BUSY}"
+    assert upper_bound.endswith("upper bound: all machines for the whole time, without the requests to S3.")
+    assert end.startswith("pipeline: nothing was started. The dry run wrote one file, ")
+
+
+def test_the_steps_of_a_pipelines_dry_run_do_not_each_say_that_nothing_was_written(fresh_run, monkeypatch, capsys):
+    for steps in ({"maps": StepEstimate(90, 2e6)}, {}):
+        monkeypatch.setattr(plans, "estimate_steps", lambda *_, steps=steps, **__: Estimate(steps, 0, 0))
+        run_pipeline.main(["--run", fresh_run.uri, "--dry-run"])
+        printed = capsys.readouterr().out
+        assert printed.count("nothing was started") == 1 and "upper bound" not in printed
+        assert printed.count("nothing was written") == (0 if steps else 1)
+
+
+@pytest.mark.parametrize(
+    ("load", "cpus", "starts"),
+    [
+        (0.5, 0, []),
+        (99, 0, ["This machine was busy"]),
+        (0.5, 700, ["The trainings were timed with cluster.cpus_per_training_worker = 700 threads on this"]),
+    ],
+)
+def test_the_estimate_says_what_the_machine_changed(load, cpus, starts, fresh_run, monkeypatch):
+    monkeypatch.setattr(estimating, "time_steps", lambda *_, **__: PACES)
+    monkeypatch.setattr(estimating, "_process_seconds", lambda: 2.0)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    run = open_run(fresh_run.uri, None, [f"cluster.cpus_per_training_worker={cpus}"])
+    found = estimate_steps(run, HERE, [BY_NAME["classifier"]], is_whole=False)
+    assert [note.startswith(start) for note, start in zip(found.notes, starts, strict=True)] == [True] * len(starts)
 
 
 @pytest.mark.parametrize(("connection", "maps_seconds"), [(HERE, 14), (LOCAL, 8)])

@@ -132,8 +132,8 @@ def test_labelmes_painted_masks_are_drawn_and_those_beyond_the_picture_cost_the_
     ("mask", "sentence"),
     [
         (SQUARE.astype(bool), "1 have a class that is not a label of their image (first: 'dog'"),
-        (SQUARE.astype(np.uint16) * 65535, "65535 in 2. These pixels count as not known. If they are classes: --ma"),
-        (np.dstack([SQUARE * 38] * 3), "38 in 2. These pixels count as not known"),
+        (SQUARE.astype(np.uint16) * 65535, "65535 in 2. These pixels count as unknown. If they are classes: --ma"),
+        (np.dstack([SQUARE * 38] * 3), "38 in 2. These pixels count as unknown"),
     ],
 )
 def test_masks_of_other_values_are_told_in_every_kind_of_file(mask, sentence, tmp_path, capsys):

@@ -209,6 +209,13 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.full((120, 160), 77)))
     with pytest.raises(ValueError, match=r"value 77 is not a class\. Masks must have the data set's values"):
         bring_back(painted_run, tmp_path / "pngs")
+    earlier = Path(painted_run.uri, "manifest.parquet").read_bytes()
+    (tmp_path / "pngs" / "scene_0012.png").write_bytes(encode_label_png(np.ones((40, 160), np.uint8)))
+    with pytest.raises(
+        ValueError, match=r"'scene_0012.png' has 160 x 40 pixels, but the run's image has 160 x 120\. C"
+    ):
+        bring_back(painted_run, tmp_path / "pngs")
+    assert Path(painted_run.uri, "manifest.parquet").read_bytes() == earlier
 
 
 def test_an_image_without_objects_is_left_out_unless_it_is_said_to_be_background(painted_run, tmp_path, capsys):

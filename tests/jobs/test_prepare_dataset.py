@@ -1,6 +1,7 @@
 """The manifest's job: what it refuses before anything is frozen."""
 
 import gc
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.cli.launch import launch_step
 from jobs.preparation.manifest_summary import alike
-from jobs.preparation.prepare import prepare
+from jobs.preparation.prepare import next_step, prepare
 from jobs.prepare_dataset import main
 from jobs.run.directory import open_run
 from storage.images import read_mask
@@ -298,6 +299,12 @@ def test_a_preparation_without_a_config_names_the_settings_for_a_machine_without
     assert (note in capsys.readouterr().out) == is_noted
 
 
+def test_masks_that_come_after_the_last_step_are_for_measuring(drawn_images, predicted_run):
+    assert next_step(predicted_run).startswith("'python jobs/evaluate.py --run ")
+    prepare(predicted_run, [replace(image, mask_uri=None) for image in drawn_images], DRAWN_CLASS_NAMES)
+    assert next_step(predicted_run).startswith("'python jobs/run_pipeline.py --run ")
+
+
 def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, map_images, capsys):
     run = map_images([replace(image, mask_uri=None) for image in drawn_images])
     prepare(run, drawn_images, DRAWN_CLASS_NAMES)
@@ -307,3 +314,30 @@ def test_masks_may_be_named_after_steps_were_started(drawn_images, trained_run, 
         assert "0 of 4 units to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="differs in more than the masks"):
         prepare(run, drawn_images[:-1], DRAWN_CLASS_NAMES)
+
+
+def test_a_preparation_with_other_flags_is_refused_with_the_first_difference(drawn_images, trained_run):
+    names = list(DRAWN_CLASS_NAMES)
+    other = sorted(set(names) - set(drawn_images[0].labels))[0]
+    label = replace(drawn_images[0], labels=(other,))
+    for images, classes, difference in (
+        (
+            [replace(image, split="") for image in drawn_images],
+            names,
+            "14 images have another split (first: 'scene_0000', before train, now none)",
+        ),
+        ([label, *drawn_images[1:]], names, f"another list of labels (first: 'scene_0000', before .*, now {other})"),
+        (drawn_images[:-1], names, "1 image is missing (first: 'scene_0013')"),
+        ([*drawn_images, replace(drawn_images[0], image_id="other")], names, "1 image is new (first: 'other')"),
+        (drawn_images[::-1], names, "the images have another order (first: 'scene_0000')"),
+        (drawn_images, names[::-1], "the classes have another order (moon, "),
+        (drawn_images, [*names, "cat"], "the class 'cat' is new"),
+        (
+            [replace(drawn_images[0], saliency_uri=drawn_images[0].mask_uri), *drawn_images[1:]],
+            names,
+            "another saliency map (first",
+        ),
+    ):
+        sentence = re.escape(difference).replace(r"\.\*", ".*")
+        with pytest.raises(ValueError, match=f"folder: .*{sentence}.*Give the flags of the first preparation"):
+            prepare(trained_run, images, classes)

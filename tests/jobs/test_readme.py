@@ -204,5 +204,5 @@ def _read_maps_as_the_page_does(run: Path) -> None:
     assert one["max"].isel(slot=0).dims == ("y", "x") and one["max"].dtype == np.float16
     assert one["mean"].shape == one["max"].shape and one["score"].shape == one["classes"].shape
     assert space["seeds"]["label"].dims == ("image", "y", "x")  # type: ignore[index]
-    assert space["large"].shape[1:] == (375, 500)  # type: ignore[attr-defined]
+    assert space["large"].shape[1:] == (120, 160)  # type: ignore[attr-defined]
     assert list(space["maps"].attrs["class_names"]) == list(VOC_CLASSES)  # type: ignore[attr-defined]

@@ -151,7 +151,7 @@ def test_settings_of_other_started_steps_are_named_once_with_the_command_that_ch
     [
         ("segmenter.weights=/nowhere.pt", r"segmenter\.weights: no file /nowhere\.pt"),
         ("segmenter.weights=imagenet", r'segmenter\.weights: the backbone "small" has no ImageNet weights'),
-        ("segmenter.strong_splits=gold", r"segmenter\.strong_splits: given gold, which has no training image"),
+        ("segmenter.strong_splits=val", r"segmenter\.strong_splits: given val, which has no training image"),
         ("cluster.training_workers=5", r"cluster\.training_workers: given 5, allowed: 1 to 4, .*segmenter\.batch_size"),
     ],
 )
@@ -198,8 +198,8 @@ def test_either_a_run_or_the_demo_is_asked_for(arguments):
 
 
 def test_a_run_without_images_to_predict_is_refused_before_anything_is_trained(trained_run, capsys):
-    with pytest.raises(ValueError, match=r"of the split gold, .* has the splits train, val\. .*splits=train,val"):
-        main(["--run", trained_run.uri, "--set", "predictions.splits=gold"])
+    with pytest.raises(ValueError, match=r"of the split test, .* has the splits train, val\. .*splits=train,val"):
+        main(["--run", trained_run.uri, "--set", "predictions.splits=test"])
     assert "step 1" not in capsys.readouterr().out
 
 
@@ -220,7 +220,8 @@ def test_a_dry_run_describes_every_step_and_changes_nothing(trained_run, monkeyp
         ("predictions", "1 unit (2 images)"),
     ):
         assert f"{name}, dry run: {extent}; details are known after the steps above are finished.\n" in printed
-    assert printed.endswith("pipeline: then metrics of train, metrics of val, the contact sheet and the report.\n")
+    end = "metrics of train, metrics of val, the contact sheet and the report.\npipeline: nothing was started, nothing"
+    assert f"pipeline: then {end} was written.\n" in printed and printed.count("nothing was started") == 1
     assert files_of(trained_run) == before
 
 

@@ -36,7 +36,9 @@ def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, m
     space: dict[str, object] = {}
     exec(of_the_run.replace("/data/run0", decided_run.uri).replace("cats__1", "scene_0012"), space)
     assert space["same_maps"] and space["same_mask"]
-    labels = space["mask"]
+    labels, run = space["mask"], space["run"]
+    assert labels.dtype == run.stored_labels("scene_0012").dtype == np.uint8
+    assert space["maps"].max.dtype == run.stored_maps("scene_0012").max.dtype
     assert labels.shape == (120, 160) and len(np.unique(labels)) > 2
 
     monkeypatch.chdir(tmp_path)
@@ -166,6 +168,8 @@ def test_a_picture_outside_the_run_is_read_upright_and_within_the_limits_of_the_
     Image.new("RGB", (40, 30)).save(tmp_path / "phone.jpg", exif=turned)
     run = open_trained(finished_maps_run.uri)
     assert run.read(tmp_path / "phone.jpg").shape == run.read(str(tmp_path / "phone.jpg")).shape == (40, 30, 3)
+    with pytest.raises(BadImage, match=f"^{tmp_path}/gone.jpg: missing: no such file$"):
+        run.read(tmp_path / "gone.jpg")
     with pytest.raises(BadImage, match="pixels"):
         open_trained(finished_maps_run.uri, ["images.max_pixels=1000"]).read(tmp_path / "phone.jpg")
 
@@ -319,9 +323,11 @@ def test_a_device_that_is_not_there_is_refused_at_once(mapped_run_folder, monkey
 def test_results_that_are_not_there_name_the_step_or_the_command(seeded_run_folder):
     run = open_trained(seeded_run_folder)
     assert run.stored_seeds("scene_0000").shape == run.stored_maps("scene_0000").max.shape[1:]
-    for wrong in ("pseudo-labels", "masks", "seeds"):
+    for wrong in ("masks", "seeds"):
         with pytest.raises(ValueError, match=f"given the step '{wrong}', allowed: 'predictions', 'pseudo_labels'"):
             run.stored_labels("scene_0000", wrong)
+    with pytest.raises(NotYet, match="the step pseudo_labels is not done"):
+        run.stored_labels("scene_0012", "pseudo-labels")  # as status.py writes it
     with pytest.raises(ValueError, match="given the step 'seeds', allowed: 'maps', 'refined'"):
         run.stored_maps("scene_0000", "seeds")
     for step, script in (("pseudo_labels", "make_pseudo_labels"), ("predictions", "predict_masks")):

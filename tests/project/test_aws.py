@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib.metadata import packages_distributions, requires
@@ -173,6 +174,36 @@ def test_the_documented_jobs_on_cpu_workers_have_settings_that_fit_the_file() ->
         assert cluster.cpus_per_training_worker < worker["resources"]["CPU"]
     assert CONFIG["available_node_types"]["head"]["resources"]["CPU"] == 0  # so the driver of the estimate is elsewhere
     assert "--entrypoint-num-cpus 1 --working-dir . -- \\\n    python jobs/run_pipeline.py" in section
+
+
+def test_the_documented_lines_split_a_table_at_random_within_each_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
+    (tmp_path / "labels.csv").write_text(
+        "file,labels\n" + "".join(f"{number}.jpg,{'cat' if number < 300 else 'dog;cow'}\n" for number in range(500))
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    rows = [line.split(",") for line in (tmp_path / "labels_split.csv").read_text().splitlines()]
+    assert rows[0] == ["file", "labels", "split"] and len(rows) == 501
+    found = Counter((labels, split) for _, labels, split in rows[1:])
+    assert [found["cat", split] for split in ("train", "val", "rest")] == [30, 15, 255]
+    assert [found["dog;cow", split] for split in ("train", "val", "rest")] == [20, 10, 170]
+    numbers = [
+        int(name.removesuffix(".jpg")) for name, labels, split in rows[1:] if (labels, split) == ("cat", "train")
+    ]
+    assert min(numbers) < 100 and max(numbers) > 200  # not the first ones
+
+
+def test_the_documented_commands_make_the_roles_of_the_file() -> None:
+    section = PAGE.split("## The roles")[1].split("## ")[0]
+    (trust,) = re.findall(r"<<'END'\n(.+?)END\n", section, re.DOTALL)
+    (statement,) = json.loads(trust)["Statement"]
+    assert statement["Principal"] == {"Service": "ec2.amazonaws.com"} and statement["Action"] == "sts:AssumeRole"
+    profiles = {each["node_config"]["IamInstanceProfile"]["Arn"] for each in CONFIG["available_node_types"].values()}
+    (roles,) = re.findall(r"for ROLE in (.+); do", section)
+    assert {profile.rsplit("/", 1)[1] for profile in profiles} == set(roles.split())
 
 
 def test_the_machines_roles_need_session_tokens() -> None:

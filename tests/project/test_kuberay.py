@@ -1,9 +1,10 @@
 """kuberay/: what Ray's own autoscaler reads of the files, and what this project promises of a cluster.
 
 The operator's schema is in no package, so unknown fields would not be found here: `kubectl apply --dry-run=server` on a
-cluster with KubeRay finds them.
+cluster with KubeRay finds them. No test here starts a pod.
 """
 
+import copy
 import json
 import re
 import shlex
@@ -16,9 +17,11 @@ from ray._private import utils
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
 
+from cluster.check_cluster_file import problems_of
 from jobs import run_pipeline
 from jobs.cli.reference import job_parser_of
 from jobs.run.config import resolve_config
+from jobs.run.config_keys import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT, CLUSTER = yaml.safe_load_all((ROOT / "kuberay/ray_cluster.yaml").read_text())
@@ -46,21 +49,38 @@ def test_the_job_has_the_cluster_of_the_cluster_file_and_is_tried_again() -> Non
     assert int(words[0][1]) == SPEC["workerGroupSpecs"][1]["maxReplicas"]
 
 
-def test_the_documented_job_of_all_steps_has_flags_and_settings_that_exist() -> None:
+def documented_jobs() -> list[dict[str, Any]]:
+    """The RayJobs of the page: all steps on GPU workers, and on CPU workers alone, whose group of GPUs is deleted."""
     page = (ROOT / "docs/tutorial-kubernetes.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
-    changed = yaml.safe_load(block)["spec"]
-    assert changed.keys() <= JOB["spec"].keys()
-    python, script, *flags = shlex.split(changed["entrypoint"])
+    changes = [yaml.safe_load(block)["spec"] for block in re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)]
+    assert len(changes) == 2 and all(each.keys() <= JOB["spec"].keys() for each in changes)
+    jobs = [copy.deepcopy(JOB | {"spec": JOB["spec"] | each}) for each in changes]
+    del jobs[1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]
+    return jobs
+
+
+def cluster_settings(job: dict[str, Any]) -> Config:
+    """The configuration of a job's command, whose flags must exist."""
+    python, script, *flags = shlex.split(job["spec"]["entrypoint"])
     assert (python, script) == ("python", "/opt/ficklenet/jobs/run_pipeline.py")
+    return resolve_config({}, None, job_parser_of(run_pipeline.main).parse_args(flags).set)
+
+
+def test_the_documented_jobs_have_flags_and_settings_that_fit_the_pods() -> None:
     assert "WORKDIR /opt/ficklenet" in (ROOT / "Containerfile").read_text()
-    given = job_parser_of(run_pipeline.main).parse_args(flags)
-    config = resolve_config({}, None, given.set)
-    sections = (config.classifier, config.maps, config.segmenter, config.predictions)
-    assert [section.device for section in sections] == ["cuda"] * 4
+    on_gpus, on_cpus = map(cluster_settings, documented_jobs())
+    sections = (on_gpus.classifier, on_gpus.maps, on_gpus.segmenter, on_gpus.predictions)
+    assert [section.device for section in sections] == ["cuda"] * 4 and on_cpus.maps.device == "auto"
     cpu, gpu = SPEC["workerGroupSpecs"]
-    assert config.cluster.max_actors == gpu["maxReplicas"]
-    assert config.cluster.max_cpu_actors == cpu["maxReplicas"] * 8  # a machine has 8
+    cpus = int(cpu["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert on_gpus.cluster.max_actors == gpu["maxReplicas"]
+    assert on_gpus.cluster.max_cpu_actors == on_cpus.cluster.max_cpu_actors == cpu["maxReplicas"] * cpus
+    assert on_cpus.cluster.cpus_per_training_worker == cpus - 1
+
+
+@pytest.mark.parametrize("job", documented_jobs())
+def test_the_documented_jobs_pass_the_offline_check(job: dict[str, Any]) -> None:
+    assert all("replace <" in problem for problem in problems_of(yaml.safe_dump(job)))
 
 
 def test_pods_have_the_token_the_role_and_no_keys() -> None:
@@ -92,6 +112,34 @@ def test_the_image_has_a_user_by_number() -> None:
     """Kubernetes cannot tell by a name that a user is not root."""
     users = re.findall(r"^USER (.+)$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
     assert users and users[-1] == "1000"
+
+
+SUBMITTER: dict[str, Any] = JOB["spec"]["submitterPodTemplate"]["spec"]
+NO_MORE_RIGHTS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@pytest.mark.parametrize("pod", [*PODS, SUBMITTER])
+def test_pods_are_what_the_level_restricted_asks_for(pod: dict[str, Any]) -> None:
+    expected = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["securityContext"] == expected
+    assert [container["securityContext"] for container in pod["containers"]] == [NO_MORE_RIGHTS]
+    assert SPEC["autoscalerOptions"]["securityContext"] == NO_MORE_RIGHTS
+
+
+def test_every_container_has_requests_and_limits_of_cpu_memory_and_disk() -> None:
+    """Namespaces with quotas refuse pods without them."""
+    everything = [pod["containers"][0]["resources"] for pod in [*PODS, SUBMITTER]]
+    for resources in [*everything, SPEC["autoscalerOptions"]["resources"]]:
+        for amounts in (resources["requests"], resources["limits"]):
+            assert amounts.keys() >= {"cpu", "memory", "ephemeral-storage"}
+
+
+def test_workers_have_disk_for_the_features_that_a_training_keeps() -> None:
+    config = resolve_config({}, None, [])
+    kept = 1e9 * max(config.classifier.kept_features_gb, config.segmenter.kept_features_gb)
+    for pod in PODS[1:]:
+        disk = gibibytes(pod["containers"][0]["resources"]["limits"]["ephemeral-storage"])
+        assert disk >= kept + 12 * 2**30  # 12 GiB for logs and what Ray spills
 
 
 def test_workers_are_spot_machines_and_the_head_is_not() -> None:

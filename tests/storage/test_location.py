@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ProfileNotFound
 
 from storage.errors import StorageError
 from storage.location import Location
@@ -203,3 +204,19 @@ def test_usage_counts_objects_and_bytes_below_a_prefix(location: Location) -> No
     for name in ("maps/x", "maps/deep/y", "maps2/z"):
         (location / name).write_bytes(b"12345")
     assert (location / "maps").usage() == (2, 10)
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
+def test_missing_credentials_name_what_gives_them_and_the_endpoint_only_if_it_is_set(endpoint, monkeypatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for error in (NoCredentialsError(), ProfileNotFound(profile="mine")):
+        with pytest.raises(StorageError) as refused, storage_errors("s3://bucket/run"):
+            raise error
+        remedies = ("a role", "AWS_PROFILE", "'aws sso login'", "AWS_ACCESS_KEY_ID")
+        assert all(remedy in str(refused.value) for remedy in remedies)
+        assert "AWS_ENDPOINT_URL" not in str(refused.value)
+    with pytest.raises(StorageError) as unreachable, storage_errors("s3://bucket/run"):
+        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+    assert ("AWS_ENDPOINT_URL" in str(unreachable.value)) == bool(endpoint)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import time
@@ -300,3 +301,18 @@ def test_an_unfinished_step_is_refused_with_counts_and_command(tmp_path: Path) -
     )
     step.write_receipt(receipt_of(UNITS[1]))
     require_complete(step, UNITS, manifest, "aggregate_seeds", COMMAND)
+
+
+@pytest.mark.parametrize(("number", "named", "end"), [(1, 1, ""), (2, 2, ""), (5, 3, " and 2 more")])
+def test_a_refusal_names_the_living_drivers(number, named, end, tmp_path: Path) -> None:
+    step = Step(Location(str(tmp_path / "maps")))
+    step.open({"size": 1}, COMMAND)
+    with contextlib.ExitStack() as launches:
+        for shard in range(number):
+            launches.enter_context(beating(step.location, f"{shard + 1}-of-{number}"))
+        with pytest.raises(ValueError, match=rf"ago\){end} (is|are) running this step") as running:
+            step.require_idle()
+        with pytest.raises(ValueError, match=rf"Stop a driver on .*ago\){end} first and then start over") as other:
+            step.open({"size": 2}, COMMAND)
+    assert str(running.value).count("(process ") == str(other.value).count("(process ") == named
+    assert ("Stop them first" in str(running.value)) == (number > 1)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from jobs.exports.corrections.objects import CorrectedMask, Objects
-from storage.images import read_many
+from storage.errors import BadImage
+from storage.images import image_size, read_many
 from storage.location import Location
 from storage.masks import mask_values
 from storage.tree import files_below
@@ -24,12 +25,14 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
         )
     uris = [(place / path).uri for path in paths]
     known = {0, *classes.values, 255, 65535}
-    for path, uri, found in zip(paths, uris, read_many(uris, mask_values), strict=True):
-        if not isinstance(found, tuple):
+    contents = read_many(uris, lambda uri: (mask_values(uri), image_size(uri)))
+    for path, uri, found in zip(paths, uris, contents, strict=True):
+        if isinstance(found, BadImage):
             raise ValueError(f"{uri}: {found.reason}.")
-        if wrong := sorted(set(found) - known):
+        values, size = found
+        if wrong := sorted(set(values) - known):
             raise ValueError(
                 f"{uri}: value {wrong[0]} is not a class. Masks must have the data set's values, as exported with "
                 f"--format png: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 unknown."
             )
-        yield CorrectedMask(path, None, 1, Location.parse(uri).read_bytes())
+        yield CorrectedMask(path, size, 1, Location.parse(uri).read_bytes())

@@ -1,7 +1,7 @@
 """A data set for Hugging Face's `datasets`: `data/<split>/<unit>.parquet`, and README.md, which names the splits.
 
 Columns: image_id, file_name, image and mask (both as the bytes of a picture), labels (the classes in the mask). Values
-of a mask are 0 for background, class number + 1, and 255 (16-bit: 65535) for not known; the schema names the classes.
+of a mask are 0 for background, class number + 1, and 255 (16-bit: 65535) for unknown; the schema names the classes.
 https://huggingface.co/docs/datasets/repository_structure
 """
 
@@ -95,7 +95,7 @@ def finish(export: WholeExport) -> None:
     names = "".join(f"| {number} | {name} |\n" for number, name in numbered)
     text = (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n"
-        "Values of the masks; 255 (65535 in 16-bit masks) means not known.\n\n"
+        "Values of the masks; 255 (65535 in 16-bit masks) means unknown.\n\n"
         f"| value | class |\n|---|---|\n{names}"
     )
     (export.out / "README.md").write_bytes(text.encode())

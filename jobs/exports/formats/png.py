@@ -1,4 +1,4 @@
-"""Palette PNGs with the data set's own class values: 0 background, 255 = ignored, VOC's colours."""
+"""Palette PNGs with the data set's own class values: 0 background, 255 = unknown, VOC's colours."""
 
 import numpy as np
 

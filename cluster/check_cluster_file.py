@@ -1,0 +1,251 @@
+"""Checks a cluster file for `ray up` or for KubeRay offline: `python -m cluster.check_cluster_file my.yaml`.
+
+It finds values in angle brackets that are left, missing keys, groups and subnets, and numbers that do not fit together.
+It does not ask AWS or Kubernetes whether the values exist.
+"""
+
+import copy
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.words import plural
+
+AWS_NODES = {
+    "SecurityGroupIds": "Ray would make a group of its own, with SSH open to the whole world",
+    "SubnetIds": "Ray would take any subnet of the network, also one that gives the node a public address",
+    "IamInstanceProfile": "Ray would give the head a role with all rights on EC2 and S3, and workers none",
+}
+"""What each node type needs on AWS, and what happens without it in Ray 2.60."""
+
+_WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading a file raises where a value is, for example, a text instead of a list."""
+
+_COMMENT = re.compile(r"(^|\s)#.*")
+_BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
+
+
+def main(files: list[str]) -> int:
+    """Prints what is wrong in each file; returns the exit code: 0, or 2 if something is wrong."""
+    if not files or files[0].startswith("-"):
+        _print("Usage: python -m cluster.check_cluster_file FILE [FILE ...]")
+        return 0 if files[:1] in (["-h"], ["--help"]) else 2
+    has_problems = False
+    for file in files:
+        try:
+            text = Path(file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            problems, settings = [f"It cannot be read ({error})."], ""
+        else:
+            problems, settings = problems_of(text), job_settings_of(text)
+        has_problems |= bool(problems)
+        _print(f"{file}: {plural(len(problems), 'problem')}." if problems else f"{file}: no problem was found.")
+        for problem in problems:
+            _print(f"- {problem}")
+        if settings and not problems:
+            _print(f"For a job that uses all of its workers: {settings}")
+    return 2 if has_problems else 0
+
+
+def problems_of(text: str) -> list[str]:
+    """What is wrong in a cluster file, one or two sentences each; none if nothing was found."""
+    found = list(_brackets(text))
+    try:
+        documents = [each for each in yaml.safe_load_all(text) if each is not None]
+    except yaml.YAMLError as error:
+        return [*found, f"This is not YAML: {' '.join(str(error).split())}."]
+    if not documents or not all(isinstance(each, dict) for each in documents):
+        return [*found, "The file has no keys. Start from the file of this project, and change its values."]
+    check = _kuberay if any("apiVersion" in each for each in documents) else _launcher
+    try:
+        for document in documents:
+            found.extend(check(document))
+    except _WRONG_TYPE as error:
+        found.append(f"A value has the wrong type ({error}). Compare the file with the one of this project.")
+    return found
+
+
+def job_settings_of(text: str) -> str:
+    """The `--set` of a job that uses all workers of a valid cluster file; nothing if it has no workers."""
+    try:
+        documents = [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
+        numbers = _numbers([pool for each in documents for pool in _pools(each)])
+    except (yaml.YAMLError, *_WRONG_TYPE):
+        return ""  # problems_of says why
+    return " ".join(f"--set cluster.{key}={value}" for key, value in numbers.items() if value)
+
+
+def _numbers(pools: list[tuple[int, int, int]]) -> dict[str, int]:
+    """The keys of section `cluster` that follow from (most workers, CPUs, GPUs) of each type of worker."""
+    cpus = [(most, cpus) for most, cpus, gpus in pools if most and not gpus]
+    return {
+        "max_actors": sum(most * gpus for most, _, gpus in pools),
+        "max_cpu_actors": sum(most * cpus for most, cpus in cpus),
+        "cpus_per_training_worker": max((cpus - 1 for _, cpus in cpus), default=0),
+    }
+
+
+def _pools(document: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """(most workers, CPUs, GPUs) of each type of worker."""
+    if "available_node_types" in document:
+        types = dict(document["available_node_types"])
+        types.pop(document["head_node_type"])
+        default = document.get("max_workers", 0)
+        return [
+            (each.get("max_workers", default), each["resources"].get("CPU", 0), each["resources"].get("GPU", 0))
+            for each in types.values()
+            if "resources" in each
+        ]
+    groups = (_cluster_spec(document) or {}).get("workerGroupSpecs", [])
+    return [(each["maxReplicas"], _amount(each, "cpu"), _amount(each, "nvidia.com/gpu")) for each in groups]
+
+
+def _brackets(text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if left := list(dict.fromkeys(_BRACKETS.findall(_COMMENT.sub("", line)))):
+            values = "value" if len(left) == 1 else "values"
+            yield f"Line {number}: replace {' and '.join(left)} with your own {values}."
+
+
+# Ray's launcher
+
+
+def _launcher(config: dict[str, Any]) -> Iterator[str]:
+    """Problems of a file for `ray up`."""
+    provider, types = config.get("provider"), config.get("available_node_types")
+    if not isinstance(provider, dict) or "type" not in provider:
+        yield "provider.type is missing. For AWS it is aws."
+        return
+    if not isinstance(types, dict) or not all(isinstance(each, dict) for each in types.values()):
+        yield "available_node_types must name at least the type of the head, each with its keys."
+        return
+    head = config.get("head_node_type")
+    if head not in types:
+        yield f"head_node_type is {head!r}, but available_node_types has {', '.join(types)}. Write one of these names."
+        return
+    if wrong := list(_rays_check(config)):
+        yield from wrong
+        return
+    if provider["type"] == "aws":
+        for name, node_type in types.items():
+            given = node_type.get("node_config") or {}
+            missing = [f"{name} has no {key}: {why}." for key, why in AWS_NODES.items() if not given.get(key)]
+            yield from (f"{sentence} Add it as in the other types." for sentence in missing)
+    if "--env RAY_AUTH_MODE=token" not in ((config.get("docker") or {}).get("run_options") or []):
+        yield "docker.run_options has no '--env RAY_AUTH_MODE=token': who reaches the ports could run code. Add it."
+    yield from _most_workers(config, {name: each for name, each in types.items() if name != head})
+
+
+def _rays_check(config: dict[str, Any]) -> Iterator[str]:
+    """What Ray's own schema says."""
+    from jsonschema import ValidationError  # a package that Ray requires
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    logging.getLogger("ray.autoscaler._private.util").setLevel(logging.WARNING)  # it prints each default
+    try:
+        validate_config(prepare_config(copy.deepcopy(config)))
+    except ValidationError as error:
+        place = ".".join(map(str, error.absolute_path)) or "the top level"
+        yield f"Ray's schema, at {place}: {error.message}."
+    except (*_WRONG_TYPE, AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        yield f"Ray cannot read the file ({type(error).__name__}: {error})."
+
+
+def _most_workers(config: dict[str, Any], workers: dict[str, dict[str, Any]]) -> Iterator[str]:
+    together = config.get("max_workers")
+    if not isinstance(together, int):
+        yield "max_workers is missing: Ray would start at most 2 workers. Write the number for all types together."
+        return
+    for name, node_type in workers.items():
+        most, least = node_type.get("max_workers", together), node_type.get("min_workers", 0)
+        if most > together:
+            yield (
+                f"{name} has max_workers {most}, but max_workers of the whole cluster is {together}, so no more come. "
+                "Change one of the two."
+            )
+        if least > most:
+            yield f"{name} has min_workers {least} and max_workers {most}. Lower the first or raise the second."
+    if workers and not any(each.get("max_workers", together) for each in workers.values()):
+        yield "No type has a max_workers above 0, so no worker comes, and the head computes nothing. Raise one."
+
+
+# KubeRay
+
+
+def _kuberay(document: dict[str, Any]) -> Iterator[str]:
+    """Problems of one document for Kubernetes; only RayCluster and RayJob are known."""
+    kind = document.get("kind")
+    if kind not in ("RayCluster", "RayJob"):
+        return
+    spec = _cluster_spec(document)
+    if not isinstance(spec, dict):
+        yield f"{kind} has no {'spec.rayClusterSpec' if kind == 'RayJob' else 'spec'}."
+        return
+    if (spec.get("authOptions") or {}).get("mode") != "token":
+        yield f"{kind} has no 'authOptions: {{mode: token}}': who reaches the head's port could run code. Add it."
+    if not spec.get("rayVersion"):
+        yield f"{kind} has no rayVersion. Write the version of Ray in the image."
+    groups = [spec.get("headGroupSpec"), *(spec.get("workerGroupSpecs") or [])]
+    wrong = [problem for number, group in enumerate(groups) for problem in _group(group, is_head=number == 0)]
+    yield from wrong
+    if kind == "RayJob" and not wrong:
+        yield from _entrypoint(document["spec"], _pools(document))
+
+
+def _group(group: Any, *, is_head: bool) -> Iterator[str]:
+    """Missing keys of a group of pods."""
+    name = "headGroupSpec" if is_head else f"group {group.get('groupName', '?') if isinstance(group, dict) else '?'}"
+    try:
+        container = group["template"]["spec"]["containers"][0]
+        cpus = _amount(group, "cpu")
+        needed = {"image": container.get("image"), "resources.requests.cpu": cpus}
+        if not is_head:
+            needed |= {"groupName": group.get("groupName"), "maxReplicas": group.get("maxReplicas") is not None}
+    except _WRONG_TYPE:
+        yield f"{name} needs template.spec.containers, with an image and its resources in whole numbers of CPUs."
+        return
+    yield from (f"{name} has no {key}. Add it." for key, value in needed.items() if not value)
+    least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
+    if not is_head and least > most:
+        yield f"{name} has minReplicas {least} and maxReplicas {most}. Lower the first or raise the second."
+
+
+def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iterator[str]:
+    """Settings of a job's command that do not fit its groups of pods."""
+    command = spec.get("entrypoint") or ""
+    if not command:
+        yield "RayJob has no entrypoint, the command of the job."
+    if "--restart" in command and spec.get("backoffLimit"):
+        yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
+    given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))
+    for key, most in _numbers(pools).items():
+        if key in given and int(given[key]) > most:
+            yield f"The entrypoint sets cluster.{key}={given[key]}, but the groups allow {most}. Change one of the two."
+    if "device=cuda" in command and not any(most and gpus for most, _, gpus in pools):
+        yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
+
+
+def _cluster_spec(document: dict[str, Any]) -> Any:
+    spec = document.get("spec") or {}
+    return spec.get("rayClusterSpec") if document.get("kind") == "RayJob" else spec
+
+
+def _amount(group: Any, resource: str) -> int:
+    """How much of a resource a pod's first container has, as Ray reads it: the limit, else the request, rounded up."""
+    resources = group["template"]["spec"]["containers"][0].get("resources") or {}
+    text = str((resources.get("limits") or {}).get(resource, (resources.get("requests") or {}).get(resource, 0)))
+    return ceil(float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1))
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

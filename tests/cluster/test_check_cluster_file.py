@@ -1,0 +1,128 @@
+"""The offline check of a user's own cluster file: the shipped files pass, and each mistake is one sentence."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.check_cluster_file import job_settings_of, main, problems_of
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("ray_cluster.yaml", "kuberay/ray_cluster.yaml", "kuberay/ray_job.yaml", "kuberay/network_policy.yaml")
+
+
+def filled(name: str) -> str:
+    """A shipped file with a value in the place of each angle bracket."""
+    return re.sub(r"<([a-z-]+)>", r"my-\1", (ROOT / name).read_text())
+
+
+def changed(name: str, change: Callable[[dict[str, Any]], object]) -> str:
+    """A filled file whose last document was edited."""
+    documents = list(yaml.safe_load_all(filled(name)))
+    documents[-1] = copy.deepcopy(documents[-1])  # not the anchors' shared parts
+    change(documents[-1])
+    return yaml.safe_dump_all(documents, sort_keys=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_shipped_files_have_no_problem_but_their_brackets(name: str) -> None:
+    assert problems_of(filled(name)) == []
+    left = problems_of((ROOT / name).read_text())
+    lines = (ROOT / name).read_text().splitlines()
+    assert left
+    for sentence in left:
+        number, brackets = re.fullmatch(r"Line (\d+): replace (.+) with your own values?\.", sentence).groups()  # type: ignore[union-attr]
+        assert all(each in lines[int(number) - 1] for each in brackets.split(" and "))
+
+
+def test_types_of_nodes_may_be_added_and_removed() -> None:
+    def cpus_alone(config: dict[str, Any]) -> None:
+        types = config["available_node_types"]
+        del types["gpu_worker"]
+        types["large_cpu_worker"] = types["cpu_worker"] | {"resources": {"CPU": 16}, "max_workers": 2}
+
+    text = changed("ray_cluster.yaml", cpus_alone)
+    assert problems_of(text) == []
+    assert job_settings_of(text) == "--set cluster.max_cpu_actors=64 --set cluster.cpus_per_training_worker=15"
+
+
+def node(config: dict[str, Any]) -> dict[str, Any]:
+    return config["available_node_types"]["cpu_worker"]
+
+
+def group(job: dict[str, Any]) -> dict[str, Any]:
+    return job["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: node(c)["node_config"].pop("SecurityGroupIds"), "cpu_worker has no SecurityGroupIds: .* SSH open"),
+        (lambda c: node(c)["node_config"].update(SubnetIds=[]), "cpu_worker has no SubnetIds: .* public address"),
+        (lambda c: node(c)["node_config"].pop("IamInstanceProfile"), "cpu_worker has no IamInstanceProfile"),
+        (lambda c: c.update(head_node_type="haed"), "head_node_type is 'haed', but .* has .*cpu_worker"),
+        (lambda c: c.update(idle_timeout=5), "Ray's schema, at the top level: .*'idle_timeout'"),
+        (lambda c: node(c).update(max_workers="4"), "Ray's schema, at available_node_types.cpu_worker.max_workers"),
+        (lambda c: node(c).update(max_workers=20), "max_workers 20, but max_workers of the whole cluster is 12"),
+        (lambda c: node(c).update(min_workers=5), "min_workers 5 and max_workers 4"),
+        (lambda c: [t.update(max_workers=0) for t in c["available_node_types"].values()], "no worker comes"),
+        (lambda c: c["docker"]["run_options"].pop(0), "RAY_AUTH_MODE=token"),
+        (lambda c: c.pop("provider"), r"provider\.type is missing"),
+        (lambda c: c.update(available_node_types=["head"]), "available_node_types must name"),
+    ],
+)
+def test_a_mistake_in_a_file_for_ray_up_is_one_sentence(change: Callable[..., object], sentence: str) -> None:
+    (problem,) = problems_of(changed("ray_cluster.yaml", change))
+    assert re.search(sentence, problem)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda j: j["spec"].update(entrypoint="run --set cluster.max_cpu_actors=32"), "=32, but the groups allow 28"),
+        (
+            lambda j: j["spec"].update(entrypoint="run --set cluster.cpus_per_training_worker=7"),
+            "cpus_per_training_worker=7, but the groups allow 6",
+        ),
+        (lambda j: j["spec"].update(entrypoint="run --restart maps"), "Set backoffLimit to 0"),
+        (lambda j: j["spec"].pop("entrypoint"), "no entrypoint"),
+        (lambda j: group(j).update(maxReplicas=0), "the groups allow 0|no group has GPUs"),
+        (lambda j: group(j).pop("maxReplicas"), "group gpu has no maxReplicas"),
+        (lambda j: group(j)["template"]["spec"].pop("containers"), "group gpu needs template.spec.containers"),
+        (lambda j: group(j)["template"]["spec"]["containers"][0].pop("image"), "group gpu has no image"),
+        (lambda j: group(j)["template"]["spec"]["containers"][0].pop("resources"), "no resources.requests.cpu"),
+        (lambda j: j["spec"]["rayClusterSpec"].pop("authOptions"), "mode: token"),
+        (lambda j: j["spec"]["rayClusterSpec"].pop("rayVersion"), "no rayVersion"),
+        (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
+        (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
+    ],
+)
+def test_a_mistake_in_a_file_for_kuberay_is_a_sentence(change: Callable[..., object], sentence: str) -> None:
+    problems = problems_of(changed("kuberay/ray_job.yaml", change))
+    assert problems and all(re.search(sentence, problem) for problem in problems)
+
+
+@pytest.mark.parametrize("text", ["", "text", "- a\n- b", "a: [", "kind: RayJob\napiVersion: ray.io/v1"])
+def test_another_file_is_one_sentence(text: str) -> None:
+    (problem,) = problems_of(text)
+    assert re.search("no keys|not YAML|has no spec", problem)
+
+
+def test_the_command_prints_sentences_and_the_settings_of_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(filled("ray_cluster.yaml"))
+    bad.write_text((ROOT / "kuberay/network_policy.yaml").read_text())
+    assert main([str(good)]) == 0
+    assert "no problem was found" in (said := capsys.readouterr().out)
+    assert said.rstrip().endswith(
+        "max_actors=8 --set cluster.max_cpu_actors=32 --set cluster.cpus_per_training_worker=7"
+    )
+    assert main([str(good), str(bad), str(tmp_path / "none.yaml")]) == 2
+    assert "bad.yaml: 1 problem." in (said := capsys.readouterr().out) and "cannot be read" in said
+    assert main([]) == 2 and "Usage" in capsys.readouterr().out

@@ -1,0 +1,93 @@
+"""A restart that cannot start is refused before it deletes anything; and so is every launch, before it writes."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import Connection
+from cluster.errors import ClusterError
+from jobs.cli.launch import launch_step
+from jobs.cli.pipeline import run_pipeline
+from jobs.run.directory import Run, open_run
+from jobs.steps import compute
+from jobs.training import training_job
+
+HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
+CPUS_ALONE = Connection(num_cpus=4, num_gpus=0, num_nodes=1)
+OPTIONAL = Connection(num_cpus=4, num_gpus=0, num_nodes=1, is_to_start=True, is_optional=True)
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch):
+    monkeypatch.setattr(compute.torch.cuda, "is_available", lambda: False)
+
+
+def files_of(run: Run) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(run.uri).rglob("*") if path.is_file()}
+
+
+def refusal(run: Run, connection: Connection, name: str, *settings: str) -> str:
+    """The message of a refused restart, which must leave all files as they are."""
+    before = files_of(run)
+    with pytest.raises((ClusterError, ValueError)) as refused:
+        launch_step(open_run(run.uri, None, settings), connection, name, restart=True)
+    assert files_of(run) == before
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("classifier", "classifier.device"),
+        ("maps", "maps.device"),
+        ("cells", "maps.device"),
+        ("segmenter", "segmenter.device"),
+        ("predictions", "predictions.device"),
+    ],
+)
+@pytest.mark.parametrize("connection", [HERE, CPUS_ALONE, OPTIONAL], ids=["in-process", "cluster", "local"])
+def test_a_restart_without_the_gpu_that_it_needs_keeps_the_old_results(name, key, connection, predicted_run):
+    if name == "cells":
+        launch_step(predicted_run, HERE, "cells")
+    found = refusal(predicted_run, connection, name, f"{key}=cuda")
+    assert f"To use the CPU, give --set {key}=cpu." in found
+
+
+def test_a_restart_with_more_workers_than_fit_keeps_the_old_results(predicted_run):
+    assert "40 compute actors and a task need" in refusal(
+        predicted_run, CPUS_ALONE, "seeds", "cluster.min_actors=40", "cluster.max_actors=40"
+    )
+    found = refusal(predicted_run, CPUS_ALONE, "classifier", "cluster.cpus_per_training_worker=8")
+    assert "1 training worker needs 8 CPUs, but the cluster has 4" in found
+
+
+def test_a_training_whose_weights_cannot_be_downloaded_keeps_the_old_network(predicted_run, monkeypatch):
+    def fail(name, key):
+        raise ValueError(f"{key}: the pretrained weights of {name} cannot be downloaded")
+
+    monkeypatch.setattr(training_job, "fetch_imagenet_weights", fail)
+    settings = ("classifier.backbone=vgg16", "classifier.weights=imagenet")
+    assert "classifier.weights: the pretrained" in refusal(predicted_run, HERE, "classifier", *settings)
+
+
+def test_the_pipeline_keeps_the_outdated_results_that_it_cannot_compute_again(predicted_run):
+    launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), HERE, "seeds", restart=True)
+    launch_step(predicted_run, HERE, "pseudo_labels")
+    run = open_run(predicted_run.uri, None, ["cluster.cpus_per_training_worker=8"])
+    before = files_of(run)
+    with pytest.raises(ClusterError, match="1 training worker needs 8 CPUs"):
+        run_pipeline(run, CPUS_ALONE, redo_outdated=True)
+    kept = {name: time for name, time in files_of(run).items() if "/segmenter/" in name or "/predictions/" in name}
+    assert kept == {name: time for name, time in before.items() if "/segmenter/" in name or "/predictions/" in name}
+
+
+def test_a_first_launch_that_cannot_start_records_no_settings(trained_run):
+    with pytest.raises(ClusterError, match=r"maps\.device=cpu"):
+        launch_step(open_run(trained_run.uri, None, ["maps.device=cuda"]), CPUS_ALONE, "maps")
+    assert not (trained_run.location / "maps").exists()
+
+
+def test_a_finished_step_needs_no_workers(finished_maps_run):
+    launch_step(
+        open_run(finished_maps_run.uri, None, ["cluster.min_actors=40", "cluster.max_actors=40"]), CPUS_ALONE, "maps"
+    )
