@@ -17,6 +17,7 @@ from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
+from storage.label_folder import LabelFolder
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest
@@ -63,9 +64,10 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
     chosen = [units[int(place)] for place in np.linspace(0, len(units) - 1, min(MOST_UNITS, len(units)))]
     store, ignore = run.maps(), ignore_value(manifest.num_classes)
     geometry = stored_geometry(store)
+    folders = [run.labels(step) for step in ("predictions", "pseudo_labels")]  # the finest first
 
     def mismatch(image_id: str, maps: UnitMaps, number: int, slots: np.ndarray) -> float | None:
-        if (mask := _finest_mask(run, image_id)) is None:
+        if (mask := _finest_mask(folders, image_id)) is None:
             return None
         pair = maps.max[number, slots], maps.mean[number, slots]
         mask = geometry.resize_labels(mask, pair[0].shape[1:])
@@ -99,11 +101,11 @@ def _order(doubt: Doubt) -> tuple[float, float, float, str]:
     return fit, -doubt.disagreement, doubt.score, doubt.image_id
 
 
-def _finest_mask(run: Run, image_id: str) -> np.ndarray | None:
-    """The prediction of an image, else its pseudo-label; None if it has neither."""
-    for step in ("predictions", "pseudo_labels"):
+def _finest_mask(folders: Sequence[LabelFolder], image_id: str) -> np.ndarray | None:
+    """The labels of an image in the first folder that has them; None if none has."""
+    for folder in folders:
         try:
-            return run.labels(step).read(image_id)
+            return folder.read(image_id)
         except FileNotFoundError:
             continue
     return None
