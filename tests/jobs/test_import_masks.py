@@ -109,6 +109,9 @@ def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run
     printed = capsys.readouterr().out
     assert "strong_splits" not in printed and "train_segmentation" not in printed
     assert f"measure: 'python jobs/evaluate.py --run {painted_run.uri} --split=val'. These masks are not" in printed
+    (tmp_path / "val" / "scene_0012.png").unlink()
+    bring_back(painted_run, tmp_path / "val")
+    assert "other image" not in capsys.readouterr().out  # masks of a validation split are never strong
     both = ["--format", "png", "--labels", "seeds"]
     bring_back(painted_run, export(painted_run, tmp_path / "both", *both))
     printed = capsys.readouterr().out
