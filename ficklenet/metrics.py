@@ -128,6 +128,37 @@ def disagreement(max_hw: NDArray[np.floating], mean_hw: NDArray[np.floating], th
     return 1 - int((mean_hw > theta).sum()) / num_by_maximum if num_by_maximum else None
 
 
+def map_mismatch(
+    labels_hw: NDArray[np.integer],
+    max_shw: NDArray[np.floating],
+    mean_shw: NDArray[np.floating],
+    classes: NDArray[np.integer],
+    theta: float,
+    ignore: int,
+) -> float:
+    """1 - the mean IoU of a mask with its image's maps, in [0, 1]; it needs no mask drawn by hand.
+
+    The maps give a cell to a class if some sample exceeds theta; of several classes, to that with the highest mean. The
+    mean is over the classes in the mask or in the maps, so a class in only one of them counts as 0. If both are empty,
+    the result is 1.
+
+    Args:
+        labels_hw: the mask at the maps' resolution: 0 background, class + 1, `ignore` for unknown.
+        max_shw, mean_shw: maximum and mean over the samples of the image's S classes, in [0, 1].
+        classes: int (S,), the numbers of these classes.
+    """
+    is_found_shw = max_shw > theta
+    best_hw = np.where(is_found_shw, mean_shw, -1).argmax(axis=0)
+    found_hw = np.where(is_found_shw.any(axis=0), np.asarray(classes)[best_hw] + 1, 0)
+    labels = ({*np.unique(labels_hw).tolist()} | {*np.unique(found_hw).tolist()}) - {0, ignore}
+    ious = [
+        np.logical_and(labels_hw == label, found_hw == label).sum()
+        / np.logical_or(labels_hw == label, found_hw == label).sum()
+        for label in labels
+    ]
+    return 1 - float(np.mean(ious)) if ious else 1.0
+
+
 def seed_error(is_seed_hw: NDArray[np.bool_], is_true_hw: NDArray[np.bool_]) -> float | None:
     """1 - IoU of a class's seeds with its truth, in [0, 1]; None if both are empty."""
     union = int((is_seed_hw | is_true_hw).sum())

@@ -12,7 +12,14 @@ from ficklenet.backbones import backbone_geometry
 from jobs.evaluation.baseline_choice import baseline_recipes
 from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.counts import Counts, Resolution
-from jobs.evaluation.metrics import MeasuredLabels, class_table, skipped_in_words, store_metrics, summary_table
+from jobs.evaluation.metrics import (
+    FEW_MASKS,
+    MeasuredLabels,
+    class_table,
+    skipped_in_words,
+    store_metrics,
+    summary_table,
+)
 from jobs.evaluation.unit_meter import MAPS_OF, Recipe
 from jobs.evaluation.unseen import trained_masks_warning, unseen_splits
 from jobs.run.config import resolve_config
@@ -238,8 +245,10 @@ def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Select
         print(
             f"evaluate: WARNING: {total.num_images - total.num_several:,} of {plural(total.num_images, 'image')} have "
             "one class or none. On images with one class, these figures show how much of an object is covered, not "
-            "whether the right object is found. Measure on images with several classes too."
+            "whether the right object is found. If there are images with several classes, measure on them too."
         )
+    if total.num_images < FEW_MASKS:
+        print(f"evaluate: figures of fewer than about {FEW_MASKS} images say little.")
     for text in skipped_in_words((each.labels, each.skipped) for each in measured):
         print(f"evaluate: {text}.")
     for resolution in dict.fromkeys(each.resolution for each in measured):

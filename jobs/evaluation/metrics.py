@@ -14,6 +14,8 @@ from storage.records import seal
 
 IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # newer metrics replace those with equal values
 
+FEW_MASKS = 20  # images with a mask; fewer do not judge a run
+
 SUMMARY = {
     "mean_iou": "mIoU",
     "mean_iou_several": "of several",

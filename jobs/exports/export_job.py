@@ -125,7 +125,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     names = ImageNames.of(manifest)
     stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names, request.min_object_pixels)
     left_out, mixed = _left_out(stages, manifest), _mixed_splits(stages, manifest)
-    seen = SeenImages(labels, request.min_object_pixels)
+    seen = SeenImages(labels, request.min_object_pixels, is_trial(run.config))
 
     def finish(plan: UnitPlan) -> None:
         about = finish_export(stages, manifest, source.units, plan.start_id)
@@ -181,6 +181,7 @@ class SeenImages:
 
     labels: str
     min_object_pixels: int = 0
+    is_trial: bool = False
     num_exported: int = 0
     num_empty: int = 0
     num_dropped: int = 0
@@ -212,7 +213,8 @@ class SeenImages:
         others = " or ".join(name for name in LABELS if name != self.labels)
         print(
             f"export: WARNING: no object in any of the {plural(self.num_exported, 'image')}: every pixel is background "
-            f"or unknown. Look at the report. Other labels may be better: --labels {others}."
+            "or unknown. Look at the report."
+            + ("" if self.is_trial else f" Other labels may be better: --labels {others}.")
         )
 
     def _specks(self) -> str:

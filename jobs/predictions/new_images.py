@@ -52,6 +52,11 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
             "Give another --out, or --restart predictions to predict everything with the new network."
         )
     print(f"predict: {plural(len(rows), 'image')} with the network {name!r} ({network.sha256[:8]}) of {run.uri}")
+    names = run.manifest().class_names
+    print(
+        f"predict: an object of another class gets one of the run's classes ({', '.join(names[:10])}"
+        f"{', ...' if len(names) > 10 else ''}) or background. No classifier checks new images, so look at the masks."
+    )
     if outdated := outdated_in_words(run, name):
         print(f"predict: WARNING: {outdated}")
     if dry_run:

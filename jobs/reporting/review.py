@@ -1,7 +1,7 @@
-"""The list of images to look at first: those with the most doubtful maps. It needs no mask.
+"""The list of images to look at first: those whose mask and maps do not fit each other. It needs no mask drawn by hand.
 
-The most doubtful class of an image decides. It is the class with the largest disagreement between its stochastic maps,
-and of equal ones the one with the lowest score. The list is `review.csv` beside the report.
+Images without a mask come last, in the order of their disagreement: that of the class whose stochastic maps disagree
+most, and of equal ones the one with the lowest score. The list is `review.csv` beside the report.
 """
 
 import csv
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ficklenet.metrics import disagreement
+from ficklenet.metrics import disagreement, map_mismatch
+from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
+from storage.label_folder import LabelFolder
+from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.map_store import UnitMaps
 from storage.units import Unit
 
 FILE = "review.csv"
@@ -34,6 +38,7 @@ class Doubt:
         score: the expected logit; below 0, the classifier does not recognise the mapped class.
         lowest_score: the lowest score of the image's classes.
         row: the number of its row in the manifest.
+        mismatch: 1 - the mean IoU of its finest mask with its maps (`map_mismatch`); None without a mask.
     """
 
     image_id: str
@@ -43,6 +48,7 @@ class Doubt:
     score: float
     lowest_score: float
     row: int
+    mismatch: float | None = None
 
 
 def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) -> list[Doubt]:
@@ -56,7 +62,16 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
     units = units_of_step(BY_NAME["maps"], manifest, run.config, run.step("maps").fingerprint())
     units = [unit for unit in units if wanted.intersection(range(unit.start, unit.stop))]
     chosen = [units[int(place)] for place in np.linspace(0, len(units) - 1, min(MOST_UNITS, len(units)))]
-    store = run.maps()
+    store, ignore = run.maps(), ignore_value(manifest.num_classes)
+    geometry = stored_geometry(store)
+    folders = [run.labels(step) for step in ("predictions", "pseudo_labels")]  # the finest first
+
+    def mismatch(image_id: str, maps: UnitMaps, number: int, slots: np.ndarray) -> float | None:
+        if (mask := _finest_mask(folders, image_id)) is None:
+            return None
+        pair = maps.max[number, slots], maps.mean[number, slots]
+        mask = geometry.resize_labels(mask, pair[0].shape[1:])
+        return map_mismatch(mask, *pair, maps.classes[number, slots], theta, ignore)
 
     def doubts(unit: Unit) -> list[Doubt]:
         maps, found = store.read_unit(unit), []
@@ -71,13 +86,29 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
             worst, minus_score, worst_slot = max(figures)
             name = manifest.class_names[maps.classes[number, worst_slot]]
             lowest = -max(figure[1] for figure in figures)
-            row = unit.start + number
-            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score, lowest, row))
+            row, fit = unit.start + number, mismatch(entry.image_id, maps, number, slots)
+            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score, lowest, row, fit))
         return found
 
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
         every = [doubt for some in pool.map(doubts, chosen) for doubt in some]
-    return sorted(every, key=lambda doubt: (-doubt.disagreement, doubt.score, doubt.image_id))
+    return sorted(every, key=_order)
+
+
+def _order(doubt: Doubt) -> tuple[float, float, float, str]:
+    """The most doubtful first; images without a mask come last."""
+    fit = 1.0 if doubt.mismatch is None else -doubt.mismatch
+    return fit, -doubt.disagreement, doubt.score, doubt.image_id
+
+
+def _finest_mask(folders: Sequence[LabelFolder], image_id: str) -> np.ndarray | None:
+    """The labels of an image in the first folder that has them; None if none has."""
+    for folder in folders:
+        try:
+            return folder.read(image_id)
+        except FileNotFoundError:
+            continue
+    return None
 
 
 @dataclass(frozen=True)
@@ -110,8 +141,9 @@ def write_review(place: Location, doubts: Sequence[Doubt]) -> None:
     """Writes the list as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "image_id", "split", "class", "disagreement", "score"])
+    writer.writerow(["rank", "image_id", "split", "class", "mismatch", "disagreement", "score"])
     for rank, doubt in enumerate(doubts, start=1):
-        figures = [f"{doubt.disagreement:.4f}", f"{doubt.score:.4f}"]
+        fit = "" if doubt.mismatch is None else f"{doubt.mismatch:.4f}"
+        figures = [fit, f"{doubt.disagreement:.4f}", f"{doubt.score:.4f}"]
         writer.writerow([rank, doubt.image_id, doubt.split, doubt.class_name, *figures])
     place.write_bytes(text.getvalue().encode())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.words import plural
+from jobs.evaluation.metrics import FEW_MASKS
 from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
@@ -17,7 +18,7 @@ WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
 
 MANY_UNRECOGNISED = 0.25
-FEW_MASKS = 20  # images with a mask; fewer do not judge a run
+SPECK_PIXELS = 100  # smaller objects are specks, which a person would have to delete one by one
 HALF = 0.5  # mIoU
 
 GUIDE = "docs/report.md"
@@ -125,7 +126,7 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     correct = f"correct the masks of about {FEW_MASKS} images and measure (docs/tutorial-cvat.md)."
-    export = run.command("export_labels", "--format", "cvat")
+    export = run.command("export_labels", "--format", "cvat", "--min-object-pixels", f"{SPECK_PIXELS}")
     if figures.is_on_trained_masks and not figures.measured:
         return Verdict(
             "careful",

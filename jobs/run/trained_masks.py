@@ -21,7 +21,7 @@ def splits_with_trained_masks(run: Run) -> tuple[str, ...]:
         settings = run.step(name).fingerprint()
         if settings is None:  # a copy of another run's network, which was trained on that run's images
             continue
-        data = DataConfig.model_validate(settings["data"])
+        data = DataConfig.model_validate(settings.get("data") or {})
         trained = {split for split in run.manifest().splits() if data.role_of(split) == "train"}
         is_full = settings["segmenter"]["supervision"] == "masks"
         found |= trained if is_full else trained & set(settings["segmenter"]["strong_splits"])

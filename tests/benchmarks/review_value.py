@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.gallery import mapped_images, read_truth
@@ -21,7 +22,8 @@ from jobs.run.directory import Run, open_run
 from storage.label_values import ignore_value
 
 ORDERS = {
-    "the review list": lambda doubt: (-doubt.disagreement, doubt.score),
+    "the review list": lambda doubt: (-(doubt.mismatch or 0), -doubt.disagreement, doubt.score),
+    "most disagreement first": lambda doubt: (-doubt.disagreement, doubt.score),
     "lowest score first": lambda doubt: doubt.score,
     "highest score first": lambda doubt: -doubt.score,
     "least disagreement first": lambda doubt: doubt.disagreement,
@@ -53,7 +55,10 @@ def ious_of(run: Run, doubts: Sequence[Doubt], step: str) -> dict[str, float]:
         if seeds:
             labels = stored_geometry(seeds).resize_labels(seeds.read(row), truth.shape)
         else:
-            labels = run.labels(step).read(entry.image_id)
+            try:
+                labels = run.labels(step).read(entry.image_id)
+            except FileNotFoundError:  # predictions have only some splits
+                continue
         iou = mask_iou(labels, truth, ignore)
         if iou is not None:
             found[entry.image_id] = iou
@@ -63,7 +68,7 @@ def ious_of(run: Run, doubts: Sequence[Doubt], step: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--labels", choices=("pseudo_labels", "seeds"), default="pseudo_labels")
+    parser.add_argument("--labels", choices=("predictions", "pseudo_labels", "seeds"), default="pseudo_labels")
     parser.add_argument("--first", type=float, default=0.2, help="share of the images that are looked at")
     parser.add_argument("--below", type=float, default=0.5, help="a mask with a lower IoU is bad")
     given = parser.parse_args()
@@ -86,7 +91,9 @@ def main() -> None:
         first = sorted(range(len(doubts)), key=lambda place: key(doubts[place]))[:number]
         share = is_bad[first].mean()
         found = f"{is_bad[first].sum()} of {is_bad.sum()} found"
-        print(f"{name:28} {share:.3f}  {share / chance:.2f} times chance; {found}")
+        places = np.argsort(sorted(range(len(doubts)), key=lambda place: key(doubts[place])))
+        rho = spearmanr(-places, [1 - ious[doubt.image_id] for doubt in doubts]).statistic
+        print(f"{name:28} {share:.3f}  {share / chance:.2f} times chance; {found}; rank correlation {rho:+.3f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_jaccard_index, multilabel_average_precision
 
-from ficklenet.metrics import average_precision, confusion_matrix, label_metrics
+from ficklenet.metrics import average_precision, confusion_matrix, label_metrics, map_mismatch
 
 IGNORED = 255
 
@@ -101,3 +101,20 @@ def test_labels_outside_the_class_list_are_refused(truth, predicted):
 def test_different_frames_are_refused():
     with pytest.raises(ValueError, match="resize one"):
         confusion_matrix(np.zeros((2, 2), int), np.zeros((2, 3), int), 1, IGNORED)
+
+
+def test_the_mismatch_of_a_mask_with_its_maps_is_hand_counted():
+    maximum = np.zeros((2, 2, 4))
+    maximum[0, :, :2], maximum[1, :, 1:3] = 0.9, 0.8  # classes 4 and 7; both in the second column
+    mean = maximum * np.array([0.5, 0.9])[:, None, None]  # there, class 7 has the higher mean
+    classes = np.array([4, 7])
+    found = np.array([[5, 8, 8, 0]] * 2)
+    assert map_mismatch(found, maximum, mean, classes, 0.35, 255) == 0
+    assert map_mismatch(np.where(found == 0, 255, found), maximum, mean, classes, 0.35, 255) == 0
+    mask = np.array([[5, 5, 8, 0]] * 2)  # IoU 1/2 of both classes
+    assert map_mismatch(mask, maximum, mean, classes, 0.35, 255) == pytest.approx(0.5)
+    foreign = np.array([[5, 8, 8, 3]] * 2)  # a class without a map counts as 0
+    assert map_mismatch(foreign, maximum, mean, classes, 0.35, 255) == pytest.approx(1 / 3)
+    empty = np.zeros((2, 4), int)
+    assert map_mismatch(empty, maximum, mean, classes, 0.35, 255) == 1
+    assert map_mismatch(empty, maximum, mean, classes, 0.95, 255) == 1

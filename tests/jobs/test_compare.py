@@ -7,11 +7,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from ficklenet.metrics import disagreement
+from ficklenet.metrics import disagreement, map_mismatch
+from ficklenet.seeds import resize_labels
 from jobs import compare
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
@@ -95,6 +97,29 @@ def test_the_review_list_has_every_mapped_image_the_most_doubtful_first(finished
     assert max(1.0 if value is None else value for value in of_class) == pytest.approx(found[0], abs=1e-4)
     page = Path(finished_maps_run.uri, "report", "index.html").read_text()
     assert "Look at these first" in page and rows[0]["image_id"] in page
+
+
+def test_the_review_list_begins_with_masks_that_do_not_fit_their_maps(painted_run):
+    write_report(painted_run, 0)
+    with Path(painted_run.uri, "report", "review.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["image_id"] for row in rows[:2]} == {"scene_0012", "scene_0013"}  # the others have no mask
+    assert [bool(row["mismatch"]) for row in rows] == [True] * 2 + [False] * (len(rows) - 2)
+    assert float(rows[0]["mismatch"]) >= float(rows[1]["mismatch"])
+    found = [float(row["disagreement"]) for row in rows[2:]]
+    assert found == sorted(found, reverse=True)
+    manifest, store, theta = painted_run.manifest(), painted_run.maps(), painted_run.config.seeds.theta
+    index = manifest.index_of(rows[1]["image_id"])
+    maps, mask = store.read(index), painted_run.labels("predictions").read(rows[1]["image_id"])
+    small = resize_labels(mask, maps.max.shape[1:])
+    expected = map_mismatch(small, maps.max, maps.mean, maps.classes, theta, 255)
+    assert float(rows[1]["mismatch"]) == pytest.approx(expected, abs=1e-4)
+    better = np.where((maps.max > theta).any(0), maps.classes[0] + 1, 0).astype(np.uint8)
+    painted_run.labels("predictions").write(rows[1]["image_id"], resize_labels(better, mask.shape))
+    write_report(painted_run, 0)
+    with Path(painted_run.uri, "report", "review.csv").open() as file:
+        (again,) = [row for row in csv.DictReader(file) if row["image_id"] == rows[1]["image_id"]]
+    assert float(again["mismatch"]) < float(rows[1]["mismatch"])
 
 
 @pytest.fixture

@@ -204,6 +204,12 @@ def test_new_images_get_the_same_masks_as_in_the_run_and_the_output_names_the_ne
     assert record["fingerprint"]["upstream"] == {"segmenter": complete["sha256"]}
 
 
+def test_new_images_come_with_a_warning_of_other_classes(predicted_run, new_images, tmp_path, capsys):
+    predict_new(predicted_run, new_images, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert printed.count("an object of another class gets one of the run's classes (star, ring, cross, ") == 1
+
+
 def test_a_table_of_new_images_needs_no_labels(predicted_run, new_images, tmp_path):
     (new_images / "list.csv").write_text("image\nday1/photo.png\n")
     assert set(predict_new(predicted_run, new_images / "list.csv", tmp_path / "out")) == {"day1__photo"}

@@ -59,6 +59,11 @@ def test_a_trial_says_that_it_is_one(run):
     assert "this run is a trial" in verdict.sentence and "docs/examples/own_data.toml" in verdict.advice
 
 
+def test_the_proposed_export_has_no_specks(run):
+    verdict = judge(run, Figures(**GOOD))
+    assert verdict is not None and verdict.command.endswith("--format cvat --min-object-pixels 100")
+
+
 def test_a_run_without_masks_has_no_verdict(run):
     assert judge(run, Figures()) is None
     assert judge(run, Figures(mean_precision=0.3, chance=0.2)) is None
