@@ -175,6 +175,11 @@ class Step:
                 f"{STALE_AFTER:.0f} s."
             )
 
+    def has_lost_record(self) -> bool:
+        """Whether there are results of a start, but no ``step.json`` that says how the step was started."""
+        names = {name for name in self.location.list_names() if not name.endswith(".partial")}
+        return bool(names - _SHARED_NAMES) and not self._record.exists()
+
     # Units
 
     def write_receipt(self, receipt: Receipt) -> None:

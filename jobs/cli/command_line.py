@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from cluster.allocator import keep_freed_memory
 from cluster.errors import ClusterError
 from jobs.cli.plain_output import PlainOutput
+from jobs.steps.restarted import has_restarted
 
 QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
 """Libraries that --debug leaves out, because their debug logs contain signatures and session tokens."""
@@ -158,7 +159,7 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
         if interruption is None:
             raise
         word, code = ("stopped", 143) if isinstance(interruption, Stopped) else ("interrupted", 130)
-        same = "without --restart the same command" if _is_restart(given) else "the same command"
+        same = "without --restart the same command" if has_restarted(error) else "the same command"
         print(f"{word}; {same} continues.", file=sys.stderr)
         _exit(code)
     except (ValueError, OSError, ClusterError) as error:
@@ -177,14 +178,10 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
         for note in getattr(error, "__notes__", []):
             if note.startswith(LOG_NOTE):  # the log has the other notes
                 print(f"{name}: {note}", file=sys.stderr)
-        if code == 1 and _is_restart(given):
+        if code == 1 and has_restarted(error):
             print(f"{name}: to continue, leave out --restart, which would delete the results again.", file=sys.stderr)
         _exit(code)
     _exit(0)
-
-
-def _is_restart(given: list[str]) -> bool:
-    return any(argument.split("=")[0] == "--restart" for argument in given)
 
 
 def _use_utf8() -> None:

@@ -21,6 +21,7 @@ from jobs.steps.compute import is_done_here, require_workers, run_stages
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
+from jobs.steps.restarted import restarted
 from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
 from jobs.steps.unit_dry_run import CostEstimate, print_unit_step
 from storage.heartbeat import beating
@@ -103,7 +104,7 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     if options.restart and (num_finished := len(job.units) - len(job.step.missing_units(job.units))):
         print(f"{job.title}: --restart deletes {plural(num_finished, 'finished unit')}")
     start_id = job.step.open(fingerprint, job.command, restart=options.restart, images=images)
-    with beating(job.step.location, options.launch, start_id=start_id):
+    with restarted(options.restart), beating(job.step.location, options.launch, start_id=start_id):
         if job.create:
             job.create(job.step.data(start_id))
         if job.step.location.name in BY_NAME:
@@ -119,7 +120,8 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
 
     # 4. Make the results that need all units
     if job.finish:
-        job.finish(plan)
+        with restarted(options.restart):
+            job.finish(plan)
 
 
 def _require_workers(run: Run, connection: Connection, job: UnitStepJob, options: LaunchOptions) -> None:

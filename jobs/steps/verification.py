@@ -126,19 +126,28 @@ def verify_run(
         Whether nothing is damaged at the end.
 
     Raises:
-        ValueError: a driver works on a step that needs repair.
+        ValueError: a driver works on a step that needs repair, or the record of a step is missing.
     """
-    is_sound = True
+    is_sound, num_started = True, 0
     for name in names:
+        if run.step(name).has_lost_record():
+            raise ValueError(
+                f"verify: {run.step(name).location}/step.json is missing, so nobody can say how the results beside it "
+                "were made. Put the file back from a copy, or compute the step again: "
+                f"'{run.step_command(name, '--restart', name)}'."
+            )
         found = verify_step(run, connection, name, sample)
         if found is None:
             continue
+        num_started += 1
         print("\n".join(lines_of(found)), flush=True)
         if not found.is_sound and recompute is not None:
             repair(run.step(name), found.units, found.headers)
             recompute(name)
             print(f"verify: {name}: repaired {plural(len(found.units), 'unit')}.", flush=True)
         is_sound = is_sound and (found.is_sound or recompute is not None)
+    if not num_started:
+        print(f"verify: nothing was checked: no results of {', '.join(names)} in {run.uri} yet.")
     return is_sound
 
 

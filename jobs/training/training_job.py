@@ -18,6 +18,7 @@ from jobs.steps.compute import require_own_gpu
 from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration
+from jobs.steps.restarted import restarted
 from jobs.steps.unit_dry_run import describe_connection
 from jobs.steps.waiting import notices
 from jobs.training.backbone_weights import fetch_imagenet_weights
@@ -81,7 +82,7 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     if not options.restart:  # a restart is refused while another launch works on the step
         wait_until_idle(step.location, name)
     start_id = step.open(fingerprint, command, restart=options.restart)
-    with beating(step.location, options.launch, start_id=start_id):
+    with restarted(options.restart), beating(step.location, options.launch, start_id=start_id):
         record_run(run, name)
         folder = step.data(start_id)
         if read_complete(folder):

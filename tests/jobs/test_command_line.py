@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import ClusterError
 from jobs.cli import entry_point
 from jobs.cli.command_line import Stopped, job_parser, run_main
 from jobs.cli.entry_point import COMMANDS, overview
 from jobs.cli.step_command import step_parser
 from jobs.steps import compute
+from jobs.steps.restarted import restarted
 from storage.errors import StorageError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -292,22 +294,23 @@ def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, w
     assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")
 
 
-@pytest.mark.parametrize("flags", [["--restart", "maps"], ["--restart=maps"]])
-def test_a_restart_that_did_not_end_is_continued_without_its_flag(flags, capsys, monkeypatch):
+def test_a_restart_that_did_not_end_is_continued_without_its_flag(capsys, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
 
-    def ends_with(error: BaseException) -> str:
+    def ends_with(error: BaseException, *, is_deleted: bool = True) -> str:
         def main(_: list[str]) -> None:
-            raise error
+            with restarted(is_deleted):
+                raise error
 
         with pytest.raises(SystemExit):
-            run_main(main, flags)
+            run_main(main, ["--restart", "maps"])
         return capsys.readouterr().err
 
     assert ends_with(Stopped()) == "stopped; without --restart the same command continues.\n"
     lost = ends_with(StorageError("s3://bucket: connection lost."))
     assert lost.endswith(": to continue, leave out --restart, which would delete the results again.\n")
-    assert "--restart" not in ends_with(ValueError("refused before anything was deleted."))
+    assert "--restart" not in ends_with(ClusterError("refused before anything was deleted."), is_deleted=False)
+    assert ends_with(Stopped(), is_deleted=False) == "stopped; the same command continues.\n"
 
 
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(monkeypatch, capsys):

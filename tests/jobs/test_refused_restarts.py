@@ -9,7 +9,8 @@ from cluster.errors import ClusterError
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import run_pipeline
 from jobs.run.directory import Run, open_run
-from jobs.steps import compute
+from jobs.steps import compute, unit_driver
+from jobs.steps.restarted import has_restarted
 from jobs.training import training_job
 
 HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
@@ -27,12 +28,24 @@ def files_of(run: Run) -> dict[str, int]:
 
 
 def refusal(run: Run, connection: Connection, name: str, *settings: str) -> str:
-    """The message of a refused restart, which must leave all files as they are."""
+    """The message of a refused restart, which must leave all files as they are and not say that they are deleted."""
     before = files_of(run)
     with pytest.raises((ClusterError, ValueError)) as refused:
         launch_step(open_run(run.uri, None, settings), connection, name, restart=True)
-    assert files_of(run) == before
+    assert files_of(run) == before and not has_restarted(refused.value)
     return str(refused.value)
+
+
+def test_an_error_after_the_old_results_were_deleted_says_so(predicted_run, monkeypatch):
+    def fail(*_):
+        raise ClusterError("the Ray is gone")
+
+    monkeypatch.setattr(unit_driver, "compute_missing", fail)
+    monkeypatch.setattr(training_job, "_train", fail)
+    for name in ("maps", "segmenter"):
+        with pytest.raises(ClusterError) as lost:
+            launch_step(predicted_run, HERE, name, restart=True)
+        assert has_restarted(lost.value)
 
 
 @pytest.mark.parametrize(

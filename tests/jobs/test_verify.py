@@ -69,6 +69,18 @@ def test_damage_is_named_by_readers_and_by_verify_and_repaired_into_the_same_byt
     assert "damaged" not in capsys.readouterr().out.rpartition("repaired")[2]
 
 
+def test_results_without_the_record_of_their_start_are_not_sound(seeded_run, capsys):
+    Path(seeded_run.uri, "maps", "step.json").unlink()
+    for flags in ([], ["--step", "maps", "--repair"]):
+        with pytest.raises(ValueError, match=r"maps/step\.json is missing.* --restart maps'"):
+            verify.main(["--run", seeded_run.uri, *flags])
+
+
+def test_a_run_without_results_is_not_said_to_be_sound(trained_run, capsys):
+    verify.main(["--run", trained_run.uri, "--step", "maps"])
+    assert "verify: nothing was checked: no results of maps in" in capsys.readouterr().out
+
+
 def test_units_that_are_computed_again_have_the_stored_bytes(predicted_run, capsys):
     before = results_of(predicted_run)
     verify.main(["--run", predicted_run.uri, "--recompute", "2"])
