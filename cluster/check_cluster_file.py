@@ -78,7 +78,8 @@ def job_settings_of(text: str) -> str:
         numbers = _numbers([pool for each in documents for pool in _pools(each)])
     except (yaml.YAMLError, *_WRONG_TYPE):
         return ""  # problems_of says why
-    return " ".join(f"--set cluster.{key}={value}" for key, value in numbers.items() if value)
+    settings = {"autoscaling": "true"} | {key: str(value) for key, value in numbers.items() if value}
+    return " ".join(f"--set cluster.{key}={value}" for key, value in settings.items()) if any(numbers.values()) else ""
 
 
 def _numbers(pools: list[tuple[int, int, int]]) -> dict[str, int]:

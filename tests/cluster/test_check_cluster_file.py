@@ -47,7 +47,8 @@ def test_types_of_nodes_may_be_added_and_removed() -> None:
 
     text = changed("ray_cluster.yaml", cpus_alone)
     assert problems_of(text) == []
-    assert job_settings_of(text) == "--set cluster.max_cpu_actors=64 --set cluster.cpus_per_training_worker=15"
+    cpus = "--set cluster.max_cpu_actors=64 --set cluster.cpus_per_training_worker=15"
+    assert job_settings_of(text) == f"--set cluster.autoscaling=true {cpus}"
 
 
 def node(config: dict[str, Any]) -> dict[str, Any]:
