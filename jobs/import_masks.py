@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
     from cluster.words import plural
     from jobs.exports.after_import import next_commands
     from jobs.exports.bring_back import SPLIT, put_into_run, read_corrections, write_masks, write_table
+    from jobs.exports.other_classes import other_classes
     from jobs.exports.unchanged import without_unchanged
     from storage.location import Location
 
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> None:
     if not given.keep_unchanged:
         corrections = without_unchanged(run, corrections, place)
     print(f"import: {plural(len(corrections.masks), 'mask')} of {place}")
+    if note := other_classes(run, corrections):
+        print(f"import: {note}")
     if corrections.empty:
         print(
             f"import: {plural(len(corrections.empty), 'image')} without any object left out (first: "

@@ -200,7 +200,10 @@ class MapsConfig(Section):
     """Localisation maps: N stochastic Grad-CAMs per image, folded to maximum and mean."""
 
     num_samples: Count = Field(200, description="N, the number of stochastic Grad-CAMs per image")
-    drop_rate: DropRate | None = Field(None, description="p in inference; unset: classifier.drop_rate")
+    drop_rate: DropRate | None = Field(
+        None,
+        description=("p in inference; unset: classifier.drop_rate. With another p the scores are no probabilities"),
+    )
     normalization: Literal["max", "percentile"] = Field(
         "percentile",
         description="each sample's map is divided by its maximum, or by a percentile and then clipped to 1",

@@ -262,6 +262,41 @@ def test_hugging_face_s_own_package_loads_the_export_and_what_it_saves_comes_bac
         np.testing.assert_array_equal(mask[5:], before[name][5:])
 
 
+def test_a_png_whose_object_is_unknown_or_of_another_class_is_named(painted_run, tmp_path, capsys):
+    pixels = np.zeros((120, 160), np.uint8)
+    pixels[20:60, 30:90] = 255
+    (tmp_path / "pngs").mkdir()
+    image = tmp_path / "pngs" / "scene_0012.png"
+    image.write_bytes(encode_label_png(pixels))
+    before = Path(painted_run.uri, "manifest.parquet").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"no pixel has a class, and 255 is unknown\. .* value of its class: 1 star, 2 "
+    ):
+        bring_back(painted_run, tmp_path / "pngs")
+    image.write_bytes(encode_label_png(np.zeros_like(pixels)))
+    with pytest.raises(ValueError, match=r"has no mask with an object; give --empty-is-background"):
+        bring_back(painted_run, tmp_path / "pngs")
+    assert Path(painted_run.uri, "manifest.parquet").read_bytes() == before
+    manifest = painted_run.manifest()
+    labels = next(row.labels for row in manifest.iter_rows() if row.image_id == "scene_0012")
+    other = next(number for number in range(manifest.num_classes) if number not in labels)
+    image.write_bytes(encode_label_png(np.where(pixels > 0, other + 1, 0).astype(np.uint8)))
+    capsys.readouterr()
+    bring_back(painted_run, tmp_path / "pngs")
+    printed = capsys.readouterr().out
+    assert "import: 1 of 1 mask with a class that is not a label of the image (first: scene_0012 has " in printed
+    assert f"scene_0012 has {manifest.class_names[other]}, its label is" in printed
+
+
+def test_a_folder_without_pngs_is_refused_with_the_reason(painted_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--masks .*nothere: no such file or folder"):
+        bring_back(painted_run, tmp_path / "nothere")
+    (tmp_path / "jpegs").mkdir()
+    Image.new("L", (160, 120)).save(tmp_path / "jpegs" / "scene_0012.jpg")
+    with pytest.raises(ValueError, match=r"JPEGs, which change values\. Save them as PNG"):
+        bring_back(painted_run, tmp_path / "jpegs")
+
+
 def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):
     file = export(painted_run, tmp_path / "out", "--format", "label-studio") / "tasks.json"
     tasks = json.loads(file.read_text())

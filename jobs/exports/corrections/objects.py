@@ -24,7 +24,7 @@ class CorrectedMask:
     Attributes:
         name: the image's name in the file; for a PNG, the path of the PNG.
         size: (height, width) in the file; None if the file does not have it.
-        num_objects: number of objects of the image; 1 for a PNG.
+        num_objects: number of objects of the image; for a PNG, number of its classes.
         data: a PNG with the data set's own class values; 0 is background.
     """
 

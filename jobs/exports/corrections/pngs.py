@@ -1,5 +1,6 @@
 """A folder with one PNG for each image, with the data set's own class values, as the export `png` writes it."""
 
+import os
 from collections.abc import Iterator
 
 from jobs.exports.corrections.objects import CorrectedMask, Objects
@@ -14,11 +15,17 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
     """The masks below the folder.
 
     Raises:
-        ValueError: there are no masks, or a mask has a value that is not a class.
+        ValueError: there are no masks, a mask has a value that is not a class, or none that is one beside unknown.
+        FileNotFoundError: there is no such folder.
     """
     place, classes = objects.place, objects.classes
-    paths = [path for path in files_below(place) if path.lower().endswith(".png")]
+    files = files_below(place)
+    paths = [path for path in files if path.lower().endswith(".png")]
     if not paths:
+        if place.is_local and not os.path.exists(place.uri):
+            raise FileNotFoundError(f"--masks {place}: no such file or folder.")
+        if any(path.lower().endswith((".jpg", ".jpeg")) for path in files):
+            raise ValueError(f"--masks {place}: the masks are JPEGs, which change values. Save them as PNG.")
         raise ValueError(
             f"--masks {place}: there are no masks. Give a folder of PNGs, of YOLO's text files with their data.yaml or "
             "of Hugging Face's Parquet files, a .json of COCO or Label Studio, or CVAT's .xml."
@@ -35,4 +42,13 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
                 f"{uri}: value {wrong[0]} is not a class. Masks must have the data set's values, as exported with "
                 f"--format png: {', '.join(map(str, classes.values[:20]))}, 0 background, 255 unknown."
             )
-        yield CorrectedMask(path, size, 1, Location.parse(uri).read_bytes())
+        present = set(values) & set(classes.values)
+        if not present and set(values) - {0}:
+            named = ", ".join(
+                f"{value} {name}" for name, value in zip(classes.names[:20], classes.values, strict=False)
+            )
+            raise ValueError(
+                f"{uri}: no pixel has a class, and {max(values)} is unknown. If it is the object, give the object the "
+                f"value of its class: {named}."
+            )
+        yield CorrectedMask(path, size, len(present), Location.parse(uri).read_bytes())
