@@ -231,7 +231,8 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
 
 def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Selection, total: Counts) -> None:
     left_out = "".join(f", {count:,} left out ({reason})" for reason, count in (+total.left_out).items())
-    apart = "; the other images are the tune part, for choosing settings (--part all: both)" if selection.part == "report" else ""
+    tune = "; the other images are the tune part, for choosing settings (--part all: both)"
+    apart = tune if selection.part == "report" else ""
     print(f"evaluate: {named(selection)}: {plural(total.num_images, 'image')}{left_out}{apart}")
     if total.num_foreign:
         values = zip(manifest.class_names[:10], manifest.class_values, strict=False)
