@@ -10,11 +10,11 @@
   hugging-face  data/<split>/*.parquet with the pictures and masks, and README.md, for load_dataset of `datasets`
 
 Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these that is finished, or the step in
---labels. For npy it reads <run>/maps. COCO's category ids are the data set's own class values. The file name of a PNG
-is the image id, with special characters %-encoded. coco, yolo, cvat, label-studio and hugging-face use the source's
-image names, including folders. Files of png, npy and coco do not say which images are for validation: to train another
-network on them, export each split alone. The same command continues an interrupted export. import_masks.py imports
-corrected masks.
+--labels. For npy it reads <run>/maps. An exported image whose mask was corrected and imported (import_masks.py) has the
+corrected mask instead. COCO's category ids are the data set's own class values. The file name of a PNG is the image id,
+with special characters %-encoded. coco, yolo, cvat, label-studio and hugging-face use the source's image names,
+including folders. Files of png, npy and coco do not say which images are for validation: to train another network on
+them, export each split alone. The same command continues an interrupted export.
 """
 
 import argparse
@@ -52,6 +52,11 @@ def main(arguments: list[str]) -> None:
         help="leave out objects (connected components of a class) with fewer pixels of the image; 100 is 10 x 10 "
         "pixels; not for npy; default: 0, no object is left out",
     )
+    parser.add_argument(
+        "--without-corrected",
+        action="store_true",
+        help="export the run's own labels also for images with a corrected mask; not for npy",
+    )
     parser.add_argument("--split", action="append", default=[], help="only images of this split; may be repeated")
     parser.add_argument(
         "--out",
@@ -70,7 +75,10 @@ def main(arguments: list[str]) -> None:
     from jobs.steps.compute import connected
     from jobs.steps.launch import LaunchOptions
 
-    request = ExportRequest(given.format, given.labels, given.shapes, tuple(given.split), given.min_object_pixels)
+    splits, without_corrected = tuple(given.split), given.without_corrected
+    request = ExportRequest(
+        given.format, given.labels, given.shapes, splits, given.min_object_pixels, without_corrected
+    )
     request.check()
     request = request.resolved(run)
     out = export_folder(run, request, given.out)

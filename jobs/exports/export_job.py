@@ -6,6 +6,7 @@ from functools import partial
 from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from cluster.words import plural
+from jobs.exports.corrected import corrected_masks, in_words
 from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
@@ -36,6 +37,7 @@ class ExportRequest:
         shapes: how objects are written; "" for the format's default.
         splits: the splits to export; empty for all.
         min_object_pixels: components of a class with fewer pixels are left out; 0 for none.
+        without_corrected: export the labels of the step also for images with a corrected mask.
     """
 
     format: str
@@ -43,6 +45,7 @@ class ExportRequest:
     shapes: str = ""
     splits: tuple[str, ...] = ()
     min_object_pixels: int = 0
+    without_corrected: bool = False
 
     def check(self) -> None:
         """Refuses flags that the format does not allow.
@@ -59,6 +62,11 @@ class ExportRequest:
             raise ValueError(
                 f"--min-object-pixels {self.min_object_pixels} does not go with --format {self.format}, which has maps "
                 "and no objects. Leave it out."
+            )
+        if self.without_corrected and not row.has_labels:
+            raise ValueError(
+                f"--without-corrected does not go with --format {self.format}, which has maps and no masks. Leave it "
+                "out."
             )
 
     def resolved(self, run: Run) -> "ExportRequest":
@@ -77,7 +85,9 @@ class ExportRequest:
         """The name of the default folder, such as 'coco-predictions', with other options of the request."""
         is_default = self.shapes in ("", *FORMATS[self.format].shapes[:1])
         smallest = [f"min{self.min_object_pixels}"] if self.min_object_pixels else []
-        return "-".join([self.format, self.labels, *([] if is_default else [self.shapes]), *self.splits, *smallest])
+        shapes = [] if is_default else [self.shapes]
+        without = ["without", "corrected"] if self.without_corrected else []
+        return "-".join([self.format, self.labels, *shapes, *self.splits, *smallest, *without])
 
 
 def finest_labels(run: Run) -> str:
@@ -125,12 +135,21 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     names = ImageNames.of(manifest)
     stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names, request.min_object_pixels)
     left_out, mixed = _left_out(stages, manifest), _mixed_splits(stages, manifest)
+    if FORMATS[format].has_labels and not request.without_corrected:
+        skipped = {skip.image_id for skips in source.skipped.values() for skip in skips}
+        masks = corrected_masks(run, stages.includes)
+        stages = replace(stages, corrected={name: masks[name] for name in masks.keys() - skipped})
     seen = SeenImages(labels, request.min_object_pixels, is_trial(run.config))
 
     def finish(plan: UnitPlan) -> None:
         about = finish_export(stages, manifest, source.units, plan.start_id)
         others = "; --labels chooses others" if FORMATS[format].has_labels else ""
         print(f"export: {format} files of the {labels} are in {out}{others}")
+        if stages.corrected:
+            print(
+                f"export: {plural(len(stages.corrected), 'image')} with corrected masks, which are exported instead of "
+                f"the {labels}; --without-corrected exports the {labels}"
+            )
         seen.describe()
         for note in filter(None, (about, mixed)):
             print(f"export: {note}")
@@ -146,6 +165,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     flags += ["--shapes", request.shapes] if request.shapes else []
     min_pixels = request.min_object_pixels
     flags += ["--min-object-pixels", str(min_pixels)] if min_pixels else []
+    flags += ["--without-corrected"] if request.without_corrected else []
     job = UnitStepJob(
         title="export",
         step=stages.step,
@@ -160,6 +180,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             **({"keys": "source classes"} if format == "npy" else {}),
             **({"roles": {split: run.config.data.role_of(split) for split in known}} if format == "yolo" else {}),
             **({"min_object_pixels": min_pixels} if min_pixels else {}),
+            **({"corrected_masks": in_words(run, stages.corrected)} if stages.corrected else {}),
             UPSTREAM: {labels: step_id(run, labels)},
         },
         units=source.units,

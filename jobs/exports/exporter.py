@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from jobs.steps.unit_rows import finish_unit
 from storage.errors import BadImage
-from storage.images import image_size
+from storage.images import image_size, read_mask
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow
@@ -49,6 +49,7 @@ class ExportStages:
         shapes: how objects are written; "" if the format has no choice.
         splits: the splits to export; empty for all.
         min_object_pixels: smaller components become background.
+        corrected: the masks to export instead of the labels of the step, by image id.
     """
 
     run: Run
@@ -59,6 +60,7 @@ class ExportStages:
     splits: tuple[str, ...]
     names: ImageNames
     min_object_pixels: int = 0
+    corrected: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> Step:
@@ -154,7 +156,9 @@ class Exporter:
             maps = resized(evidence.max, image_size_of(entry), self.geometry)
             data = encode_cam_npy(maps, self._source_keys(evidence.classes))
             return Exported({f"{safe_name(entry.image_id)}.npy": data})
-        if isinstance(stored, np.ndarray):
+        if corrected := self.job.corrected.get(entry.image_id):
+            labels = read_mask(corrected, self.manifest.class_values, **self.run.config.images.limits)
+        elif isinstance(stored, np.ndarray):
             labels = self.geometry.resize_labels(stored[number], image_size_of(entry))
         else:
             labels = self.run.labels(self.job.labels).read(entry.image_id, stored)

@@ -190,6 +190,7 @@ def test_each_kind_of_export_has_a_folder_of_its_own(seeded_run):
         "cvat-seeds-val": ExportRequest("cvat", splits=("val",)),
         "npy-maps": ExportRequest("npy"),
         "cvat-seeds-val-min20": ExportRequest("cvat", splits=("val",), min_object_pixels=20),
+        "png-seeds-without-corrected": ExportRequest("png", without_corrected=True),
     }
     for name, request in requests.items():
         assert export_folder(seeded_run, request.resolved(seeded_run), None).name == name
@@ -224,6 +225,10 @@ def test_the_finest_finished_labels_are_the_default(seeded_run, predicted_run):
         (
             ExportRequest("npy", min_object_pixels=20),
             "--min-object-pixels 20 does not go with --format npy, which has maps and no objects. Leave it out.",
+        ),
+        (
+            ExportRequest("npy", without_corrected=True),
+            "--without-corrected does not go with --format npy, which has maps and no masks. Leave it out.",
         ),
     ],
 )

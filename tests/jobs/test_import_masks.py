@@ -148,6 +148,57 @@ def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys)
     assert (masks_of(painted_run)["scene_0012"] == np.array(Image.open(folder / "scene_0012.png"))).all()
 
 
+def hand_mask(run: Run, folder: Path, name: str, label: int) -> np.ndarray:
+    """Imports a mask with one object, one speck and unknown pixels for an image; the mask as a label map."""
+    mask = np.zeros((120, 160), np.uint8)
+    mask[30:70, 40:120], mask[5, 5], mask[100:, :10] = label, label, 255
+    folder.mkdir()
+    (folder / f"{name}.png").write_bytes(encode_label_png(mask))
+    bring_back(run, folder, unchanged=False)
+    return mask
+
+
+def pixels(folder: Path, name: str) -> np.ndarray:
+    return np.array(Image.open(folder / f"{name}.png"))
+
+
+def test_later_exports_have_the_corrected_masks(painted_run, tmp_path, capsys):
+    own = predicted(painted_run)
+    mask = hand_mask(painted_run, tmp_path / "hand", "scene_0013", 4)
+    hand_mask(painted_run, tmp_path / "train", "scene_0003", 4)  # no predictions are exported for this split
+    capsys.readouterr()
+    folder = export(painted_run, tmp_path / "png", "--format", "png")
+    line = "export: 1 image with corrected masks, which are exported instead of the predictions; --without-corrected"
+    assert line in capsys.readouterr().out
+    np.testing.assert_array_equal(pixels(folder, "scene_0013"), mask)
+    np.testing.assert_array_equal(pixels(folder, "scene_0012"), own["scene_0012"])
+    folder = export(painted_run, tmp_path / "yolo", "--format", "yolo", "--min-object-pixels", "2")
+    assert "export: 1 object of fewer than 2 pixels left out" in capsys.readouterr().out  # the speck drawn by hand
+    number, *corners = (folder / "labels" / "scene_0013.txt").read_text().split()
+    columns, rows = np.array(corners, float).reshape(-1, 2).T * [[160], [120]]
+    assert number == "3"
+    np.testing.assert_allclose([columns.min(), columns.max(), rows.min(), rows.max()], [40, 120, 30, 70], atol=1e-3)
+    folder = export(painted_run, tmp_path / "seeds", "--format", "png", "--labels", "seeds")
+    assert "export: 2 images with corrected masks, which are exported instead of the seeds" in capsys.readouterr().out
+    np.testing.assert_array_equal(pixels(folder, "scene_0003"), mask)
+    folder = export(painted_run, tmp_path / "own", "--format", "png", "--without-corrected")
+    assert "corrected masks" not in capsys.readouterr().out
+    np.testing.assert_array_equal(pixels(folder, "scene_0013"), own["scene_0013"])
+
+
+def test_an_export_from_before_an_import_is_not_continued(painted_run, tmp_path, capsys):
+    folder = export(painted_run, tmp_path / "png", "--format", "png")
+    assert "corrected masks" not in capsys.readouterr().out  # the data set's own masks are none
+    (folder / "ficklenet_export" / "done" / "000003.json").unlink()
+    hand_mask(painted_run, tmp_path / "first", "scene_0013", 4)
+    with pytest.raises(ValueError, match=r"corrected_masks: absent -> 1 mask \(.*--restart ficklenet_export"):
+        export(painted_run, folder, "--format", "png")
+    export(painted_run, folder, "--format", "png", "--restart", "ficklenet_export")
+    hand_mask(painted_run, tmp_path / "second", "scene_0013", 2)
+    with pytest.raises(ValueError, match=r"corrected_masks: 1 mask \(.*\) -> 1 mask \("):
+        export(painted_run, folder, "--format", "png")
+
+
 def test_what_counts_as_unchanged():
     own = np.zeros((50, 60), np.uint8)
     own[5:25, 5:25], own[40:45, 40:45], own[30, 30], own[48] = 1, 2, 2, 255
