@@ -5,14 +5,13 @@ import json
 from collections.abc import Callable, Mapping
 
 from cluster.words import plural
+from jobs.exports.bring_back import CORRECTED
 from jobs.run.directory import Run
-
-FOLDER = "corrected"  # in the run
 
 
 def is_corrected(run: Run, mask_uri: str | None) -> bool:
     """Whether a mask's address, as a row of the open manifest has it, is in the run's folder of corrected masks."""
-    return mask_uri is not None and mask_uri.startswith(f"{run.uri}/{FOLDER}/")
+    return mask_uri is not None and mask_uri.startswith(f"{run.uri}/{CORRECTED}/")
 
 
 def corrected_masks(run: Run, includes: Callable[[str], bool]) -> dict[str, str]:

@@ -112,8 +112,11 @@ def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run
     (tmp_path / "val" / "scene_0012.png").unlink()
     bring_back(painted_run, tmp_path / "val")
     assert "other image" not in capsys.readouterr().out  # masks of a validation split are never strong
-    both = ["--format", "png", "--labels", "seeds"]
-    bring_back(painted_run, export(painted_run, tmp_path / "both", *both))
+    folder = export(painted_run, tmp_path / "both", "--format", "png", "--labels", "seeds")
+    pixels = np.array(Image.open(folder / "scene_0012.png"))
+    pixels[:5, :5] = 2  # the correction
+    (folder / "scene_0012.png").write_bytes(encode_label_png(pixels))
+    bring_back(painted_run, folder)
     printed = capsys.readouterr().out
     assert "segmenter.strong_splits=train --restart" in printed and "--split=val'. These masks" in printed
 
@@ -158,7 +161,7 @@ def hand_mask(run: Run, folder: Path, name: str, label: int) -> np.ndarray:
     return mask
 
 
-def pixels(folder: Path, name: str) -> np.ndarray:
+def exported_pixels(folder: Path, name: str) -> np.ndarray:
     return np.array(Image.open(folder / f"{name}.png"))
 
 
@@ -170,8 +173,8 @@ def test_later_exports_have_the_corrected_masks(painted_run, tmp_path, capsys):
     folder = export(painted_run, tmp_path / "png", "--format", "png")
     line = "export: 1 image with corrected masks, which are exported instead of the predictions; --without-corrected"
     assert line in capsys.readouterr().out
-    np.testing.assert_array_equal(pixels(folder, "scene_0013"), mask)
-    np.testing.assert_array_equal(pixels(folder, "scene_0012"), own["scene_0012"])
+    np.testing.assert_array_equal(exported_pixels(folder, "scene_0013"), mask)
+    np.testing.assert_array_equal(exported_pixels(folder, "scene_0012"), own["scene_0012"])
     folder = export(painted_run, tmp_path / "yolo", "--format", "yolo", "--min-object-pixels", "2")
     assert "export: 1 object of fewer than 2 pixels left out" in capsys.readouterr().out  # the speck drawn by hand
     number, *corners = (folder / "labels" / "scene_0013.txt").read_text().split()
@@ -180,10 +183,10 @@ def test_later_exports_have_the_corrected_masks(painted_run, tmp_path, capsys):
     np.testing.assert_allclose([columns.min(), columns.max(), rows.min(), rows.max()], [40, 120, 30, 70], atol=1e-3)
     folder = export(painted_run, tmp_path / "seeds", "--format", "png", "--labels", "seeds")
     assert "export: 2 images with corrected masks, which are exported instead of the seeds" in capsys.readouterr().out
-    np.testing.assert_array_equal(pixels(folder, "scene_0003"), mask)
+    np.testing.assert_array_equal(exported_pixels(folder, "scene_0003"), mask)
     folder = export(painted_run, tmp_path / "own", "--format", "png", "--without-corrected")
     assert "corrected masks" not in capsys.readouterr().out
-    np.testing.assert_array_equal(pixels(folder, "scene_0013"), own["scene_0013"])
+    np.testing.assert_array_equal(exported_pixels(folder, "scene_0013"), own["scene_0013"])
 
 
 def test_an_export_from_before_an_import_is_not_continued(painted_run, tmp_path, capsys):
@@ -197,6 +200,35 @@ def test_an_export_from_before_an_import_is_not_continued(painted_run, tmp_path,
     hand_mask(painted_run, tmp_path / "second", "scene_0013", 2)
     with pytest.raises(ValueError, match=r"corrected_masks: 1 mask \(.*\) -> 1 mask \("):
         export(painted_run, folder, "--format", "png")
+
+
+def test_masks_that_nobody_corrected_never_replace_corrected_ones(painted_run, tmp_path, capsys):
+    folder = export(painted_run, tmp_path / "out", "--format", "png")
+    image = folder / "scene_0013.png"
+    own = image.read_bytes()
+    pixels = np.array(Image.open(image))
+    pixels[:5, :5] = 2  # the correction
+    image.write_bytes(encode_label_png(pixels))
+    bring_back(painted_run, folder, unchanged=False)
+    image.write_bytes(own)  # a later export of the network's masks, in which another image is corrected
+    other = np.array(Image.open(folder / "scene_0012.png"))
+    other[:5, :5] = 3
+    (folder / "scene_0012.png").write_bytes(encode_label_png(other))
+    capsys.readouterr()
+    bring_back(painted_run, folder, unchanged=True)
+    printed = capsys.readouterr().out
+    assert "import: 1 mask left out, because the image was corrected before" in printed and "scene_0013" in printed
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], pixels)
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0012"], other)
+    (folder / "scene_0012.png").unlink()
+    with pytest.raises(ValueError, match="no mask is left"):
+        bring_back(painted_run, folder, unchanged=True)
+
+
+def test_kept_masks_that_nobody_corrected_are_said_to_measure_nothing(painted_run, tmp_path, capsys):
+    bring_back(painted_run, export(painted_run, tmp_path / "out", "--format", "png"), unchanged=True)
+    printed = capsys.readouterr().out
+    assert "import: 2 of 2 masks equal the run's own, so figures measured with them are too good." in printed
 
 
 def test_what_counts_as_unchanged():
