@@ -34,6 +34,7 @@ def run(tmp_path) -> Run:
         ({"unrecognised": 0.5}, "careful", "on 50% of the images, the classifier does not recognise"),
         ({"measured": ("predictions", 0.61, 162)}, "good", "the predictions have mIoU 0.61 on 162 images with masks"),
         ({"measured": ("predictions", 0.3, 162)}, "bad", "Correct these masks before you use them"),
+        ({"measured": ("predictions", 0.997, 29)}, "careful", "so these masks are probably the run's own"),
         ({"measured": ("predictions", 0.9, 2)}, "careful", "only 2 images with masks"),
         ({}, "careful", "No figure speaks against these masks"),
         ({"is_on_trained_masks": True}, "careful", "measured only on masks that it was trained on"),
