@@ -6,12 +6,14 @@ counted as drawn by hand, the run would be measured against itself.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from cluster.words import plural
-from jobs.exports.bring_back import CORRECTED, Corrections
+from jobs.exports.bring_back import Corrections
+from jobs.exports.corrected import is_corrected
 from jobs.exports.exporter import LABELS
 from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
@@ -61,12 +63,12 @@ def _with_unchanged(run: Run, corrections: Corrections, unchanged: set[int]) -> 
     Raises:
         ValueError: no mask is left.
     """
-    manifest, folder = run.manifest(), f"{(run.location / CORRECTED).uri}/"
+    manifest = run.manifest()
     uris = {row: manifest.rows(row, row + 1)[0].mask_uri or "" for row in unchanged}
     corrected = sorted(
         row
         for row, uri in uris.items()
-        if uri.startswith(folder) and not _is_same(uri, corrections.masks[row].data, manifest.class_values)
+        if is_corrected(run, uri) and not _is_same(uri, corrections.masks[row].data, manifest.class_values)
     )
     masks = {row: mask for row, mask in corrections.masks.items() if row not in corrected}
     if corrected:
@@ -77,7 +79,7 @@ def _with_unchanged(run: Run, corrections: Corrections, unchanged: set[int]) -> 
         )
     if not masks:
         raise ValueError("import: no mask is left, so nothing was imported.")
-    kept = [row for row in unchanged if row in masks]
+    kept = [row for row in unchanged if row in masks and not is_corrected(run, uris[row])]  # others are in the run
     if kept:
         replaced = sum(bool(uris[row]) for row in kept)
         instead = f" {replaced:,} of them replace a mask that the image has." if replaced else ""
@@ -107,8 +109,12 @@ def _is_own(run: Run, row: int, data: bytes) -> bool:
 
 
 def _own_masks(run: Run, manifest: Manifest, row: int, size: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The labels that the run can export for an image: predictions, pseudo-labels and seeds, as far as they exist."""
-    image_id = manifest.rows(row, row + 1)[0].image_id
+    """The masks that the run can export for an image: corrected, predicted, pseudo-labels and seeds, as they exist."""
+    entry = manifest.rows(row, row + 1)[0]
+    image_id = entry.image_id
+    if entry.mask_uri and is_corrected(run, entry.mask_uri):
+        with suppress(BadImage):  # a mask that cannot be read is replaced
+            yield read_mask(entry.mask_uri, manifest.class_values)
     for step in LABELS:
         if run.step(step).fingerprint() is None:
             continue

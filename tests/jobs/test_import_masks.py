@@ -444,3 +444,18 @@ def test_yolo_s_boxes_and_unknown_classes_are_refused(painted_run, tmp_path):
     (folder / "labels" / "scene_0012.txt").unlink()
     with pytest.raises(ValueError, match=r"no image of the run is called 'other.txt'"):
         bring_back(painted_run, folder)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_export_with_corrected_masks_comes_back_and_they_stay(painted_run, tmp_path, capsys, kept):
+    hand_mask(painted_run, tmp_path / "hand", "scene_0013", 4)
+    before = masks_of(painted_run)["scene_0013"]
+    folder = export(painted_run, tmp_path / "cvat", "--format", "cvat", "--min-object-pixels", "2")  # no 255, no speck
+    capsys.readouterr()
+    if kept:
+        bring_back(painted_run, folder / "annotations.xml")
+        assert "import: 1 mask left out, because the image was corrected before" in capsys.readouterr().out
+    else:
+        with pytest.raises(ValueError, match="2 masks, and each equals the run's own mask"):
+            bring_back(painted_run, folder / "annotations.xml", unchanged=False)
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], before)
