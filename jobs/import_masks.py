@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--keep-unchanged",
         action="store_true",
-        help="take masks that equal the run's own too, because you looked at every mask; they are left out otherwise",
+        help="take masks that equal the run's own too, because you looked at every mask, except of images that were "
+        "corrected before; they are left out otherwise",
     )
     parser.add_argument("--table", metavar="FILE", help="write a table for a new run, and leave this one as it is")
     given = parser.parse_args(arguments)
@@ -49,8 +50,7 @@ def main(arguments: list[str]) -> None:
 
     place = Location.parse(given.masks)
     corrections = read_corrections(run, place, empty_is_background=given.empty_is_background)
-    if not given.keep_unchanged:
-        corrections = without_unchanged(run, corrections, place)
+    corrections = without_unchanged(run, corrections, place, keep=given.keep_unchanged)
     print(f"import: {plural(len(corrections.masks), 'mask')} of {place}")
     if note := other_classes(run, corrections):
         print(f"import: {note}")

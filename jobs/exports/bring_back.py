@@ -20,6 +20,7 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.names import safe_name
 
 SPLIT = "corrected"  # the split of corrected images in a table
+CORRECTED = "corrected"  # the folder of imported masks in the run
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def write_masks(run: Run, corrections: Corrections) -> dict[int, Location]:
     digest = hashlib.sha256()
     for row, mask in sorted(corrections.masks.items()):
         digest.update(f"{row} {hashlib.sha256(mask.data).hexdigest()}\n".encode())
-    folder = run.location / "corrected" / digest.hexdigest()[:12]
+    folder = run.location / CORRECTED / digest.hexdigest()[:12]
     places = {}
     for row, mask in corrections.masks.items():
         places[row] = folder / f"{safe_name(manifest.rows(row, row + 1)[0].image_id)}.png"

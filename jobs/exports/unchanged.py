@@ -4,20 +4,20 @@ Labelling tools export all images of a task, also those that nobody opened. Such
 counted as drawn by hand, the run would be measured against itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from cluster.words import plural
-from jobs.exports.bring_back import Corrections
+from jobs.exports.bring_back import CORRECTED, Corrections
 from jobs.exports.exporter import LABELS
 from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from storage.errors import BadImage
-from storage.images import decode_mask
+from storage.images import decode_mask, read_mask
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest
@@ -25,11 +25,14 @@ from storage.manifest import Manifest
 SMALL_SHARE = 0.01  # of an image's pixels; an export may leave out smaller objects (--min-object-pixels)
 
 
-def without_unchanged(run: Run, corrections: Corrections, place: Location) -> Corrections:
+def without_unchanged(run: Run, corrections: Corrections, place: Location, *, keep: bool = False) -> Corrections:
     """The corrections without the masks that equal the run's own; prints how many these are.
 
+    Args:
+        keep: leave out only those of images that were corrected before, whose masks would be lost.
+
     Raises:
-        ValueError: all masks equal the run's own.
+        ValueError: all masks equal the run's own, and none is kept.
     """
     rows = [row for row, mask in corrections.masks.items() if mask.num_objects > 0]  # the user calls the others empty
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
@@ -37,6 +40,8 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location) -> Co
         unchanged = {row for row, is_own in zip(rows, found, strict=True) if is_own}
     if not unchanged:
         return corrections
+    if keep:
+        return _with_unchanged(run, corrections, unchanged)
     number, all_masks = len(unchanged), plural(len(corrections.masks), "mask")
     if number == len(corrections.masks):
         raise ValueError(
@@ -48,6 +53,47 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location) -> Co
         "equal to the run's own mask of the image. If you looked at every mask, give --keep-unchanged."
     )
     return replace(corrections, masks={row: mask for row, mask in corrections.masks.items() if row not in unchanged})
+
+
+def _with_unchanged(run: Run, corrections: Corrections, unchanged: set[int]) -> Corrections:
+    """The corrections without unchanged masks of images that were corrected before; prints how many masks these are.
+
+    Raises:
+        ValueError: no mask is left.
+    """
+    manifest, folder = run.manifest(), f"{(run.location / CORRECTED).uri}/"
+    uris = {row: manifest.rows(row, row + 1)[0].mask_uri or "" for row in unchanged}
+    corrected = sorted(
+        row
+        for row, uri in uris.items()
+        if uri.startswith(folder) and not _is_same(uri, corrections.masks[row].data, manifest.class_values)
+    )
+    masks = {row: mask for row, mask in corrections.masks.items() if row not in corrected}
+    if corrected:
+        first = manifest.rows(corrected[0], corrected[0] + 1)[0].image_id
+        print(
+            f"import: {plural(len(corrected), 'mask')} left out, because the image was corrected before, and this mask "
+            f"equals the run's own (first: {first}). The corrected masks stay."
+        )
+    if not masks:
+        raise ValueError("import: no mask is left, so nothing was imported.")
+    kept = [row for row in unchanged if row in masks]
+    if kept:
+        replaced = sum(bool(uris[row]) for row in kept)
+        instead = f" {replaced:,} of them replace a mask that the image has." if replaced else ""
+        print(
+            f"import: {len(kept):,} of {plural(len(masks), 'mask')} equal the run's own, so figures measured with them "
+            f"are too good.{instead}"
+        )
+    return replace(corrections, masks=masks)
+
+
+def _is_same(uri: str, data: bytes, class_values: Sequence[int]) -> bool:
+    """Whether a stored mask and the content of a mask's file have the same labels."""
+    try:
+        return np.array_equal(read_mask(uri, class_values), decode_mask(data, class_values))
+    except BadImage:
+        return False
 
 
 def _is_own(run: Run, row: int, data: bytes) -> bool:

@@ -112,8 +112,11 @@ def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run
     (tmp_path / "val" / "scene_0012.png").unlink()
     bring_back(painted_run, tmp_path / "val")
     assert "other image" not in capsys.readouterr().out  # masks of a validation split are never strong
-    both = ["--format", "png", "--labels", "seeds"]
-    bring_back(painted_run, export(painted_run, tmp_path / "both", *both))
+    folder = export(painted_run, tmp_path / "both", "--format", "png", "--labels", "seeds")
+    pixels = np.array(Image.open(folder / "scene_0012.png"))
+    pixels[:5, :5] = 2  # the correction
+    (folder / "scene_0012.png").write_bytes(encode_label_png(pixels))
+    bring_back(painted_run, folder)
     printed = capsys.readouterr().out
     assert "segmenter.strong_splits=train --restart" in printed and "--split=val'. These masks" in printed
 
@@ -146,6 +149,35 @@ def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys)
     np.testing.assert_array_equal(after["scene_0012"], before["scene_0012"])
     bring_back(painted_run, folder)
     assert (masks_of(painted_run)["scene_0012"] == np.array(Image.open(folder / "scene_0012.png"))).all()
+
+
+def test_masks_that_nobody_corrected_never_replace_corrected_ones(painted_run, tmp_path, capsys):
+    folder = export(painted_run, tmp_path / "out", "--format", "png")
+    image = folder / "scene_0013.png"
+    own = image.read_bytes()
+    pixels = np.array(Image.open(image))
+    pixels[:5, :5] = 2  # the correction
+    image.write_bytes(encode_label_png(pixels))
+    bring_back(painted_run, folder, unchanged=False)
+    image.write_bytes(own)  # a later export of the network's masks, in which another image is corrected
+    other = np.array(Image.open(folder / "scene_0012.png"))
+    other[:5, :5] = 3
+    (folder / "scene_0012.png").write_bytes(encode_label_png(other))
+    capsys.readouterr()
+    bring_back(painted_run, folder, unchanged=True)
+    printed = capsys.readouterr().out
+    assert "import: 1 mask left out, because the image was corrected before" in printed and "scene_0013" in printed
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], pixels)
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0012"], other)
+    (folder / "scene_0012.png").unlink()
+    with pytest.raises(ValueError, match="no mask is left"):
+        bring_back(painted_run, folder, unchanged=True)
+
+
+def test_kept_masks_that_nobody_corrected_are_said_to_measure_nothing(painted_run, tmp_path, capsys):
+    bring_back(painted_run, export(painted_run, tmp_path / "out", "--format", "png"), unchanged=True)
+    printed = capsys.readouterr().out
+    assert "import: 2 of 2 masks equal the run's own, so figures measured with them are too good." in printed
 
 
 def test_what_counts_as_unchanged():

@@ -36,6 +36,7 @@ def run(tmp_path) -> Run:
         ({"measured": ("predictions", 0.3, 162)}, "bad", "Correct these masks before you use them"),
         ({"measured": ("predictions", 0.9, 2)}, "careful", "but they were compared with masks drawn by hand on only 2"),
         ({"to_measure_again": "evaluate"}, "careful", "is outdated: masks were added or changed since"),
+        ({"measured": ("predictions", 0.997, 29)}, "careful", "so these masks are probably the run's own"),
         ({}, "careful", "No figure speaks against these masks"),
         ({"is_on_trained_masks": True}, "careful", "measured only on masks that it was trained on"),
         ({"mean_precision": None, "unrecognised": None}, "careful", "No figures judge these masks"),
