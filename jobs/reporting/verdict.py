@@ -108,7 +108,7 @@ def _judge_measured(labels: str, mean_iou: float, num_images: int) -> Verdict:
         return Verdict(
             "careful",
             f"Nobody knows yet how good these masks are: {figure}, so these masks are probably the run's own.",
-            f"Draw or correct the masks of about {FEW_MASKS} images by hand, and measure again (docs/tutorial-cvat.md).",
+            f"Draw or correct the masks of about {FEW_MASKS} images by hand and measure again (docs/tutorial-cvat.md).",
         )
     return Verdict(
         "good",
