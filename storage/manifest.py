@@ -311,7 +311,7 @@ class Manifest:
         for table in self.iter_tables(wanted, start, stop):
             for name in columns:
                 column = table[name]
-                texts = json_texts(self._written_column(column) if name in _ADDRESSES else column)
+                texts = json_texts(self.as_written(column) if name in _ADDRESSES else column)
                 if name == "labels":
                     texts = pc.if_else(table["negative"], "null", texts)
                 hashes[name].update(joined(texts) + b", ")
@@ -374,7 +374,8 @@ class Manifest:
         """Where a file lies now, from its address in the file."""
         return self._resolved([address])[0]
 
-    def _written_column(self, addresses: pa.Array) -> pa.Array:
+    def as_written(self, addresses: pa.Array) -> pa.Array:
+        """Addresses of `iter_tables` as in the rows: relative to the run, or full. They do not depend on its place."""
         prefix = f"{self._home}/"
         if not self._home:
             return addresses

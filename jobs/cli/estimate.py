@@ -28,7 +28,7 @@ from jobs.training.plan import Plan, training_plan
 from jobs.training.segmentation_data import training_images
 from jobs.training.training_job import is_trained_here
 
-BUSY = "This machine was busy with other programs, so the times are too high; repeat the dry run when it is not."
+BUSY = "This machine was busy with other programs, and the times include this: without these, they are shorter."
 RAY_SECONDS = 5.0  # the start of a local Ray, beside that of its processes
 _STARTS = {"units": 1.5, "training": 3.0}  # processes that a step on Ray starts, one after the other
 

@@ -25,7 +25,7 @@ from jobs.evaluation.unseen import trained_masks_warning, unseen_splits
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
-from jobs.run.selection import Part, Selection, resolve_selection
+from jobs.run.selection import Part, Selection, masks_id, resolve_selection
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.steps.dry_run import print_other_job
 from jobs.steps.finished import FinishedStep, require_finished
@@ -173,6 +173,7 @@ def _measure(
         return []
 
     # 1. Add up the small matrices of every unit
+    masks = masks_id(manifest, selection)  # before: masks imported in the meantime make the figures outdated
     total = count(run, connection, finished, selection, resolutions, recipes, units)
     if total.num_images == 0:
         reasons = "; ".join(f"{number:,} {reason}" for reason, number in (+total.left_out).items())
@@ -180,7 +181,7 @@ def _measure(
 
     # 2. Print the tables and store the metrics
     measured = [
-        _metrics(run, selection, total, recipe, each)
+        _metrics(run, selection, masks, total, recipe, each)
         for each in resolutions
         for recipe in recipes
         if each in recipe.resolutions
@@ -193,7 +194,9 @@ def _measure(
     return measured
 
 
-def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, resolution: Resolution) -> MeasuredLabels:
+def _metrics(
+    run: Run, selection: Selection, masks: str, total: Counts, recipe: Recipe, resolution: Resolution
+) -> MeasuredLabels:
     maps, segmenter_settings = run.step("maps").fingerprint() or {}, run.config.segmenter
     geometry = backbone_geometry(segmenter_settings.backbone, segmenter_settings.output_stride)
     side = geometry.grid_size(run.config.images.input_size)
@@ -217,6 +220,7 @@ def _metrics(run: Run, selection: Selection, total: Counts, recipe: Recipe, reso
         settings=settings,
         classifier=upstream_ids(maps).get("classifier"),
         segmenter=segmenter,
+        masks=masks,
         num_images=total.num_images,
         left_out=dict(+total.left_out),
         num_foreign=total.num_foreign,

@@ -51,6 +51,7 @@ class MeasuredLabels:
         settings: the settings that made the labels.
         classifier: sha256 of the classifier that made the maps; None if the run has no maps.
         segmenter: sha256 of the segmentation network that predicted the labels; None for other labels.
+        masks: `jobs.run.selection.masks_id` of the measured masks.
         num_images: the number of measured images.
         left_out: the number of images of the selection that could not be measured, by reason.
         num_foreign: the number of measured images whose mask has no pixel of any of the image's classes.
@@ -69,6 +70,7 @@ class MeasuredLabels:
     settings: Mapping[str, Any]
     classifier: str | None
     segmenter: str | None
+    masks: str
     num_images: int
     left_out: Mapping[str, int]
     num_foreign: int

@@ -202,10 +202,18 @@ def _with_chosen(
     if not number:
         return kept, []
     others = [name for name in label_names(images) if name not in wanted]
-    near = {name: close[0] for name in others if (close := difflib.get_close_matches(name, chosen, n=1))}
+    near = {name: each for name in others for each in chosen if _is_other_spelling(name, each)}
     hint = f" Did you mean {next(iter(near.values()))!r} by {next(iter(near))!r}?" if near else ""
     named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
     return kept, [f"{plural(number, 'image')} left out (none of the chosen classes; other labels: {named}).{hint}"]
+
+
+def _is_other_spelling(label: str, name: str) -> bool:
+    """Whether a label is probably a class in another spelling: 'Cats' or 'cta' for 'cat', not 'goats' for 'cats'."""
+    one, other = label.casefold(), name.casefold()
+    is_plural = one + "es" == other or other + "es" == one
+    has_swapped_letters = sorted(one) == sorted(other)
+    return is_plural or has_swapped_letters or difflib.SequenceMatcher(None, one, other).ratio() >= 0.85
 
 
 def _require_labels(class_names: Sequence[str], found: Sequence[str]) -> None:

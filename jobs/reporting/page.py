@@ -96,7 +96,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
     state = run_state(run, manifest)
-    steps = state.steps
+    steps, evaluation = state.steps, state.steps["evaluation"]
 
     # 2. The results, as numbers and pictures
     measured = measured_metrics(run, settings, state)
@@ -125,6 +125,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
         one_label=one_label,
         measured=best_measured(measured),
         is_on_trained_masks=is_on_trained_masks(measured),
+        to_measure_again=evaluation.command if evaluation.note else "",
         has_masks=any(steps[name].receipts for name in ("seeds", "pseudo_labels", "predictions")),
         has_pseudo_labels=steps["pseudo_labels"].state == "done",
     )

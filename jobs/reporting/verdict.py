@@ -13,6 +13,7 @@ from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
 from jobs.run.trial import is_trial, one_label_remedy
+from jobs.steps.evaluation_state import MASKS_CHANGED
 
 WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
@@ -38,6 +39,7 @@ class Figures:
         one_label: the only label in all predictions; "" if there are several, or no predictions.
         measured: the labels, mIoU and number of images of the best masks that were measured; None if there are none.
         is_on_trained_masks: whether the network was measured on masks that it was trained on.
+        to_measure_again: the command that measures again, if masks were added or changed since; else "".
         has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
     """
@@ -48,6 +50,7 @@ class Figures:
     one_label: str = ""
     measured: tuple[str, float, int] | None = None
     is_on_trained_masks: bool = False
+    to_measure_again: str = ""
     has_masks: bool = False
     has_pseudo_labels: bool = False
 
@@ -105,7 +108,7 @@ def _judge_measured(labels: str, mean_iou: float, num_images: int) -> Verdict:
         return Verdict(
             "careful",
             f"Nobody knows yet how good these masks are: {figure}, so these masks are probably the run's own.",
-            f"Correct the masks of about {FEW_MASKS} images by hand, and measure again (docs/tutorial-cvat.md).",
+            f"Draw or correct the masks of about {FEW_MASKS} images by hand and measure again (docs/tutorial-cvat.md).",
         )
     return Verdict(
         "good",
@@ -136,6 +139,14 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     correct = f"correct the masks of about {FEW_MASKS} images and measure (docs/tutorial-cvat.md)."
     export = run.command("export_labels", "--format", "cvat", "--min-object-pixels", f"{SPECK_PIXELS}")
+    if figures.to_measure_again:
+        return Verdict(
+            "careful",
+            "No figure speaks against these masks, but the comparison with masks drawn by hand is outdated: "
+            f"{MASKS_CHANGED}.",
+            "Measure again, then write the report again.",
+            figures.to_measure_again,
+        )
     if figures.is_on_trained_masks and not figures.measured:
         return Verdict(
             "careful",
@@ -150,10 +161,12 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
             f"Look at the pictures: an object that is of none of the run's classes gets one of them. Then {correct}",
             export,
         )
-    few = "only " + plural(figures.measured[2], "image") + " with masks" if figures.measured else "no mask"
+    few = "no mask drawn by hand was there to compare them with"
+    if figures.measured:
+        few = f"they were compared with masks drawn by hand on only {plural(figures.measured[2], 'image')}"
     return Verdict(
         "careful",
-        f"No figure speaks against these masks, but {few} drawn by hand was there to compare them with.",
+        f"No figure speaks against these masks, but {few}.",
         f"Look at the pictures, then {correct}",
         export,
     )

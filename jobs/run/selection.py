@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from cluster.words import plural
 from jobs.run.config_keys import Config
 from jobs.run.steps import StepRow
+from storage.column_text import joined, json_texts
 from storage.manifest import Manifest
 from storage.units import Unit, plan_units, units_with
 
@@ -73,6 +74,21 @@ def measurable_splits(manifest: Manifest, config: Config) -> list[list[str]]:
         masked.update(pc.unique(table["split"].filter(table["mask_uri"].is_valid())).to_pylist())
     training = {split for split in masked if split not in validation and (not chosen or split in chosen)}
     return [sorted(splits) for splits in (training, masked & set(validation)) if splits]
+
+
+def masks_id(manifest: Manifest, selection: Selection) -> str:
+    """SHA-256 of the ids and masks of the selected images that have a mask; other masks give another value.
+
+    It does not depend on the run's place. Imported masks have their content in their address, so it shows these too.
+    """
+    digest = hashlib.sha256()
+    for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
+        is_masked = table["mask_uri"].is_valid()
+        image_ids, splits, masks = (table[name].filter(is_masked) for name in ("image_id", "split", "mask_uri"))
+        chosen = pa.array(selection.of(image_ids, splits))
+        texts = [json_texts(column.filter(chosen)) for column in (image_ids, manifest.as_written(masks))]
+        digest.update(joined(pc.binary_join_element_wise(*texts, "\n", " "), ""))  # a line for each image
+    return digest.hexdigest()
 
 
 def unused_saliency(manifest: Manifest, config: Config) -> str:

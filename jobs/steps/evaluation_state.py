@@ -2,15 +2,18 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.run.directory import Run
-from jobs.run.selection import measurable_splits
+from jobs.run.selection import Selection, masks_id, measurable_splits
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
 from storage.records import read_json
+
+MASKS_CHANGED = "masks were added or changed since"
+_CURRENT, _RESULTS_CHANGED = "", "results were made again since"
 
 _OLDER_SEEDS = {"maps": "maps"}  # the maps of seeds, if they are not recorded
 
@@ -23,24 +26,28 @@ class EvaluationState:
         state: "done", "outdated", "not started", or "not possible" if no image to report on has a mask.
         num_metrics: number of measured kinds of labels, without trials on the tune part.
         command: the command that measures; "" if nothing can be measured.
+        note: `MASKS_CHANGED` if the evaluation is outdated because its figures are of other masks; else "".
     """
 
     state: str
     num_metrics: int
     command: str
+    note: str = ""
 
 
 def evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, TrainingRecord]) -> EvaluationState:
     """The state of the evaluation. Metrics of the tune part do not count, because settings are tried there."""
     metrics = [record for record in read_metrics(run) if record["part"] != "tune"]
-    measurable, stale = measurable_splits(manifest, run.config), _stale_splits(run, metrics, trainings)
+    measurable = measurable_splits(manifest, run.config)
+    stale, note = _stale_splits(run, metrics, trainings, manifest)
     if not measurable and (stale or not metrics):
         state = "not possible"
     else:
         state = "outdated" if stale else "done" if metrics else "not started"
     only_validation = bool(measurable) and set(measurable[0]) <= set(run.config.data.val_splits)
     splits = stale or (measurable[0] if only_validation else ())
-    return EvaluationState(state, len(metrics), evaluate_command(run, splits) if measurable else "")
+    command = evaluate_command(run, splits) if measurable else ""
+    return EvaluationState(state, len(metrics), command, note if state == "outdated" else "")
 
 
 def evaluate_command(run: Run, splits: Sequence[str]) -> str:
@@ -72,10 +79,27 @@ def is_of_these_networks(metrics: Mapping[str, Any], trainings: Mapping[str, Tra
     return metrics["classifier"] in classifiers and metrics.get("segmenter") in networks
 
 
+@dataclass(frozen=True)
+class MasksNow:
+    """The masks that the manifest has now, to compare metrics with; the ids are computed when they are needed."""
+
+    manifest: Manifest
+    ids: dict[Selection, str] = field(default_factory=dict)
+
+    def were_measured_by(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether metrics were measured with these masks. True for metrics of versions that recorded no masks."""
+        if "masks" not in metrics:
+            return True
+        selection = Selection(tuple(metrics["splits"]), metrics["part"])
+        if selection not in self.ids:
+            self.ids[selection] = masks_id(self.manifest, selection)
+        return bool(metrics["masks"] == self.ids[selection])
+
+
 def _stale_splits(
-    run: Run, metrics: Sequence[Mapping[str, Any]], trainings: Mapping[str, TrainingRecord]
-) -> Sequence[str]:
-    """The first splits with labels that have changed since they were measured.
+    run: Run, metrics: Sequence[Mapping[str, Any]], trainings: Mapping[str, TrainingRecord], manifest: Manifest
+) -> tuple[Sequence[str], str]:
+    """The first splits with labels or masks that have changed since they were measured, and `EvaluationState.note`.
 
     Seeds have also changed if their settings have. A network's metrics count only if its predictions would be measured
     again, and not on masks that it was trained on.
@@ -84,14 +108,16 @@ def _stale_splits(
     seeds = _OLDER_SEEDS | seeds if seeds else {}
     predicted = ((run.step("predictions").fingerprint() or {}).get("predictions") or {}).get("splits", [])
     measurable = set(predicted) - set(splits_with_trained_masks(run))
-    is_current: dict[tuple[Any, ...], bool] = {}
+    masks, found = MasksNow(manifest), dict[tuple[Any, ...], set[str]]()
     for record in metrics:
         is_of_network = record.get("segmenter") is not None
         if is_of_network and not set(record["splits"]) <= measurable:
             continue
         kind = tuple(record["splits"]), is_of_network
-        is_current[kind] = is_current.get(kind, False) or (
-            is_of_these_networks(record, trainings)
-            and (is_of_network or seeds.items() <= (_OLDER_SEEDS | record["settings"]["seeds"]).items())
+        is_same_result = is_of_these_networks(record, trainings) and (
+            is_of_network or seeds.items() <= (_OLDER_SEEDS | record["settings"]["seeds"]).items()
         )
-    return next((kind[0] for kind, current in is_current.items() if not current), ())
+        reason = _CURRENT if is_same_result else _RESULTS_CHANGED
+        found.setdefault(kind, set()).add(reason if masks.were_measured_by(record) else MASKS_CHANGED)
+    kind, reasons = next((each for each in found.items() if _CURRENT not in each[1]), (((),), set[str]()))
+    return kind[0], MASKS_CHANGED if reasons == {MASKS_CHANGED} else ""

@@ -170,6 +170,7 @@ def _metrics_state(row: StepRow, evaluation: EvaluationState) -> StepState:
         seconds=0.0,
         finished="",
         command=evaluation.command,
+        note=evaluation.note,
     )
 
 

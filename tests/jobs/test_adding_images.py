@@ -17,6 +17,7 @@ from jobs.exports.image_names import ImageNames
 from jobs.maps import pseudo_labels_job, unit_images
 from jobs.predictions import prediction_stages
 from jobs.preparation.prepare import prepare
+from jobs.preparation.read_source import _with_chosen
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps, step_id
@@ -183,6 +184,23 @@ def test_images_of_other_classes_are_named_and_not_said_to_be_in_the_run(trained
     assert f"2 images left out (none of the chosen classes; other labels: dogs, {near})" in printed
     assert f"Did you mean {DRAWN_CLASS_NAMES[0]!r} by {near!r}?" in printed
     assert open_run(trained_run.uri).manifest().num_images == 14
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "is_other_spelling"),
+    [
+        ("cat", "cats", True),
+        ("Cats", "cats", True),
+        ("hores", "horse", True),
+        ("foxes", "fox", True),
+        ("goats", "cats", False),
+        ("house", "horse", False),
+    ],
+)
+def test_only_other_spellings_of_a_class_are_suggested(label, name, is_other_spelling):
+    images = [SourceImage("a", "a.png", (label,))]
+    _, (note,) = _with_chosen(images, [name], None)
+    assert (f"Did you mean {name!r} by {label!r}?" in note) == is_other_spelling
 
 
 def test_images_without_a_split_are_refused_where_all_others_have_one(trained_run, drawn_images, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import time
 from dataclasses import replace
@@ -15,9 +16,12 @@ from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels, sweep
 from jobs.reporting.run_status import _step_lines, run_status
 from jobs.run.directory import open_run
+from jobs.run.selection import Selection
 from jobs.run.training_record import read_complete
+from jobs.steps.evaluation_state import read_metrics
 from storage.location import Location
-from storage.records import read_json_lines
+from storage.manifest import write_manifest
+from storage.records import read_json_lines, seal
 from storage.steps import Skipped, Step
 
 
@@ -178,6 +182,46 @@ def test_an_evaluation_is_outdated_with_the_settings_of_the_seeds(seeded_run):
         assert run_status(changed).steps[-1].state == "outdated"
         evaluate_labels(changed, connection, [], None, ("map",), deterministic=False)
     assert run_status(changed).steps[-1].state == "done"
+
+
+@pytest.fixture
+def report_part_run(seeded_run):
+    """A run with figures of the report part of `train`."""
+    with connect("in-process") as connection:
+        evaluate_labels(seeded_run, connection, ["train"], None, ("map",), deterministic=False)
+    return seeded_run
+
+
+def give_mask(run, name: str, address: str) -> None:
+    """Changes the address of a mask in the run's manifest, as an import does."""
+    manifest = run.manifest()
+    rows = [replace(row, mask_uri=address if row.image_id == name else row.mask_uri) for row in manifest.iter_rows()]
+    write_manifest(run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
+
+
+def test_an_evaluation_is_outdated_with_the_masks_that_it_measured(report_part_run, capsys):
+    run = report_part_run
+    selection = Selection(("train",), "report")
+    measured = [row for row in run.manifest().iter_rows() if selection.includes(row.image_id, row.split)]
+    for other in (row for row in run.manifest().iter_rows() if row not in measured):
+        give_mask(run, other.image_id, f"corrected/1/{other.image_id}.png")
+    assert run_status(run).steps[-1].state == "done"  # masks of the tune part and of other splits were not measured
+    give_mask(run, measured[-1].image_id, f"corrected/1/{measured[-1].image_id}.png")
+    capsys.readouterr()
+    status.main(["--run", run.uri])
+    printed = capsys.readouterr().out
+    assert "evaluation: outdated; " in printed
+    assert "  masks were added or changed since\n" in printed
+    assert f"  compute again: python jobs/evaluate.py --run {run.uri} --split=train\n" in printed
+    place = run.location / "evaluation" / "metrics.json"
+    older = [{name: value for name, value in each.items() if name != "masks"} for each in read_metrics(run)]
+    place.write_bytes(seal({"metrics": older}))
+    assert run_status(run).steps[-1].state == "done"  # figures of a version that recorded no masks
+
+
+def test_a_run_that_was_moved_has_the_same_masks(report_part_run, tmp_path):
+    moved = shutil.move(report_part_run.uri, tmp_path / "moved")
+    assert run_status(open_run(str(moved))).steps[-1].state == "done"
 
 
 def test_an_evaluation_without_masks_is_not_possible(map_images, drawn_images, capsys):

@@ -153,6 +153,14 @@ def test_figures_and_images_of_an_earlier_network_say_so(measured_run, html_of):
     assert "<figcaption>Prediction (outdated)</figcaption>" in section
 
 
+def test_figures_of_earlier_masks_say_so_and_how_to_measure_again(measured_run, html_of):
+    run, manifest = measured_run, measured_run.manifest()
+    rows = [replace(row, mask_uri="corrected/1/a.png") for row in manifest.iter_rows()]
+    write_manifest(run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
+    assert write_report(run).figures.to_measure_again == f"python jobs/evaluate.py --run {run.uri} --split=val"
+    assert "with earlier masks (masks were added or changed since)" in html_of(run)
+
+
 def measured_over(num_labels: int, resolution: str, matrix: np.ndarray) -> Measured:
     iou = {f"class {number}": 0.5 for number in range(num_labels)}
     figure = {"labels": "predictions", "iou": iou, "mean_iou": 0.5, "confusion_matrix": matrix.tolist()}
