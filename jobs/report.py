@@ -2,7 +2,7 @@
 
 Reads all results that the run has. Writes <run>/report/index.html, a single file that needs no network and no server.
 The gallery shows a sample of the images, spread evenly over those that have maps. <run>/report/review.csv lists all
-images; those with the most doubtful maps come first.
+images; those whose mask does not fit their maps come first.
 """
 
 from jobs.cli.command_line import job_parser, run_main

@@ -3,12 +3,12 @@
 Finds flipped bits, and lost, shortened or exchanged files. With --repair the damaged units are computed again with the
 settings of their steps, and the same bytes are stored. With --recompute some units are computed again on this machine,
 in a temporary folder, and compared. Without --repair nothing in the run is written. Exit code 2 means that something
-is damaged, or that this machine computes other results. Networks are not checked here, because each job that loads a
-network checks it.
+is damaged, or that this machine computes other results. Without --step, the trained networks are checked too; a damaged
+one must be trained again.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored
-from jobs.run.steps import UNIT_STEPS
+from jobs.run.steps import TRAININGS, UNIT_STEPS
 
 EXAMPLES = """examples:
   python jobs/verify.py --run /data/voc
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
         if count is not None and count < 1:
             raise ValueError(f"{flag} {count}: give the number of units, 1 or more.")
     from jobs.run.directory import open_run  # imports take a second, so --help does without
+    from jobs.run.training_record import require_sound_networks
 
     run = open_run(given.run, given.config, given.set)
     run.manifest().verify()  # refused before anything slow is imported
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> None:
             sample=given.sample,
             recompute=(lambda name: launch_step(run, connection, name)) if given.repair else None,
         )
+    if not given.step:
+        for name in require_sound_networks(run, [row.name for row in TRAININGS]):
+            print(f"verify: {name}: the network is sound.")
     if not is_sound:
         raise ValueError(f"verify: the run is damaged. Run '{run.command('verify', '--repair')}'.")
     if given.recompute:

@@ -175,10 +175,21 @@ class Step:
                 f"{STALE_AFTER:.0f} s."
             )
 
-    def has_lost_record(self) -> bool:
-        """Whether there are results of a start, but no ``step.json`` that says how the step was started."""
+    def require_record(self, command: str) -> None:
+        """Refuse results of a start without the ``step.json`` that says how the step was started.
+
+        Args:
+            command: the command that starts the step again.
+
+        Raises:
+            ValueError: there are results, but no ``step.json``.
+        """
         names = {name for name in self.location.list_names() if not name.endswith(".partial")}
-        return bool(names - _SHARED_NAMES) and not self._record.exists()
+        if names - _SHARED_NAMES and not self._record.exists():
+            raise ValueError(
+                f"{self._record}: missing, so nobody can say how the results beside it were made. Put the file back from "
+                f"a copy, or compute the step again: '{command}'."
+            )
 
     # Units
 

@@ -15,7 +15,7 @@ from cluster.words import plural
 from jobs.exports.bring_back import Corrections
 from jobs.exports.corrected import is_corrected
 from jobs.exports.exporter import LABELS
-from jobs.exports.regions import regions, without_small
+from jobs.exports.regions import SPECK_PIXELS, regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from storage.errors import BadImage
@@ -105,30 +105,41 @@ def _is_own(run: Run, row: int, data: bytes) -> bool:
         mask = decode_mask(data, manifest.class_values)
     except BadImage:
         return False
-    return any(is_unchanged(mask, own, manifest.num_classes) for own in _own_masks(run, manifest, row, mask.shape))
+    return any(
+        is_unchanged(mask, own, manifest.num_classes, least)
+        for own, least in _own_masks(run, manifest, row, mask.shape)
+    )
 
 
-def _own_masks(run: Run, manifest: Manifest, row: int, size: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The masks that the run can export for an image: corrected, predicted, pseudo-labels and seeds, as they exist."""
+def _own_masks(run: Run, manifest: Manifest, row: int, size: tuple[int, ...]) -> Iterator[tuple[np.ndarray, float]]:
+    """The masks that the run can export for an image: corrected, predicted, pseudo-labels and seeds, as they exist.
+
+    With each comes the number of pixels below which an object may be missing. In a corrected mask only specks may be:
+    whoever deletes a larger object has corrected it once more.
+    """
+    small = SMALL_SHARE * size[0] * size[1]
     entry = manifest.rows(row, row + 1)[0]
     image_id = entry.image_id
     if entry.mask_uri and is_corrected(run, entry.mask_uri):
         with suppress(BadImage):  # a mask that cannot be read is replaced
-            yield read_mask(entry.mask_uri, manifest.class_values)
+            yield read_mask(entry.mask_uri, manifest.class_values), float(SPECK_PIXELS)
     for step in LABELS:
         if run.step(step).fingerprint() is None:
             continue
         if step == "seeds":
             store = run.seeds()
-            yield stored_geometry(store).resize_labels(store.read(row), (size[0], size[1]))
+            yield stored_geometry(store).resize_labels(store.read(row), (size[0], size[1])), small
         elif (folder := run.labels(step)).place(image_id).exists():
-            yield folder.read(image_id)
+            yield folder.read(image_id), small
 
 
-def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int) -> bool:
+def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> bool:
     """Whether a mask (H, W) is the run's own, or the own one without all objects below some small size.
 
     Unknown pixels count as background, because most tools have no unknown pixels.
+
+    Args:
+        small: objects of so many pixels or more must not be missing.
     """
     ignore = ignore_value(num_classes)
     if mask.shape != own.shape or not ((own > 0) & (own != ignore)).any():
@@ -139,6 +150,6 @@ def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int) -> bool:
         return False
     areas = [each.area for each in regions(np.where(differs, own, 0), num_classes)]
     largest = max(areas, default=0)  # of the objects that are background now
-    if largest >= SMALL_SHARE * mask.size:
+    if largest >= small:
         return False
     return bool(np.array_equal(without_small(own, num_classes, largest + 1)[0], mask))

@@ -4,10 +4,12 @@
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.run.directory import Run
+from jobs.run.steps import TRAININGS
 from storage.location import Location
 from storage.records import read_json, read_json_lines
 
@@ -80,3 +82,21 @@ def kept_bytes(folder: Location, name: str) -> tuple[bytes, str]:
             f"{folder / 'model.pt'}: not the file that the training wrote. Train again with --restart {name}."
         )
     return data, sha256
+
+
+def require_sound_networks(run: Run, names: Sequence[str]) -> list[str]:
+    """Reads finished networks whole, and refuses one that is not what its training wrote.
+
+    Args:
+        names: steps; those that are no trainings, or not finished, are left out.
+
+    Returns:
+        The names of the networks that were read.
+
+    Raises:
+        ValueError: as in `kept_bytes`.
+    """
+    found = [row.name for row in TRAININGS if row.name in names and read_complete(run.step(row.name).data())]
+    for name in found:
+        kept_bytes(run.step(name).data(), name)
+    return found

@@ -16,7 +16,9 @@ from cluster.live_metrics import count_images
 from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
+from jobs.run.fingerprints import upstream_ids
 from jobs.run.steps import BY_NAME
+from jobs.run.training_record import require_sound_networks
 from jobs.steps.compute import is_done_here, require_workers, run_stages
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.makers import makers
@@ -83,8 +85,8 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     """Computes the missing units of a step, within this launch's shard.
 
     Raises:
-        ValueError: the step was started with other settings, another driver works on it (restart), or too many images
-            were skipped. All finished units are kept.
+        ValueError: the step was started with other settings, another driver works on it or a network that it reads is
+            damaged (restart), or too many images were skipped. All finished units are kept.
     """
     fingerprint = {**job.fingerprint, "unit_size": run.config.unit_size}
     if job.note:
@@ -100,6 +102,10 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
         return
 
     # 2. Create or open the step and its arrays, before any worker writes
+    if not options.restart and job.step.location.name in BY_NAME:
+        job.step.require_record(f"{job.command} --restart {job.step.location.name}")
+    if options.restart:
+        require_sound_networks(run, list(upstream_ids(job.fingerprint)))  # before anything is deleted
     images = images_id(run.manifest())
     if options.restart and (num_finished := len(job.units) - len(job.step.missing_units(job.units))):
         print(f"{job.title}: --restart deletes {plural(num_finished, 'finished unit')}")

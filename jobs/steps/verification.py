@@ -130,12 +130,7 @@ def verify_run(
     """
     is_sound, num_started = True, 0
     for name in names:
-        if run.step(name).has_lost_record():
-            raise ValueError(
-                f"verify: {run.step(name).location}/step.json is missing, so nobody can say how the results beside it "
-                "were made. Put the file back from a copy, or compute the step again: "
-                f"'{run.step_command(name, '--restart', name)}'."
-            )
+        run.step(name).require_record(run.step_command(name, "--restart", name))
         found = verify_step(run, connection, name, sample)
         if found is None:
             continue

@@ -243,15 +243,15 @@ def test_what_counts_as_unchanged():
         return mask
 
     speck, small, large = (slice(30, 31),) * 2, (slice(40, 45),) * 2, (slice(5, 25),) * 2
-    assert is_unchanged(own, own, 5) and is_unchanged(known, own, 5)
-    assert is_unchanged(with_changes((*speck, 0)), own, 5)  # --min-object-pixels 2
-    assert is_unchanged(with_changes((*speck, 0), (*small, 0)), own, 5)
-    assert not is_unchanged(with_changes((*small, 0)), own, 5)  # the speck is smaller and still there
-    assert not is_unchanged(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5)
-    assert not is_unchanged(with_changes((*speck, 1)), own, 5)
-    assert not is_unchanged(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5)
-    assert not is_unchanged(known[:40], own, 5)
-    assert not is_unchanged(np.zeros_like(own), np.full_like(own, 255), 5)
+    assert is_unchanged(own, own, 5, 30) and is_unchanged(known, own, 5, 30)
+    assert is_unchanged(with_changes((*speck, 0)), own, 5, 30)  # --min-object-pixels 2
+    assert is_unchanged(with_changes((*speck, 0), (*small, 0)), own, 5, 30)
+    assert not is_unchanged(with_changes((*small, 0)), own, 5, 30)  # the speck is smaller and still there
+    assert not is_unchanged(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5, 30)
+    assert not is_unchanged(with_changes((*speck, 1)), own, 5, 30)
+    assert not is_unchanged(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5, 30)
+    assert not is_unchanged(known[:40], own, 5, 30)
+    assert not is_unchanged(np.zeros_like(own), np.full_like(own, 255), 5, 30)
 
 
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
@@ -459,3 +459,20 @@ def test_an_export_with_corrected_masks_comes_back_and_they_stay(painted_run, tm
         with pytest.raises(ValueError, match="2 masks, and each equals the run's own mask"):
             bring_back(painted_run, folder / "annotations.xml", unchanged=False)
     np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], before)
+
+
+def test_an_object_deleted_from_a_corrected_mask_is_a_correction(painted_run, tmp_path):
+    mask = hand_mask(painted_run, tmp_path / "hand", "scene_0013", 4)
+    mask[80:92, 60:72] = 4  # 144 pixels, 0.75 % of the image
+    image = tmp_path / "hand" / "scene_0013.png"
+    for pixels in (mask, np.where(np.indices(mask.shape)[0] >= 75, 0, mask).astype(np.uint8)):
+        image.write_bytes(encode_label_png(pixels))
+        bring_back(painted_run, tmp_path / "hand", unchanged=False)
+        np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], pixels)
+
+
+def test_a_mask_of_colours_is_refused_with_a_way_out(painted_run, tmp_path):
+    (tmp_path / "pngs").mkdir()
+    Image.new("RGB", (160, 120), (200, 0, 0)).save(tmp_path / "pngs" / "scene_0012.png")
+    with pytest.raises(ValueError, match=r"the mask has colours\. Save it as a grey PNG"):
+        bring_back(painted_run, tmp_path / "pngs")

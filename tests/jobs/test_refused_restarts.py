@@ -6,6 +6,7 @@ import pytest
 
 from cluster.connect import Connection
 from cluster.errors import ClusterError
+from jobs import verify
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import run_pipeline
 from jobs.run.directory import Run, open_run
@@ -64,6 +65,17 @@ def test_a_restart_without_the_gpu_that_it_needs_keeps_the_old_results(name, key
         launch_step(predicted_run, HERE, "cells")
     found = refusal(predicted_run, connection, name, f"{key}=cuda")
     assert f"To use the CPU, give --set {key}=cpu." in found
+
+
+def test_a_restart_with_a_damaged_network_keeps_the_old_results(predicted_run):
+    for network, step in (("segmenter", "predictions"), ("classifier", "maps")):
+        place = Path(predicted_run.step(network).data().uri, "model.pt")
+        data = bytearray(place.read_bytes())
+        data[len(data) // 2] ^= 1
+        place.write_bytes(data)
+        assert f"Train again with --restart {network}" in refusal(predicted_run, HERE, step)
+        with pytest.raises(ValueError, match=rf"{network}/model\.pt: not the file that the training wrote"):
+            verify.main(["--run", predicted_run.uri])
 
 
 def test_a_restart_with_more_workers_than_fit_keeps_the_old_results(predicted_run):

@@ -72,8 +72,13 @@ def test_damage_is_named_by_readers_and_by_verify_and_repaired_into_the_same_byt
 def test_results_without_the_record_of_their_start_are_not_sound(seeded_run, capsys):
     Path(seeded_run.uri, "maps", "step.json").unlink()
     for flags in ([], ["--step", "maps", "--repair"]):
-        with pytest.raises(ValueError, match=r"maps/step\.json is missing.* --restart maps'"):
+        with pytest.raises(ValueError, match=r"maps/step\.json: missing.* --restart maps'"):
             verify.main(["--run", seeded_run.uri, *flags])
+    with (
+        connect("in-process") as connection,
+        pytest.raises(ValueError, match=r"maps/step\.json: missing.* 'python jobs/generate_maps.py .*--restart maps'"),
+    ):
+        launch_step(seeded_run, connection, "maps")
 
 
 def test_a_run_without_results_is_not_said_to_be_sound(trained_run, capsys):

@@ -35,6 +35,8 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
     contents = read_many(uris, lambda uri: (mask_values(uri), image_size(uri)))
     for path, uri, found in zip(paths, uris, contents, strict=True):
         if isinstance(found, BadImage):
+            if "pixels; expected a palette" in found.reason:
+                raise ValueError(f"{uri}: the mask has colours. Save it as a grey PNG with the values of the classes.")
             raise ValueError(f"{uri}: {found.reason}.")
         values, size = found
         if wrong := sorted(set(values) - known):
