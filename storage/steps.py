@@ -187,8 +187,8 @@ class Step:
         names = {name for name in self.location.list_names() if not name.endswith(".partial")}
         if names - _SHARED_NAMES and not self._record.exists():
             raise ValueError(
-                f"{self._record}: missing, so nobody can say how the results beside it were made. Put the file back from "
-                f"a copy, or compute the step again: '{command}'."
+                f"{self._record}: missing, so nobody can say how the results beside it were made. Put the file back "
+                f"from a copy, or compute the step again: '{command}'."
             )
 
     # Units
