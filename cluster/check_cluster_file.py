@@ -1,6 +1,6 @@
 """Checks a cluster file for `ray up` or for KubeRay offline: `python -m cluster.check_cluster_file my.yaml`.
 
-It finds values in angle brackets that are left, missing keys, groups and subnets, and numbers that do not fit together.
+It finds values in angle brackets that are left, missing keys, groups and subnets, and values that do not fit together.
 It does not ask AWS or Kubernetes whether the values exist.
 """
 
@@ -9,25 +9,21 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cluster.aws_nodes import problems_of_nodes
 from cluster.words import plural
-
-AWS_NODES = {
-    "SecurityGroupIds": "Ray would make a group of its own, with SSH open to the whole world",
-    "SubnetIds": "Ray would take any subnet of the network, also one that gives the node a public address",
-    "IamInstanceProfile": "Ray would give the head a role with all rights on EC2 and S3, and workers none",
-}
-"""What each node type needs on AWS, and what happens without it in Ray 2.60."""
 
 _WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading a file raises where a value is, for example, a text instead of a list."""
 
 _COMMENT = re.compile(r"(^|\s)#.*")
+_OWN_HOST = re.compile(r"--dashboard-host[ =](127\.0\.0\.1|localhost)\b")
 _BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
 
 
@@ -134,12 +130,14 @@ def _launcher(config: dict[str, Any]) -> Iterator[str]:
         yield from wrong
         return
     if provider["type"] == "aws":
-        for name, node_type in types.items():
-            given = node_type.get("node_config") or {}
-            missing = [f"{name} has no {key}: {why}." for key, why in AWS_NODES.items() if not given.get(key)]
-            yield from (f"{sentence} Add it as in the other types." for sentence in missing)
+        yield from problems_of_nodes(config)
     if "--env RAY_AUTH_MODE=token" not in ((config.get("docker") or {}).get("run_options") or []):
         yield "docker.run_options has no '--env RAY_AUTH_MODE=token': who reaches the ports could run code. Add it."
+    if any(
+        "--dashboard-host" in each and not _OWN_HOST.search(each)
+        for each in config.get("head_start_ray_commands") or []
+    ):
+        yield "head_start_ray_commands opens the dashboard to the network. Write --dashboard-host=127.0.0.1."
     yield from _most_workers(config, {name: each for name, each in types.items() if name != head})
 
 
@@ -192,6 +190,11 @@ def _kuberay(document: dict[str, Any]) -> Iterator[str]:
         yield f"{kind} has no 'authOptions: {{mode: token}}': who reaches the head's port could run code. Add it."
     if not spec.get("rayVersion"):
         yield f"{kind} has no rayVersion. Write the version of Ray in the image."
+    elif str(spec["rayVersion"]) != (installed := version("ray")):
+        yield (
+            f"{kind} has rayVersion {spec['rayVersion']}, but the Containerfile of this project installs {installed}. "
+            "The two must be equal."
+        )
     groups = [spec.get("headGroupSpec"), *(spec.get("workerGroupSpecs") or [])]
     wrong = [problem for number, group in enumerate(groups) for problem in _group(group, is_head=number == 0)]
     yield from wrong

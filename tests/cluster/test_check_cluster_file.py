@@ -43,7 +43,8 @@ def test_types_of_nodes_may_be_added_and_removed() -> None:
     def cpus_alone(config: dict[str, Any]) -> None:
         types = config["available_node_types"]
         del types["gpu_worker"]
-        types["large_cpu_worker"] = types["cpu_worker"] | {"resources": {"CPU": 16}, "max_workers": 2}
+        larger = types["cpu_worker"]["node_config"] | {"InstanceType": "m7i.4xlarge"}
+        types["large_cpu_worker"] = {"resources": {"CPU": 16}, "max_workers": 2, "node_config": larger}
 
     text = changed("ray_cluster.yaml", cpus_alone)
     assert problems_of(text) == []
@@ -53,6 +54,10 @@ def test_types_of_nodes_may_be_added_and_removed() -> None:
 
 def node(config: dict[str, Any]) -> dict[str, Any]:
     return config["available_node_types"]["cpu_worker"]
+
+
+def head(config: dict[str, Any]) -> dict[str, Any]:
+    return {"IamInstanceProfile": config["available_node_types"]["head"]["node_config"]["IamInstanceProfile"]}
 
 
 def group(job: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +77,17 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
         (lambda c: node(c).update(min_workers=5), "min_workers 5 and max_workers 4"),
         (lambda c: [t.update(max_workers=0) for t in c["available_node_types"].values()], "no worker comes"),
         (lambda c: c["docker"]["run_options"].pop(0), "RAY_AUTH_MODE=token"),
+        (lambda c: node(c)["resources"].update(CPU=16), "declares CPU: 16, but a m7i.2xlarge has 8"),
+        (lambda c: node(c)["node_config"].update(InstanceType="m7i.large"), "declares CPU: 8, but a m7i.large has 2"),
+        (lambda c: node(c)["resources"].update(GPU=1), "declares GPU: 1, but a m7i.2xlarge has no GPU"),
+        (lambda c: node(c)["node_config"].update(head(c)), "cpu_worker has the IamInstanceProfile of the head"),
+        (lambda c: c["provider"].pop("region"), "provider.region is missing"),
+        (
+            lambda c: c["provider"].update(availability_zone="my-regiona, eu-west-1b"),
+            "'eu-west-1b' is not in my-region",
+        ),
+        (lambda c: c["docker"]["run_options"].append("--env AWS_DEFAULT_REGION=x"), "AWS_DEFAULT_REGION=x, but"),
+        (lambda c: c.update(head_start_ray_commands=["ray start --head --dashboard-host=0.0.0.0"]), "dashboard to the"),
         (lambda c: c.pop("provider"), r"provider\.type is missing"),
         (lambda c: c.update(available_node_types=["head"]), "available_node_types must name"),
     ],
@@ -98,6 +114,10 @@ def test_a_mistake_in_a_file_for_ray_up_is_one_sentence(change: Callable[..., ob
         (lambda j: group(j)["template"]["spec"]["containers"][0].pop("resources"), "no resources.requests.cpu"),
         (lambda j: j["spec"]["rayClusterSpec"].pop("authOptions"), "mode: token"),
         (lambda j: j["spec"]["rayClusterSpec"].pop("rayVersion"), "no rayVersion"),
+        (
+            lambda j: j["spec"]["rayClusterSpec"].update(rayVersion="2.9.0"),
+            "has rayVersion 2.9.0, but .* must be equal",
+        ),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
         (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
     ],
