@@ -184,12 +184,16 @@ class Step:
         Raises:
             ValueError: there are results, but no ``step.json``.
         """
-        names = {name for name in self.location.list_names() if not name.endswith(".partial")}
-        if names - _SHARED_NAMES and not self._record.exists():
+        if self.has_lost_record():
             raise ValueError(
                 f"{self._record}: missing, so nobody can say how the results beside it were made. Put the file back "
                 f"from a copy, or compute the step again: '{command}'."
             )
+
+    def has_lost_record(self) -> bool:
+        """Whether there are results, but no ``step.json``."""
+        names = {name for name in self.location.list_names() if not name.endswith(".partial")}
+        return bool(names - _SHARED_NAMES) and not self._record.exists()
 
     # Units
 

@@ -22,7 +22,12 @@ from storage.text import printable
 
 RECENT_UNITS = 64  # the speed is measured over these
 NAMED = 3  # ids printed for each reason of skipping
-NEXT = {"partly done": "continue", "outdated": "compute again", "refused": "try again"}  # what the command does
+NEXT = {  # what the command does
+    "partly done": "continue",
+    "outdated": "compute again",
+    "refused": "try again",
+    "record lost": "put its step.json back from a copy, or compute again",
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class StepStatus:
     """The status of one step, for people and for `--json`.
 
     Attributes:
-        state: "not started", "partly done", "running", "done", "outdated", "refused" or, for the evaluation, "not
-            possible".
+        state: "not started", "partly done", "running", "done", "outdated", "refused", "record lost" (there are results
+            without ``step.json``) or, for the evaluation, "not possible".
         unit: what is counted: "images", "epochs" or "metrics".
         num_skipped: the number of skipped images.
         skipped: their ids by reason, the most frequent reason first.

@@ -1,7 +1,7 @@
 """The state of each step of a run, for `status.py` and the report. The run is only read, not changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -26,7 +26,8 @@ class StepState:
     Attributes:
         name: name for people; the folder's name with '-' in place of '_'.
         state: "done", "partly done", "not started"; "outdated": the results that it read have changed since; "refused":
-            too many of its images were skipped; "not possible": the evaluation, if no image to report on has a mask.
+            too many of its images were skipped; "record lost": there are results, but no ``step.json``; "not possible":
+            the evaluation, if no image to report on has a mask.
         unit: what is counted: "images", "epochs" or "metrics".
         done, left: how many are done and left.
         skipped: the skipped images with the reasons; an id may be there several times.
@@ -73,7 +74,8 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
         fingerprint = run.step(row.name).fingerprint()
         if row.kind == "units":  # trainings do not count images
             run.step(row.name).require_images(*images)
-        if row.is_optional and fingerprint is None and row not in pipeline_steps(run.config):
+        is_lost = row.kind != "metrics" and fingerprint is None and run.step(row.name).has_lost_record()
+        if row.is_optional and fingerprint is None and not is_lost and row not in pipeline_steps(run.config):
             continue
         match row.kind:
             case "training":
@@ -82,6 +84,8 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
                 steps[row.name] = _unit_step_state(run, manifest, row, fingerprint, outdated)
             case "metrics":
                 steps[row.name] = _metrics_state(row, evaluation_state(run, manifest, trainings))
+        if is_lost:
+            steps[row.name] = replace(steps[row.name], state="record lost", command=_command(run, row, is_lost=True))
     return RunState(steps, trainings)
 
 
@@ -174,9 +178,11 @@ def _metrics_state(row: StepRow, evaluation: EvaluationState) -> StepState:
     )
 
 
-def _command(run: Run, row: StepRow, *, is_outdated: bool, is_refused: bool = False) -> str:
+def _command(
+    run: Run, row: StepRow, *, is_outdated: bool = False, is_refused: bool = False, is_lost: bool = False
+) -> str:
     plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
-    flags = ["--restart", row.name] if is_outdated else ["--retry-skipped"] if is_refused else []
+    flags = ["--restart", row.name] if is_outdated or is_lost else ["--retry-skipped"] if is_refused else []
     return plain.step_command(row.name, *flags)
 
 

@@ -74,6 +74,8 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
     # 1. Wait for another launch that trains it, then create or open the step
     step, command = run.step(name), run.step_command(name)
     fingerprint = job.fingerprint if options.restart else as_trained(step, job.fingerprint)
+    if not options.restart:
+        step.require_record(f"{command} --restart {name}")
     step.check_start(fingerprint, command, restart=options.restart)
     _require_start(run, connection, job, options)  # before a restart deletes anything
     if options.dry_run:

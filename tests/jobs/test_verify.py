@@ -79,6 +79,20 @@ def test_results_without_the_record_of_their_start_are_not_sound(seeded_run, cap
         pytest.raises(ValueError, match=r"maps/step\.json: missing.* 'python jobs/generate_maps.py .*--restart maps'"),
     ):
         launch_step(seeded_run, connection, "maps")
+    lines = status_lines(run_status(open_run(seeded_run.uri)))
+    line = next(each for each in lines if each.startswith("maps: "))
+    assert line.startswith("maps: record lost")
+    advice = lines[lines.index(line) + 1]
+    assert re.fullmatch(r"  put its step\.json back from a copy, or compute again: .*--restart maps", advice)
+
+
+def test_a_training_without_the_record_of_its_start_is_not_continued(seeded_run):
+    Path(seeded_run.uri, "classifier", "step.json").unlink()
+    with (
+        connect("in-process") as connection,
+        pytest.raises(ValueError, match=r"classifier/step\.json: missing.*--restart classifier'"),
+    ):
+        launch_step(seeded_run, connection, "classifier")
 
 
 def test_a_run_without_results_is_not_said_to_be_sound(trained_run, capsys):
