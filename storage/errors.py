@@ -26,6 +26,10 @@ class BadImage(ValueError):  # noqa: N818  a finding about data, not a fault
         self.reason = reason
 
 
+class ColouredMask(BadImage):
+    """A mask has colours, where the numbers of classes were expected."""
+
+
 class Damaged(ValueError):  # noqa: N818  a finding about data, not a fault of the program
     """A stored object is missing or has changed, although a receipt says that it was written."""
 

@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from storage.errors import BadImage
+from storage.errors import BadImage, ColouredMask
 from storage.foreign_files import name_foreign_file
 from storage.image_bytes import MAX_BYTES, file_header, num_jpeg_scans, whole_file
 from storage.label_values import translation_table
@@ -318,7 +318,7 @@ def _mask_values(image: Image.Image, *, is_jpeg_fine: bool = False) -> np.ndarra
     grey = 1 if bands[0] in ("L", "P") else 3
     if bands[0] in ("L", "P", "R") and (pixels[..., :grey] == pixels[..., :1]).all():
         return pixels[..., 0].astype(np.uint16)
-    raise BadImage(
+    raise ColouredMask(
         f"mask has {image.mode} pixels; expected a palette or grey PNG with class values. For colours, prepare with "
         "--mask-values '#800000=cat,...'"
     )

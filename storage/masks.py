@@ -19,6 +19,8 @@ from storage.headers import Header, fit_mask
 from storage.image_bytes import whole_file
 from storage.images import MAX_PIXELS, MAX_SCANS, _decode, _mask_values, read_many, read_saliency
 
+SPECK_PIXELS = 100  # smaller components of a mask are rarely objects; a person would have to delete each
+
 BACKGROUND, IGNORED, OWN_LABEL = "background", "ignore", "label"
 
 Value = int | tuple[int, int, int]

@@ -10,7 +10,6 @@ from jobs.exports.corrected import corrected_masks, in_words
 from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
-from jobs.exports.regions import SPECK_PIXELS
 from jobs.run.directory import Run, parse_output
 from jobs.run.fingerprints import UPSTREAM, step_id
 from jobs.run.selection import units_of_step
@@ -23,6 +22,7 @@ from jobs.steps.unit_dry_run import CostEstimate
 from storage.errors import NotYet
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.masks import SPECK_PIXELS
 
 ALGORITHM_VERSION = 2
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-SPECK_PIXELS = 100  # smaller components are rarely objects
+from storage.masks import SPECK_PIXELS
+
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 _RIGHT, _DOWN, _LEFT, _UP = (1, 0), (0, 1), (-1, 0), (0, -1)  # steps (x, y) along the sides of pixels
 

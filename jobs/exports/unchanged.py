@@ -15,7 +15,7 @@ from cluster.words import plural
 from jobs.exports.bring_back import Corrections
 from jobs.exports.corrected import is_corrected
 from jobs.exports.exporter import LABELS
-from jobs.exports.regions import SPECK_PIXELS, regions, without_small
+from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from storage.errors import BadImage
@@ -23,6 +23,7 @@ from storage.images import decode_mask, read_mask
 from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.masks import SPECK_PIXELS
 
 SMALL_SHARE = 0.01  # of an image's pixels; an export may leave out smaller objects (--min-object-pixels)
 

@@ -14,12 +14,12 @@ from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
 from jobs.run.trial import is_trial, one_label_remedy
 from jobs.steps.evaluation_state import MASKS_CHANGED
+from storage.masks import SPECK_PIXELS
 
 WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
 
 MANY_UNRECOGNISED = 0.25
-SPECK_PIXELS = 100  # smaller objects are specks, which a person would have to delete one by one
 HALF = 0.5  # mIoU
 
 TOO_GOOD = 0.98

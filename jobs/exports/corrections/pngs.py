@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from jobs.exports.corrections.objects import CorrectedMask, Objects
-from storage.errors import BadImage
+from storage.errors import BadImage, ColouredMask
 from storage.images import image_size, read_many
 from storage.location import Location
 from storage.masks import mask_values
@@ -35,7 +35,7 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
     contents = read_many(uris, lambda uri: (mask_values(uri), image_size(uri)))
     for path, uri, found in zip(paths, uris, contents, strict=True):
         if isinstance(found, BadImage):
-            if "pixels; expected a palette" in found.reason:
+            if isinstance(found, ColouredMask):
                 raise ValueError(f"{uri}: the mask has colours. Save it as a grey PNG with the values of the classes.")
             raise ValueError(f"{uri}: {found.reason}.")
         values, size = found
