@@ -52,12 +52,20 @@ def main(arguments: list[str]) -> None:
 
     from jobs.evaluation.metrics import aligned
     from jobs.reporting.comparison import different_settings, metrics_side_by_side, short_names
-    from jobs.steps.evaluation_state import read_metrics
+    from jobs.run.training_record import read_trainings
+    from jobs.steps.evaluation_state import evaluation_state, read_metrics
 
     names = short_names(runs)
     settings, metrics = different_settings(runs), metrics_side_by_side(runs)
     print(aligned([["settings that differ", *names], *settings]) if settings else "  All settings are the same.")
     print()
+    evaluations = [(run, evaluation_state(run, run.manifest(), read_trainings(run))) for run in runs]
+    for run, evaluation in evaluations:
+        if evaluation.state == "outdated":
+            print(
+                f"  WARNING: the figures of {run.uri} are outdated, because results or masks have changed since. "
+                f"Measure again: {evaluation.command}\n"
+            )
     unmeasured = [run for run in runs if not read_metrics(run)]
     if len(unmeasured) < len(runs) - 1:  # the metrics of one run alone compare nothing
         print(aligned([["metrics", *names], *metrics]))

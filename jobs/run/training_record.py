@@ -43,6 +43,11 @@ def read_training(folder: Location) -> TrainingRecord:
     return TrainingRecord(complete.get("sha256"), metrics, tuple(epochs))
 
 
+def read_trainings(run: Run) -> dict[str, TrainingRecord]:
+    """The records of all trainings of a run, by the names of their steps."""
+    return {row.name: read_training(run.step(row.name).data()) for row in TRAININGS}
+
+
 def read_complete(folder: Location) -> dict[str, Any] | None:
     """The marker of a finished training; None if there is none.
 

@@ -9,8 +9,8 @@ from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps
 from jobs.run.origin import origin_of
 from jobs.run.selection import units_of_step
-from jobs.run.steps import STEPS, TRAININGS, StepRow, pipeline_steps
-from jobs.run.training_record import TrainingRecord, read_training
+from jobs.run.steps import STEPS, StepRow, pipeline_steps
+from jobs.run.training_record import TrainingRecord, read_trainings
 from jobs.steps.added_images import added_in_words
 from jobs.steps.evaluation_state import EvaluationState, evaluation_state
 from jobs.steps.tally import is_refused
@@ -67,14 +67,15 @@ def run_state(run: Run, manifest: Manifest) -> RunState:
     Raises:
         ValueError: a step was made for other images than those in the manifest, or its record is damaged.
     """
-    trainings = {row.name: read_training(run.step(row.name).data()) for row in TRAININGS}
+    trainings = read_trainings(run)
     outdated, images = outdated_steps(run), images_ids(manifest)
+    is_copy = bool(origin_of(run))  # of a network for new images, without its step.json
     steps = {}
     for row in STEPS:
         fingerprint = run.step(row.name).fingerprint()
         if row.kind == "units":  # trainings do not count images
             run.step(row.name).require_images(*images)
-        is_lost = row.kind != "metrics" and fingerprint is None and run.step(row.name).has_lost_record()
+        is_lost = not is_copy and row.kind != "metrics" and run.step(row.name).has_lost_record()
         if row.is_optional and fingerprint is None and not is_lost and row not in pipeline_steps(run.config):
             continue
         match row.kind:

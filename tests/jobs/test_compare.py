@@ -28,6 +28,7 @@ def measure(run: Run, labels: str, value: float | None, part: str = "report") ->
     """Writes one measurement as `evaluate` does."""
     figures = dict.fromkeys(("mean_iou", "foreground_precision", "foreground_recall"), value)
     record = {"labels": labels, "splits": ["train"], "part": part, "resolution": "map", "num_images": 9, **figures}
+    record |= {"classifier": None, "settings": {"seeds": (run.step("seeds").fingerprint() or {}).get("seeds", {})}}
     (run.location / "evaluation" / "metrics.json").write_bytes(json.dumps({"metrics": [record]}).encode())
 
 
@@ -41,6 +42,21 @@ def test_settings_that_differ_and_metrics_stand_side_by_side(seeded_run, finishe
     assert ["seeds.theta", "0.35", "0.5"] in lines and ["predictions.scales", "1.0", "0.75,1.0"] in lines
     assert not any(line[:1] == ["unit_size"] for line in lines)
     assert ["seeds,", "train,", "report", "part,", "map", "resolution,", "mIoU", "0.432", "-"] in lines
+
+
+def test_figures_of_other_seeds_than_the_run_has_now_are_named(seeded_run, finished_maps_run, capsys):
+    measure(finished_maps_run, "seeds", 0.4321)
+    measure(seeded_run, "seeds", 0.4321)
+    compare.main([seeded_run.uri, finished_maps_run.uri])
+    assert "WARNING" not in capsys.readouterr().out
+    place = seeded_run.location / "evaluation" / "metrics.json"
+    record = json.loads(place.read_bytes())
+    record["metrics"][0]["settings"]["seeds"]["theta"] = 0.9
+    place.write_bytes(json.dumps(record).encode())
+    compare.main([seeded_run.uri, finished_maps_run.uri])
+    printed = capsys.readouterr().out
+    assert f"  WARNING: the figures of {seeded_run.uri} are outdated, because results or masks have changed" in printed
+    assert f"Measure again: python jobs/evaluate.py --run {seeded_run.uri}" in printed
 
 
 def test_one_run_cannot_be_compared_and_equal_ones_say_so(seeded_run, capsys):
