@@ -1,8 +1,8 @@
 """The log of a launch in `<run>/logs/`: everything that it printed, and the traceback of an error that ended it.
 
 Each message begins with its time (UTC). The name has the start time, the script, the host and the process:
-`20261126-174500-generate_maps-node1-4711.log`. On a disk, the file grows while the job works, so a killed job leaves
-its log too. On S3, it is written when the job ends.
+`20261126-174500-generate_maps-node1-4711.log`. On a disk, the file grows while the job works. On S3, it is
+written again each minute and at the end. So a killed job leaves its log too.
 """
 
 import logging
@@ -14,11 +14,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from tempfile import TemporaryFile
+from threading import Event, Thread
 from typing import IO, Any
 
 from jobs.cli.command_line import LOG_NOTE
 from jobs.cli.plain_output import PlainOutput
 from jobs.run.directory import LOGS, Run
+from storage.location import Location
+
+UPLOAD_SECONDS = 60.0
 
 
 class Log:
@@ -67,31 +71,55 @@ def launch_log(run: Run, script: str, *, is_dry_run: bool = False) -> Iterator[N
         return
     started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     place = run.location / LOGS / f"{started}-{script}-{socket.gethostname()}-{os.getpid()}.log"
-    file = _opened(place.uri if place.is_local else None)
-    log = Log(file)
-    handler = logging.StreamHandler(log)
-    logging.getLogger().addHandler(handler)
-    log.write(f"{' '.join(sys.argv)}\n")
-    try:
-        with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
-            yield
-    except BaseException as error:
-        log.write("".join(traceback.format_exception(error)))
-        if isinstance(error, Exception):
-            error.add_note(f"{LOG_NOTE}{place}")
-        raise
-    finally:
-        logging.getLogger().removeHandler(handler)
+    with _file(place) as file:
+        log = Log(file)
+        handler = logging.StreamHandler(log)
+        logging.getLogger().addHandler(handler)
+        log.write(f"{' '.join(sys.argv)}\n")
+        try:
+            with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
+                yield
+        except BaseException as error:
+            log.write("".join(traceback.format_exception(error)))
+            if isinstance(error, Exception):
+                error.add_note(f"{LOG_NOTE}{place}")
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
+@contextmanager
+def _file(place: Location) -> Iterator[IO[str]]:
+    """The open file of a log. One for S3 is uploaded at once, each `UPLOAD_SECONDS`, and when the block ends."""
+    file, has_ended = _opened(place.uri if place.is_local else None), Event()
+
+    def upload() -> None:
         with suppress(OSError):  # the error that ended the job says more
-            if not place.is_local:
-                file.seek(0)
-                place.write_bytes(file.read().encode())
+            place.write_bytes(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
+
+    def upload_often() -> None:
+        while not has_ended.is_set():
+            upload()
+            has_ended.wait(UPLOAD_SECONDS)
+
+    thread = None if place.is_local else Thread(target=upload_often, daemon=True)
+    try:
+        if thread:
+            thread.start()
+        yield file
+    finally:
+        if thread:
+            has_ended.set()
+            thread.join()
+            file.flush()
+            upload()
+        with suppress(OSError):
             file.close()
 
 
 def _opened(path: str | None) -> IO[str]:
     if path is None:
-        return TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
+        return TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", buffering=1)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return open(path, "w", encoding="utf-8", errors="backslashreplace", buffering=1)

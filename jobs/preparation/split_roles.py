@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 from jobs.run.config_keys import Config
-from jobs.run.split_names import TEST, VALIDATION, require_known_splits
+from jobs.run.split_names import TEST, VALIDATION, is_usual, require_known_splits
 from storage.sources import SourceImage
 
 
@@ -52,9 +52,35 @@ def _derived(config: Config, splits: Collection[str]) -> dict[str, tuple[str, ..
         training = tuple(name for name in there if name not in (*validation, *held_out))
         if training:
             found["data.train_splits"] = training
-    if not set(validation) & set(there) and not set(config.predictions.splits) & set(there):
-        found["predictions.splits"] = tuple(there)
+    predicted = _predicted(config, there, validation, found.get("data.train_splits", ()))
+    if not set(predicted or validation) & set(there):
+        predicted = tuple(there)
+    if predicted != config.predictions.splits:
+        found["predictions.splits"] = predicted
     return found
+
+
+def _predicted(
+    config: Config, there: Sequence[str], validation: Sequence[str], training: Sequence[str]
+) -> tuple[str, ...]:
+    """`predictions.splits`, with the splits of the same kind in the place of a usual name that no image has.
+
+    So ``train`` and ``val`` stand for ``Train`` and ``valid``, and ``train`` for all splits that are trained on.
+    """
+    trained = training or config.data.train_splits
+
+    def stands_for(name: str) -> list[str]:
+        if name in there or not is_usual(name):
+            return [name]
+        if VALIDATION.fullmatch(name):
+            found = [each for each in there if each in validation]
+        elif TEST.fullmatch(name):
+            found = [each for each in there if TEST.fullmatch(each)]
+        else:
+            found = [each for each in there if each not in validation and (not trained or each in trained)]
+        return found or [name]  # images that are added later may be in it
+
+    return tuple(dict.fromkeys(split for name in config.predictions.splits for split in stands_for(name)))
 
 
 def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImage]:

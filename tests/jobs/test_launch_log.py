@@ -1,16 +1,21 @@
 """Every launch leaves a log in the run: what it printed, and the traceback of the error that ended it."""
 
 import sys
+import time
 from datetime import datetime
 from typing import IO
+from uuid import uuid4
 
 import pytest
 
 from jobs import aggregate_seeds, status
+from jobs.cli import launch_log as launch_log_module
 from jobs.cli.command_line import run_main
 from jobs.cli.launch_log import launch_log
+from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from storage.errors import StorageError
+from storage.location import Location
 
 TIME = len("2026-11-27 09:31:15 ")
 
@@ -44,6 +49,20 @@ def test_each_message_of_a_log_begins_with_its_time(trained_run, capsys):
     for line in (first, second):
         datetime.strptime(line[:TIME], "%Y-%m-%d %H:%M:%S ")
     assert (first[TIME:], second[TIME:], third) == ("begun, done", "two", "lines")
+
+
+def test_a_launch_on_s3_that_is_killed_leaves_its_log(s3_environment, monkeypatch):
+    monkeypatch.setattr(launch_log_module, "UPLOAD_SECONDS", 0.05)
+    run = Run(Location.parse(f"s3://test-bucket/killed-{uuid4().hex}"), Config())
+    with launch_log(run, "generate_maps"):
+        deadline = time.monotonic() + 30
+        sys.stdout.write("at work\n")
+        while not any("at work" in log for log in logs(run)):  # what a killed launch would leave
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        sys.stdout.write("no end of line")
+    (log,) = logs(run)
+    assert log.splitlines()[-1].endswith("no end of line")
 
 
 def test_a_dry_run_leaves_no_log(finished_maps_run, capsys):

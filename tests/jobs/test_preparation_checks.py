@@ -253,6 +253,28 @@ def test_what_splits_are_for_follows_from_their_names(splits, train, val, predic
     assert with_roles(config, splits, splits) == config
 
 
+@pytest.mark.parametrize(
+    ("splits", "predicted"),
+    [
+        (("train", "val", "test"), ("train", "val")),
+        (("train", "valid"), ("train", "valid")),
+        (("Train", "Val"), ("Train", "Val")),
+        (("train2017", "val2017", "test2017"), ("train2017", "val2017")),
+        (("", "val"), ("", "val")),
+        (("cats", "dogs", "valid"), ("cats", "dogs", "valid")),
+        (("train",), ("train", "val")),  # images of val may be added
+        (("",), ("", "val")),
+        (("test",), ("test", "val")),
+    ],
+)
+def test_a_usual_name_of_a_predicted_split_stands_for_the_splits_of_its_kind(splits, predicted):
+    """As in own_data.toml, whose masks are for every image that is not held out for tests."""
+    asked = Config.model_validate({"predictions": {"splits": ["train", "val"]}})
+    config = with_roles(asked, splits)
+    assert config.predictions.splits == predicted
+    assert with_roles(config, splits, splits) == config
+
+
 def test_what_was_asked_for_holds_and_what_was_derived_is_derived_again():
     asked = Config.model_validate({"data": {"train_splits": ["train", "test"], "val_splits": ["dev"]}})
     assert with_roles(asked, ("train", "test", "dev", "val")) == asked
