@@ -3,12 +3,13 @@
 import dataclasses
 import io
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from ficklenet.torch_file import load_whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,8 +31,12 @@ def pack_model(file_format: str, spec: Any, model: nn.Module, about: Mapping[str
 
 
 def model_record(data: bytes) -> dict[str, Any]:
-    """The content of such a file without the weights: ``spec``, and ``about`` ({} if it was not given)."""
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    """The content of such a file without the weights: ``spec``, and ``about`` ({} if it was not given).
+
+    Raises:
+        ValueError: the bytes have changed since they were written; the message is only the reason.
+    """
+    content = load_whole(data)
     return {"spec": content["spec"], "about": content.get("about", {})}
 
 
@@ -46,21 +51,13 @@ def unpack_model(data: bytes, file_format: str, build: Callable[[Mapping[str, An
             reason.
     """
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = load_whole(data)
         if content["format"] != file_format:
             raise ValueError(f"format {content['format']!r}")
         spec = content["spec"]
         model = build({name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()})
         model.load_state_dict(content["state"])
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(str(error).partition("\n")[0]) from error
     return model.eval()
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ficklenet.torch_file import load_whole
+
 
 def pack_training(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> bytes:
     """The state of a training.
@@ -19,8 +21,12 @@ def pack_training(model: nn.Module, optimizer: torch.optim.Optimizer, progress: 
 
 
 def unpack_training(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores the state of model and optimiser, on any device, and returns the progress."""
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    """Restores the state of model and optimiser, on any device, and returns the progress.
+
+    Raises:
+        ValueError: the bytes have changed since they were written; the message is only the reason.
+    """
+    state = load_whole(data)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["progress"]

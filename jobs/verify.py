@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         if count is not None and count < 1:
             raise ValueError(f"{flag} {count}: give the number of units, 1 or more.")
     from jobs.run.directory import open_run  # imports take a second, so --help does without
-    from jobs.run.training_record import require_sound_networks
+    from jobs.run.training_record import require_sound_epochs, require_sound_networks
 
     run = open_run(given.run, given.config, given.set)
     run.manifest().verify()  # refused before anything slow is imported
@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> None:
             recompute=(lambda name: launch_step(run, connection, name)) if given.repair else None,
         )
     if not given.step:
-        for name in require_sound_networks(run, [row.name for row in TRAININGS]):
+        trained = require_sound_networks(run, [row.name for row in TRAININGS])
+        require_sound_epochs(run, trained)
+        for name in trained:
             print(f"verify: {name}: the network is sound.")
     if not is_sound:
         raise ValueError(f"verify: the run is damaged. Run '{run.command('verify', '--repair')}'.")

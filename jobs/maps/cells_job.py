@@ -6,8 +6,7 @@ thousands of images.
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +27,7 @@ from ficklenet.cell_classifier import (
     pack_cells,
     unpack_cells,
 )
+from ficklenet.threads import one_thread
 from jobs.maps.backbone_passes import BackbonePasses
 from jobs.maps.cell_stages import CellStages, num_channels
 from jobs.maps.evidence import Evidence, read_saliencies
@@ -243,17 +243,6 @@ def read_network(run: Run) -> nn.Sequential:
     if hashlib.sha256(data).hexdigest() != record.get("sha256"):
         raise ValueError(f"{folder / CELL_NETWORK}: its bytes have changed since it was written. {remedy}")
     return unpack_cells(data)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Uses one thread during the block, so that sums do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def stored_cells(run: Run, units: Sequence[Unit], start_id: str) -> LabelledCells:

@@ -11,8 +11,8 @@ as the network's input. Then the results are only nearly equal.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from ficklenet.classifier import FickleNet
 from ficklenet.masks import mask_key
 from ficklenet.resampling import resize_square
 from ficklenet.segmenter import Segmenter
+from ficklenet.threads import one_thread
 from jobs.maps.map_maker import MapMaker
 from jobs.maps.map_stages import MapStages
 from jobs.maps.maps_job import num_slots
@@ -212,7 +213,8 @@ class TrainedRun:
         places = np.searchsorted(np.sort(numbers), numbers)
         inputs = resize_square(image, self.run.config.images.input_size)[None]
         keys = [mask_key(self.run.config.seed, image_id)]
-        found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
+        with self._threads_of_the_jobs():
+            found = maker.localize(inputs, slots, np.zeros(1, bool), keys)
         return ImageMaps(numbers, *(found[name][0].cpu().numpy()[places] for name in ("max", "mean", "score")))
 
     def enlarge(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -260,23 +262,28 @@ class TrainedRun:
         require_choice(refine, "predict")
         predictor = self._predictor
         warn_if_outdated(self.run, self.run.config.predictions.network)
-        logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
         use_crf = self.run.config.predictions.refine if refine is None else refine
-        labels = predictor.job.label(logits, image, use_crf=use_crf)
+        with self._threads_of_the_jobs():
+            logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
+            labels = predictor.job.label(logits, image, use_crf=use_crf)
         return labels.astype(label_dtype(len(self.class_names)))
 
     @cached_property
     def _map_maker(self) -> MapMaker:
         spec = require_network(self.run, "classifier", "localize").spec
         slots = num_slots(self.run.manifest(), self.run.config)
-        with _same_threads():
+        with self._threads_of_the_jobs():
             return MapMaker(MapStages(self.run, spec.grid, slots, self.device))
 
     @cached_property
     def _predictor(self) -> Predictor:
         spec = require_segmenter(self.run, self.run.config.predictions.network, "predict")
-        with _same_threads():
+        with self._threads_of_the_jobs():
             return Predictor(PredictionStages(self.run, spec, self.device))
+
+    def _threads_of_the_jobs(self) -> AbstractContextManager[None]:
+        """On a CPU one thread, because the last bits of a sum depend on the number of threads."""
+        return one_thread() if self.device == "cpu" else nullcontext()
 
 
 def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), device: str = "auto") -> TrainedRun:
@@ -299,13 +306,3 @@ def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), dev
     if settings:
         require_acting(open_run(run.uri).config, run.config)
     return TrainedRun(run, device)
-
-
-@contextmanager
-def _same_threads() -> Iterator[None]:
-    """Uses one thread as the actors of the jobs do, then restores the notebook's number of threads."""
-    num_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

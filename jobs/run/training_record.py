@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ficklenet.torch_file import changed_part
 from jobs.run.directory import Run
 from jobs.run.steps import TRAININGS
 from storage.location import Location
@@ -105,3 +106,22 @@ def require_sound_networks(run: Run, names: Sequence[str]) -> list[str]:
     for name in found:
         kept_bytes(run.step(name).data(), name)
     return found
+
+
+def require_sound_epochs(run: Run, names: Sequence[str]) -> None:
+    """Refuses a network of the best or the last epoch of a finished training if its bytes have changed.
+
+    Raises:
+        ValueError: there is such a file.
+    """
+    for name in names:
+        folder = run.step(name).data()
+        kept = (read_complete(folder) or {}).get("kept", "last")
+        for epoch in ("best", "last"):
+            place = folder / f"{epoch}.pt"
+            if place.exists() and (reason := changed_part(place.read_bytes())):
+                copy = f"Copy {folder / 'model.pt'} to it, which is the same network" if kept == epoch else "Delete it"
+                raise ValueError(
+                    f"{place}: damaged, {reason}. The run uses model.pt beside it, which is whole. {copy}; it is only "
+                    f"needed if {name}.keep is changed to {epoch}."
+                )

@@ -23,7 +23,7 @@ def keep_epoch(folder: Location, name: str, keep: str) -> dict[str, Any]:
         keep: "last" or "best".
 
     Raises:
-        ValueError: this network does not exist.
+        ValueError: this network does not exist, or its file is damaged.
     """
     complete = folder / "complete.json"
     record = read_complete(folder) or {}
@@ -33,7 +33,12 @@ def keep_epoch(folder: Location, name: str, keep: str) -> dict[str, Any]:
     if not source.exists():
         raise ValueError(f"{name}.keep: given '{keep}', but there is no {source}. Train again with --restart {name}.")
     data = source.read_bytes()
-    found = model_record(data)
+    try:
+        found = model_record(data)
+    except ValueError as error:
+        raise ValueError(
+            f"{source}: damaged, {error}. Put it back from a copy, or train again: --restart {name}."
+        ) from error
     complete.delete()
     (folder / "model.pt").write_bytes(data)
     record = {

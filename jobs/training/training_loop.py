@@ -97,11 +97,17 @@ def run_training(
         batches_of: yields this worker's share of each of the given global steps, in order.
 
     Raises:
-        ValueError: the loss or a weight is no longer a number, or too many images could not be read.
+        ValueError: the checkpoint is damaged, the loss or a weight is no longer a number, or too many images could not
+            be read.
     """
     progress, checkpoint = Progress(), context.latest()
     if checkpoint is not None:
-        progress = Progress(**unpack_training(checkpoint, learner.model, learner.optimizer))
+        try:
+            progress = Progress(**unpack_training(checkpoint, learner.model, learner.optimizer))
+        except ValueError as error:
+            raise ValueError(
+                f"{plan.name}: its latest checkpoint is damaged: {error}. Start over with --restart {plan.name}."
+            ) from error
     steps = range(progress.next_step, plan.steps)
     stretch, loss, skipped = _Stretch(), torch.zeros((), device=context.device), dict[str, str]()
     num_steps, kept_at, ended_at = 0, time.monotonic(), time.monotonic()

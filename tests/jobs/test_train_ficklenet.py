@@ -17,6 +17,7 @@ from cluster.errors import ClusterError
 from ficklenet.classifier import unpack_classifier
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.model_file import model_record
+from jobs import verify
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status
@@ -289,6 +290,39 @@ def test_best_epochs_classifier_is_kept_beside_the_last(fresh_run, monkeypatch):
     train(fresh_run, "classifier.keep=last")  # needs no training
     assert (folder / "model.pt").read_bytes() == (folder / "last.pt").read_bytes()
     assert require_network(fresh_run, "classifier", "test").metrics["epoch"] == 3
+
+
+@pytest.mark.parametrize("epoch", ["best", "last"])
+def test_a_damaged_epoch_does_not_become_the_network(trained_run, epoch):
+    folder = Path(trained_run.uri) / "classifier"
+    whole, place = (folder / "model.pt").read_bytes(), folder / f"{epoch}.pt"
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 4
+    place.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{epoch}\.pt: damaged, the bytes of .* model\.pt beside it, which is whole"):
+        verify.main(["--run", trained_run.uri])
+    if epoch == "last":
+        (folder / "complete.json").unlink()  # as the sentence on a damaged one says
+    with pytest.raises(ValueError, match=rf"{epoch}\.pt: damaged, .*or train again: --restart classifier"):
+        train(trained_run, f"classifier.keep={epoch}")
+    assert (folder / "model.pt").read_bytes() == whole
+
+
+def test_a_damaged_checkpoint_is_not_continued(fresh_run, monkeypatch):
+    def killed(self: TrainingLog, report: dict) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "add", killed)
+        with pytest.raises(Killed):
+            train(fresh_run)
+    (place,) = (Path(fresh_run.uri) / "classifier" / "checkpoints").rglob("checkpoint.bin")
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 4
+    place.write_bytes(data)
+    with pytest.raises(ValueError, match=r"classifier: its latest checkpoint is damaged: the bytes .*--restart class"):
+        train(fresh_run)
+    train(fresh_run, restart=True)
 
 
 def test_best_without_validation_images_is_refused(fresh_run):

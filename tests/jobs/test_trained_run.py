@@ -68,6 +68,22 @@ def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run)
         assert not np.array_equal(other.max, stored.max), "the masks follow from the id"
 
 
+def test_a_notebook_computes_with_one_thread_as_the_jobs_do(predicted_run):
+    """Networks of usual size have other last bits with several threads; this tiny one has not."""
+    run, threads = open_trained(predicted_run.uri), list[int]()
+    image, before = run.image(run.image_ids[0]), torch.get_num_threads()
+    for network in (run.classifier, run.network):
+        network.backbone.register_forward_pre_hook(lambda *_: threads.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        run.localize(image, run.class_names[:1])
+        run.predict(image)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1} and len(threads) >= 2
+
+
 def test_maps_come_in_the_order_of_the_given_classes(finished_maps_run):
     run = open_trained(finished_maps_run.uri)
     image, names = run.image("scene_0000"), run.class_names
