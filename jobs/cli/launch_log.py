@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from tempfile import TemporaryFile
 from threading import Event, Thread
 from typing import IO, Any
@@ -71,31 +72,44 @@ def launch_log(run: Run, script: str, *, is_dry_run: bool = False) -> Iterator[N
         return
     started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     place = run.location / LOGS / f"{started}-{script}-{socket.gethostname()}-{os.getpid()}.log"
-    with _file(place) as file:
-        log = Log(file)
-        handler = logging.StreamHandler(log)
-        logging.getLogger().addHandler(handler)
-        log.write(f"{' '.join(sys.argv)}\n")
-        try:
-            with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
-                yield
-        except BaseException as error:
-            log.write("".join(traceback.format_exception(error)))
-            if isinstance(error, Exception):
-                error.add_note(f"{LOG_NOTE}{place}")
-            raise
-        finally:
-            logging.getLogger().removeHandler(handler)
+    kept = _Kept(place)
+    try:
+        with _file(kept) as file:
+            log = Log(file)
+            handler = logging.StreamHandler(log)
+            logging.getLogger().addHandler(handler)
+            log.write(f"{' '.join(sys.argv)}\n")
+            try:
+                with _copied(sys.stdout, log, redirect_stdout), _copied(sys.stderr, log, redirect_stderr):
+                    yield
+            except BaseException as error:
+                log.write("".join(traceback.format_exception(error)))
+                raise
+            finally:
+                logging.getLogger().removeHandler(handler)
+    except Exception as error:
+        if kept.is_there:
+            error.add_note(f"{LOG_NOTE}{place}")
+        raise
+
+
+@dataclass
+class _Kept:
+    """Where a log is kept, and whether it is there: there may be no right to write into the run."""
+
+    place: Location
+    is_there: bool = False
 
 
 @contextmanager
-def _file(place: Location) -> Iterator[IO[str]]:
-    """The open file of a log. One for S3 is uploaded at once, each `UPLOAD_SECONDS`, and when the block ends."""
-    file, has_ended = _opened(place.uri if place.is_local else None), Event()
+def _file(kept: _Kept) -> Iterator[IO[str]]:
+    """The open file of a log; one for S3 is uploaded at once, each `UPLOAD_SECONDS`, and when the block ends."""
+    file, has_ended, place = _opened(kept), Event(), kept.place
 
     def upload() -> None:
         with suppress(OSError):  # the error that ended the job says more
             place.write_bytes(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
+            kept.is_there = True
 
     def upload_often() -> None:
         while not has_ended.is_set():
@@ -111,20 +125,22 @@ def _file(place: Location) -> Iterator[IO[str]]:
         if thread:
             has_ended.set()
             thread.join()
-            file.flush()
+            with suppress(OSError):
+                file.flush()
             upload()
         with suppress(OSError):
             file.close()
 
 
-def _opened(path: str | None) -> IO[str]:
-    if path is None:
-        return TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", buffering=1)
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open(path, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
-    except OSError:  # no right to write into the run
-        return _opened(None)
+def _opened(kept: _Kept) -> IO[str]:
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "buffering": 1}  # line by line
+    if kept.place.is_local:
+        with suppress(OSError):
+            os.makedirs(os.path.dirname(kept.place.uri), exist_ok=True)
+            kept.is_there = True
+            return open(kept.place.uri, "w", **text)
+        kept.is_there = False
+    return TemporaryFile("w+", **text)
 
 
 def _copied(stream: Any, log: Log, redirect: Any) -> Any:

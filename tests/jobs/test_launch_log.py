@@ -104,6 +104,21 @@ def test_a_run_that_may_only_be_read_is_launched_without_a_log(trained_run, caps
     assert capsys.readouterr().out == "works\n"
 
 
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_log_that_could_not_be_written_is_not_named(place, trained_run, s3_environment, capsys):
+    run = trained_run if place == "folder" else Run(Location.parse("s3://no-such-bucket/run"), Config())
+    if place == "folder":
+        (run.location / "logs").write_bytes(b"no folder can be made here")
+
+    def main(_: list[str]) -> None:
+        with launch_log(run, "generate_maps"):
+            raise ValueError("the true reason.")
+
+    with pytest.raises(SystemExit):
+        run_main(main, [])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("the true reason.")
+
+
 def test_a_log_on_s3_is_written_when_the_launch_ends(location, trained_run, capsys):
     with launch_log(Run(location, trained_run.config), "aggregate_seeds"):
         sys.stdout.write("on any store\n")
