@@ -8,7 +8,7 @@ one must be trained again.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored
-from jobs.run.steps import TRAININGS, UNIT_STEPS
+from jobs.run.steps import UNIT_STEPS
 
 EXAMPLES = """examples:
   python jobs/verify.py --run /data/voc
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         if count is not None and count < 1:
             raise ValueError(f"{flag} {count}: give the number of units, 1 or more.")
     from jobs.run.directory import open_run  # imports take a second, so --help does without
-    from jobs.run.training_record import require_sound_epochs, require_sound_networks
+    from jobs.run.training_record import check_trainings
 
     run = open_run(given.run, given.config, given.set)
     run.manifest().verify()  # refused before anything slow is imported
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     from jobs.steps.verification import verify_run
 
     with connected(run.config.cluster) as connection:
-        is_sound = verify_run(
+        is_sound, problems = verify_run(
             run,
             connection,
             chosen,
@@ -60,10 +60,16 @@ def main(arguments: list[str]) -> None:
             recompute=(lambda name: launch_step(run, connection, name)) if given.repair else None,
         )
     if not given.step:
-        trained = require_sound_networks(run, [row.name for row in TRAININGS])
-        require_sound_epochs(run, trained)
+        trained, damaged = check_trainings(run)
+        problems += damaged
         for name in trained:
             print(f"verify: {name}: the network is sound.")
+    if problems:
+        if not is_sound:
+            print(f"verify: to repair the damaged units, run '{run.command('verify', '--repair')}'.")
+        for problem in problems[:-1]:
+            print(f"verify: {problem}")
+        raise ValueError(problems[-1])
     if not is_sound:
         raise ValueError(f"verify: the run is damaged. Run '{run.command('verify', '--repair')}'.")
     if given.recompute:

@@ -90,6 +90,24 @@ def kept_bytes(folder: Location, name: str) -> tuple[bytes, str]:
     return data, sha256
 
 
+def check_trainings(run: Run) -> tuple[list[str], list[str]]:
+    """Reads everything that the trainings of a run keep.
+
+    Returns:
+        The names of the trainings whose networks are what was written, and a sentence for each damaged file.
+    """
+    sound, problems = list[str](), list[str]()
+    for row in TRAININGS:
+        try:
+            read_training(run.step(row.name).data())
+            found = require_sound_networks(run, [row.name])
+            _require_sound_epochs(run, found)
+            sound += found
+        except ValueError as error:
+            problems.append(str(error))
+    return sound, problems
+
+
 def require_sound_networks(run: Run, names: Sequence[str]) -> list[str]:
     """Reads finished networks whole, and refuses one that is not what its training wrote.
 
@@ -108,7 +126,7 @@ def require_sound_networks(run: Run, names: Sequence[str]) -> list[str]:
     return found
 
 
-def require_sound_epochs(run: Run, names: Sequence[str]) -> None:
+def _require_sound_epochs(run: Run, names: Sequence[str]) -> None:
     """Refuses a network of the best or the last epoch of a finished training if its bytes have changed.
 
     Raises:

@@ -114,7 +114,7 @@ def verify_run(
     *,
     sample: int | None,
     recompute: Callable[[str], None] | None,
-) -> bool:
+) -> tuple[bool, list[str]]:
     """Checks steps in order, prints the result and repairs damage if asked.
 
     Args:
@@ -123,15 +123,20 @@ def verify_run(
         recompute: computes the missing units of a step; None to repair nothing.
 
     Returns:
-        Whether nothing is damaged at the end.
+        Whether no unit is damaged at the end, and a sentence for each step that could not be checked, because its
+        record is missing or damaged.
 
     Raises:
-        ValueError: a driver works on a step that needs repair, or the record of a step is missing.
+        ValueError: a driver works on a step that needs repair.
     """
-    is_sound, num_started = True, 0
+    is_sound, num_started, problems = True, 0, list[str]()
     for name in names:
-        run.step(name).require_record(run.step_command(name, "--restart", name))
-        found = verify_step(run, connection, name, sample)
+        try:
+            run.step(name).require_record(run.step_command(name, "--restart", name))
+            found = verify_step(run, connection, name, sample)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
         if found is None:
             continue
         num_started += 1
@@ -141,9 +146,9 @@ def verify_run(
             recompute(name)
             print(f"verify: {name}: repaired {plural(len(found.units), 'unit')}.", flush=True)
         is_sound = is_sound and (found.is_sound or recompute is not None)
-    if not num_started:
+    if not num_started and not problems:
         print(f"verify: nothing was checked: no results of {', '.join(names)} in {run.uri} yet.")
-    return is_sound
+    return is_sound, problems
 
 
 def lines_of(found: Verification) -> list[str]:

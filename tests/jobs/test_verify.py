@@ -95,6 +95,19 @@ def test_a_training_without_the_record_of_its_start_is_not_continued(seeded_run)
         launch_step(seeded_run, connection, "classifier")
 
 
+def test_damage_of_one_file_does_not_hide_that_of_others(predicted_run, capsys):
+    run = Path(predicted_run.uri)
+    (run / "maps/step.json").write_bytes(b"{}")
+    (run / "classifier/metrics.jsonl").write_bytes(b'{"epoch": ')
+    (run / "segmenter/model.pt").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"segmenter/model\.pt: not the file that the training wrote"):
+        verify.main(["--run", predicted_run.uri])
+    printed = capsys.readouterr().out
+    assert "verify: predictions: 1 finished unit checked, sound." in printed
+    assert re.search(r"^verify: .*maps/step\.json: damaged", printed, re.MULTILINE)
+    assert re.search(r"^verify: .*classifier/metrics\.jsonl: damaged", printed, re.MULTILINE)
+
+
 def test_a_run_without_results_is_not_said_to_be_sound(trained_run, capsys):
     verify.main(["--run", trained_run.uri, "--step", "maps"])
     assert "verify: nothing was checked: no results of maps in" in capsys.readouterr().out
