@@ -1,12 +1,14 @@
 """Chooses the splits for training, validation and prediction, if the configuration names no existing splits.
 
 Splits named ``val``, ``valid`` and ``validation`` are for validation. A split named ``test`` is not used for training
-unless the user asks for it. If there is no validation split, masks are predicted for all images.
+unless the user asks for it. If there is no validation split, masks are predicted for all images. In
+`predictions.splits`, ``train`` and ``val`` stand for the splits of their kind.
 """
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
+from cluster.words import plural
 from jobs.run.config_keys import Config
 from jobs.run.split_names import TEST, VALIDATION, is_usual, require_known_splits
 from storage.sources import SourceImage
@@ -123,6 +125,14 @@ def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
             f"training, and masks are predicted for {'all' if len(predicted) == len(counts) else _names(predicted)}. "
             "If one of the splits is for validation, give --set data.val_splits=NAME. To take some images for "
             "validation, give --val-fraction 0.2."
+        )
+    left_out = [name for name in counts if name not in config.predicted_splits] if config.predictions.splits else []
+    if left_out and validation:
+        number = sum(counts[name] for name in left_out)
+        every = ",".join(counts)
+        lines.append(
+            f"no predicted masks for {plural(number, 'image')} of {_names(left_out)}, because predictions.splits is "
+            f"{_names(config.predictions.splits)}. For masks of all images: --set predictions.splits={every}."
         )
     return lines
 

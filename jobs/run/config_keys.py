@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -67,6 +67,13 @@ def runtime_field(default: Any, description: str) -> Any:
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, given: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take TOML's `true` for 1."""
+        is_truth = isinstance(given, bool) and cls.model_fields[str(info.field_name)].annotation is not bool
+        return str(given).lower() if is_truth else given
 
     def result_settings(self) -> dict[str, Any]:
         """The keys that belong in a fingerprint, as plain data."""

@@ -81,6 +81,12 @@ def test_wrong_assignment_is_refused_in_one_sentence(assignment, sentence):
     assert str(refusal.value) == sentence
 
 
+def test_true_is_no_number(tmp_path):
+    (tmp_path / "file.toml").write_text("[seeds]\ntheta = true\n")
+    with pytest.raises(ValueError, match=r"^seeds\.theta: given 'true', allowed: numbers from 0 to 1"):
+        resolve_config({}, str(tmp_path / "file.toml"), [])
+
+
 def test_false_means_false():
     assert resolve_config({}, None, ["cluster.autoscaling=False"]).cluster.autoscaling is False
     assert resolve_config({}, None, ["cluster.autoscaling=true"]).cluster.autoscaling is True

@@ -275,6 +275,16 @@ def test_a_usual_name_of_a_predicted_split_stands_for_the_splits_of_its_kind(spl
     assert with_roles(config, splits, splits) == config
 
 
+def test_images_of_a_split_without_predicted_masks_are_told(tmp_path, capsys):
+    for number in range(4):
+        put_picture(tmp_path / f"{number}.jpg")
+    table = put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,Train", "2.jpg,cat,valid", "3.jpg,dog,test")
+    prepared(tmp_path, *table, "--set", "predictions.splits=train,val")
+    printed = capsys.readouterr().out
+    assert "no predicted masks for 2 images of Train, test, because predictions.splits is train, valid." in printed
+    assert "For masks of all images: --set predictions.splits=train,Train,valid,test." in printed
+
+
 def test_what_was_asked_for_holds_and_what_was_derived_is_derived_again():
     asked = Config.model_validate({"data": {"train_splits": ["train", "test"], "val_splits": ["dev"]}})
     assert with_roles(asked, ("train", "test", "dev", "val")) == asked
