@@ -1,7 +1,10 @@
 """What the node types of a file for `ray up` must have on AWS, as far as the file alone can say it."""
 
+import difflib
+import json
 import re
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Any
 
 REQUIRED = {
@@ -17,12 +20,14 @@ _SMALL = {"nano": 2, "micro": 2, "small": 2, "medium": 2, "large": 2, "xlarge": 
 
 def problems_of_nodes(config: dict[str, Any]) -> Iterator[str]:
     """Node types that miss a key or declare what their machine cannot have, and places that do not fit together."""
+    yield from _provider_keys(config["provider"])
     yield from _places(config)
     types, head = config["available_node_types"], config["head_node_type"]
     for name, node_type in types.items():
         given = node_type.get("node_config") or {}
         missing = [f"{name} has no {key}: {why}." for key, why in REQUIRED.items() if not given.get(key)]
         yield from (f"{sentence} Add it as in the other types." for sentence in missing)
+        yield from (f"{name}: {sentence}" for sentence in _parameters(given))
         yield from _resources(name, node_type.get("resources") or {}, given.get("InstanceType", ""))
         profile = given.get("IamInstanceProfile")
         if name != head and profile and profile == (types[head].get("node_config") or {}).get("IamInstanceProfile"):
@@ -30,6 +35,34 @@ def problems_of_nodes(config: dict[str, Any]) -> Iterator[str]:
                 f"{name} has the IamInstanceProfile of the head, so each job could start machines. "
                 "Give it the profile of a worker."
             )
+
+
+def _parameters(node_config: dict[str, Any]) -> Iterator[str]:
+    """Names and types that EC2's call RunInstances does not know, from the description of EC2 in botocore."""
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    call = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    given = {"MinCount": 1, "MaxCount": 1, **node_config}
+    if not isinstance(given.pop("SubnetIds", []), list):  # a key of Ray, not of EC2
+        yield "SubnetIds is not a list. Write [subnet-...]."
+    for line in filter(None, ParamValidator().validate(given, call).generate_report().split("\n")):
+        unknown = re.fullmatch(r'Unknown parameter in (\S+): "(\w+)", must be one of: (.+)', line)
+        if unknown:
+            place, name, known = unknown.groups()
+            near = difflib.get_close_matches(name, known.split(", "), n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"EC2 knows {known}."
+            line = f"{'' if place == 'input' else f'{place}.'}{name}: unknown key. {hint}"
+        yield line
+
+
+def _provider_keys(provider: dict[str, Any]) -> Iterator[str]:
+    """Keys that are nearly one of Ray's; others are allowed, and Ray's schema does not refuse them."""
+    schema = json.loads((files("ray.autoscaler") / "ray-schema.json").read_text())
+    known = schema["properties"]["provider"]["properties"]
+    for key in provider.keys() - known.keys():
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+            yield f"provider.{key}: unknown key. Did you mean {near[0]}?"
 
 
 def most_cpus(machine: str) -> int | None:

@@ -198,6 +198,10 @@ def _kuberay(document: dict[str, Any]) -> Iterator[str]:
     groups = [spec.get("headGroupSpec"), *(spec.get("workerGroupSpecs") or [])]
     wrong = [problem for number, group in enumerate(groups) for problem in _group(group, is_head=number == 0)]
     yield from wrong
+    if not wrong:
+        images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+        if len(images) > 1:
+            yield f"The groups have the images {' and '.join(sorted(images))}. Head and workers must have the same one."
     if kind == "RayJob" and not wrong:
         yield from _entrypoint(document["spec"], _pools(document))
 
@@ -225,8 +229,14 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
     command = spec.get("entrypoint") or ""
     if not command:
         yield "RayJob has no entrypoint, the command of the job."
+        return
     if "--restart" in command and spec.get("backoffLimit"):
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
+    script = re.search(r"\S*\b(jobs/\w+\.py)\b", command)
+    if script and not (Path(__file__).parents[1] / script[1]).exists():
+        yield f"The entrypoint runs {script[1]}, and this project has no such script."
+    if "cluster.autoscaling=true" not in command:
+        yield "The entrypoint has no --set cluster.autoscaling=true, so the job would not wait for workers. Add it."
     given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))
     for key, most in _numbers(pools).items():
         if key in given and int(given[key]) > most:

@@ -77,6 +77,23 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
         (lambda c: node(c).update(min_workers=5), "min_workers 5 and max_workers 4"),
         (lambda c: [t.update(max_workers=0) for t in c["available_node_types"].values()], "no worker comes"),
         (lambda c: c["docker"]["run_options"].pop(0), "RAY_AUTH_MODE=token"),
+        (
+            lambda c: node(c)["node_config"].update(InstanceTyp="m7i.2xlarge"),
+            "cpu_worker: InstanceTyp: unknown key. Did you mean InstanceType",
+        ),
+        (
+            lambda c: node(c)["node_config"].update(InstanceMarketOptions={"MarketTyp": "spot"}),
+            r"cpu_worker: InstanceMarketOptions\.MarketTyp: unknown key. Did you mean MarketType",
+        ),
+        (lambda c: node(c)["node_config"].update(SubnetIds="subnet-1"), "cpu_worker: SubnetIds is not a list"),
+        (
+            lambda c: node(c)["node_config"].update(BlockDeviceMappings=[{"Ebs": {"VolumeSize": "96"}}]),
+            r"cpu_worker: Invalid type for parameter BlockDeviceMappings\[0\]\.Ebs\.VolumeSize",
+        ),
+        (
+            lambda c: c["provider"].update(use_internal_ip=True),
+            r"provider\.use_internal_ip: unknown key. Did you mean use_internal_ips",
+        ),
         (lambda c: node(c)["resources"].update(CPU=16), "declares CPU: 16, but a m7i.2xlarge has 8"),
         (lambda c: node(c)["node_config"].update(InstanceType="m7i.large"), "declares CPU: 8, but a m7i.large has 2"),
         (lambda c: node(c)["resources"].update(GPU=1), "declares GPU: 1, but a m7i.2xlarge has no GPU"),
@@ -100,13 +117,33 @@ def test_a_mistake_in_a_file_for_ray_up_is_one_sentence(change: Callable[..., ob
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda j: j["spec"].update(entrypoint="run --set cluster.max_cpu_actors=32"), "=32, but the groups allow 28"),
         (
-            lambda j: j["spec"].update(entrypoint="run --set cluster.cpus_per_training_worker=7"),
+            lambda j: j["spec"].update(entrypoint="run --set cluster.autoscaling=true --set cluster.max_cpu_actors=32"),
+            "=32, but the groups allow 28",
+        ),
+        (
+            lambda j: j["spec"].update(
+                entrypoint="run --set cluster.autoscaling=true --set cluster.cpus_per_training_worker=7"
+            ),
             "cpus_per_training_worker=7, but the groups allow 6",
         ),
-        (lambda j: j["spec"].update(entrypoint="run --restart maps"), "Set backoffLimit to 0"),
+        (
+            lambda j: j["spec"].update(entrypoint="run --set cluster.autoscaling=true --restart maps"),
+            "Set backoffLimit to 0",
+        ),
         (lambda j: j["spec"].pop("entrypoint"), "no entrypoint"),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("generate_maps", "generate_map")),
+            "runs jobs/generate_map.py, and this project has no such script",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("autoscaling=true", "x=1")),
+            "no --set cluster.autoscaling=true",
+        ),
+        (
+            lambda j: group(j)["template"]["spec"]["containers"][0].update(image="other:2"),
+            "images my-.* and other:2. Head and workers must have the same one",
+        ),
         (lambda j: group(j).update(maxReplicas=0), "the groups allow 0|no group has GPUs"),
         (lambda j: group(j).pop("maxReplicas"), "group gpu has no maxReplicas"),
         (lambda j: group(j)["template"]["spec"].pop("containers"), "group gpu needs template.spec.containers"),
