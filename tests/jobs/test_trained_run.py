@@ -57,6 +57,19 @@ def test_the_documented_lines_give_what_the_jobs_stored(decided_run, tmp_path, m
     np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), labels)
 
 
+def test_the_documented_data_set_has_each_image_with_its_own_labels(painted_run):
+    with connect("in-process") as connection:
+        launch_step(painted_run, connection, "pseudo_labels")
+    (lines,) = re.findall(r"```python\n(import torch\nfrom torch.utils.data.*?)```", PAGE.read_text(), re.S)
+    space: dict[str, object] = {"run": open_trained(painted_run.uri)}
+    exec(lines, space)
+    items, run = space["Labelled"](space["run"], "train"), space["run"]
+    assert len(items) == sum(row.split == "train" and bool(row.labels) for row in painted_run.manifest().iter_rows())
+    for (pixels, labels), image_id in zip(items, items.ids, strict=False):
+        assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0), run.image(image_id))
+        assert np.array_equal(labels, run.stored_labels(image_id, "pseudo_labels"))
+
+
 def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run):
     run = open_trained(finished_maps_run.uri)
     for image_id in ("scene_0000", "scene_0005"):
