@@ -72,12 +72,21 @@ def most_cpus(machine: str) -> int | None:
     return 4 * int(times[1]) if times else _SMALL.get(size)
 
 
+def _most_gpus(machine: str) -> int | None:
+    """The GPUs that a machine such as `g6.xlarge` has at most; None if its name does not say it."""
+    if re.match(r"[a-fh-oq-z]", machine):
+        return 0
+    usual = re.fullmatch(r"(g4dn|g5|g6|g6e)\.(\d*)xlarge", machine)
+    return {"12": 4, "24": 4, "48": 8}.get(usual[2], 1) if usual else None
+
+
 def _resources(name: str, resources: dict[str, Any], machine: str) -> Iterator[str]:
     cpus, most = resources.get("CPU", 0), most_cpus(machine)
     if most is not None and cpus > most:
         yield f"{name} declares CPU: {cpus}, but a {machine} has {most}. Change one of the two."
-    if resources.get("GPU") and re.match(r"[a-fh-oq-z]", machine):
-        yield f"{name} declares GPU: {resources['GPU']}, but a {machine} has no GPU. Change one of the two."
+    gpus, most_gpus = resources.get("GPU", 0), _most_gpus(machine)
+    if most_gpus is not None and gpus > most_gpus:
+        yield f"{name} declares GPU: {gpus}, but a {machine} has {most_gpus or 'no GPU'}. Change one of the two."
 
 
 def _places(config: dict[str, Any]) -> Iterator[str]:

@@ -97,6 +97,10 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
         (lambda c: node(c)["resources"].update(CPU=16), "declares CPU: 16, but a m7i.2xlarge has 8"),
         (lambda c: node(c)["node_config"].update(InstanceType="m7i.large"), "declares CPU: 8, but a m7i.large has 2"),
         (lambda c: node(c)["resources"].update(GPU=1), "declares GPU: 1, but a m7i.2xlarge has no GPU"),
+        (
+            lambda c: c["available_node_types"]["gpu_worker"]["resources"].update(GPU=4),
+            "declares GPU: 4, but a g6.xlarge has 1",
+        ),
         (lambda c: node(c)["node_config"].update(head(c)), "cpu_worker has the IamInstanceProfile of the head"),
         (lambda c: c["provider"].pop("region"), "provider.region is missing"),
         (
