@@ -27,7 +27,7 @@ LARGEST_CLASS = int(np.iinfo(np.int16).max)
 _READ = ("classes", "max", "mean", "score")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageMaps:
     """One image's maps, without empty slots (S slots; none for a skipped or unlabelled image).
 
@@ -41,6 +41,10 @@ class ImageMaps:
     max: np.ndarray
     mean: np.ndarray
     score: np.ndarray
+
+    def __repr__(self) -> str:
+        rows, columns = self.max.shape[-2:]
+        return f"ImageMaps(classes {self.classes.tolist()}, {rows} x {columns} cells)"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The sentence says what was given and what is allowed.
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +23,22 @@ def require_settings(settings: object) -> None:
     Raises:
         ValueError: see above.
     """
-    if isinstance(settings, list | tuple) and all(isinstance(each, str) for each in settings):
+    if isinstance(settings, list | tuple) and all(isinstance(each, str) and "=" in each for each in settings):
         return
     given = f"the text {settings!r}" if isinstance(settings, str) else repr(settings)
     example = settings if isinstance(settings, str) and "=" in settings else _EXAMPLE
     raise ValueError(f"settings: given {given}, allowed: a list of texts, such as {[example]}.")
+
+
+def require_path(path: object) -> str:
+    """The path of a run, or of an image, as text.
+
+    Raises:
+        TypeError: it is neither text nor a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: given a {type(path).__name__}, allowed: a file's or folder's path or an s3:// address.")
+    return os.fspath(path)
 
 
 def usable_device(device: str) -> str:
@@ -65,7 +77,8 @@ def known_step(step: str, allowed: Sequence[str], asked_by: str) -> str:
     """
     name = step.replace("-", "_") if isinstance(step, str) else step
     if name not in allowed:
-        raise ValueError(f"{asked_by}: given the step {step!r}, allowed: {', '.join(map(repr, allowed))}.")
+        other = " run.stored_seeds reads seeds." if name == "seeds" else ""
+        raise ValueError(f"{asked_by}: given the step {step!r}, allowed: {', '.join(map(repr, allowed))}.{other}")
     return name
 
 

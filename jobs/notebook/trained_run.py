@@ -35,6 +35,7 @@ from jobs.notebook.arguments import (
     require_id,
     require_image,
     require_maps,
+    require_path,
     require_settings,
     require_size,
     usable_device,
@@ -120,10 +121,11 @@ class TrainedRun:
         Raises:
             BadImage: it cannot be read; the message names the file.
         """
+        path = require_path(path)
         try:
-            return read_image(os.fspath(path), **self.run.config.images.limits)
+            return read_image(path, **self.run.config.images.limits)
         except BadImage as bad:
-            raise BadImage(f"{os.fspath(path)}: {bad.reason}") from None
+            raise BadImage(f"{path}: {bad.reason}") from None
 
     # Stored results
 
@@ -301,7 +303,7 @@ def open_trained(path: str | os.PathLike[str], settings: Sequence[str] = (), dev
     require_settings(settings)
     device = usable_device(device)
     Manifest.forget()  # images may have been added since this process read it
-    run = open_run(os.fspath(path), None, settings)
+    run = open_run(require_path(path), None, settings)
     run.manifest()
     if settings:
         require_acting(open_run(run.uri).config, run.config)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from cluster.words import plural
 from jobs.run.config_keys import Config
-from jobs.run.split_names import TEST, VALIDATION, is_usual, require_known_splits
+from jobs.run.split_names import TEST, TRAINING, VALIDATION, is_usual, require_known_splits
 from storage.sources import SourceImage
 
 
@@ -67,13 +67,14 @@ def _predicted(
 ) -> tuple[str, ...]:
     """`predictions.splits`, with the splits of the same kind in the place of a usual name that no image has.
 
-    So ``train`` and ``val`` stand for ``Train`` and ``valid``, and ``train`` for all splits that are trained on.
+    So ``train`` and ``val`` stand for ``Train`` and ``valid``, and ``train`` for all splits that are trained on. Images
+    without a split, beside ``train``, are like those of ``train``.
     """
     trained = training or config.data.train_splits
 
     def stands_for(name: str) -> list[str]:
         if name in there or not is_usual(name):
-            return [name]
+            return [name, *([""] if TRAINING.fullmatch(name) and "" in there and not trained else [])]
         if VALIDATION.fullmatch(name):
             found = [each for each in there if each in validation]
         elif TEST.fullmatch(name):

@@ -13,7 +13,7 @@ from jobs.run.config_keys import Config
 
 VALIDATION = re.compile(r"(val|valid|validation)([\W_]?\d+)?", re.IGNORECASE)  # val2017 too
 TEST = re.compile(r"(test|testing|test[\W_]?dev)([\W_]?\d+)?", re.IGNORECASE)
-_TRAINING = re.compile(r"(train|training)([\W_]?\d+)?", re.IGNORECASE)
+TRAINING = re.compile(r"(train|training)([\W_]?\d+)?", re.IGNORECASE)
 
 _DATA = ("data.train_splits", "data.val_splits")
 _STRONG, _PREDICTED = "segmenter.strong_splits", "predictions.splits"
@@ -48,4 +48,4 @@ def require_known_splits(config: Config, splits: Sequence[str], steps: Collectio
 
 def is_usual(split: str) -> bool:
     """Whether it is a usual name of a split for training, validation or test."""
-    return any(pattern.fullmatch(split) for pattern in (_TRAINING, VALIDATION, TEST))
+    return any(pattern.fullmatch(split) for pattern in (TRAINING, VALIDATION, TEST))

@@ -261,6 +261,7 @@ def test_what_splits_are_for_follows_from_their_names(splits, train, val, predic
         (("Train", "Val"), ("Train", "Val")),
         (("train2017", "val2017", "test2017"), ("train2017", "val2017")),
         (("", "val"), ("", "val")),
+        (("train", "", "validation"), ("train", "", "validation")),
         (("cats", "dogs", "valid"), ("cats", "dogs", "valid")),
         (("train",), ("train", "val")),  # images of val may be added
         (("",), ("", "val")),

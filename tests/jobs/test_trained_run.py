@@ -329,11 +329,24 @@ def test_a_place_inside_a_run_names_the_run(inside, mapped_run_folder):
         ("predictions.mirror=true", "the text 'predictions.mirror=true'"),
         ({"predictions.mirror": True}, "{'predictions.mirror': True}"),
         ([1], r"\[1\]"),
+        (["maps.num_samples"], r"\['maps.num_samples'\]"),
     ],
 )
 def test_settings_that_are_no_list_of_texts_are_refused(settings, given, mapped_run_folder):
     with pytest.raises(ValueError, match=f"^settings: given {given}, allowed: a list of texts, such as .*mirror=true'"):
         open_trained(mapped_run_folder, settings)
+
+
+def test_other_things_than_a_path_are_refused(mapped_run_folder):
+    run = open_trained(mapped_run_folder)
+    for call in (open_trained, run.read):
+        with pytest.raises(TypeError, match=r"^path: given a (int|ndarray), allowed: a file's or folder's path"):
+            call(5 if call is open_trained else np.zeros((9, 9, 3), np.uint8))
+
+
+def test_maps_and_runs_print_short(mapped_run_folder):
+    maps = open_trained(mapped_run_folder).stored_maps("scene_0012")
+    assert re.fullmatch(r"ImageMaps\(classes \[[\d, ]+\], \d+ x \d+ cells\)", repr(maps))
 
 
 def test_a_device_that_is_not_there_is_refused_at_once(mapped_run_folder, monkeypatch):
