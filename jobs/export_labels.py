@@ -13,8 +13,10 @@ Reads <run>/predictions, <run>/pseudo_labels or <run>/seeds: the first of these 
 --labels. For npy it reads <run>/maps. An exported image whose mask was corrected and imported (import_masks.py) has the
 corrected mask instead. COCO's category ids are the data set's own class values. The file name of a PNG is the image id,
 with special characters %-encoded. coco, yolo, cvat, label-studio and hugging-face use the source's image names,
-including folders. Files of png, npy and coco do not say which images are for validation: to train another network on
-them, export each split alone. The same command continues an interrupted export.
+including folders. Where one of these names could mean two images, all names are paths below the folder of all images.
+The export prints which folder has the images under the names in its files. Files of png, npy and coco do not say which
+images are for validation: to train another network on them, export each split alone. The same command continues an
+interrupted export.
 """
 
 import argparse
@@ -57,6 +59,12 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="export the run's own labels also for images with a corrected mask; not for npy",
     )
+    parser.add_argument(
+        "--with-images",
+        action="store_true",
+        help="also copy the images to images/ in the export, under the names in its files; coco, yolo, cvat and "
+        "label-studio",
+    )
     parser.add_argument("--split", action="append", default=[], help="only images of this split; may be repeated")
     parser.add_argument(
         "--out",
@@ -75,9 +83,14 @@ def main(arguments: list[str]) -> None:
     from jobs.steps.compute import connected
     from jobs.steps.launch import LaunchOptions
 
-    splits, without_corrected = tuple(given.split), given.without_corrected
     request = ExportRequest(
-        given.format, given.labels, given.shapes, splits, given.min_object_pixels, without_corrected
+        given.format,
+        given.labels,
+        given.shapes,
+        tuple(given.split),
+        given.min_object_pixels,
+        given.without_corrected,
+        given.with_images,
     )
     request.check()
     request = request.resolved(run)

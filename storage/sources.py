@@ -101,7 +101,8 @@ def join_images(
         notes.append(
             f"{len(images):,} rows name {len(joined):,} different images; the labels of each image are joined."
         )
-    return with_ids(joined), notes
+    different, note = with_ids(joined)
+    return different, notes + note
 
 
 def with_files(
@@ -262,8 +263,8 @@ def _joined(rows: Sequence[SourceImage], is_split_ordered: bool) -> SourceImage:
     return replace(first, labels=labels, is_negative=is_negative, **places)
 
 
-def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
-    """The images with different ids, in which letters are composed (NFC).
+def with_ids(images: Sequence[SourceImage]) -> tuple[list[SourceImage], list[str]]:
+    """The images with different ids, in which letters are composed (NFC), and a sentence if ids became longer.
 
     Raises:
         ValueError: the source gives two images the same id.
@@ -286,7 +287,14 @@ def with_ids(images: Sequence[SourceImage]) -> list[SourceImage]:
             )
     made = {number: image.uri for number, image in enumerate(images) if not (image.has_own_id or image.problem)}
     longer = tell_apart(made, [image.image_id for image in images])
-    return [replace(image, image_id=longer[n]) if n in longer else image for n, image in enumerate(images)]
+    notes = []
+    if longer:
+        n, new = next(iter(longer.items()))
+        notes.append(
+            f"{_number(len(longer))} with the same name as another image got a longer id: {images[n].uri} is called "
+            f"{new!r} in the run, because another image has the id {images[n].image_id!r}."
+        )
+    return [replace(image, image_id=longer[n]) if n in longer else image for n, image in enumerate(images)], notes
 
 
 def _problem(image: SourceImage, known: Collection[str], seen: set[str]) -> str | None:

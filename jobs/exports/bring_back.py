@@ -12,7 +12,7 @@ from cluster.words import plural
 from jobs.exports.corrections.objects import CorrectedMask
 from jobs.exports.corrections.reading import read_corrected_masks
 from jobs.exports.exporter import classes_of, image_size_of
-from jobs.exports.image_names import ImageNames
+from jobs.exports.image_names import ImageNames, source_path, stem
 from jobs.run.directory import Run
 from storage.drawings import encode_mask
 from storage.location import Location
@@ -144,22 +144,21 @@ def _cells(row: ManifestRow, class_names: Sequence[str], mask: Location | None) 
 
 
 def _rows_by_name(manifest: Manifest) -> dict[str, int]:
-    """Rows by the names of images in exports (file name, id, id as file name), without suffixes."""
-    names, found = ImageNames.of(manifest), dict[str, int]()
+    """Rows by the names of images in exports (file name, id, id as file name), without suffixes.
+
+    Exports that were made before images were added may have the source's paths as names.
+    """
+    names, found, earlier = ImageNames.of(manifest), dict[str, int](), dict[str, int]()
     for number, entry in enumerate(manifest.iter_rows()):
         if not entry.problem:
-            for name in (entry.image_id, safe_name(entry.image_id), _stem(names.file_name(entry))):
+            for name in (entry.image_id, safe_name(entry.image_id), stem(names.file_name(entry))):
                 found.setdefault(name, number)
-    return found
+            earlier[stem(source_path(entry.image_id, entry.uri))] = number
+    return {**earlier, **found}
 
 
 def _find(row_of: dict[str, int], name: str) -> int | None:
     """The row of a file name with its folders, or without the first folders, which a tool may have added."""
-    parts = _stem(name).split("/")
+    parts = stem(name).split("/")
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((row_of[end] for end in ends if end in row_of), None)
-
-
-def _stem(name: str) -> str:
-    folder, slash, last = name.rpartition("/")
-    return f"{folder}{slash}{last.rpartition('.')[0] or last}"

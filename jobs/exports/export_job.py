@@ -7,6 +7,7 @@ from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from cluster.words import plural
 from jobs.exports.corrected import corrected_masks, in_words
+from jobs.exports.exported_images import copy_images, where_images_are
 from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
@@ -24,7 +25,7 @@ from storage.location import Location
 from storage.manifest import Manifest
 from storage.masks import SPECK_PIXELS
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ExportRequest:
         splits: the splits to export; empty for all.
         min_object_pixels: components of a class with fewer pixels are left out; 0 for none.
         without_corrected: export the labels of the step also for images with a corrected mask.
+        with_images: also copy the images into the export, for formats whose files name them.
     """
 
     format: str
@@ -46,6 +48,7 @@ class ExportRequest:
     splits: tuple[str, ...] = ()
     min_object_pixels: int = 0
     without_corrected: bool = False
+    with_images: bool = False
 
     def check(self) -> None:
         """Refuses flags that the format does not allow.
@@ -67,6 +70,12 @@ class ExportRequest:
             raise ValueError(
                 f"--without-corrected does not go with --format {self.format}, which has maps and no masks. Leave it "
                 "out."
+            )
+        if self.with_images and not row.images:
+            allowed = ", ".join(name for name, each in FORMATS.items() if each.images)
+            raise ValueError(
+                f"--with-images does not go with --format {self.format}, whose files name no image files. It goes with "
+                f"{allowed}. Leave it out."
             )
 
     def resolved(self, run: Run) -> "ExportRequest":
@@ -135,8 +144,8 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     names = ImageNames.of(manifest)
     stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names, request.min_object_pixels)
     left_out, mixed = _left_out(stages, manifest), _mixed_splits(stages, manifest)
+    skipped = {skip.image_id for skips in source.skipped.values() for skip in skips}
     if FORMATS[format].has_labels and not request.without_corrected:
-        skipped = {skip.image_id for skips in source.skipped.values() for skip in skips}
         masks = corrected_masks(run, stages.includes)
         stages = replace(stages, corrected={name: masks[name] for name in masks.keys() - skipped})
     seen = SeenImages(labels, request.min_object_pixels, is_trial(run.config))
@@ -151,7 +160,12 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
                 f"the {labels}; --without-corrected exports the {labels}"
             )
         seen.describe()
-        for note in filter(None, (about, mixed)):
+        images = ""
+        if request.with_images:
+            images = copy_images(stages, skipped)
+        elif FORMATS[format].images:
+            images = where_images_are(stages, f"{command} --with-images")
+        for note in filter(None, (about, images, mixed)):
             print(f"export: {note}")
         if is_trial(run.config):
             print(
@@ -166,6 +180,8 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     min_pixels = request.min_object_pixels
     flags += ["--min-object-pixels", str(min_pixels)] if min_pixels else []
     flags += ["--without-corrected"] if request.without_corrected else []
+    flags += [f"--split={split}" for split in request.splits]
+    command = run.command("export_labels", *flags, "--out", out.uri)
     job = UnitStepJob(
         title="export",
         step=stages.step,
@@ -185,9 +201,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         },
         units=source.units,
         stages=Stages(partial(Exporter, stages)),
-        command=run.command(
-            "export_labels", *flags, *(f"--split={split}" for split in request.splits), "--out", out.uri
-        ),
+        command=f"{command} --with-images" if request.with_images else command,
         skipped=source.skipped,
         observe=seen.add,
         finish=finish,

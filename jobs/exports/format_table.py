@@ -13,6 +13,8 @@ class FormatRow:
         has_labels: whether it has labels; npy has maps.
         has_unit_files: whether it has files of whole units, which its function `export_unit` makes from the records.
         mixes_splits: whether trainings read its files, and these do not say which images are for validation.
+        images: how programs find the pictures by the names in its files: "beside" the labels, in images/ of the export;
+            or in a "folder" that the user chooses; "" if the files do not name pictures.
         largest_value: the largest class value, if the format stores the data set's class values; 0: no limit.
     """
 
@@ -21,16 +23,17 @@ class FormatRow:
     has_labels: bool = True
     has_unit_files: bool = False
     mixes_splits: bool = False
+    images: str = ""
     largest_value: int = 0
 
 
 FORMATS = {
     "png": FormatRow("png", mixes_splits=True, largest_value=254),
     "npy": FormatRow("npy", has_labels=False, mixes_splits=True),
-    "coco": FormatRow("coco", ("masks", "polygons"), mixes_splits=True),
-    "yolo": FormatRow("yolo", ("polygons", "boxes")),
-    "cvat": FormatRow("cvat", ("masks", "polygons")),
-    "label-studio": FormatRow("label_studio", ("masks", "polygons")),
+    "coco": FormatRow("coco", ("masks", "polygons"), mixes_splits=True, images="folder"),
+    "yolo": FormatRow("yolo", ("polygons", "boxes"), images="beside"),
+    "cvat": FormatRow("cvat", ("masks", "polygons"), images="folder"),
+    "label-studio": FormatRow("label_studio", ("masks", "polygons"), images="beside"),
     "cityscapes": FormatRow("cityscapes"),
     "hugging-face": FormatRow("hugging_face", has_unit_files=True),
 }

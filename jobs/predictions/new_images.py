@@ -39,7 +39,8 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
     network = require_network(run, name, "predict_masks")
     if out == run.location:
         raise ValueError(f"--out {out}: this is the run itself. Give another folder for the masks of new images.")
-    rows = [_row(image) for image in find_images(images)]
+    found, notes = find_images(images)
+    rows = [_row(image) for image in found]
     predictions = run.config.predictions.model_copy(update={"splits": (SPLIT,)})
     output = Run(out, run.config.model_copy(update={"predictions": predictions}))
     place, copy = out / "manifest.parquet", out / name
@@ -52,6 +53,8 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
             "Give another --out, or --restart predictions to predict everything with the new network."
         )
     print(f"predict: {plural(len(rows), 'image')} with the network {name!r} ({network.sha256[:8]}) of {run.uri}")
+    for note in notes:
+        print(f"predict: {note}")
     names = run.manifest().class_names
     print(
         f"predict: an object of another class gets one of the run's classes ({', '.join(names[:10])}"
@@ -72,8 +75,8 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
     return output
 
 
-def find_images(place: Location) -> list[SourceImage]:
-    """One image, or the images of a table, or of a folder and its subfolders, each with its own id.
+def find_images(place: Location) -> tuple[list[SourceImage], list[str]]:
+    """One image, or the images of a table, or of a folder and its subfolders, each with its own id, and notes.
 
     Raises:
         ValueError: there are none.
@@ -91,7 +94,7 @@ def find_images(place: Location) -> list[SourceImage]:
         raise ValueError(
             f"--images {place}: no images there. Give an image, a folder, a table (.csv, .parquet) or an s3:// prefix."
         )
-    return join_images(found, is_split_ordered=True)[0]
+    return join_images(found, is_split_ordered=True)
 
 
 def _row(image: SourceImage) -> ManifestRow:

@@ -32,7 +32,7 @@ def add_images(run: Run, source: Source, options: Options) -> None:
     for row in STEPS:
         run.step(row.name).require_idle()
     _require_same_values(manifest, source)
-    images = new_images(manifest, source.images)
+    images, renamed = new_images(manifest, source.images)
     if not images:
         others = "images of the source with a class of the run" if options.notes else "images of the source"
         print(f"prepare: nothing to add: all {others} are in {run.uri} already ({len(source.images):,}).")
@@ -53,7 +53,7 @@ def add_images(run: Run, source: Source, options: Options) -> None:
         data = draft.read_bytes()
         describe_manifest(Manifest.open(draft), run.uri, run.config, pictures.unreadable, is_found=False)
     _describe(run, manifest, images)
-    _print_notes([*options.notes, *pictures.notes, *files.notes])
+    _print_notes([*options.notes, *renamed, *pictures.notes, *files.notes])
     if options.dry_run:
         describe_writing(files, size(len(data)))
         return
@@ -67,8 +67,8 @@ def _print_notes(notes: Sequence[str]) -> None:
         print(f"  note:    {note}")
 
 
-def new_images(manifest: Manifest, images: Sequence[SourceImage]) -> list[SourceImage]:
-    """The images whose address no row of the manifest has, with ids that no row has.
+def new_images(manifest: Manifest, images: Sequence[SourceImage]) -> tuple[list[SourceImage], list[str]]:
+    """The images whose address no row of the manifest has, with ids that no row has, and a sentence about changed ids.
 
     Raises:
         ValueError: an image has an id of its own that belongs to another one.
@@ -76,7 +76,8 @@ def new_images(manifest: Manifest, images: Sequence[SourceImage]) -> list[Source
     there = [SourceImage(row.image_id, row.uri, problem=row.problem, has_own_id=True) for row in manifest.iter_rows()]
     known = {image.uri for image in there if image.uri}
     new = [image for image in images if image.uri not in known]
-    return with_ids([*there, *new])[len(there) :]
+    every, notes = with_ids([*there, *new])
+    return every[len(there) :], notes
 
 
 def _require_same_values(manifest: Manifest, source: Source) -> None:

@@ -203,7 +203,7 @@ def test_label_studio_reads_the_same_brush_masks(tmp_path):
     record = label_studio.export_image(labelled("masks")).record
     label_studio.finish(whole(Location(str(tmp_path)), [record], "masks"))
     (task,) = json.loads((tmp_path / "tasks.json").read_text())
-    assert task["data"] == {"image": "/data/local-files/?d=a/b.jpg"}
+    assert task["data"] == {"image": "/data/local-files/?d=images/a/b.jpg"}
     found = np.zeros(SIZE, np.uint8)
     for result in task["annotations"][0]["result"]:
         assert (result["original_height"], result["original_width"]) == SIZE and result["value"]["format"] == "rle"
@@ -273,7 +273,12 @@ def test_39_images_in_folders_keep_39_names(tmp_path):
     paths = [f"{day}/{hour}/{number:02d}.jpg" for day in "abc" for hour in ("1", "2") for number in range(7)][:39]
     rows = [(path[:-4].replace("/", "__"), f"s3://bucket/photos/{path}") for path in paths]
     names, found, numbers = names_of(tmp_path, rows)
-    assert names.has_source_paths and found == paths and numbers == list(range(1, 40))
+    assert (
+        names.rule == "source"
+        and names.folder == "s3://bucket/photos"
+        and found == paths
+        and numbers == list(range(1, 40))
+    )
 
 
 def test_images_with_ids_of_their_own_are_named_below_their_common_folder(tmp_path):
@@ -281,6 +286,26 @@ def test_images_with_ids_of_their_own_are_named_below_their_common_folder(tmp_pa
     names, found, numbers = names_of(tmp_path, rows)
     assert found == ["a/x.jpg", "b/x.jpg"] and names.folder == "s3://bucket/photos"
     assert numbers == [5, 12]
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule", "found"),
+    [
+        ([("1", "/d/old/1.jpg"), ("d__1", "/d/1.jpg")], "folder", ["d/old/1.jpg", "d/1.jpg"]),
+        ([("1", "/d/old/1.jpg"), ("new__1", "s3://b/new/1.jpg")], "folder", ["d/old/1.jpg", "s3/b/new/1.jpg"]),
+        ([("1", "s3://b/1.jpg"), ("c__1", "s3://c/1.jpg")], "folder", ["s3/b/1.jpg", "s3/c/1.jpg"]),
+        (
+            [("a__1", "/d/a/1.jpg"), ("b__1", "/d/b/1.jpg"), ("2", "/d/b/2.jpg")],
+            "source",
+            ["a/1.jpg", "b/1.jpg", "2.jpg"],
+        ),
+        ([("1.jpg", "/d/1.jpg"), ("1.png", "/d/1.png")], "id", ["1.jpg.jpg", "1.png.png"]),
+        ([("1", "/d/1.jpg"), ("more__1", "/d/more/1.jpg")], "source", ["1.jpg", "more/1.jpg"]),
+    ],
+)
+def test_no_name_means_two_images(tmp_path, rows, rule, found):
+    names, files, _ = names_of(tmp_path, rows)
+    assert (names.rule, files) == (rule, found)
 
 
 def test_numbers_that_are_not_all_different_are_places_in_the_manifest(tmp_path):

@@ -162,7 +162,7 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
 
 
 def test_one_picture_is_a_new_image_too_and_a_folder_that_is_missing_is_named(drawn_images, tmp_path):
-    [found] = find_images(Location(drawn_images[0].uri))
+    ([found], _) = find_images(Location(drawn_images[0].uri))
     assert (found.image_id, found.uri) == ("scene_0000", drawn_images[0].uri)
     with pytest.raises(ValueError, match=r"nowhere: no images there. Give an image, a folder"):
         find_images(Location(str(tmp_path / "nowhere")))

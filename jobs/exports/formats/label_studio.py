@@ -1,7 +1,9 @@
 """Label Studio's tasks: `tasks.json` with brush masks (one per class) or polygons (one per component).
 
-A task has the path of its image relative to the folder that Label Studio serves. `label_config.xml` is the labelling
-interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as in Label Studio.
+A task has the path of its image, images/<name>, in the folder that Label Studio serves (its document root). This is the
+export's folder, because Label Studio only serves images in subfolders of its document root. `label_config.xml` is the
+labelling interface. A brush mask is run-length coded in bits (rle-pack) over four channels of each pixel, as in Label
+Studio.
 https://labelstud.io/guide/tasks
 """
 
@@ -23,7 +25,7 @@ _LONGEST_RUN = 1 << 16
 def export_image(image: LabelledImage) -> Exported:
     """The image's task."""
     results = _polygons(image) if image.shapes == "polygons" else _brushes(image)
-    place = f"/data/local-files/?d={quote(image.file_name)}"
+    place = f"/data/local-files/?d={quote(f'images/{image.file_name}')}"
     return Exported(record={"id": image.number, "data": {"image": place}, "annotations": [{"result": results}]})
 
 

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 
 from cluster.words import plural
+from jobs.exports.image_names import stem
 from jobs.exports.labelled_image import Exported, LabelledImage, WholeExport
 from jobs.exports.regions import Region, polygon
 
@@ -20,9 +21,8 @@ PURPOSES = {"train": "training", "val": "validation", "test": "neither of them"}
 def export_image(image: LabelledImage) -> Exported:
     """The image's text file; it is empty if there are no objects."""
     lines = [" ".join([str(region.class_number), *_numbers(image, region)]) for region in image.regions()]
-    name = image.file_name.rpartition(".")[0] or image.file_name
     record = {"file_name": image.file_name, "role": image.role}
-    return Exported({f"labels/{name}.txt": "".join(f"{line}\n" for line in lines).encode()}, record)
+    return Exported({f"labels/{stem(image.file_name)}.txt": "".join(f"{line}\n" for line in lines).encode()}, record)
 
 
 def _numbers(image: LabelledImage, region: Region) -> list[str]:
@@ -38,7 +38,7 @@ def finish(export: WholeExport) -> str:
     """Writes the lists and data.yaml, which names the lists and the classes.
 
     Returns:
-        What to do before a training.
+        What data.yaml lists, and what is missing for a training.
     """
     counts = Counter[str]()
     for role in PURPOSES:
@@ -54,17 +54,14 @@ def finish(export: WholeExport) -> str:
     lists = "".join(f"{role}: {role}.txt\n" for role in PURPOSES if counts[role])
     missing = [role for role in ("train", "val") if not counts[role]]
     remark = "".join(f"# {role}: no image of this export is for {PURPOSES[role]}\n" for role in missing)
-    text = f"# Copy or link the images' folder to images/, beside labels/\n{lists}{remark}names:\n{names}"
+    text = f"# The images belong in images/, beside labels/\n{lists}{remark}names:\n{names}"
     (export.out / "data.yaml").write_bytes(text.encode())
-    return _in_words(export, counts, missing)
+    return _in_words(counts, missing)
 
 
-def _in_words(export: WholeExport, counts: Counter[str], missing: list[str]) -> str:
+def _in_words(counts: Counter[str], missing: list[str]) -> str:
     have = ", ".join(f"{plural(counts[role], 'image')} for {PURPOSES[role]}" for role in PURPOSES if counts[role])
-    sentence = (
-        f"data.yaml lists {have or 'no images'}. Before a training, copy or link the folder with the pictures to "
-        f"{export.out / 'images'}."
-    )
+    sentence = f"data.yaml lists {have or 'no images'}."
     for role in missing:
         sentence += (
             f" WARNING: there is no {PURPOSES[role]} set, which Ultralytics needs: export all splits, or name other "
