@@ -9,6 +9,9 @@ opened. A mask in which only small objects are missing (below 1 % of the image's
 Maps and seeds do not become outdated, and the segmentation network can be trained again with the new masks. With
 --table the run does not change. Instead a table for a new run is written, in which the corrected images are the split
 `corrected`.
+
+A run that has only masks of new images (predict_masks.py --images) cannot be trained. For it, a table of its corrected
+images is written, <run>/corrected/images.csv or --table, and the printed commands add them to the run with the network.
 """
 
 from jobs.cli.command_line import job_parser, run_main
@@ -42,10 +45,11 @@ def main(arguments: list[str]) -> None:
     run.manifest()  # refused before anything slow is imported
 
     from cluster.words import plural
-    from jobs.exports.after_import import next_commands
+    from jobs.exports.after_import import next_commands, training_on_new_images
     from jobs.exports.bring_back import SPLIT, put_into_run, read_corrections, write_masks, write_table
     from jobs.exports.other_classes import other_classes
     from jobs.exports.unchanged import without_unchanged
+    from jobs.run.origin import origin_of
     from storage.location import Location
 
     place = Location.parse(given.masks)
@@ -65,6 +69,9 @@ def main(arguments: list[str]) -> None:
     places = write_masks(run, corrections)
     if given.table:
         table = parse_output(given.table, "--table")
+        if origin_of(run):
+            print(training_on_new_images(run, places, table))
+            return
         flags = write_table(run, places, table)
         print(
             f"  next:    'python jobs/prepare_dataset.py --run NEW_RUN {flags} --set segmenter.strong_splits={SPLIT}'"

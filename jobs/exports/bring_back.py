@@ -1,8 +1,9 @@
-"""Puts corrected masks into a run, or writes a table for a new run in which they are a separate split."""
+"""Puts corrected masks into a run, or writes a table in which they are a separate split."""
 
 import csv
 import hashlib
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,9 @@ from jobs.exports.corrections.reading import read_corrected_masks
 from jobs.exports.exporter import classes_of, image_size_of
 from jobs.exports.image_names import ImageNames, source_path, stem
 from jobs.run.directory import Run
+from jobs.run.origin import origin_of
 from storage.drawings import encode_mask
+from storage.images import decode_mask
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.names import safe_name
@@ -109,7 +112,7 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
     splits = sorted({rows[row].split for row in places})
     strong = [split for split in splits if run.config.data.role_of(split) == "train"]
     others = sum(1 for number, row in enumerate(rows) if row.split in strong and row.mask_uri and number not in places)
-    if others:
+    if others and not origin_of(run):  # a run of new images is never trained
         print(
             f"import: {plural(others, 'other image')} of {', '.join(strong)} with masks: these masks are also used if "
             "this split is strong. For a split with only the corrected images, give --table."
@@ -124,23 +127,55 @@ def write_table(run: Run, places: dict[int, Location], table: Location) -> str:
         The flags of prepare_dataset for this table.
     """
     manifest = run.manifest()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "image", "labels", "split", "mask", "saliency"])
-    for number, row in enumerate(manifest.iter_rows()):
-        if not row.problem:
-            writer.writerow(_cells(row, manifest.class_names, places.get(number)))
-    table.write_bytes(text.getvalue().encode())
+    rows = [
+        _cells(row, manifest, places.get(number)) for number, row in enumerate(manifest.iter_rows()) if not row.problem
+    ]
+    _write_csv(table, ["id", "image", "labels", "split", "mask", "saliency"], rows)
     pairs = [f"{value}={name}" for value, name in zip(manifest.class_values, manifest.class_names, strict=True)]
     is_counted = list(manifest.class_values) == list(range(1, manifest.num_classes + 1))
     values = "" if is_counted else f" --mask-values '{','.join(pairs)}'"
     return f"--csv {table} --classes '{','.join(manifest.class_names)}'{values}"
 
 
-def _cells(row: ManifestRow, class_names: Sequence[str], mask: Location | None) -> list[str]:
-    labels = ";".join(class_names[label] for label in row.labels)
+def write_addition(run: Run, places: dict[int, Location], table: Location, split: str) -> str:
+    """Writes the corrected images of a run of new images as a table, to add them to the run with the network.
+
+    Their labels are the classes in their masks. The table has no ids, because an image of the other run may have the
+    same one.
+
+    Args:
+        split: the split of the images in the other run.
+
+    Returns:
+        The flags of prepare_dataset for this table.
+    """
+    manifest, rows = run.manifest(), []
+    for number, mask in sorted(places.items()):
+        _, uri, labels, *_ = _cells(manifest.rows(number, number + 1)[0], manifest, mask)
+        rows.append([uri, labels, split, mask.uri])
+    _write_csv(table, ["image", "labels", "split", "mask"], rows)
+    has_negatives = not all(labels for _, labels, *_ in rows)
+    return f"--csv {shlex.quote(table.uri)} --add{' --unlabelled-are-negative' if has_negatives else ''}"
+
+
+def _write_csv(table: Location, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    table.write_bytes(text.getvalue().encode())
+
+
+def _cells(row: ManifestRow, manifest: Manifest, mask: Location | None) -> list[str]:
+    """A row of a table for a new run. An image without labels has those of its corrected mask."""
+    numbers = row.labels or (classes_in(mask.read_bytes(), manifest) if mask else ())
+    labels = ";".join(manifest.class_names[label] for label in sorted(numbers))
     split, mask_uri = (SPLIT, mask.uri) if mask else (row.split, row.mask_uri or "")
     return [row.image_id, row.uri, labels, split, mask_uri, row.saliency_uri or ""]
+
+
+def classes_in(data: bytes, manifest: Manifest) -> set[int]:
+    """The numbers of the classes, 0..C-1, in a mask's file."""
+    labels = np.unique(decode_mask(data, manifest.class_values))
+    return {int(label) - 1 for label in labels if 0 < label <= manifest.num_classes}
 
 
 def _rows_by_name(manifest: Manifest) -> dict[str, int]:

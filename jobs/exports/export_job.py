@@ -13,6 +13,7 @@ from jobs.exports.format_table import FORMATS
 from jobs.exports.image_names import ImageNames
 from jobs.run.directory import Run, parse_output
 from jobs.run.fingerprints import UPSTREAM, step_id
+from jobs.run.origin import origin_of
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.run.trial import is_trial
@@ -112,6 +113,8 @@ def finest_labels(run: Run) -> str:
             units_of_step(BY_NAME[name], manifest, run.config, fingerprint)
         ):
             return name
+    if origin_of(run):
+        raise NotYet(f"export: the masks of {run.uri} are not finished. Run '{run.step_command('predictions')}' first.")
     raise NotYet(
         f"export: {run.uri} has no finished masks yet, neither predictions nor pseudo-labels nor seeds. Run "
         f"'{run.command('run_pipeline')}' first, which makes all of them."

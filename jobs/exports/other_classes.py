@@ -1,11 +1,8 @@
 """Finds imported masks with a class that their image's label does not have, such as a mask of another image."""
 
-import numpy as np
-
 from cluster.words import plural
-from jobs.exports.bring_back import Corrections
+from jobs.exports.bring_back import Corrections, classes_in
 from jobs.run.directory import Run
-from storage.images import decode_mask
 
 
 def other_classes(run: Run, corrections: Corrections) -> str:
@@ -17,9 +14,7 @@ def other_classes(run: Run, corrections: Corrections) -> str:
     found = []
     for row, mask in corrections.masks.items():
         entry = manifest.rows(row, row + 1)[0]
-        labels = np.unique(decode_mask(mask.data, manifest.class_values))
-        classes = {int(label) - 1 for label in labels if 0 < label <= manifest.num_classes}
-        if entry.labels and (others := classes - set(entry.labels)):
+        if entry.labels and (others := classes_in(mask.data, manifest) - set(entry.labels)):
             found.append((entry, others))
     if not found:
         return ""

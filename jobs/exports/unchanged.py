@@ -1,13 +1,14 @@
-"""Finds imported masks that nobody corrected: they equal the run's own masks.
+"""Finds imported masks that nobody corrected: they equal the run's own masks, or masks that were imported before.
 
 Labelling tools export all images of a task, also those that nobody opened. Such a mask is the run's own result. If it
 counted as drawn by hand, the run would be measured against itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +29,19 @@ from storage.masks import SPECK_PIXELS
 SMALL_SHARE = 0.01  # of an image's pixels; an export may leave out smaller objects (--min-object-pixels)
 
 
+@dataclass(frozen=True)
+class OwnMask:
+    """A mask of the run to which an imported mask is equal.
+
+    Attributes:
+        is_imported: it was imported before; else it is a result of the run.
+        has_more: it has small objects that the imported mask does not have.
+    """
+
+    is_imported: bool
+    has_more: bool
+
+
 def without_unchanged(run: Run, corrections: Corrections, place: Location, *, keep: bool = False) -> Corrections:
     """The corrections without the masks that equal the run's own; prints how many these are.
 
@@ -39,26 +53,44 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location, *, ke
     """
     rows = [row for row, mask in corrections.masks.items() if mask.num_objects > 0]  # the user calls the others empty
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
-        found = pool.map(lambda row: _is_own(run, row, corrections.masks[row].data), rows)
-        unchanged = {row for row, is_own in zip(rows, found, strict=True) if is_own}
+        found = pool.map(lambda row: _own_mask(run, row, corrections.masks[row].data), rows)
+        unchanged = {row: own for row, own in zip(rows, found, strict=True) if own}
     if not unchanged:
         return corrections
     if keep:
         return _with_unchanged(run, corrections, unchanged)
-    number, all_masks = len(unchanged), plural(len(corrections.masks), "mask")
+    number, all_masks, why = len(unchanged), plural(len(corrections.masks), "mask"), _in_words(unchanged)
     if number == len(corrections.masks):
-        raise ValueError(
-            f"{place}: {all_masks}, and each equals the run's own mask of its image, so nothing was corrected. If you "
-            "looked at every one and found it right, give --keep-unchanged."
-        )
+        raise ValueError(f"{place}: {all_masks}, and none is a new correction: {why}")
     print(
-        f"import: {number:,} of {all_masks} left out, because nobody corrected {'it' if number == 1 else 'them'}: "
-        "equal to the run's own mask of the image. If you looked at every mask, give --keep-unchanged."
+        f"import: {number:,} of {all_masks} left out, because nobody corrected {'it' if number == 1 else 'them'}: {why}"
     )
     return replace(corrections, masks={row: mask for row, mask in corrections.masks.items() if row not in unchanged})
 
 
-def _with_unchanged(run: Run, corrections: Corrections, unchanged: set[int]) -> Corrections:
+def _in_words(unchanged: Mapping[int, OwnMask]) -> str:
+    """How many masks equal which masks of the run, and the flag that keeps them."""
+    counts = Counter(unchanged.values())
+    before, without_specks = counts[OwnMask(True, False)], counts[OwnMask(True, True)]
+    equal, differ = counts[OwnMask(False, False)], counts[OwnMask(False, True)]
+    parts = [
+        f"{before:,} {'was' if before == 1 else 'were'} imported before" if before else "",
+        f"{without_specks:,} {'was' if without_specks == 1 else 'were'} imported before with small objects that are "
+        "missing now, and the masks from before stay"
+        if without_specks
+        else "",
+        f"{equal:,} {'equals' if equal == 1 else 'equal'} the run's own mask of the image" if equal else "",
+        f"{differ:,} {'differs' if differ == 1 else 'differ'} from the run's own mask only slightly, because small "
+        "objects are missing that an export can leave out"
+        if differ
+        else "",
+    ]
+    them = "it" if equal + differ == 1 else "them"
+    remedy = f" If you looked at every mask, give --keep-unchanged, which keeps {them}." if equal or differ else ""
+    return f"{', '.join(filter(None, parts))}.{remedy}"
+
+
+def _with_unchanged(run: Run, corrections: Corrections, unchanged: Iterable[int]) -> Corrections:
     """The corrections without unchanged masks of images that were corrected before; prints how many masks these are.
 
     Raises:
@@ -80,7 +112,7 @@ def _with_unchanged(run: Run, corrections: Corrections, unchanged: set[int]) -> 
         )
     if not masks:
         raise ValueError("import: no mask is left, so nothing was imported.")
-    kept = [row for row in unchanged if row in masks and not is_corrected(run, uris[row])]  # others are in the run
+    kept = [row for row in uris if row in masks and not is_corrected(run, uris[row])]  # others are in the run
     if kept:
         replaced = sum(bool(uris[row]) for row in kept)
         instead = f" {replaced:,} of them replace a mask that the image has." if replaced else ""
@@ -99,39 +131,44 @@ def _is_same(uri: str, data: bytes, class_values: Sequence[int]) -> bool:
         return False
 
 
-def _is_own(run: Run, row: int, data: bytes) -> bool:
-    """Whether a mask equals one of the masks that the run has for the image of a row."""
+def _own_mask(run: Run, row: int, data: bytes) -> OwnMask | None:
+    """The mask of the run that a mask equals; if there are several, the one with the fewest differences."""
     manifest = run.manifest()
     try:
         mask = decode_mask(data, manifest.class_values)
     except BadImage:
-        return False
-    return any(
-        is_unchanged(mask, own, manifest.num_classes, least)
-        for own, least in _own_masks(run, manifest, row, mask.shape)
-    )
+        return None
+    nearest = None
+    for own, least, is_imported in _own_masks(run, manifest, row, mask.shape):
+        if is_unchanged(mask, own, manifest.num_classes, least):
+            if np.array_equal(_known(mask, manifest.num_classes), _known(own, manifest.num_classes)):
+                return OwnMask(is_imported, has_more=False)
+            nearest = nearest or OwnMask(is_imported, has_more=True)
+    return nearest
 
 
-def _own_masks(run: Run, manifest: Manifest, row: int, size: tuple[int, ...]) -> Iterator[tuple[np.ndarray, float]]:
+def _own_masks(
+    run: Run, manifest: Manifest, row: int, size: tuple[int, ...]
+) -> Iterator[tuple[np.ndarray, float, bool]]:
     """The masks that the run can export for an image: corrected, predicted, pseudo-labels and seeds, as they exist.
 
-    With each comes the number of pixels below which an object may be missing. In a corrected mask only specks may be:
-    whoever deletes a larger object has corrected it once more.
+    With each comes the number of pixels below which an object may be missing, and whether it was imported. In a
+    corrected mask only specks may be missing: whoever deletes a larger object has corrected it once more.
     """
     small = SMALL_SHARE * size[0] * size[1]
     entry = manifest.rows(row, row + 1)[0]
     image_id = entry.image_id
     if entry.mask_uri and is_corrected(run, entry.mask_uri):
         with suppress(BadImage):  # a mask that cannot be read is replaced
-            yield read_mask(entry.mask_uri, manifest.class_values), float(SPECK_PIXELS)
+            yield read_mask(entry.mask_uri, manifest.class_values), float(SPECK_PIXELS), True
     for step in LABELS:
         if run.step(step).fingerprint() is None:
             continue
         if step == "seeds":
             store = run.seeds()
-            yield stored_geometry(store).resize_labels(store.read(row), (size[0], size[1])), small
+            yield stored_geometry(store).resize_labels(store.read(row), (size[0], size[1])), small, False
         elif (folder := run.labels(step)).place(image_id).exists():
-            yield folder.read(image_id), small
+            yield folder.read(image_id), small, False
 
 
 def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> bool:
@@ -142,10 +179,9 @@ def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int, small: flo
     Args:
         small: objects of so many pixels or more must not be missing.
     """
-    ignore = ignore_value(num_classes)
-    if mask.shape != own.shape or not ((own > 0) & (own != ignore)).any():
+    mask, own = _known(mask, num_classes), _known(own, num_classes)
+    if mask.shape != own.shape or not own.any():
         return False
-    mask, own = np.where(mask == ignore, 0, mask), np.where(own == ignore, 0, own)
     differs = mask != own
     if mask[differs].any():
         return False
@@ -153,4 +189,9 @@ def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int, small: flo
     largest = max(areas, default=0)  # of the objects that are background now
     if largest >= small:
         return False
-    return bool(np.array_equal(without_small(own, num_classes, largest + 1)[0], mask))
+    return np.array_equal(without_small(own, num_classes, largest + 1)[0], mask)
+
+
+def _known(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """The labels with background in place of unknown pixels."""
+    return np.where(labels == ignore_value(num_classes), 0, labels)

@@ -5,6 +5,7 @@ which says where the network came from. So the same commands resume, export and 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cluster.words import plural
 from jobs.run.directory import Run
@@ -65,6 +66,8 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
     if dry_run:
         return output
     if restart or not place.exists():
+        if place.exists():
+            rows = _with_masks(rows, output.manifest(), run.manifest())
         write_manifest(place, rows, run.manifest().class_names, run.manifest().class_values, home=out)
         Manifest.forget()
     if restart or recorded is None:
@@ -99,6 +102,21 @@ def find_images(place: Location) -> tuple[list[SourceImage], list[str]]:
 
 def _row(image: SourceImage) -> ManifestRow:
     return ManifestRow(image.image_id, image.uri, split=SPLIT, problem=image.problem)
+
+
+def _with_masks(rows: list[ManifestRow], earlier: Manifest, manifest: Manifest) -> list[ManifestRow]:
+    """The rows with the masks that were imported for their images, unless the classes have changed; says how many."""
+    if (earlier.class_names, earlier.class_values) != (manifest.class_names, manifest.class_values):
+        return rows
+    both = zip(earlier.iter_rows(), earlier.iter_written_rows(), strict=True)
+    masks = {row.uri: written.mask_uri for row, written in both}
+    rows = [replace(row, mask_uri=masks.get(row.uri)) for row in rows]
+    if number := sum(bool(row.mask_uri) for row in rows):
+        print(
+            f"predict: {plural(number, 'imported mask')} stay{'s' if number == 1 else ''} in the run. They do not "
+            "measure a network that was trained on them."
+        )
+    return rows
 
 
 def _require_same_images(manifest: Manifest, rows: list[ManifestRow], images: Location) -> None:

@@ -10,6 +10,7 @@ from jobs.maps.stored_geometry import stored_geometry
 from jobs.reporting.gallery import mapped_images, read_truth, spread
 from jobs.reporting.pictures import SheetRow, contact_sheet, heat_tile, image_tile, label_colours, label_tile
 from jobs.run.directory import Run
+from jobs.run.origin import only_masks
 from storage.images import read_image
 from storage.label_values import ignore_value
 from storage.location import Location
@@ -29,7 +30,7 @@ def draw_contact_sheet(run: Run, num_images: int) -> Location:
     manifest = run.manifest()
     mapped = rows_with_maps(run, manifest)
     if len(mapped) == 0:
-        raise ValueError(f"contact_sheet: no maps yet. Run '{run.step_command('maps')}' first.")
+        raise ValueError(only_masks(run) or f"contact_sheet: no maps yet. Run '{run.step_command('maps')}' first.")
     artist = Artist(run, manifest, run.maps(), DeterministicMapper(run))
     rows = [row for index in spread(mapped, num_images) for row in artist.rows(index)]
     buffer = io.BytesIO()

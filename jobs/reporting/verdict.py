@@ -12,6 +12,7 @@ from jobs.evaluation.metrics import FEW_MASKS
 from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
+from jobs.run.origin import origin_of
 from jobs.run.trial import is_trial, one_label_remedy
 from jobs.steps.evaluation_state import MASKS_CHANGED
 from storage.masks import SPECK_PIXELS
@@ -26,6 +27,7 @@ TOO_GOOD = 0.98
 """An mIoU that no network reaches on masks which were drawn by hand: two people who draw the same mask reach less."""
 
 GUIDE = "docs/report.md"
+CORRECTING, CORRECTING_NEW = "docs/tutorial-cvat.md", "docs/howto-new-images.md"  # the second in a run of new images
 
 
 @dataclass(frozen=True)
@@ -91,24 +93,26 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
             export = run.command("export_labels", "--format", "cvat", "--labels", "pseudo_labels")
         return Verdict("bad", sentence, advice, export)
     if figures.measured and figures.measured[2] >= FEW_MASKS:
-        return _judge_measured(*figures.measured)
+        return _judge_measured(run, *figures.measured)
     return _judge_classifier(figures) or _judge_unmeasured(run, figures)
 
 
-def _judge_measured(labels: str, mean_iou: float, num_images: int) -> Verdict:
+def _judge_measured(run: Run, labels: str, mean_iou: float, num_images: int) -> Verdict:
     figure = f"the {labels} have mIoU {mean_iou:.2f} on {plural(num_images, 'image')} with masks"
+    is_new, guide = bool(origin_of(run)), _correcting(run)
     if mean_iou < HALF:
         return Verdict(
             "bad",
             f"Correct these masks before you use them: {figure}, so a typical mask shares less than half of its pixels "
             "with its object.",
-            "Correct the images of the list “Look at these first”, and train on them (docs/tutorial-cvat.md).",
+            f"Correct {'more of them' if is_new else 'the images of the list “Look at these first”'}, and train on "
+            f"them ({guide}).",
         )
     if mean_iou > TOO_GOOD:
         return Verdict(
             "careful",
             f"Nobody knows yet how good these masks are: {figure}, so these masks are probably the run's own.",
-            f"Draw or correct the masks of about {FEW_MASKS} images by hand and measure again (docs/tutorial-cvat.md).",
+            f"Draw or correct the masks of about {FEW_MASKS} images by hand and measure again ({guide}).",
         )
     return Verdict(
         "good",
@@ -137,7 +141,7 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 
 
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
-    correct = f"correct the masks of about {FEW_MASKS} images and measure (docs/tutorial-cvat.md)."
+    correct = f"correct the masks of about {FEW_MASKS} images and measure ({_correcting(run)})."
     export = run.command("export_labels", "--format", "cvat", "--min-object-pixels", f"{SPECK_PIXELS}")
     if figures.to_measure_again:
         return Verdict(
@@ -170,6 +174,11 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
         f"Look at the pictures, then {correct}",
         export,
     )
+
+
+def _correcting(run: Run) -> str:
+    """The page about correcting the masks of a run."""
+    return CORRECTING_NEW if origin_of(run) else CORRECTING
 
 
 def chance_of(counts: DataCounts, splits: Sequence[str], num_validated: int | None) -> float | None:

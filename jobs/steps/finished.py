@@ -6,9 +6,11 @@ from typing import Any
 
 from jobs.run.directory import Run
 from jobs.run.fingerprints import UPSTREAM, outdated_in_words, step_id, step_settings, upstream_ids
+from jobs.run.origin import only_masks
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.steps.tally import Tally
+from storage.errors import NotYet
 from storage.image_identity import images_ids
 from storage.steps import Receipt, Skipped, differences, require_complete
 from storage.units import Unit
@@ -51,6 +53,8 @@ def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = 
     step.require_images(*images_ids(manifest))
     command = run.step_command(name)
     fingerprint = step.fingerprint() or {}
+    if not fingerprint and name != "predictions" and (sentence := only_masks(run)):
+        raise NotYet(f"{asked_by}: {sentence}")
     if fingerprint and not as_recorded:
         settings = {"unit_size": run.config.unit_size, **step_settings(row, run.config)}
         made_from = upstream_ids(fingerprint)

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,13 +16,14 @@ from PIL import Image
 from cluster.connect import connect
 from jobs import export_labels, import_masks, train_segmentation
 from jobs.cli.pipeline import require_startable
+from jobs.exports.after_import import next_commands
 from jobs.exports.unchanged import is_unchanged
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps
 from jobs.training.segmenter_job import make_job
 from storage.images import read_mask
 from storage.label_folder import encode_label_png
-from storage.manifest import Manifest
+from storage.manifest import Manifest, write_manifest
 
 STRONG = ["segmenter.strong_splits=train"]
 
@@ -99,6 +101,7 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     assert f"then 'python jobs/run_pipeline.py --run {painted_run.uri} --redo-outdated'" in printed
     assert f"measure: 'python jobs/evaluate.py --run {painted_run.uri} --split=train' now, before" in printed
     assert "aggregate_seeds" not in printed  # the run has seeds
+    assert printed.index("  measure: ") < printed.index("  next: ")  # with the network of before
     shutil.rmtree(Path(painted_run.uri, "seeds"))
     bring_back(painted_run, tmp_path / "out")
     assert "  next:    'python jobs/aggregate_seeds.py" in capsys.readouterr().out
@@ -119,6 +122,7 @@ def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run
     bring_back(painted_run, folder)
     printed = capsys.readouterr().out
     assert "segmenter.strong_splits=train --restart" in printed and "--split=val'. These masks" in printed
+    assert printed.index("  measure: ") < printed.index("  next: ")
 
 
 def test_the_printed_commands_train_and_predict_again(painted_run, tmp_path, capsys):
@@ -135,7 +139,9 @@ def test_the_printed_commands_train_and_predict_again(painted_run, tmp_path, cap
 
 def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys):
     folder = export(painted_run, tmp_path / "out", "--format", "png", "--min-object-pixels", "150")
-    with pytest.raises(ValueError, match=r"2 masks, and each equals the run's own mask .* give --keep-unchanged"):
+    with pytest.raises(
+        ValueError, match=r"2 masks, and none is a new correction: 2 differ .* --keep-unchanged, which keeps"
+    ):
         bring_back(painted_run, folder, unchanged=False)
     image = folder / "scene_0013.png"
     pixels = np.array(Image.open(image))
@@ -143,12 +149,49 @@ def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys)
     image.write_bytes(encode_label_png(pixels))
     before = dict(masks_of(painted_run))
     bring_back(painted_run, folder, unchanged=False)
-    assert "import: 1 of 2 masks left out, because nobody corrected it: equal to" in capsys.readouterr().out
+    assert (
+        "import: 1 of 2 masks left out, because nobody corrected it: 1 differs from the run's own mask only"
+        in capsys.readouterr().out
+    )
     after = masks_of(painted_run)
     np.testing.assert_array_equal(after["scene_0013"], pixels)
     np.testing.assert_array_equal(after["scene_0012"], before["scene_0012"])
     bring_back(painted_run, folder)
     assert (masks_of(painted_run)["scene_0012"] == np.array(Image.open(folder / "scene_0012.png"))).all()
+
+
+def test_splits_that_were_strong_before_stay_strong(painted_run):
+    run = open_run(painted_run.uri, None, ["segmenter.strong_splits=gold"])
+    assert "segmenter.strong_splits=gold,train --restart" in next_commands(run, ["train"])[-1]
+
+
+def test_masks_that_were_imported_before_are_called_so(painted_run, tmp_path, capsys):
+    folder = export(painted_run, tmp_path / "out", "--format", "png")
+    pixels = np.array(Image.open(folder / "scene_0013.png"))
+    pixels[:5, :5] = 2  # the correction
+    (folder / "scene_0013.png").write_bytes(encode_label_png(pixels))
+    bring_back(painted_run, folder, unchanged=False)
+    assert "left out, because nobody corrected it: 1 equals the run's own mask of the image." in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r"correction: 1 was imported before, 1 equals .* --keep-unchanged, which keeps it"
+    ):
+        bring_back(painted_run, folder, unchanged=False)
+    (folder / "scene_0012.png").unlink()
+    with pytest.raises(ValueError, match=r"1 mask, and none is a new correction: 1 was imported before\.$"):
+        bring_back(painted_run, folder, unchanged=False)
+
+
+def test_a_table_has_labels_for_corrected_images_without_any(painted_run, tmp_path):
+    hand_mask(painted_run, tmp_path / "hand", "scene_0013", 4)
+    manifest = painted_run.manifest()
+    rows = [replace(row, labels=()) for row in manifest.iter_written_rows()]
+    write_manifest(manifest.location, rows, manifest.class_names, manifest.class_values)
+    image = tmp_path / "hand" / "scene_0013.png"
+    image.write_bytes(encode_label_png(np.full((120, 160), 2, np.uint8)))
+    bring_back(painted_run, tmp_path / "hand", "--table", str(tmp_path / "table.csv"))
+    with (tmp_path / "table.csv").open() as file:
+        labels = {row["id"]: row["labels"] for row in csv.DictReader(file)}
+    assert labels["scene_0013"] == "ring" and labels["scene_0012"] == ""
 
 
 def hand_mask(run: Run, folder: Path, name: str, label: int) -> np.ndarray:
@@ -456,7 +499,9 @@ def test_an_export_with_corrected_masks_comes_back_and_they_stay(painted_run, tm
         bring_back(painted_run, folder / "annotations.xml")
         assert "import: 1 mask left out, because the image was corrected before" in capsys.readouterr().out
     else:
-        with pytest.raises(ValueError, match="2 masks, and each equals the run's own mask"):
+        with pytest.raises(
+            ValueError, match=r"correction: 1 was imported before with small objects that are missing now, .* stay, 1"
+        ):
             bring_back(painted_run, folder / "annotations.xml", unchanged=False)
     np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], before)
 

@@ -1,6 +1,9 @@
 """Predictions of a tiny trained run: what is stored, resume, refusals, and the figures beside those of the seeds."""
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,19 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from jobs import aggregate_seeds, predict_masks, run_pipeline, status, train_ficklenet
+from jobs import (
+    aggregate_seeds,
+    contact_sheet,
+    evaluate,
+    export_labels,
+    import_masks,
+    predict_masks,
+    prepare_dataset,
+    run_pipeline,
+    status,
+    train_ficklenet,
+    train_segmentation,
+)
 from jobs.cli.launch import launch_step
 from jobs.evaluation.measuring import evaluate_labels
 from jobs.notebook.trained_run import open_trained
@@ -17,6 +32,8 @@ from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.steps.networks import load_segmenter
 from storage.errors import NotYet
+from storage.images import read_mask
+from storage.label_folder import encode_label_png
 from storage.location import Location
 from storage.units import Unit
 
@@ -264,6 +281,97 @@ def test_a_run_of_new_images_says_that_it_has_only_masks(predicted_run, new_imag
                 ValueError, match=f"^{script.__name__.removeprefix('jobs.')}: {place} has {only_masks}$"
             ):
                 script.main(["--run", place, *flags])
+
+
+def printed_commands(line: str) -> list[list[str]]:
+    return [shlex.split(command) for command in re.findall(r"'python jobs/(.+?)'(?:, then|\.?$| now)", line)]
+
+
+def test_corrected_masks_of_new_images_are_added_to_the_run_that_made_them(
+    decided_run, new_images, drawn_images, tmp_path, capsys
+):
+    out, hand = tmp_path / "out", tmp_path / "hand"
+    predict_new(decided_run, new_images, out)
+    hand.mkdir()
+    (hand / "day0__photo.png").write_bytes(Path(drawn_images[-2].mask_uri).read_bytes())
+    (hand / "day1__photo.png").write_bytes(encode_label_png(np.zeros((120, 160), np.uint8)))
+    importing = ["--run", str(out), "--masks", str(hand), "--empty-is-background"]
+    capsys.readouterr()
+    import_masks.main([*importing, "--table", str(tmp_path / "table.csv")])
+    add = ["prepare_dataset.py", "--run", decided_run.uri, "--csv", str(tmp_path / "table.csv")]
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed_commands(printed)[0] == [*add, "--add", "--unlabelled-are-negative"]
+    import_masks.main(importing)
+    measure, following = capsys.readouterr().out.splitlines()[-2:]
+    assert printed_commands(measure) == [["evaluate.py", "--run", str(out), "--split=new"]]
+    evaluate.main(printed_commands(measure)[0][1:])
+    add, compute, train, _ = printed_commands(following)
+    assert (add[0], compute[0], train[0]) == ("prepare_dataset.py", "run_pipeline.py", "train_segmentation.py")
+    prepare_dataset.main(add[1:])
+    manifest = open_run(decided_run.uri).manifest()
+    first, second = manifest.rows(14, 16)
+    expected = manifest.index_of(VAL[0])
+    assert first.labels == manifest.rows(expected, expected + 1)[0].labels and second.negative
+    assert {first.split, second.split} == {"train"}  # data.train_splits does not have the split "corrected"
+    assert first.mask_uri and second.mask_uri
+    np.testing.assert_array_equal(
+        read_mask(first.mask_uri, manifest.class_values), np.array(Image.open(hand / "day0__photo.png"))
+    )
+    with connect("in-process") as connection:
+        for step in ("maps", "seeds"):  # as the pipeline does
+            launch_step(open_run(decided_run.uri), connection, step)
+    train_segmentation.main(train[1:])
+
+
+def test_if_the_run_that_made_the_masks_is_gone_its_commands_are_not_printed(
+    decided_run, new_images, drawn_images, tmp_path, capsys
+):
+    out, hand = tmp_path / "out", tmp_path / "hand"
+    predict_new(decided_run, new_images, out)
+    hand.mkdir()
+    (hand / "day0__photo.png").write_bytes(Path(drawn_images[-2].mask_uri).read_bytes())
+    shutil.move(decided_run.uri, tmp_path / "elsewhere")
+    capsys.readouterr()
+    import_masks.main(["--run", str(out), "--masks", str(hand)])
+    measure, following = capsys.readouterr().out.splitlines()[-2:]
+    assert "evaluate.py" in measure and f"{decided_run.uri}, is not there any more" in following
+    assert [command[2] for command in printed_commands(following)] == ["OTHER_RUN"]
+
+
+def test_imported_masks_of_new_images_stay_when_they_are_predicted_again(
+    predicted_run, new_images, drawn_images, tmp_path, capsys
+):
+    out, hand = tmp_path / "out", tmp_path / "hand"
+    predict_new(predicted_run, new_images, out)
+    hand.mkdir()
+    (hand / "day1__photo.png").write_bytes(Path(drawn_images[-1].mask_uri).read_bytes())
+    import_masks.main(["--run", str(out), "--masks", str(hand)])
+    shutil.rmtree(new_images / "day0")
+    predict_new(predicted_run, new_images, out, "--restart", "predictions")
+    assert (
+        "predict: 1 imported mask stays in the run. They do not measure a network that was" in capsys.readouterr().out
+    )
+    manifest = open_run(str(out)).manifest()
+    (row,) = manifest.iter_rows()
+    assert row.mask_uri and row.mask_uri.startswith(f"{out}/corrected/")
+    np.testing.assert_array_equal(
+        read_mask(row.mask_uri, manifest.class_values), np.array(Image.open(hand / "day1__photo.png"))
+    )
+
+
+def test_no_command_of_another_step_is_printed_for_a_run_of_new_images(predicted_run, new_images, tmp_path):
+    out = tmp_path / "out"
+    predict_new(predicted_run, new_images, out)
+    only_masks = f"only masks of new images. For everything else use the run that made them, {predicted_run.uri}."
+    for job, flags in ((contact_sheet, []), (export_labels, ["--format", "coco", "--labels", "seeds"])):
+        with pytest.raises(ValueError, match=only_masks):
+            job.main(["--run", str(out), *flags])
+    next((out / "predictions" / "done").iterdir()).unlink()
+    command = f"python jobs/predict_masks.py --run {out}"
+    with pytest.raises(NotYet, match=f"the masks of {out} are not finished. Run '{command}' first"):
+        export_labels.main(["--run", str(out), "--format", "coco"])
+    predict_masks.main(shlex.split(command)[2:])
+    export_labels.main(["--run", str(out), "--format", "coco"])
 
 
 def test_flags_of_new_images_go_together(predicted_run, tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ficklenet.backbones import build_backbone
 from jobs import prepare_dataset, run_pipeline
+from jobs.exports.after_import import next_commands
 from jobs.run.directory import open_run
 from storage.image_table import read_image_table
 from storage.images import read_mask
@@ -166,6 +167,47 @@ def test_own_photographs_become_masks_and_are_corrected_as_the_tutorials_say(pla
     measured = json.loads((tmp_path / "pets/evaluation/metrics.json").read_bytes())["metrics"]
     found = {(*each["splits"], *each["trained_on"]) for each in measured if each["labels"] == "predictions"}
     assert found == {("val",)}
+
+
+def test_masks_of_new_photographs_are_corrected_and_trained_on_as_the_page_says(places, tmp_path, capsys):
+    page = (ROOT / "docs" / "howto-new-images.md").read_text()
+    section = page.split("## Correct masks for new images\n")[1].split("\n## ")[0]
+    predicting, importing, training = (f"```bash\n{block}```" for block in blocks(section, "bash"))
+    run = places["/data/voc"]
+    source = ["--folders", str(tmp_path / "folders"), "--val-fraction", "0.2"]
+    prepare_dataset.main(["--run", run, *source, "--config", "tiny.toml"])
+    run_pipeline.main(["--run", run])
+    (tmp_path / "october").mkdir()
+    for number, photo in enumerate(sorted((tmp_path / "photos").iterdir())[:4]):
+        shutil.copy(photo, tmp_path / "october" / f"new_{number}.png")
+    places = {**places, "/data/october": str(tmp_path / "october")}
+    run_commands(predicting, places, capsys)
+    corrected = tmp_path / "october_masks/exports/cvat-predictions-min100/annotations.xml"
+    tree = ElementTree.parse(corrected)
+    first, second, *_ = tree.getroot().iter("image")
+    for image, label in ((first, 0), (second, 1)):  # the person draws the outline of an object
+        for shape in list(image):
+            image.remove(shape)
+        name = open_run(run).manifest().class_names[label]
+        ElementTree.SubElement(image, "polygon", label=name, points="5,5;60,5;60,60;5,60", z_order="0")
+    tree.write(corrected)
+    run_commands(importing, {**places, "annotations.xml": str(corrected)}, capsys)
+    _, printed = next_commands(open_run(str(tmp_path / "october_masks")), ["new"])  # as the import printed them
+    documented = [
+        " ".join(words).replace("/data/voc", run).replace("/data/october", places["/data/october"])
+        for words in commands(training)
+    ]
+    assert re.findall(r"'python (.+?)'(?:, then|$)", printed) == documented
+    run_commands(training, places, capsys)
+    manifest = open_run(run).manifest()
+    added = [row for row in manifest.iter_rows() if row.split == "corrected"]
+    assert [(row.image_id, row.labels) for row in added] == [("new_0", (0,)), ("new_1", (1,))]
+    for row in added:
+        assert row.mask_uri
+        mask = read_mask(row.mask_uri, manifest.class_values)
+        assert set(np.unique(mask)) == {0, row.labels[0] + 1} and (mask[5:60, 5:60] > 0).all()
+    trained = json.loads((tmp_path / "voc/segmenter/step.json").read_text())["fingerprint"]
+    assert trained["segmenter"]["strong_splits"] == ["corrected"]
 
 
 def test_the_example_of_a_table_says_what_it_says_it_does(tmp_path):

@@ -11,6 +11,7 @@ from jobs.reporting.measured import Measured
 from jobs.reporting.verdict import Figures, best_measured, chance_of, is_on_trained_masks, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
+from jobs.run.origin import write_origin
 from storage.location import Location
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
@@ -64,6 +65,15 @@ def test_a_trial_says_that_it_is_one(run):
 def test_the_proposed_export_has_no_specks(run):
     verdict = judge(run, Figures(**GOOD))
     assert verdict is not None and verdict.command.endswith("--format cvat --min-object-pixels 100")
+
+
+@pytest.mark.parametrize("measured", [None, ("predictions", 0.3, 50), ("predictions", 0.99, 50)])
+def test_a_run_of_new_images_names_the_page_about_its_masks(run, measured):
+    own, new = "docs/tutorial-cvat.md", "docs/howto-new-images.md"
+    assert own in judge(run, Figures(**GOOD, measured=measured)).advice
+    write_origin(run, run, "segmenter", "0" * 64, "/data/october")
+    advice = judge(run, Figures(**GOOD, measured=measured)).advice
+    assert new in advice and own not in advice and "Look at these first" not in advice
 
 
 def test_a_run_without_masks_has_no_verdict(run):
