@@ -4,8 +4,8 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,15 +18,14 @@ from jobs.run.config_keys import training_worker_range
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, resolve_selection, units_of_step
 from jobs.run.steps import StepRow
-from jobs.run.training_record import read_complete, read_epochs
+from jobs.run.training_record import read_epochs
 from jobs.steps.compute import actor_pool, is_done_here, resolved_device
 from jobs.steps.estimates import StepEstimate
 from jobs.steps.machine_load import busy_in_words
 from jobs.training.foreground import NUM_IMAGES as NUM_COMPARED
 from jobs.training.image_list import image_list
-from jobs.training.plan import Plan, training_plan
-from jobs.training.segmentation_data import training_images
-from jobs.training.training_job import is_trained_here
+from jobs.training.plan import Plan, planned_training
+from jobs.training.training_job import epochs_to_do, is_trained_here
 
 BUSY = "This machine was busy with other programs, and the times include this: without these, they are shorter."
 RAY_SECONDS = 5.0  # the start of a local Ray, beside that of its processes
@@ -75,12 +74,15 @@ def can_be_timed_here(run: Run, connection: Connection) -> bool:
     return torch.cuda.is_available() or not uses_gpu
 
 
-def estimate_steps(run: Run, connection: Connection, rows: Sequence[StepRow], *, is_whole: bool) -> Estimate:
+def estimate_steps(
+    run: Run, connection: Connection, rows: Sequence[StepRow], *, is_whole: bool, restarted: Collection[str] = ()
+) -> Estimate:
     """Times some steps on this machine and scales the times to what is left to do.
 
     Args:
         rows: the steps in order, with all that they read.
         is_whole: the steps are followed by the evaluation and the report.
+        restarted: the names of the steps that will be started again.
     """
     cluster = run.config.cluster
     own_start, was_busy = _own_seconds(), bool(busy_in_words())
@@ -92,9 +94,9 @@ def estimate_steps(run: Run, connection: Connection, rows: Sequence[StepRow], *,
     for row in rows:
         pace = paces.steps.get(row.name)
         if isinstance(pace, UnitPace):
-            steps[row.name], is_on_ray = _of_units(run, connection, row, pace)
+            steps[row.name], is_on_ray = _of_units(run, connection, row, pace, restart=row.name in restarted)
         elif isinstance(pace, TrainingPace):
-            steps[row.name], is_on_ray = _of_training(run, connection, row, pace)
+            steps[row.name], is_on_ray = _of_training(run, connection, row, pace, restart=row.name in restarted)
         else:
             continue
         starts += _STARTS[row.kind] if is_on_ray and steps[row.name].seconds else 0
@@ -110,10 +112,36 @@ def estimate_steps(run: Run, connection: Connection, rows: Sequence[StepRow], *,
     return Estimate(steps, start_seconds, end_seconds, paces.problem, tuple(notes))
 
 
-def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) -> tuple[StepEstimate, bool]:
+def estimate_of_records(
+    run: Run, connection: Connection, row: StepRow, *, restart: bool = False
+) -> StepEstimate | None:
+    """What is left of a begun step, at the speed of its finished units or epochs; None if that is not recorded.
+
+    Args:
+        restart: the step will be started again, so all of it is left.
+    """
+    step, config, manifest = run.step(row.name), run.config, run.manifest()
+    stored = step.location.usage()[1]
+    if row.kind == "training":
+        plan, folder = planned_training(row.name, config, manifest), step.data()
+        speed = read_epochs(folder)[-1].get("images_per_second")
+        if not speed:  # not in a line of an earlier version
+            return None
+        seconds = epochs_to_do(plan, folder, restart=restart) * plan.epoch_images / speed
+        return StepEstimate(seconds, float(stored) if restart else 0.0, "measured on the finished epochs")
+    receipts, shares = step.receipts().values(), computed_shares(row, manifest, config)
+    num_computed = max(1.0, sum(float(shares[receipt.start : receipt.stop].sum()) for receipt in receipts))
+    pace = UnitPace(sum(receipt.seconds for receipt in receipts) / num_computed, 0.0, stored / num_computed)
+    found, _ = _of_units(run, connection, row, pace, restart=restart)
+    return replace(found, source="measured on the finished units")
+
+
+def _of_units(
+    run: Run, connection: Connection, row: StepRow, pace: UnitPace, *, restart: bool
+) -> tuple[StepEstimate, bool]:
     """The estimate of the missing units, and whether they are computed on Ray."""
     step, config = run.step(row.name), run.config
-    missing = step.missing_units(units_of_step(row, run.manifest(), config), step.receipts())
+    missing = step.missing_units(units_of_step(row, run.manifest(), config), {} if restart else step.receipts())
     shares = computed_shares(row, run.manifest(), config)
     computed = [float(shares[unit.start : unit.stop].sum()) for unit in missing]
     seconds = [
@@ -130,24 +158,22 @@ def _of_units(run: Run, connection: Connection, row: StepRow, pace: UnitPace) ->
     return StepEstimate(slowest + pace.finish_seconds * num_computed, pace.bytes * num_computed), not is_here
 
 
-def _of_training(run: Run, connection: Connection, row: StepRow, pace: TrainingPace) -> tuple[StepEstimate, bool]:
+def _of_training(
+    run: Run, connection: Connection, row: StepRow, pace: TrainingPace, *, restart: bool
+) -> tuple[StepEstimate, bool]:
     """The estimate of the epochs that are left, and whether they are trained on Ray."""
     config, manifest, folder = run.config, run.manifest(), run.step(row.name).data()
+    plan, validation = planned_training(row.name, config, manifest), config.data.val_splits
     if row.name == "classifier":
-        data = config.data
-        images = image_list(manifest, data.train_splits, without=data.val_splits)
-        num_validation = len(image_list(manifest, data.val_splits)) if data.val_splits else 0
+        num_validation = len(image_list(manifest, validation)) if validation else 0
     else:
-        images = training_images(manifest, config)
-        num_validation = min(NUM_COMPARED, len(images))
-    plan = training_plan(row.name, config, len(images))
-    done = plan.epochs if read_complete(folder) else min(plan.epochs, len(read_epochs(folder)))
-    share = (plan.epochs - done) / plan.epochs
+        num_validation = min(NUM_COMPARED, plan.num_images)
+    share = epochs_to_do(plan, folder, restart=restart) / plan.epochs
     num_workers, wanted = training_worker_range(config.cluster)[0], 2 * plan.num_images + num_validation
     most = 1e9 * getattr(config, row.section).kept_features_gb
     kept = min(1.0, most / (wanted * pace.feature_bytes)) if pace.feature_bytes else 1.0
     seconds = share * _training_seconds(plan, pace, num_validation, kept) / num_workers
-    is_here = is_trained_here(config.cluster, connection, folder)
+    is_here = is_trained_here(config.cluster, connection, folder, is_new=restart)
     return StepEstimate(seconds, pace.bytes if share else 0.0), not is_here
 
 

@@ -16,8 +16,10 @@ from jobs.run.split_names import require_known_splits
 from jobs.run.steps import pipeline_steps
 from jobs.run.training_record import read_complete
 from jobs.run.trial import is_trial
+from jobs.steps.added_images import LENGTH, num_unseen, require_no_unseen
 from jobs.training.backbone_weights import fetch_imagenet_weights
-from jobs.training.plan import training_plan
+from jobs.training.kept_network import will_change
+from jobs.training.plan import planned_training, training_plan
 from jobs.training.retrained_job import require_something_to_relabel
 from jobs.training.segmenter_job import check_images, require_start_weights
 from jobs.training.training_job import require_workers
@@ -99,7 +101,7 @@ def require_startable(run: Run, *, redo_outdated: bool) -> None:
     """
     if not redo_outdated:
         require_current(run)
-    require_same_settings(run, but=outdated_steps(run) if redo_outdated else ())
+    require_same_settings(run, but=steps_to_redo(run) if redo_outdated else ())
 
 
 def require_same_settings(run: Run, but: Collection[str] = ()) -> None:
@@ -110,21 +112,35 @@ def require_same_settings(run: Run, but: Collection[str] = ()) -> None:
 
     Raises:
         ValueError: a step was started with other settings; the message names them and the command that changes them.
+            Or images were added since a training began, and it is not finished.
     """
     for row in pipeline_steps(run.config):
         recorded = run.step(row.name).fingerprint()
         if recorded is not None and row.name not in but:
             asked = with_settings(recorded, row, run.config)
+            if row.kind == "training":
+                require_no_unseen(run, row.name)
+                if not num_unseen(run, row.name):  # else it is finished, and its length stays
+                    asked.pop(LENGTH, None)
+                    asked |= planned_training(row.name, run.config, run.manifest()).fingerprint
             run.step(row.name).is_started_with(asked, run.change_command(row.name))
+
+
+def steps_to_redo(run: Run) -> set[str]:
+    """The outdated steps, and those that will be: this launch may keep another epoch's network of the classifier."""
+    folder, keep = run.step("classifier").data(), run.config.classifier.keep
+    return outdated_steps(run, ["classifier"] if will_change(folder, "classifier", keep) else [])
 
 
 def require_current(run: Run) -> None:
     """Refuses to continue if steps were made from results that have changed since; the message names all such steps.
 
+    Results that this launch will change count too.
+
     Raises:
         ValueError: such steps must be deleted and computed again.
     """
-    found = outdated_steps(run)
+    found = steps_to_redo(run)
     outdated = [row.title for row in pipeline_steps(run.config) if row.name in found]
     if outdated:
         raise ValueError(

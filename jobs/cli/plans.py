@@ -4,27 +4,30 @@ A step that has no finished unit or epoch yet is timed on a few images (`jobs.cl
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 
 from cluster.connect import Connection
-from cluster.words import plural
-from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_steps, is_begun
+from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_of_records, estimate_steps, is_begun
 from jobs.cli.launch import launch_step
-from jobs.cli.pipeline import require_possible, require_startable
+from jobs.cli.pipeline import require_possible, require_startable, steps_to_redo
 from jobs.cli.timing import SECONDS
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
-from jobs.run.fingerprints import outdated_steps
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME, STEPS, StepRow, pipeline_steps
+from jobs.run.training_record import read_complete
 from jobs.steps.dry_run import NOTHING, print_deletion
-from jobs.steps.estimates import FILE, KeptEstimate, read_estimates, write_estimates
+from jobs.steps.estimates import FILE, KeptEstimate, StepEstimate, read_estimates, write_estimates
+from jobs.steps.launch import LaunchOptions
 from jobs.steps.machine_load import busy_in_words
 from jobs.steps.progress import duration, size
-from jobs.training.plan import training_plan
-from jobs.training.segmenter_job import check_images
+from jobs.steps.unit_driver import plan_units
+from jobs.steps.unit_dry_run import extent_in_words
+from jobs.training.plan import planned_training
+from jobs.training.training_job import extent_in_words as extent_of_training
+from jobs.training.training_job import print_trained
 from storage.errors import NotYet
 from storage.units import Shard
 
@@ -47,6 +50,8 @@ def plan_step(
         ValueError: the step refuses this launch.
     """
     row, estimate, notes = BY_NAME[name], None, tuple[str, ...]()
+    if restart and is_begun(run, row):
+        estimate = estimate_of_records(run, connection, row, restart=True)
     plan = partial(
         launch_step, run, connection, name, shard, restart=restart, retry_skipped=retry_skipped, dry_run=True
     )
@@ -75,44 +80,55 @@ def plan_pipeline(
     """
     require_possible(run)
     require_startable(run, redo_outdated=redo_outdated)
-    outdated = outdated_steps(run)
+    outdated = steps_to_redo(run)
     manifest, steps = run.manifest(), pipeline_steps(run.config)
-    is_fresh = not all(is_begun(run, row) for row in steps)
-    estimate = _estimate(run, connection, steps, "pipeline", is_whole=True) if is_fresh else Estimate({}, 0.0, 0.0)
+    begun = {row.name for row in steps if is_begun(run, row)}
+    is_fresh = len(begun) < len(steps)
+    estimate = (
+        _estimate(run, connection, steps, "pipeline", is_whole=True, restarted=outdated)
+        if is_fresh
+        else Estimate({}, 0.0, 0.0)
+    )
+    left = list[StepEstimate]()  # of begun steps
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
-        own = None if is_begun(run, row) else estimate.steps.get(row.name)
-        if outdated & {*row.upstream} and row.name in outdated:  # what it reads is not there yet
-            print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are redone.")
-            print_deletion(run.step(row.name).location)
+        own, is_to_restart = estimate.steps.get(row.name), row.name in outdated
+        if row.name in begun:
+            own = estimate_of_records(run, connection, row, restart=is_to_restart)
+            left += [own] if own else []
+        options = LaunchOptions(
+            restart=is_to_restart, retry_skipped=retry_skipped, dry_run=True, estimate=own, is_part=True
+        )
+        if is_to_restart and outdated & {*row.upstream}:  # what it reads is not there yet
+            _print_later(run, row, options, "redone")
             continue
         try:
-            is_to_restart = row.name in outdated
-            launch_step(
-                run,
-                connection,
-                row.name,
-                dry_run=True,
-                restart=is_to_restart,
-                retry_skipped=retry_skipped,
-                estimate=own,
-                is_part=True,
-            )
+            launch_step(run, connection, row.name, **vars(options))
         except NotYet:
-            print(f"{row.title}, dry run: {_extent(run, row)}; details are known after the steps above are finished.")
-            if own:
-                print(f"  time:    {own.time_in_words}\n  storage: about {size(own.bytes)}")
+            _print_later(run, row, options, "finished")
     measured = measurable_splits(manifest, run.config)
     metrics = "".join(f"metrics of {', '.join(split or 'no split' for split in splits)}, " for splits in measured)
     without = "" if metrics else "no metrics (none of the images to measure has a mask), "
     print(f"pipeline: then {metrics}{without}the contact sheet and the report.")
     if estimate.steps:
         _print_total(run, estimate)
-    else:
-        print(f"pipeline: {NOTHING}")
+        return
+    if not is_fresh and (seconds := sum(each.seconds for each in left)):
+        stored = size(sum(each.bytes for each in left))
+        without = "without the start of processes, the metrics and the report"
+        print(f"pipeline: what is left takes about {duration(seconds)} and {stored}, {without}.")
+    print(f"pipeline: {NOTHING}")
 
 
-def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: str, *, is_whole: bool) -> Estimate:
+def _estimate(
+    run: Run,
+    connection: Connection,
+    rows: Sequence[StepRow],
+    name: str,
+    *,
+    is_whole: bool,
+    restarted: Collection[str] = (),
+) -> Estimate:
     if not can_be_timed_here(run, connection):
         print(
             f"{name}: the times are not known, because this machine has no GPU to time the steps on. On a cluster, "
@@ -123,7 +139,7 @@ def _estimate(run: Run, connection: Connection, rows: Sequence[StepRow], name: s
     most = f"This takes up to {SECONDS} s, and the time to start."
     busy = f" {sentence}" if (sentence := busy_in_words()) else ""
     print(f"{name}: timing the steps on a few images on this machine{where}. {most}{busy}", flush=True)
-    estimate = estimate_steps(run, connection, rows, is_whole=is_whole)
+    estimate = estimate_steps(run, connection, rows, is_whole=is_whole, restarted=restarted)
     if estimate.problem:
         print(f"{name}: some steps could not be timed ({estimate.problem.rstrip('.')}).")
     return estimate
@@ -167,11 +183,26 @@ def _needed(config: Config, row: StepRow) -> list[StepRow]:
     return [each for each in STEPS if each.name in names]
 
 
-def _extent(run: Run, row: StepRow) -> str:
-    """How much work a step has."""
-    manifest = run.manifest()
+def _print_later(run: Run, row: StepRow, options: LaunchOptions, when: str) -> None:
+    """Prints how much of a step is to do once the steps that it reads are there.
+
+    Args:
+        when: what must have happened to the steps that it reads, in words.
+    """
+    step = run.step(row.name)
     if row.kind == "training":
-        plan = training_plan("segmenter", run.config, check_images(run.config, manifest))
-        return f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
-    units = units_of_step(row, manifest, run.config)
-    return f"{plural(len(units), 'unit')} ({plural(sum(unit.num_images for unit in units), 'image')})"
+        if not options.restart and read_complete(step.data()):
+            print_trained(run, row.name)
+            return
+        plan = planned_training(row.name, run.config, run.manifest())
+        is_left, extent = True, extent_of_training(plan, step.data(), restart=options.restart)
+    else:
+        units = units_of_step(row, run.manifest(), run.config)
+        todo = plan_units(run, step, units, options, row.title, run.step_command(row.name))
+        is_left, extent = bool(todo.missing), extent_in_words(todo)
+    details = f"; details are known after the steps above are {when}" if is_left else ""
+    print(f"{row.title}, dry run: {extent}{details}.")
+    if options.restart:
+        print_deletion(step.location)
+    if is_left and (own := options.estimate):
+        print(f"  time:    {own.time_in_words}\n  storage: about {size(own.bytes)}")

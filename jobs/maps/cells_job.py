@@ -195,7 +195,8 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
         return
     folder = run.data("cells", plan.start_id)
     if (folder / CELL_RECORD).exists():  # refined maps may be made with it already; those of added images must match
-        print("cells: already learned; 'learn_cells.py --restart cells' learns them again, of all images.", flush=True)
+        command = run.step_command("cells", "--restart", "cells")
+        print(f"cells: already learned; '{command}' learns them again, of all images.", flush=True)
         return
     settings = run.config.cells
     cells = stored_cells(run, units, plan.start_id)
@@ -237,7 +238,7 @@ def read_network(run: Run) -> nn.Sequential:
         ValueError: its file has changed since it was written.
     """
     folder = run.data("cells")
-    remedy = "Run learn_cells.py --restart cells."
+    remedy = f"Run '{run.step_command('cells', '--restart', 'cells')}'."
     record = read_json(folder / CELL_RECORD, "the record of the network of cells", remedy)
     data = (folder / CELL_NETWORK).read_bytes()
     if hashlib.sha256(data).hexdigest() != record.get("sha256"):

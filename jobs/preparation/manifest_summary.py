@@ -13,6 +13,7 @@ from storage.manifest import Manifest
 from storage.text import printable
 
 UNREADABLE_SHOWN = 3
+FEW_VALIDATED = 3  # with fewer validation images of a class, the classes of all are printed
 PAIRS_SHOWN, MOST_NAMES = 5, 2000  # pairs of similar class names that are shown; class names that are compared
 SIGNS = (",", "/", "+", "&", " ")  # separators of labels in tables of other programs
 SHORT = 5  # shorter class names, such as "cat" and "bat", may differ by a letter
@@ -35,6 +36,7 @@ def describe_manifest(
     """
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
+    validated: Counter[str] = Counter()
     problems: dict[str, list[str]] = defaultdict(list)  # ids
     num_unlabelled = num_negative = 0
     with_file = Counter[str]()
@@ -44,6 +46,9 @@ def describe_manifest(
         for noun, column in (("a mask", "mask_uri"), ("a saliency map", "saliency_uri")):
             with_file.update([noun] * sum(uri is not None for uri in batch[column]))
         labels.update(manifest.class_names[label] for found in batch["labels"] for label in found)
+        for found, split, bad in zip(batch["labels"], batch["split"], batch["problem"], strict=True):
+            if split in config.data.val_splits and not bad:
+                validated.update(manifest.class_names[label] for label in found)
         num_negative += sum(batch["negative"])
         num_unlabelled += sum(
             not (found or bad or negative)
@@ -55,6 +60,9 @@ def describe_manifest(
     print(f"prepare: {plural(manifest.num_images, 'image')} in the run {run_uri}")
     print("  splits:  " + ", ".join(f"{printable(name) or 'no split'} {count:,}" for name, count in splits.items()))
     print("  classes: " + ", ".join(f"{name} {labels[name]:,}" for name in manifest.class_names))
+    if validated and any(validated[name] < FEW_VALIDATED for name in manifest.class_names):
+        counts = ", ".join(f"{name} {validated[name]:,}" for name in manifest.class_names)
+        print(f"  validation: {counts}; the figures of a class with fewer than {FEW_VALIDATED} images say little")
     if num_unlabelled:
         print(f"  without a label: {num_unlabelled:,}; not used for training, mapped only with maps.classes=predicted")
     if num_negative:

@@ -89,7 +89,8 @@ def _predicted(
 def set_aside(images: Sequence[SourceImage], fraction: float) -> list[SourceImage]:
     """The images with a part of them in the split val; the others without a split get the split train.
 
-    The choice depends only on the ids.
+    The choice depends only on the ids, so it stays the same when images are added. A choice with the same share of each
+    class would depend on the other images.
 
     Raises:
         ValueError: there already is a validation split.

@@ -14,7 +14,7 @@ no earlier result, so they change no id: a unit step computes them beside the ot
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.run.config_keys import Config
@@ -101,13 +101,16 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def outdated_steps(run: Run) -> set[str]:
+def outdated_steps(run: Run, changed: Collection[str] = ()) -> set[str]:
     """The steps whose results no longer fit the results and the settings of other steps.
 
     They read results that have changed since or are outdated themselves. Pseudo-labels are also outdated if the seeds
     were started again with other settings that both use.
+
+    Args:
+        changed: steps whose results will change.
     """
-    return _outdated(run, STEPS)
+    return _outdated(run, STEPS, changed)
 
 
 def is_outdated(run: Run, name: str) -> bool:
@@ -130,13 +133,14 @@ def outdated_in_words(run: Run, name: str) -> str:
     )
 
 
-def _outdated(run: Run, rows: Iterable[StepRow]) -> set[str]:
+def _outdated(run: Run, rows: Iterable[StepRow], changed: Collection[str] = ()) -> set[str]:
     """The outdated steps among these, which are in the order of the table."""
     found: set[str] = set()
     for row in rows:  # upstream steps come first
         fingerprint = run.step(row.name).fingerprint() or {}
         has_changed = any(
-            other in found or step_id(run, other) != id_ for other, id_ in upstream_ids(fingerprint).items()
+            other in found or other in changed or step_id(run, other) != id_
+            for other, id_ in upstream_ids(fingerprint).items()
         )
         has_old_settings = row.name == "pseudo_labels" and fingerprint and not _agrees(run, row, fingerprint)
         if has_changed or has_old_settings:

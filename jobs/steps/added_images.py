@@ -9,7 +9,6 @@ from typing import Any
 
 from cluster.words import plural
 from jobs.run.directory import Run
-from jobs.run.steps import BY_NAME
 from jobs.run.training_record import read_complete
 from storage.steps import ADDED, Step, num_added
 
@@ -28,15 +27,29 @@ def as_trained(step: Step, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     recorded = step.fingerprint()
     if recorded is None or num_added(recorded) >= num_added(fingerprint):
         return dict(fingerprint)
+    _require_finished(step)
+    then = {key: value for key, value in fingerprint.items() if key not in (ADDED, LENGTH)}
+    if number := num_added(recorded):
+        then[ADDED] = fingerprint[ADDED][:number]
+    return then | ({LENGTH: recorded[LENGTH]} if LENGTH in recorded else {})
+
+
+def _require_finished(step: Step) -> None:
     if read_complete(step.data()) is None:
         raise ValueError(
             f"{step.location}: images were added to the manifest since this training began, and it is not finished. "
             f"Begin again with --restart {step.location.name}, or use another run."
         )
-    then = {key: value for key, value in fingerprint.items() if key not in (ADDED, LENGTH)}
-    if number := num_added(recorded):
-        then[ADDED] = fingerprint[ADDED][:number]
-    return then | ({LENGTH: recorded[LENGTH]} if LENGTH in recorded else {})
+
+
+def require_no_unseen(run: Run, name: str) -> None:
+    """Refuses a training that would continue with other images than it began with, as `as_trained` does.
+
+    Raises:
+        ValueError: images were added since the training began, and it is not finished.
+    """
+    if num_unseen(run, name):
+        _require_finished(run.step(name))
 
 
 def num_unseen(run: Run, name: str) -> int:
@@ -54,5 +67,5 @@ def added_in_words(run: Run, name: str) -> str:
         return ""
     return (
         f"trained before {plural(number, 'image')} {'was' if number == 1 else 'were'} added; its results stay valid. "
-        f"To train on all images: '{BY_NAME[name].script}.py --restart {name}'"
+        f"To train on all images: '{run.step_command(name, '--restart', name)}'"
     )

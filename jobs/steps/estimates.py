@@ -1,8 +1,7 @@
 """What the steps of a run will take, as a dry run has estimated it, and how it is kept for `status.py`."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from jobs.run.directory import Run
 from jobs.steps.progress import duration
@@ -20,14 +19,16 @@ class StepEstimate:
     Attributes:
         seconds: time from the first image to the last, without the start of processes.
         bytes: stored bytes.
+        source: where the time comes from, in words; it is not kept.
     """
 
     seconds: float
     bytes: float
+    source: str = "timed on a few images"
 
     @property
     def time_in_words(self) -> str:
-        return f"about {duration(self.seconds)} (timed on a few images)"
+        return f"about {duration(self.seconds)} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class KeptEstimate:
 
 def write_estimates(run: Run, estimate: KeptEstimate) -> None:
     """Keeps an estimate in the run."""
-    (run.location / FILE).write_bytes(seal(json.loads(json.dumps(asdict(estimate))), indent=1))
+    steps = {name: {"seconds": each.seconds, "bytes": each.bytes} for name, each in estimate.steps.items()}
+    (run.location / FILE).write_bytes(seal({"steps": steps, "other_seconds": estimate.other_seconds}, indent=1))
 
 
 def read_estimates(run: Run) -> KeptEstimate:

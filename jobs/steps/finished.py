@@ -66,7 +66,8 @@ def require_finished(run: Run, name: str, asked_by: str, *, as_recorded: bool = 
                 f"Give the same settings, use another run, or compute it again with '{command} --restart {name}'."
             )
         if outdated := outdated_in_words(run, name):  # through a step that it read
-            raise ValueError(f"{asked_by}: {outdated} 'run_pipeline.py --redo-outdated' redoes all outdated steps.")
+            redo = run.command("run_pipeline", "--redo-outdated")
+            raise ValueError(f"{asked_by}: {outdated} '{redo}' redoes all outdated steps.")
     units, receipts = units_of_step(row, manifest, run.config, fingerprint if as_recorded else None), step.receipts()
     require_complete(step, units, manifest, asked_by, command, receipts)
     tally = Tally(sum(unit.num_images for unit in units))

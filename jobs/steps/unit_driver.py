@@ -146,15 +146,24 @@ def _require_workers(run: Run, connection: Connection, job: UnitStepJob, options
 
 
 def _planned(run: Run, job: UnitStepJob, options: LaunchOptions) -> UnitPlan:
+    return plan_units(run, job.step, job.units, options, job.title, job.command)
+
+
+def plan_units(
+    run: Run, step: Step, units: Sequence[Unit], options: LaunchOptions, title: str, command: str
+) -> UnitPlan:
     """What a launch would compute, without writing anything; for a restart everything.
+
+    Args:
+        title, command: of the step, for the message.
 
     Raises:
         ValueError: too many images were skipped, and none of them will be tried again.
     """
-    plan = UnitPlan.of(job.step, job.units, replace(options, dry_run=True))
+    plan = UnitPlan.of(step, units, replace(options, dry_run=True))
     if again := units_to_retry(run, plan):
         return replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
-    finished_images(plan).check(job.title, run.config.images.max_skipped_fraction, job.command)
+    finished_images(plan).check(title, run.config.images.max_skipped_fraction, command)
     return plan
 
 

@@ -41,10 +41,8 @@ def print_unit_step(
         cost: used if no unit is finished.
         is_here: the work is done in this process.
     """
-    config = run.config.cluster
-    left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
-    units, images = plural(len(plan.units), "unit"), plural(total, "image")
-    print(f"{title}, dry run: {len(plan.missing):,} of {units} to do ({left:,} of {images}).")
+    config, left = run.config.cluster, sum(unit.num_images for unit in plan.missing)
+    print(f"{title}, dry run: {extent_in_words(plan)}.")
     if plan.options.restart:
         print_deletion(plan.step.location)
     if plan.missing:
@@ -56,6 +54,13 @@ def print_unit_step(
         print(f"  storage: {_storage(plan, cost, left)}")
     if not plan.options.is_part:
         print(f"  {NOTHING}")
+
+
+def extent_in_words(plan: UnitPlan) -> str:
+    """How much of a step is to do, such as '1 of 4 units to do (2 of 14 images)'."""
+    left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
+    units, images = plural(len(plan.units), "unit"), plural(total, "image")
+    return f"{len(plan.missing):,} of {units} to do ({left:,} of {images})"
 
 
 def describe_connection(config: ClusterConfig, connection: Connection, *, is_here: bool = False) -> str:

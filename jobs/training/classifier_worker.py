@@ -67,6 +67,7 @@ def train_worker(context: TrainingContext, job: dict[str, Any]) -> None:
         step=passes.step,
         validate=lambda: _metrics(context, passes.validation_scores),
         score="val_map",
+        pass_seconds=passes.pass_seconds,
         write=lambda name, metrics: (job["folder"] / name).write_bytes(
             pack_classifier(classifier, job["about"] | {"metrics": metrics})
         ),
@@ -78,12 +79,13 @@ class Passes(NamedTuple):
     """Functions for the loop: `step` and `batches_of` are arguments of `jobs.training.training_loop`.
 
     `validation_scores` returns the expected logits (n, C) and targets (n, C) of this worker's share of the validation
-    images. It is None if there are no validation images.
+    images. It is None if there are no validation images. `pass_seconds` is an attribute of the `Learner`.
     """
 
     step: Callable[[Any, int], Tensor]
     batches_of: Callable[[range], Iterator[Any]]
     validation_scores: Callable[[], tuple[Tensor, Tensor]] | None
+    pass_seconds: Callable[[], float] | None = None
 
 
 def _learn_images(
@@ -143,6 +145,7 @@ def _learn_features(
         lambda loaded, number: training.step(optimizer, loaded, number // plan.epoch_steps, total_weight),
         lambda steps: training.batches_of(steps, plan),
         training.validation_scores if validation else None,
+        training.passes.take_seconds,
     )
 
 

@@ -4,6 +4,7 @@ Each image and its mirror image run through the backbone once per worker (`jobs.
 still decoded in each epoch, because the CRF of the training reads their pixels.
 """
 
+import time
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from ficklenet.frozen_features import frozen_features, is_frozen
 from ficklenet.segmentation_training import SegmentationBatch
 from ficklenet.segmenter import SegmentationHead, Segmenter
 from jobs.run.config_keys import SegmenterConfig
-from jobs.training.kept_features import KeptFeatures
+from jobs.training.kept_features import FirstPasses, KeptFeatures
 from jobs.training.segmentation_data import LoadedBatch
 
 
@@ -42,6 +43,7 @@ class FrozenBackbone:
     """Computes and keeps features.
 
     Args:
+        name: the step.
         segmenter: on the worker's device.
         num_images: the number of training images.
         precision: the backbone's precision.
@@ -50,6 +52,7 @@ class FrozenBackbone:
     def __init__(
         self,
         context: TrainingContext,
+        name: str,
         segmenter: Segmenter,
         num_images: int,
         config: SegmenterConfig,
@@ -63,9 +66,11 @@ class FrozenBackbone:
             num_sharing=context.local_world_size,
             key="segmenter.kept_features_gb",
         )
+        self.passes = FirstPasses("" if context.rank else name, self.kept.num_places)
 
     def with_features(self, loaded: LoadedBatch) -> SegmentationBatch:
         """The batch with its features, on the batch's device."""
+        started = time.monotonic()
         batch, unread = loaded.batch, loaded.skipped  # blank pixels, and perhaps readable in the next epoch
         new = [number for number, view in enumerate(loaded.views) if view[0] in unread or self.kept.reserve(view)]
         computed: Mapping[int, Tensor] = {}
@@ -78,6 +83,8 @@ class FrozenBackbone:
             for number, features_KHW in computed.items():
                 if loaded.views[number][0] not in unread:
                     self.kept.put(loaded.views[number], features_KHW.numpy())
+            if num_kept := sum(self.kept.has_place(loaded.views[number]) for number in new):
+                self.passes.add(num_kept, (time.monotonic() - started) * num_kept / len(new))
         features = [
             computed[number] if number in computed else torch.tensor(self.kept.get(view))
             for number, view in enumerate(loaded.views)

@@ -6,6 +6,7 @@ its features are kept (`jobs.training.kept_features`). After that, a step comput
 features of the views that it needs, which in the end are most of them.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ficklenet.frozen_features import FeatureBatch, frozen_features, head_step
 from ficklenet.masks import mask_key
 from jobs.run.config_keys import Config
 from jobs.training.image_list import ListedImage
-from jobs.training.kept_features import KeptFeatures
+from jobs.training.kept_features import FirstPasses, KeptFeatures
 from jobs.training.plan import Plan
 from jobs.training.training_data import (
     Example,
@@ -85,6 +86,7 @@ class FrozenTraining:
             most_bytes=1e9 * config.classifier.kept_features_gb,
             num_sharing=context.local_world_size,
         )
+        self.passes = FirstPasses("" if context.rank else "classifier", self.kept.num_places)
         self.unreadable: dict[View, str] = {}
 
     def batches_of(self, steps: range, plan: Plan) -> Iterator[LoadedFeatures]:
@@ -137,9 +139,14 @@ class FrozenTraining:
             num_processes=loader_processes(asked, context.device, context.local_world_size),
             device=context.device,
         )
+        started = time.monotonic()
         for images in decoded:
             share, new = waiting.popleft()
-            yield self._batch(share, self._compute(new, images))
+            batch = self._batch(share, self._compute(new, images))
+            if num_kept := sum(map(self.kept.has_place, new)):
+                self.passes.add(num_kept, (time.monotonic() - started) * num_kept / len(new))
+            yield batch
+            started = time.monotonic()
 
     def _compute(self, views: Sequence[View], images: ImageBatch | None) -> dict[View, np.ndarray]:
         """Computes the features of decoded images, and keeps them if there is room."""

@@ -3,14 +3,16 @@
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Hashable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.words import plural
 from jobs.run.config_keys import Config
-from jobs.steps.progress import duration, size
+from jobs.steps.progress import LOG_INTERVAL, duration, size
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +91,46 @@ class KeptFeatures:
                 "or set the environment variable TMPDIR to another folder."
             ) from error
 
+    def has_place(self, key: Hashable) -> bool:
+        """Whether a key's features are kept, or will be."""
+        return key in self._places
+
     def get(self, key: Hashable) -> NDArray[np.float16]:
         """The kept features of a key; a view of the file."""
         return self._features[self._places[key]]
+
+
+class FirstPasses:
+    """The passes through a frozen backbone whose features are kept, so that they happen only once in a launch.
+
+    While they take long, a line every 10 s says how many there were. Only a training in the launch's own process can
+    print it: the output of Ray's workers is in Ray's logs.
+
+    Args:
+        name: the training, for the lines; "" for none.
+        most: how many passes there can be.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name, self._most = name, most
+        self._done, self._seconds, self._taken = 0, 0.0, 0.0
+        self._last_line = time.monotonic()
+
+    def add(self, number: int, seconds: float) -> None:
+        """Counts passes and the time that they took."""
+        self._done += number
+        self._seconds += seconds
+        if not self._name or not number or time.monotonic() - self._last_line < LOG_INTERVAL:
+            return
+        self._last_line = time.monotonic()
+        left = duration((self._most - self._done) * self._seconds / self._done)
+        of_all = f"{self._done:,} of up to {plural(self._most, 'pass')}"
+        print(f"{self._name}: {of_all} through the frozen backbone, about {left} left for these", flush=True)
+
+    def take_seconds(self) -> float:
+        """The time of the passes since the last call."""
+        seconds, self._taken = self._seconds - self._taken, self._seconds
+        return seconds
 
 
 def features_in_words(

@@ -27,18 +27,9 @@ def keep_epoch(folder: Location, name: str, keep: str) -> dict[str, Any]:
     """
     complete = folder / "complete.json"
     record = read_complete(folder) or {}
-    if record.get("kept", "last" if record else None) == keep:  # older records have no `kept`; they kept the last
+    if _is_kept(record, keep):
         return record["metrics"]
-    source = folder / f"{keep}.pt"
-    if not source.exists():
-        raise ValueError(f"{name}.keep: given '{keep}', but there is no {source}. Train again with --restart {name}.")
-    data = source.read_bytes()
-    try:
-        found = model_record(data)
-    except ValueError as error:
-        raise ValueError(
-            f"{source}: damaged, {error}. Put it back from a copy, or train again: --restart {name}."
-        ) from error
+    data, found = _read_epoch(folder, name, keep)
     complete.delete()
     (folder / "model.pt").write_bytes(data)
     record = {
@@ -53,3 +44,34 @@ def keep_epoch(folder: Location, name: str, keep: str) -> dict[str, Any]:
     }
     complete.write_bytes(seal(record, indent=1))
     return record["metrics"]
+
+
+def will_change(folder: Location, name: str, keep: str) -> bool:
+    """Whether `keep_epoch` makes another network the one of a finished training.
+
+    Raises:
+        ValueError: as `keep_epoch`.
+    """
+    record = read_complete(folder)
+    if record is None or _is_kept(record, keep):
+        return False
+    data, _ = _read_epoch(folder, name, keep)
+    return hashlib.sha256(data).hexdigest() != record["sha256"]
+
+
+def _is_kept(record: dict[str, Any], keep: str) -> bool:
+    return bool(record) and record.get("kept", "last") == keep  # older records have no `kept`; they kept the last
+
+
+def _read_epoch(folder: Location, name: str, keep: str) -> tuple[bytes, dict[str, Any]]:
+    """The file of the last or the best epoch's network, and what it says about itself."""
+    source = folder / f"{keep}.pt"
+    if not source.exists():
+        raise ValueError(f"{name}.keep: given '{keep}', but there is no {source}. Train again with --restart {name}.")
+    data = source.read_bytes()
+    try:
+        return data, model_record(data)
+    except ValueError as error:
+        raise ValueError(
+            f"{source}: damaged, {error}. Put it back from a copy, or train again: --restart {name}."
+        ) from error

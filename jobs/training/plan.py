@@ -13,6 +13,9 @@ from cluster.words import plural
 from ficklenet.batches import steps_per_epoch
 from jobs.run.config_keys import ClassifierConfig, Config
 from jobs.run.steps import BY_NAME
+from jobs.training.image_list import image_list
+from jobs.training.segmentation_data import training_images
+from storage.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,12 @@ def training_plan(step: str, config: Config, num_images: int) -> Plan:
         checkpoint_minutes=settings.checkpoint_minutes,
         max_skipped_fraction=config.images.max_skipped_fraction,
     )
+
+
+def planned_training(step: str, config: Config, manifest: Manifest) -> Plan:
+    """The length of a step's training on the images that the manifest has now."""
+    if step == "classifier":
+        images = image_list(manifest, config.data.train_splits, without=config.data.val_splits)
+    else:
+        images = training_images(manifest, config)
+    return training_plan(step, config, len(images))

@@ -66,7 +66,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
     model = context.wrap(segmenter)
     teacher = load_segmenter(run).to(context.device) if plan.name == "retrained" else None
     is_frozen = trains_only_the_head(segmenter)
-    frozen = FrozenBackbone(context, segmenter, len(images), config, precision) if is_frozen else None
+    frozen = FrozenBackbone(context, plan.name, segmenter, len(images), config, precision) if is_frozen else None
     teacher_uses_features = teacher is not None and have_the_same_weights(teacher.backbone, segmenter.backbone)
 
     with image_map(context.device, run.config.cluster.cpus_per_training_worker or 1) as map_images:
@@ -117,6 +117,7 @@ def segmentation_worker(context: TrainingContext, job: dict[str, Any]) -> None:
             step=step,
             validate=shares,
             score="",
+            pass_seconds=frozen.passes.take_seconds if frozen else None,
             write=lambda name, metrics: (job["folder"] / name).write_bytes(
                 pack_segmenter(segmenter, job["about"] | {"metrics": metrics})
             ),

@@ -11,7 +11,7 @@ from cluster.words import plural
 from jobs.run.config_keys import ClusterConfig, training_worker_range
 from jobs.run.directory import Run, record_run
 from jobs.run.steps import BY_NAME
-from jobs.run.training_record import read_complete, read_epochs
+from jobs.run.training_record import read_complete, read_epochs, read_training
 from jobs.run.versions import package_versions
 from jobs.steps.added_images import added_in_words, as_trained
 from jobs.steps.compute import require_own_gpu
@@ -22,7 +22,7 @@ from jobs.steps.restarted import restarted
 from jobs.steps.unit_dry_run import describe_connection
 from jobs.steps.waiting import notices
 from jobs.training.backbone_weights import fetch_imagenet_weights
-from jobs.training.kept_network import keep_epoch
+from jobs.training.kept_network import keep_epoch, will_change
 from jobs.training.one_at_a_time import wait_until_idle
 from jobs.training.plan import Plan
 from jobs.training.training_log import TrainingLog, described
@@ -127,8 +127,8 @@ def _require_start(run: Run, connection: Connection, job: TrainingJob, options: 
 def _print_already_trained(run: Run, job: TrainingJob, folder: Location) -> None:
     name = job.plan.name
     metrics = keep_epoch(folder, name, job.keep)
-    script = BY_NAME[name].script
-    print(f"{name}: already trained ({described(metrics)}); '{script}.py --restart {name}' trains it again.")
+    command = run.step_command(name, "--restart", name)
+    print(f"{name}: already trained ({described(metrics)}); '{command}' trains it again.")
     if added := added_in_words(run, name):
         print(f"{name}: {added}.")
     _print_verdict(job, metrics)
@@ -218,9 +218,15 @@ def require_workers(config: ClusterConfig, plan: Plan) -> None:
 def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: LaunchOptions) -> None:
     """Prints what a training would do."""
     plan, cluster, folder = job.plan, run.config.cluster, run.step(job.plan.name).data()
+    if not options.restart and read_complete(folder):
+        print_trained(run, plan.name)
+        if will_change(folder, plan.name, job.keep):
+            print(f"  keeps the network of the {job.keep} epoch from now on.")
+        if not options.is_part:
+            print(f"  {NOTHING}")
+        return
+    epochs_left = epochs_to_do(plan, folder, restart=options.restart)
     lines = read_epochs(folder)
-    epochs_done = plan.epochs if read_complete(folder) else len(lines)
-    epochs_left = plan.epochs if options.restart else plan.epochs - epochs_done
     least, most = training_worker_range(cluster)
     workers = plural(least, "training worker") if least == most else f"{least} to {most} training workers"
     is_here = is_trained_here(cluster, connection, folder, is_new=options.restart)
@@ -230,14 +236,37 @@ def _print_dry_run(run: Run, connection: Connection, job: TrainingJob, options: 
         seconds = f"about {duration(epochs_left * plan.epoch_images / pace)}"
     elif options.estimate:
         seconds = options.estimate.time_in_words
-    epochs = f"{epochs_left:,} of {plural(plan.epochs, 'epoch')}"
-    print(f"{plan.name}, dry run: {epochs} to do, {plan.epoch_in_words} each.")
+    print(f"{plan.name}, dry run: {extent_in_words(plan, folder, restart=options.restart)}.")
     for note in _notes(job):
         print(f"  {note}")
     if options.restart:
         print_deletion(folder)
-    if epochs_left:
-        print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection, is_here=is_here)}")
-        print(f"  time:    {seconds}\n  storage: the model, and a checkpoint about three times its size, in {folder}")
+    print(f"  on:      {workers} ({job.device}), {describe_connection(cluster, connection, is_here=is_here)}")
+    print(f"  time:    {seconds}\n  storage: the model, and a checkpoint about three times its size, in {folder}")
     if not options.is_part:
         print(f"  {NOTHING}")
+
+
+def epochs_to_do(plan: Plan, folder: Location, *, restart: bool = False) -> int:
+    """The number of epochs that a launch would train.
+
+    Args:
+        folder: the folder of the training's results.
+    """
+    if restart:
+        return plan.epochs
+    return 0 if read_complete(folder) else max(0, plan.epochs - len(read_epochs(folder)))
+
+
+def extent_in_words(plan: Plan, folder: Location, *, restart: bool = False) -> str:
+    """How much of a training is to do, such as '2 of 4 epochs to do, 3 steps of 4 images each'."""
+    epochs_left = epochs_to_do(plan, folder, restart=restart)
+    return f"{epochs_left:,} of {plural(plan.epochs, 'epoch')} to do, {plan.epoch_in_words} each"
+
+
+def print_trained(run: Run, name: str) -> None:
+    """The dry run of a finished training, with the epochs that were trained: fewer images may be there now, or more."""
+    epochs = plural(read_training(run.step(name).data()).num_epochs, "epoch")
+    print(f"{name}, dry run: 0 of {epochs} to do, because it is already trained.")
+    if added := added_in_words(run, name):
+        print(f"  {added}.")

@@ -53,7 +53,7 @@ class TrainingLog:
         self._place = folder / "metrics.jsonl"
         self.lines = read_epochs(folder)
         self._started, self._new_epochs = time.monotonic(), 0
-        self._first_epoch_ended = 0.0
+        self._first_epoch_ended = self._pass_seconds = 0.0
         self._events = _Events(folder)
 
     @property
@@ -90,13 +90,20 @@ class TrainingLog:
         return any(name.startswith("val_") for name in line)
 
     def _left(self, line: Metrics) -> str:
-        """The estimated time left. It leaves out this launch's first epoch, which includes the start-up."""
+        """The estimated time left. It leaves out this launch's first epoch, which includes the start-up.
+
+        A frozen backbone's passes happen once in a launch, so they are not part of the pace. Each epoch takes half of
+        the images and mirror images that are left, so about as many passes as in this epoch are still to come.
+        """
         self._new_epochs += 1
         if self._new_epochs == 1:
             self._first_epoch_ended = time.monotonic()
             return ""
-        pace = (time.monotonic() - self._first_epoch_ended) / (self._new_epochs - 1)
-        return f", about {duration((self.num_epochs - line['epoch']) * pace)} left"
+        passes, epochs_left = line.get("backbone_seconds", 0.0), self.num_epochs - line["epoch"]
+        self._pass_seconds += passes
+        others = max(0.0, time.monotonic() - self._first_epoch_ended - self._pass_seconds)
+        seconds = epochs_left * others / (self._new_epochs - 1) + (passes if epochs_left else 0.0)
+        return f", about {duration(seconds)} left"
 
     def __enter__(self) -> Self:
         return self

@@ -48,6 +48,8 @@ class Learner(Generic[B_contra]):
         validate: returns the metrics on the validation images, the same on every worker; {} without such images.
         score: the name of the metric that decides which epoch is the best.
         write: writes the model and the epoch's metrics under a name; called on rank 0.
+        pass_seconds: returns the time since its last call of the passes through a frozen backbone whose features are
+            kept; None if none are kept.
     """
 
     model: torch.nn.Module
@@ -57,6 +59,7 @@ class Learner(Generic[B_contra]):
     validate: Callable[[], dict[str, float]]
     score: str
     write: Callable[[str, Metrics], None]
+    pass_seconds: Callable[[], float] | None = None
 
 
 @dataclass
@@ -88,10 +91,11 @@ def run_training(
 
     All reports have `step`, `losses` (pairs [step, mean loss up to it]), `learning_rate`, `images_per_second` and the
     number of `workers`. Reports at the end of an epoch also have `epoch`, its mean `loss`, the `seconds` since the last
-    such report or the start, and the metrics of the validation with its `validation_seconds`. If images were skipped,
-    they have `skipped` (the number so far) and `skipped_images`: the newly skipped images with reasons, in the last
-    epoch all of them. `best.pt` is written when no earlier validation was better, and `last.pt` at the end, each before
-    the checkpoint that includes it.
+    such report or the start, and the metrics of the validation with its `validation_seconds`. If features of a frozen
+    backbone are kept, they have the `backbone_seconds` in which these were computed. If images were skipped, they have
+    `skipped` (the number so far) and `skipped_images`: the newly skipped images with reasons, in the last epoch all of
+    them. `best.pt` is written when no earlier validation was better, and `last.pt` at the end, each before the
+    checkpoint that includes it.
 
     Args:
         batches_of: yields this worker's share of each of the given global steps, in order.
@@ -176,6 +180,8 @@ def _finish_epoch(
         learner.write("last.pt", metrics)
     if is_validated:  # after the models, which hold no times: their bytes are the same in every training
         metrics["validation_seconds"] = seconds
+    if learner.pass_seconds:
+        metrics["backbone_seconds"] = learner.pass_seconds()
     return metrics
 
 

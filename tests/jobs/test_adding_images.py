@@ -127,11 +127,12 @@ def test_networks_stay_and_nothing_is_outdated(finished, added, capsys):
     launch(finished, "classifier", "maps", "seeds", "segmenter")
     said = capsys.readouterr().out
     assert "classifier: trained before 5 images were added; its results stay valid" in said
-    assert "'train_segmentation.py --restart segmenter'" in said
+    assert f"'python jobs/train_segmentation.py --run {finished.uri} --restart segmenter'" in said
     assert [Path(finished.uri, name, "model.pt").read_bytes() for name in ("classifier", "segmenter")] == networks
     assert outdated_steps(finished) == set()
     lines = "\n".join(status_lines(run_status(open_run(finished.uri))))
     assert "trained before 5 images were added" in lines
+    assert f"'python jobs/train_ficklenet.py --run {finished.uri} --restart classifier'" in lines
     assert "pseudo-labels: partly done; 12 images done, 7 left" in lines
 
 

@@ -128,7 +128,7 @@ def test_a_frozen_backbone_costs_a_pass_for_each_image_and_its_mirror_image(fres
 def test_a_step_of_its_own_is_timed_if_nothing_of_it_is_finished(fresh_run, finished_maps_run, monkeypatch, capsys):
     asked = []
 
-    def estimate(run, connection, rows, *, is_whole):
+    def estimate(run, connection, rows, *, is_whole, restarted):
         asked.append([row.name for row in rows])
         return Estimate({name: StepEstimate(90, 2e6) for name in asked[-1]}, 0, 0)
 

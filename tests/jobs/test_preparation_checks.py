@@ -305,7 +305,16 @@ def test_test_images_are_told_and_kept_out_of_the_training(tmp_path, capsys):
     assert only.manifest().num_images == 3
 
 
-def test_a_share_of_the_images_is_set_aside_the_same_way_always(tmp_path):
+def test_classes_with_few_validation_images_are_told(tmp_path, capsys):
+    for number in range(4):
+        for name in ("cats", "dogs", "horses")[: 3 if number else 2]:
+            put_picture(tmp_path / f"a/{'train' if number == 3 else 'val'}/{name}/{name}{number}.jpg")
+    prepared(tmp_path, "--folders", str(tmp_path / "a"))
+    sentence = "  validation: cats 3, dogs 3, horses 2; the figures of a class with fewer than 3 images say little\n"
+    assert sentence in capsys.readouterr().out
+
+
+def test_a_share_of_the_images_is_set_aside_the_same_way_always(tmp_path, capsys):
     for number in range(40):
         put_picture(tmp_path / f"a/{'cats' if number % 2 else 'dogs'}/{number}.jpg")
     found = []
@@ -313,6 +322,7 @@ def test_a_share_of_the_images_is_set_aside_the_same_way_always(tmp_path):
         run = prepared(tmp_path, "--folders", str(tmp_path / "a"), "--val-fraction", "0.25")
         found.append([row.split for row in run.manifest().iter_rows()])
     assert found[0] == found[1] and set(found[0]) == {"train", "val"} and 4 <= found[0].count("val") <= 17
+    assert "  validation: " not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         prepared(tmp_path, "--folders", str(tmp_path / "a"), "--val-fraction", "2")
     put_picture(tmp_path / "b/val/cats/0.jpg")

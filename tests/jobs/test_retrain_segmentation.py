@@ -111,4 +111,5 @@ def test_pipeline_retrains_where_that_network_is_to_predict(segmented_run, capsy
     pipeline(["--run", segmented_run.uri, "--dry-run", "--set", "predictions.network=retrained"])
     printed = capsys.readouterr().out
     assert "step 6 of 7, retrained\nretrained, dry run: 2 of 2 epochs to do, 3 steps of 4 images each." in printed
-    assert "predictions, dry run: 1 unit (2 images); details are known after the steps above are finished" in printed
+    extent = "predictions, dry run: 1 of 1 unit to do (2 of 2 images)"
+    assert f"{extent}; details are known after the steps above are finished" in printed

@@ -69,7 +69,8 @@ def test_a_dry_run_says_which_outdated_steps_would_be_redone(predicted_run, caps
     main(["--run", predicted_run.uri, "--dry-run", "--redo-outdated"])
     printed = capsys.readouterr().out
     assert "segmenter, dry run: 2 of 2 epochs to do" in printed
-    assert "predictions, dry run: 1 unit (2 images); details are known after the steps above are redone.\n" in printed
+    extent = "predictions, dry run: 1 of 1 unit to do (2 of 2 images)"
+    assert f"{extent}; details are known after the steps above are redone.\n" in printed
     for name in ("segmenter", "predictions"):
         assert re.search(rf"first:   deletes \d+ objects, .* in {predicted_run.uri}/{name}\n", printed)
     assert "seeds, dry run: 0 of 4 units to do" in printed and files_of(predicted_run) == before
@@ -215,9 +216,9 @@ def test_a_dry_run_describes_every_step_and_changes_nothing(trained_run, monkeyp
     assert "classifier, dry run: 0 of 1 epoch to do" in printed
     assert "maps, dry run: 4 of 4 units to do (14 of 14 images)" in printed
     for name, extent in (
-        ("seeds", "4 units (14 images)"),
-        ("segmenter", "2 epochs of 3 steps of 4 images"),
-        ("predictions", "1 unit (2 images)"),
+        ("seeds", "4 of 4 units to do (14 of 14 images)"),
+        ("segmenter", "2 of 2 epochs to do, 3 steps of 4 images each"),
+        ("predictions", "1 of 1 unit to do (2 of 2 images)"),
     ):
         assert f"{name}, dry run: {extent}; details are known after the steps above are finished.\n" in printed
     end = "metrics of train, metrics of val, the contact sheet and the report.\npipeline: nothing was started, nothing"
@@ -232,7 +233,7 @@ def test_a_dry_run_of_a_finished_run_finds_nothing_to_do(predicted_run, capsys):
     main(["--run", predicted_run.uri, "--dry-run"])
     printed = capsys.readouterr().out
     assert printed.count("0 of 4 units to do") == 3 and "predictions, dry run: 0 of 1 unit to do" in printed
-    assert "segmenter, dry run: 0 of 2 epochs to do, 3 steps of 4 images each." in printed
+    assert "segmenter, dry run: 0 of 2 epochs to do, because it is already trained." in printed
 
 
 def test_a_dry_run_is_refused_where_the_launch_would_stop(finished_maps_run):

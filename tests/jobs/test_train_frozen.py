@@ -20,8 +20,9 @@ from ficklenet.transforms import normalize
 from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.run.directory import Run, open_run
+from jobs.run.training_record import read_epochs
 from jobs.steps.networks import load_classifier
-from jobs.training import frozen_training, training_data
+from jobs.training import frozen_training, kept_features, training_data
 from jobs.training.classifier_worker import new_classifier
 from jobs.training.kept_features import KeptFeatures
 from storage.images import read_image
@@ -169,3 +170,13 @@ def test_kept_features_come_back_as_they_were_and_leave_no_file(tmp_path, monkey
     np.testing.assert_array_equal(kept.get("a"), values[0])
     np.testing.assert_array_equal(kept.get("b"), values[1])
     assert kept.num_places == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_the_first_passes_print_their_progress_and_are_timed_apart(frozen_run, monkeypatch, capsys):
+    monkeypatch.setattr(kept_features, "LOG_INTERVAL", 0.0)
+    train(frozen_run)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "through the frozen backbone" in line]
+    assert lines[0].startswith("classifier: 5 of up to 26 passes through the frozen backbone, about ")
+    assert len(lines) > 2 and lines[0].endswith(" left for these")
+    first, *_, last = read_epochs(frozen_run.step("classifier").data())
+    assert 0 <= last["backbone_seconds"] < first["backbone_seconds"] < first["seconds"]

@@ -75,3 +75,14 @@ def test_start_up_is_not_taken_for_the_time_of_an_epoch(tmp_path, monkeypatch, c
             log.add(end_of_epoch(epoch, 20 * epoch))
     first, second, third = capsys.readouterr().out.splitlines()
     assert "left" not in first and second.endswith("about 30 s left") and third.endswith("about 20 s left")
+
+
+def test_the_passes_of_a_frozen_backbone_are_no_part_of_the_pace(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("jobs.training.training_log.time.monotonic", lambda: now[0])
+    with TrainingLog(Location(str(tmp_path)), "classifier", num_epochs=10) as log:
+        for epoch, passes in ((1, 80.0), (2, 40.0), (3, 20.0), (4, 0.0)):  # and 2 s for the steps of an epoch
+            now[0] += 2 + passes
+            log.add(end_of_epoch(epoch, 20 * epoch) | {"backbone_seconds": passes})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(", ")[2] for line in lines[1:]] == ["about 56 s left", "about 34 s left", "about 12 s left"]
