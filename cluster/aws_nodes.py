@@ -30,6 +30,8 @@ def problems_of_nodes(config: dict[str, Any]) -> Iterator[str]:
         yield from (f"{name}: {sentence}" for sentence in _parameters(given))
         yield from _resources(name, node_type.get("resources") or {}, given.get("InstanceType", ""))
         profile = given.get("IamInstanceProfile")
+        if ":role/" in str(profile):
+            yield f"{name} has a role as IamInstanceProfile. Give the instance profile: ...:instance-profile/NAME."
         if name != head and profile and profile == (types[head].get("node_config") or {}).get("IamInstanceProfile"):
             yield (
                 f"{name} has the IamInstanceProfile of the head, so each job could start machines. "
@@ -84,6 +86,8 @@ def _resources(name: str, resources: dict[str, Any], machine: str) -> Iterator[s
     cpus, most = resources.get("CPU", 0), most_cpus(machine)
     if most is not None and cpus > most:
         yield f"{name} declares CPU: {cpus}, but a {machine} has {most}. Change one of the two."
+    elif most is not None and 0 < 2 * cpus <= most and not resources.get("GPU"):
+        yield f"{name} declares CPU: {cpus}, but a {machine} has {most}, so most would not be used. Change one."
     gpus, most_gpus = resources.get("GPU", 0), _most_gpus(machine)
     if most_gpus is not None and gpus > most_gpus:
         yield f"{name} declares GPU: {gpus}, but a {machine} has {most_gpus or 'no GPU'}. Change one of the two."

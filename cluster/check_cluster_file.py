@@ -133,6 +133,8 @@ def _launcher(config: dict[str, Any]) -> Iterator[str]:
         yield from problems_of_nodes(config)
     if "--env RAY_AUTH_MODE=token" not in ((config.get("docker") or {}).get("run_options") or []):
         yield "docker.run_options has no '--env RAY_AUTH_MODE=token': who reaches the ports could run code. Add it."
+    elif not any(str(place).endswith("auth_token") for place in config.get("file_mounts") or ()):
+        yield "file_mounts has no /home/ray/.ray/auth_token, so the nodes would have no token. Add it."
     if any(
         "--dashboard-host" in each and not _OWN_HOST.search(each)
         for each in config.get("head_start_ray_commands") or []

@@ -101,6 +101,12 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
             lambda c: c["available_node_types"]["gpu_worker"]["resources"].update(GPU=4),
             "declares GPU: 4, but a g6.xlarge has 1",
         ),
+        (lambda c: node(c)["resources"].update(CPU=4), "declares CPU: 4, but a m7i.2xlarge has 8, so most"),
+        (lambda c: c.update(file_mounts={}), "no /home/ray/.ray/auth_token, so the nodes would have no token"),
+        (
+            lambda c: node(c)["node_config"].update(IamInstanceProfile={"Arn": "arn:aws:iam::1:role/worker"}),
+            "cpu_worker has a role as IamInstanceProfile",
+        ),
         (lambda c: node(c)["node_config"].update(head(c)), "cpu_worker has the IamInstanceProfile of the head"),
         (lambda c: c["provider"].pop("region"), "provider.region is missing"),
         (
