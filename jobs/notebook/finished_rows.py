@@ -52,3 +52,14 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
         remedy = only_masks(run) or f"Run '{run.step_command(name)}' first."
         raise NotYet(f"{image_id}: the step {name} is not done for this image yet. {remedy}")
     return row, receipt
+
+
+def require_used(receipt: Receipt, name: str, image_id: str) -> None:
+    """Refuses an image that a step has skipped, because its stored results are empty.
+
+    Raises:
+        ValueError: see above.
+    """
+    for skip in receipt.skipped:
+        if skip.image_id == image_id:
+            raise ValueError(f"{image_id}: the step {name} skipped this image ({skip.reason}).")

@@ -40,7 +40,7 @@ from jobs.notebook.arguments import (
     require_size,
     usable_device,
 )
-from jobs.notebook.finished_rows import finished_row, row_of, warn_if_outdated
+from jobs.notebook.finished_rows import finished_row, require_used, row_of, warn_if_outdated
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import only_masks
@@ -151,21 +151,24 @@ class TrainedRun:
         """The maps that the step "maps" or "refined" stored; warns if the step is outdated.
 
         Raises:
-            KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step.
+            KeyError: there is no such image. NotYet: its maps are not made yet. ValueError: another step, or the step
+                skipped this image.
         """
         step = known_step(step, MAP_STEPS, "stored_maps")
-        row, _ = finished_row(self.run, step, image_id)
+        row, receipt = finished_row(self.run, step, image_id)
         warn_if_outdated(self.run, step)
+        require_used(receipt, step, image_id)
         return self.run.maps(step=step).read(row)
 
     def stored_seeds(self, image_id: str) -> np.ndarray:
         """The seeds (h, w): 0 background, class number + 1, 255 unknown; warns if they are outdated.
 
         Raises:
-            KeyError: there is no such image. NotYet: its seeds are not made yet.
+            KeyError: there is no such image. NotYet: its seeds are not made yet. ValueError: they were skipped.
         """
-        row, _ = finished_row(self.run, "seeds", image_id)
+        row, receipt = finished_row(self.run, "seeds", image_id)
         warn_if_outdated(self.run, "seeds")
+        require_used(receipt, "seeds", image_id)
         return self.run.seeds().read(row)
 
     def stored_labels(self, image_id: str, step: str = "predictions") -> np.ndarray:
@@ -178,9 +181,7 @@ class TrainedRun:
         step = known_step(step, LABEL_STEPS, "stored_labels")
         _, receipt = finished_row(self.run, step, image_id)
         warn_if_outdated(self.run, step)
-        for skip in receipt.skipped:
-            if skip.image_id == image_id:
-                raise ValueError(f"{image_id}: the step {step} skipped this image ({skip.reason}).")
+        require_used(receipt, step, image_id)
         return self.run.labels(step).read(image_id, receipt)
 
     # Computing

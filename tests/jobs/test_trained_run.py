@@ -412,6 +412,15 @@ def test_results_stay_readable_after_images_are_added_to_their_unit(predicted_ru
             read("october")
 
 
+@pytest.mark.parametrize("step", ["maps", "seeds"])
+def test_a_skipped_image_has_no_stored_maps_and_seeds(seeded_run, step):
+    run, receipts = open_trained(seeded_run.uri), seeded_run.step(step)
+    (receipt,) = (each for each in receipts.receipts().values() if each.start <= 5 < each.stop)
+    receipts.write_receipt(replace(receipt, skipped=(Skipped("scene_0005", "empty file"),)))
+    with pytest.raises(ValueError, match=rf"^scene_0005: the step {step} skipped this image \(empty file\)"):
+        getattr(run, f"stored_{step}")("scene_0005")
+
+
 def test_images_without_predictions_say_why(predicted_run):
     run = open_trained(predicted_run.uri)
     with pytest.raises(ValueError, match=r"scene_0000: no predictions are made of its split 'train', only of val "):
