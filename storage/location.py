@@ -335,5 +335,7 @@ def _delete_keys(paths: list[str]) -> None:
     bucket = paths[0].split("/", 1)[0]
     objects = [{"Key": path.split("/", 1)[1]} for path in paths]
     answer = file_system().call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
-    if answer.get("Errors"):
-        raise OSError(errno.EIO, f"the server refused to delete {len(answer['Errors'])} objects")
+    if refused := answer.get("Errors"):
+        code = refused[0].get("Code", "without a reason")
+        remedy = "allow s3:DeleteObject" if code == "AccessDenied" else "run the same command again"
+        raise OSError(errno.EIO, f"the server refused to delete {len(refused):,} of the objects ({code}); {remedy}")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from storage.checksums import checksum
 from storage.location import Location
 
-ADVICE = "put the manifest back from a copy, or make it again with prepare_dataset"
+ADVICE = "put the manifest back from a copy, or delete it and make it again with the same prepare_dataset command"
 
 SEAL = "seal"
 _NOT_SEALED = (SEAL.encode(), b"ARROW:schema")  # pyarrow adds the latter

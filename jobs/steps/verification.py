@@ -23,6 +23,7 @@ from storage.units import Unit
 from storage.verify import Damage, damaged_receipts, repair, verify_headers, verify_unit
 
 NAMED = 10  # number of damaged objects to print
+BYTES_PER_SECOND, OBJECTS_PER_SECOND = 2e8, 200.0  # of one process: what takes less time than Ray's start needs no Ray
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Verification:
         """Whether nothing is damaged."""
         return not self.units and not self.headers
 
+    @property
+    def extent(self) -> str:
+        """What is damaged, such as '2 units and 1 array description'."""
+        units = [plural(len(self.units), "unit")] if self.units else []
+        headers = [plural(len(self.headers), "array description")] if self.headers else []
+        return " and ".join([*units, *headers])
+
 
 def verify_step(run: Run, connection: Connection, name: str, sample: int | None = None) -> Verification | None:
     """Checks the finished units of a step; None if it was never started.
@@ -75,12 +83,15 @@ def verify_step(run: Run, connection: Connection, name: str, sample: int | None 
     rows = [{"unit": unit, "start_id": start_id} for unit in units]
     stages = Stages(partial(UnitVerifier, step))
     damages = {index: [str(damage)] for index, damage in damaged_receipts(step.data(start_id), receipts).items()}
-    unchecked, progress = 0, Progress(f"verify {name}", len(units), 0)
-    for result in run_stages(rows, stages, run.config.cluster, connection, "cpu"):
+    images = {unit.index: unit.num_images for unit in units}
+    unchecked, progress = 0, Progress(f"verify {name}", sum(images.values()))
+    num_objects, num_bytes = step.location.usage()
+    seconds = (num_bytes / BYTES_PER_SECOND + num_objects / OBJECTS_PER_SECOND) * len(units) / max(1, len(all_units))
+    for result in run_stages(rows, stages, run.config.cluster, connection, "cpu", seconds=seconds):
         unchecked += result["is_unchecked"]
         if result["damages"]:
             damages[result["index"]] = result["damages"]
-        progress.advance(1)
+        progress.advance(images[result["index"]])
     progress.close()
     return Verification(
         name,
@@ -144,7 +155,7 @@ def verify_run(
         if not found.is_sound and recompute is not None:
             repair(run.step(name), found.units, found.headers)
             recompute(name)
-            print(f"verify: {name}: repaired {plural(len(found.units), 'unit')}.", flush=True)
+            print(f"verify: {name}: repaired {found.extent}.", flush=True)
         is_sound = is_sound and (found.is_sound or recompute is not None)
     if not num_started and not problems:
         print(f"verify: nothing was checked: no results of {', '.join(names)} in {run.uri} yet.")
@@ -154,8 +165,7 @@ def verify_run(
 def lines_of(found: Verification) -> list[str]:
     """The result of a step, as lines for people."""
     damages = [*map(str, found.headers), *found.damages]
-    places = f"{plural(len(damages), 'object')} damaged in {plural(len(found.units), 'unit')}"
-    state = "sound" if found.is_sound else places
+    state = "sound" if found.is_sound else f"{plural(len(damages), 'object')} damaged in {found.extent}"
     lines = [f"verify: {found.name}: {plural(found.num_units, 'finished unit')} checked, {state}."]
     if found.unchecked:
         lines.append(

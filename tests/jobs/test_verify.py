@@ -95,6 +95,19 @@ def test_a_training_without_the_record_of_its_start_is_not_continued(seeded_run)
         launch_step(seeded_run, connection, "classifier")
 
 
+def test_a_lost_array_description_is_counted_and_a_small_run_needs_no_ray(seeded_run, monkeypatch, capsys):
+    monkeypatch.setattr("cluster.connect._start", lambda *_: pytest.fail("Ray was started"))
+    place = Path(seeded_run.uri, "seeds", "seeds.zarr", "label", "zarr.json")
+    whole = place.read_bytes()
+    place.unlink()
+    with pytest.raises(ValueError, match=r"verify: the run is damaged"):
+        verify.main(["--run", seeded_run.uri])
+    assert "1 object damaged in 1 array description." in capsys.readouterr().out
+    verify.main(["--run", seeded_run.uri, "--repair"])
+    assert "verify: seeds: repaired 1 array description." in capsys.readouterr().out
+    assert place.read_bytes() == whole
+
+
 def test_damage_of_one_file_does_not_hide_that_of_others(predicted_run, capsys):
     run = Path(predicted_run.uri)
     (run / "maps/step.json").write_bytes(b"{}")

@@ -9,7 +9,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError, Pro
 
 from storage.errors import StorageError
 from storage.location import Location
-from storage.s3 import storage_errors
+from storage.s3 import file_system, storage_errors
 
 
 def test_bytes_come_back_as_written(location: Location) -> None:
@@ -220,3 +220,17 @@ def test_missing_credentials_name_what_gives_them_and_the_endpoint_only_if_it_is
     with pytest.raises(StorageError) as unreachable, storage_errors("s3://bucket/run"):
         raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
     assert ("AWS_ENDPOINT_URL" in str(unreachable.value)) == bool(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [("AccessDenied", "allow s3:DeleteObject"), ("InternalError", "run the same command again")]
+)
+def test_objects_that_the_server_does_not_delete_are_one_sentence_with_the_reason(
+    code, remedy, s3_environment, monkeypatch
+):
+    place = Location.parse("s3://test-bucket/not-deleted")
+    (place / "object").write_bytes(b"1")
+    refusal = {"Errors": [{"Key": "not-deleted/object", "Code": code}]}
+    monkeypatch.setattr(type(file_system()), "call_s3", lambda *_, **__: refusal)
+    with pytest.raises(StorageError, match=rf"the server refused to delete 1 of the objects \({code}\); {remedy}\.$"):
+        place.delete_tree()
