@@ -1,8 +1,8 @@
 """The log of a launch in `<run>/logs/`: everything that it printed, and the traceback of an error that ended it.
 
 Each message begins with its time (UTC). The name has the start time, the script, the host and the process:
-`20261126-174500-generate_maps-node1-4711.log`. On a disk, the file grows while the job works. On S3, it is
-written again each minute and at the end. So a killed job leaves its log too.
+`20261126-174500-generate_maps-node1-4711.log`. On a disk, the file grows while the job works. On S3, it is written
+again every 15 s, if it has grown, and at the end. So a killed job leaves its log too.
 """
 
 import logging
@@ -23,7 +23,7 @@ from jobs.cli.plain_output import PlainOutput
 from jobs.run.directory import LOGS, Run
 from storage.location import Location
 
-UPLOAD_SECONDS = 60.0
+UPLOAD_SECONDS = 15.0
 
 
 class Log:
@@ -99,6 +99,7 @@ class _Kept:
 
     place: Location
     is_there: bool = False
+    size: int = 0  # bytes that are on S3
 
 
 @contextmanager
@@ -107,9 +108,11 @@ def _file(kept: _Kept) -> Iterator[IO[str]]:
     file, has_ended, place = _opened(kept), Event(), kept.place
 
     def upload() -> None:
-        with suppress(OSError):  # the error that ended the job says more
-            place.write_bytes(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
-            kept.is_there = True
+        size = os.fstat(file.fileno()).st_size
+        if size > kept.size:
+            with suppress(OSError):  # the error that ended the job says more
+                place.write_bytes(os.pread(file.fileno(), size, 0))
+                kept.is_there, kept.size = True, size
 
     def upload_often() -> None:
         while not has_ended.is_set():

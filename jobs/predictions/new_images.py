@@ -72,7 +72,7 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
         Manifest.forget()
     if restart or recorded is None:
         original = run.step(name).data()
-        (copy / "model.pt").write_bytes(kept_bytes(original, name)[0])
+        (copy / "model.pt").write_bytes(kept_bytes(run, name)[0])
         (copy / "complete.json").write_bytes((original / "complete.json").read_bytes())
     write_origin(output, run, name, network.sha256, images.uri)
     return output

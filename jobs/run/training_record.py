@@ -75,17 +75,19 @@ def read_epochs(folder: Location) -> list[dict[str, Any]]:
     return read_json_lines(folder / "metrics.jsonl", "an epoch's metrics", remedy)
 
 
-def kept_bytes(folder: Location, name: str) -> tuple[bytes, str]:
+def kept_bytes(run: Run, name: str) -> tuple[bytes, str]:
     """The bytes of the run's finished network, and their sha256.
 
     Raises:
         ValueError: the file is not the one that the training wrote at its end.
     """
+    folder = run.step(name).data()
     data = (folder / "model.pt").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != (read_complete(folder) or {}).get("sha256"):
         raise ValueError(
-            f"{folder / 'model.pt'}: not the file that the training wrote. Train again with --restart {name}."
+            f"{folder / 'model.pt'}: not the file that the training wrote. Put it back from a copy, or train again: "
+            f"'{run.step_command(name, '--restart', name)}'."
         )
     return data, sha256
 
@@ -122,7 +124,7 @@ def require_sound_networks(run: Run, names: Sequence[str]) -> list[str]:
     """
     found = [row.name for row in TRAININGS if row.name in names and read_complete(run.step(row.name).data())]
     for name in found:
-        kept_bytes(run.step(name).data(), name)
+        kept_bytes(run, name)
     return found
 
 

@@ -79,9 +79,9 @@ def load_classifier(run: Run) -> FickleNet:
     Raises:
         ValueError: the file is not the one that the training wrote.
     """
-    return unpack_classifier(kept_bytes(run.step("classifier").data(), "classifier")[0])
+    return unpack_classifier(kept_bytes(run, "classifier")[0])
 
 
 def load_segmenter(run: Run, name: str = "segmenter") -> Segmenter:
     """A segmentation network of the run, on the CPU; it raises the same errors as `load_classifier`."""
-    return unpack_segmenter(kept_bytes(run.step(name).data(), name)[0])
+    return unpack_segmenter(kept_bytes(run, name)[0])

@@ -67,15 +67,18 @@ def test_a_restart_without_the_gpu_that_it_needs_keeps_the_old_results(name, key
     assert f"To use the CPU, give --set {key}=cpu." in found
 
 
-def test_a_restart_with_a_damaged_network_keeps_the_old_results(predicted_run):
+def test_a_restart_with_a_damaged_network_keeps_the_old_results(predicted_run, capsys):
     for network, step in (("segmenter", "predictions"), ("classifier", "maps")):
         place = Path(predicted_run.step(network).data().uri, "model.pt")
         data = bytearray(place.read_bytes())
         data[len(data) // 2] ^= 1
         place.write_bytes(data)
-        assert f"Train again with --restart {network}" in refusal(predicted_run, HERE, step)
-        with pytest.raises(ValueError, match=rf"{network}/model\.pt: not the file that the training wrote"):
+        assert f"or train again: '{predicted_run.step_command(network, '--restart', network)}'" in refusal(
+            predicted_run, HERE, step
+        )
+        with pytest.raises(ValueError, match=r"model\.pt: not the file that the training wrote") as damage:
             verify.main(["--run", predicted_run.uri])
+        assert f"{network}/model.pt: not the file" in capsys.readouterr().out + str(damage.value)
 
 
 def test_a_restart_with_more_workers_than_fit_keeps_the_old_results(predicted_run):
