@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -40,15 +41,13 @@ def problems_of_nodes(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _parameters(node_config: dict[str, Any]) -> Iterator[str]:
-    """Names and types that EC2's call RunInstances does not know, from the description of EC2 in botocore."""
-    from botocore.session import get_session
+    """Names and types that EC2's call RunInstances does not know."""
     from botocore.validate import ParamValidator
 
-    call = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     given = {"MinCount": 1, "MaxCount": 1, **node_config}
     if not isinstance(given.pop("SubnetIds", []), list):  # a key of Ray, not of EC2
         yield "SubnetIds is not a list. Write [subnet-...]."
-    for line in filter(None, ParamValidator().validate(given, call).generate_report().split("\n")):
+    for line in filter(None, ParamValidator().validate(given, _run_instances()).generate_report().split("\n")):
         unknown = re.fullmatch(r'Unknown parameter in (\S+): "(\w+)", must be one of: (.+)', line)
         if unknown:
             place, name, known = unknown.groups()
@@ -56,6 +55,14 @@ def _parameters(node_config: dict[str, Any]) -> Iterator[str]:
             hint = f"Did you mean {near[0]}?" if near else f"EC2 knows {known}."
             line = f"{'' if place == 'input' else f'{place}.'}{name}: unknown key. {hint}"
         yield line
+
+
+@cache
+def _run_instances() -> Any:
+    """The parameters of EC2's call RunInstances, from the description of EC2 in botocore."""
+    from botocore.session import get_session
+
+    return get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
 def _provider_keys(provider: dict[str, Any]) -> Iterator[str]:
