@@ -4,7 +4,7 @@ Reads what export_labels writes and labelling tools export: COCO's annotations (
 "JSON" (.json), "CVAT for images 1.1" (.xml), or a folder of YOLO's polygons with their data.yaml, of Hugging Face's
 Parquet files, or of PNGs with the data set's own class values. Writes <run>/corrected/<hash>/<id>.png and enters these
 masks in the run's manifest. Masks that equal the run's own are left out, because tools also export images that nobody
-opened. A mask in which only small objects are missing (below 1 % of the image's pixels) counts as equal.
+opened. A mask that lacks only small objects, which an export can leave out, counts as equal.
 
 Maps and seeds do not become outdated, and the segmentation network can be trained again with the new masks. With
 --table the run does not change. Instead a table for a new run is written, in which the corrected images are the split

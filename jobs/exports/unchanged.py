@@ -15,7 +15,8 @@ import numpy as np
 from cluster.words import plural
 from jobs.exports.bring_back import Corrections
 from jobs.exports.corrected import is_corrected
-from jobs.exports.exporter import LABELS
+from jobs.exports.export_job import EXPORTS
+from jobs.exports.exporter import LABELS, PROGRESS
 from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
@@ -25,6 +26,7 @@ from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.masks import SPECK_PIXELS
+from storage.steps import Step
 
 SMALL_SHARE = 0.01  # of an image's pixels; an export may leave out smaller objects (--min-object-pixels)
 
@@ -35,11 +37,13 @@ class OwnMask:
 
     Attributes:
         is_imported: it was imported before; else it is a result of the run.
-        has_more: it has small objects that the imported mask does not have.
+        missing: pixels of its largest object that the imported mask does not have; 0 for none.
+        kept: pixels of its smallest object that the imported mask has too.
     """
 
     is_imported: bool
-    has_more: bool
+    missing: int
+    kept: int
 
 
 def without_unchanged(run: Run, corrections: Corrections, place: Location, *, keep: bool = False) -> Corrections:
@@ -54,12 +58,12 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location, *, ke
     rows = [row for row, mask in corrections.masks.items() if mask.num_objects > 0]  # the user calls the others empty
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
         found = pool.map(lambda row: _own_mask(run, row, corrections.masks[row].data), rows)
-        unchanged = {row: own for row, own in zip(rows, found, strict=True) if own}
+        unchanged = _explained(run, {row: own for row, own in zip(rows, found, strict=True) if own})
     if not unchanged:
         return corrections
     if keep:
         return _with_unchanged(run, corrections, unchanged)
-    number, all_masks, why = len(unchanged), plural(len(corrections.masks), "mask"), _in_words(unchanged)
+    number, all_masks, why = len(unchanged), plural(len(corrections.masks), "mask"), _in_words(run, unchanged)
     if number == len(corrections.masks):
         raise ValueError(f"{place}: {all_masks}, and none is a new correction: {why}")
     print(
@@ -68,11 +72,34 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location, *, ke
     return replace(corrections, masks={row: mask for row, mask in corrections.masks.items() if row not in unchanged})
 
 
-def _in_words(unchanged: Mapping[int, OwnMask]) -> str:
+def _explained(run: Run, unchanged: Mapping[int, OwnMask]) -> dict[int, OwnMask]:
+    """The masks whose missing objects an export has left out; in the others a person has deleted an object.
+
+    An export leaves out all objects below one size. So it has not left out an object that is as large as an object of
+    another mask, or as the size of every export in the run's folder.
+    """
+    sizes = list(_sizes_of_exports(run))
+    limits = [max(1, *sizes)] if sizes else []
+    least = min([*limits, *(own.kept for own in unchanged.values())], default=1)
+    return {row: own for row, own in unchanged.items() if own.missing < least}
+
+
+def _sizes_of_exports(run: Run) -> Iterator[int]:
+    """The `--min-object-pixels` of the exports in the run's folder."""
+    for name in (folder := run.location / EXPORTS).list_names():
+        with suppress(ValueError):  # a damaged record says nothing
+            fingerprint = Step(folder / name / PROGRESS).fingerprint()
+            if fingerprint and fingerprint.get("labels") in LABELS:
+                yield fingerprint.get("min_object_pixels", 0)
+
+
+def _in_words(run: Run, unchanged: Mapping[int, OwnMask]) -> str:
     """How many masks equal which masks of the run, and the flag that keeps them."""
-    counts = Counter(unchanged.values())
-    before, without_specks = counts[OwnMask(True, False)], counts[OwnMask(True, True)]
-    equal, differ = counts[OwnMask(False, False)], counts[OwnMask(False, True)]
+    counts = Counter((own.is_imported, own.missing > 0) for own in unchanged.values())
+    before, without_specks = counts[True, False], counts[True, True]
+    equal, differ = counts[False, False], counts[False, True]
+    row, largest = max(unchanged.items(), key=lambda item: (not item[1].is_imported, item[1].missing))
+    image_id = run.manifest().rows(row, row + 1)[0].image_id
     parts = [
         f"{before:,} {'was' if before == 1 else 'were'} imported before" if before else "",
         f"{without_specks:,} {'was' if without_specks == 1 else 'were'} imported before with small objects that are "
@@ -80,8 +107,8 @@ def _in_words(unchanged: Mapping[int, OwnMask]) -> str:
         if without_specks
         else "",
         f"{equal:,} {'equals' if equal == 1 else 'equal'} the run's own mask of the image" if equal else "",
-        f"{differ:,} {'differs' if differ == 1 else 'differ'} from the run's own mask only slightly, because small "
-        "objects are missing that an export can leave out"
+        f"{differ:,} {'lacks' if differ == 1 else 'lack'} only small objects of the run's own mask, which an export "
+        f"can leave out (the largest has {plural(largest.missing, 'pixel')}, in {image_id})"
         if differ
         else "",
     ]
@@ -140,10 +167,10 @@ def _own_mask(run: Run, row: int, data: bytes) -> OwnMask | None:
         return None
     nearest = None
     for own, least, is_imported in _own_masks(run, manifest, row, mask.shape):
-        if is_unchanged(mask, own, manifest.num_classes, least):
-            if np.array_equal(_known(mask, manifest.num_classes), _known(own, manifest.num_classes)):
-                return OwnMask(is_imported, has_more=False)
-            nearest = nearest or OwnMask(is_imported, has_more=True)
+        if found := missing_and_kept(mask, own, manifest.num_classes, least):
+            if not found[0]:
+                return OwnMask(is_imported, *found)
+            nearest = nearest or OwnMask(is_imported, *found)
     return nearest
 
 
@@ -171,25 +198,29 @@ def _own_masks(
             yield folder.read(image_id), small, False
 
 
-def is_unchanged(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> bool:
-    """Whether a mask (H, W) is the run's own, or the own one without all objects below some small size.
+def missing_and_kept(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> tuple[int, int] | None:
+    """Compares a mask (H, W) with the run's own one.
 
     Unknown pixels count as background, because most tools have no unknown pixels.
 
     Args:
         small: objects of so many pixels or more must not be missing.
+
+    Returns:
+        The pixels of the largest missing object (0 for none) and of the smallest object that is not missing. None if
+        the mask is not the own one without all objects below some small size.
     """
     mask, own = _known(mask, num_classes), _known(own, num_classes)
     if mask.shape != own.shape or not own.any():
-        return False
+        return None
     differs = mask != own
     if mask[differs].any():
-        return False
+        return None
     areas = [each.area for each in regions(np.where(differs, own, 0), num_classes)]
     largest = max(areas, default=0)  # of the objects that are background now
-    if largest >= small:
-        return False
-    return np.array_equal(without_small(own, num_classes, largest + 1)[0], mask)
+    if largest >= small or not np.array_equal(without_small(own, num_classes, largest + 1)[0], mask):
+        return None
+    return largest, min((each.area for each in regions(mask, num_classes)), default=own.size)
 
 
 def _known(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -17,12 +17,13 @@ from cluster.connect import connect
 from jobs import export_labels, import_masks, train_segmentation
 from jobs.cli.pipeline import require_startable
 from jobs.exports.after_import import next_commands
-from jobs.exports.unchanged import is_unchanged
+from jobs.exports.regions import regions
+from jobs.exports.unchanged import missing_and_kept
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps
 from jobs.training.segmenter_job import make_job
 from storage.images import read_mask
-from storage.label_folder import encode_label_png
+from storage.label_folder import decode_label_png, encode_label_png
 from storage.manifest import Manifest, write_manifest
 
 STRONG = ["segmenter.strong_splits=train"]
@@ -140,7 +141,8 @@ def test_the_printed_commands_train_and_predict_again(painted_run, tmp_path, cap
 def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys):
     folder = export(painted_run, tmp_path / "out", "--format", "png", "--min-object-pixels", "150")
     with pytest.raises(
-        ValueError, match=r"2 masks, and none is a new correction: 2 differ .* --keep-unchanged, which keeps"
+        ValueError,
+        match=r"none is a new correction: 2 lack .*has 100 pixels, in scene_0012.* --keep-unchanged, which",
     ):
         bring_back(painted_run, folder, unchanged=False)
     image = folder / "scene_0013.png"
@@ -150,7 +152,7 @@ def test_masks_that_nobody_corrected_are_left_out(painted_run, tmp_path, capsys)
     before = dict(masks_of(painted_run))
     bring_back(painted_run, folder, unchanged=False)
     assert (
-        "import: 1 of 2 masks left out, because nobody corrected it: 1 differs from the run's own mask only"
+        "import: 1 of 2 masks left out, because nobody corrected it: 1 lacks only small objects of the run's own mask"
         in capsys.readouterr().out
     )
     after = masks_of(painted_run)
@@ -274,6 +276,24 @@ def test_kept_masks_that_nobody_corrected_are_said_to_measure_nothing(painted_ru
     assert "import: 2 of 2 masks equal the run's own, so figures measured with them are too good." in printed
 
 
+@pytest.mark.parametrize("place", ["in the run", "elsewhere"])
+def test_an_object_that_the_export_contained_and_a_person_deleted_is_a_correction(painted_run, tmp_path, place):
+    flags = ["--format", "png", "--min-object-pixels", "50"]
+    if place == "in the run":
+        export_labels.main(["--run", painted_run.uri, *flags])
+        folder = Path(painted_run.uri, "exports", "png-predictions-min50")
+    else:  # then only the objects of other masks say what the export contains
+        folder = export(painted_run, tmp_path / "out", *flags)
+    file = next(folder.rglob("scene_0012.png"))
+    mask = decode_label_png(file.read_bytes())
+    small = min(regions(mask, 5), key=lambda region: region.area)
+    assert small.area == 100
+    mask[small.in_image(mask.shape)] = 0
+    file.write_bytes(encode_label_png(mask))
+    bring_back(painted_run, file.parent, unchanged=False)
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0012"], mask)
+
+
 def test_what_counts_as_unchanged():
     own = np.zeros((50, 60), np.uint8)
     own[5:25, 5:25], own[40:45, 40:45], own[30, 30], own[48] = 1, 2, 2, 255
@@ -286,15 +306,15 @@ def test_what_counts_as_unchanged():
         return mask
 
     speck, small, large = (slice(30, 31),) * 2, (slice(40, 45),) * 2, (slice(5, 25),) * 2
-    assert is_unchanged(own, own, 5, 30) and is_unchanged(known, own, 5, 30)
-    assert is_unchanged(with_changes((*speck, 0)), own, 5, 30)  # --min-object-pixels 2
-    assert is_unchanged(with_changes((*speck, 0), (*small, 0)), own, 5, 30)
-    assert not is_unchanged(with_changes((*small, 0)), own, 5, 30)  # the speck is smaller and still there
-    assert not is_unchanged(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5, 30)
-    assert not is_unchanged(with_changes((*speck, 1)), own, 5, 30)
-    assert not is_unchanged(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5, 30)
-    assert not is_unchanged(known[:40], own, 5, 30)
-    assert not is_unchanged(np.zeros_like(own), np.full_like(own, 255), 5, 30)
+    assert missing_and_kept(own, own, 5, 30) == missing_and_kept(known, own, 5, 30) == (0, 1)
+    assert missing_and_kept(with_changes((*speck, 0)), own, 5, 30) == (1, 25)  # --min-object-pixels 2
+    assert missing_and_kept(with_changes((*speck, 0), (*small, 0)), own, 5, 30) == (25, 400)
+    assert not missing_and_kept(with_changes((*small, 0)), own, 5, 30)  # the speck is smaller and still there
+    assert not missing_and_kept(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5, 30)
+    assert not missing_and_kept(with_changes((*speck, 1)), own, 5, 30)
+    assert not missing_and_kept(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5, 30)
+    assert not missing_and_kept(known[:40], own, 5, 30)
+    assert not missing_and_kept(np.zeros_like(own), np.full_like(own, 255), 5, 30)
 
 
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
