@@ -76,11 +76,12 @@ def _explained(run: Run, unchanged: Mapping[int, OwnMask]) -> dict[int, OwnMask]
     """The masks whose missing objects an export has left out; in the others a person has deleted an object.
 
     An export leaves out all objects below one size. So it has not left out an object that is as large as an object of
-    another mask, or as the size of every export in the run's folder.
+    another mask of the run, or as the size of every export in the run's folder.
     """
     sizes = list(_sizes_of_exports(run))
     limits = [max(1, *sizes)] if sizes else []
-    least = min([*limits, *(own.kept for own in unchanged.values())], default=1)
+    kept = (own.kept for own in unchanged.values() if not own.is_imported)  # people may draw smaller ones
+    least = min([*limits, *kept], default=SPECK_PIXELS)
     return {row: own for row, own in unchanged.items() if own.missing < least}
 
 
