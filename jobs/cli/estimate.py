@@ -11,7 +11,7 @@ import torch
 
 from cluster.connect import PROJECT_ROOT, Connection, usable_cpus
 from jobs.cli.command_line import STARTED
-from jobs.cli.timing import Paces, TrainingPace, UnitPace, time_steps
+from jobs.cli.timing import END, Paces, TrainingPace, UnitPace, time_steps
 from jobs.cli.workload import computed_shares
 from jobs.reporting.page import NUM_IMAGES
 from jobs.run.config_keys import training_worker_range
@@ -40,13 +40,15 @@ class Estimate:
         steps: by name; without steps that are done, or that could not be timed.
         start_seconds: of this job, of Ray and of its workers.
         end_seconds: of the evaluation, the contact sheet and the report.
-        problem: why some steps could not be timed; "" if all were.
+        untimed: the titles of the parts that are left to do, but could not be timed, so they are in no sum.
+        problem: why they could not be timed; "" if all were.
         notes: sentences about how this machine changed the times.
     """
 
     steps: dict[str, StepEstimate]
     start_seconds: float
     end_seconds: float
+    untimed: tuple[str, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
 
@@ -90,7 +92,7 @@ def estimate_steps(
     num_threads = cluster.cpus_per_training_worker or (0 if is_here else 1)
     on_gpu = connection.num_gpus >= 1 and torch.cuda.is_available()
     paces = time_steps(run, rows, on_gpu=on_gpu, num_threads=num_threads, with_report=is_whole)
-    steps, starts = {}, 0.0
+    steps, starts, untimed = dict[str, StepEstimate](), 0.0, list[str]()
     for row in rows:
         pace = paces.steps.get(row.name)
         if isinstance(pace, UnitPace):
@@ -98,18 +100,25 @@ def estimate_steps(
         elif isinstance(pace, TrainingPace):
             steps[row.name], is_on_ray = _of_training(run, connection, row, pace, restart=row.name in restarted)
         else:
+            is_restarted = row.name in restarted
+            known = is_begun(run, row) and estimate_of_records(run, connection, row, restart=is_restarted)
+            if known:
+                steps[row.name] = known
+            else:
+                untimed.append(row.title)
             continue
         starts += _STARTS[row.kind] if is_on_ray and steps[row.name].seconds else 0
     ray = RAY_SECONDS if starts and connection.is_to_start else 0.0
     start_seconds = own_start + ray + (starts * _process_seconds() if starts else 0.0)
     end_seconds = _end_seconds(run, paces) if is_whole else 0.0
+    untimed += END if is_whole and paces.problem else ()
     notes = [BUSY] if was_busy or busy_in_words() else []
     if num_threads > usable_cpus() and any(row.kind == "training" for row in rows):
         notes.append(
             f"The trainings were timed with cluster.cpus_per_training_worker = {num_threads} threads on this machine's "
             f"{usable_cpus()} CPUs; workers that have so many CPUs take less time."
         )
-    return Estimate(steps, start_seconds, end_seconds, paces.problem, tuple(notes))
+    return Estimate(steps, start_seconds, end_seconds, tuple(untimed), paces.problem, tuple(notes))
 
 
 def estimate_of_records(
@@ -124,10 +133,10 @@ def estimate_of_records(
     stored = step.location.usage()[1]
     if row.kind == "training":
         plan, folder = planned_training(row.name, config, manifest), step.data()
-        speed = read_epochs(folder)[-1].get("images_per_second")
-        if not speed:  # not in a line of an earlier version
+        speed, num_left = read_epochs(folder)[-1].get("images_per_second"), epochs_to_do(plan, folder, restart=restart)
+        if num_left and not speed:  # not in a line of an earlier version
             return None
-        seconds = epochs_to_do(plan, folder, restart=restart) * plan.epoch_images / speed
+        seconds = num_left * plan.epoch_images / speed if speed else 0.0
         return StepEstimate(seconds, float(stored) if restart else 0.0, "measured on the finished epochs")
     receipts, shares = step.receipts().values(), computed_shares(row, manifest, config)
     num_computed = max(1.0, sum(float(shares[receipt.start : receipt.stop].sum()) for receipt in receipts))

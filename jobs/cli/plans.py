@@ -9,10 +9,11 @@ from contextlib import redirect_stdout
 from functools import partial
 
 from cluster.connect import Connection
+from cluster.words import listed
 from jobs.cli.estimate import Estimate, can_be_timed_here, estimate_of_records, estimate_steps, is_begun
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import require_possible, require_startable, steps_to_redo
-from jobs.cli.timing import SECONDS
+from jobs.cli.timing import END, SECONDS
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
@@ -89,13 +90,14 @@ def plan_pipeline(
         if is_fresh
         else Estimate({}, 0.0, 0.0)
     )
-    left = list[StepEstimate]()  # of begun steps
+    left, unknown = list[StepEstimate](), list[str]()  # of begun steps
     for number, row in enumerate(steps, start=1):
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
         own, is_to_restart = estimate.steps.get(row.name), row.name in outdated
         if row.name in begun:
             own = estimate_of_records(run, connection, row, restart=is_to_restart)
             left += [own] if own else []
+            unknown += [] if own else [row.title]
         options = LaunchOptions(
             restart=is_to_restart, retry_skipped=retry_skipped, dry_run=True, estimate=own, is_part=True
         )
@@ -115,7 +117,7 @@ def plan_pipeline(
         return
     if not is_fresh and (seconds := sum(each.seconds for each in left)):
         stored = size(sum(each.bytes for each in left))
-        without = "without the start of processes, the metrics and the report"
+        without = f"without {listed([*unknown, 'the start of processes', 'the metrics', 'the report'])}"
         print(f"pipeline: what is left takes about {duration(seconds)} and {stored}, {without}.")
     print(f"pipeline: {NOTHING}")
 
@@ -140,22 +142,25 @@ def _estimate(
     busy = f" {sentence}" if (sentence := busy_in_words()) else ""
     print(f"{name}: timing the steps on a few images on this machine{where}. {most}{busy}", flush=True)
     estimate = estimate_steps(run, connection, rows, is_whole=is_whole, restarted=restarted)
-    if estimate.problem:
-        print(f"{name}: some steps could not be timed ({estimate.problem.rstrip('.')}).")
+    if estimate.untimed:
+        print(f"{name}: {listed(estimate.untimed)} could not be timed ({estimate.problem}).")
     return estimate
 
 
 def _print_total(run: Run, estimate: Estimate) -> None:
     total, price = estimate.seconds, run.config.cluster.price_per_hour
     money = f", and costs {total / 3600 * price:.2f} at {price:g} per hour" if price else ""
+    untimed = listed(estimate.untimed)
+    what = f"without {untimed}, which could not be timed, this" if untimed else "all of this"
+    end = "" if {*END} & {*estimate.untimed} else f", {duration(estimate.end_seconds)} for metrics and the report"
     _keep(run, estimate)
     print(
-        f"pipeline: all of this takes about {duration(total)} and {size(estimate.bytes)}{money}. "
-        f"{duration(estimate.start_seconds)} of this are for starting processes, {duration(estimate.end_seconds)} for "
-        "metrics and the report."
+        f"pipeline: {what} takes about {duration(total)} and {size(estimate.bytes)}{money}. "
+        f"{duration(estimate.start_seconds)} of this are for starting processes{end}."
     )
-    upper_bound = "The cost is an upper bound: all machines for the whole time, without the requests to S3."
-    for note in (*([upper_bound] if price else []), *estimate.notes):
+    cost = f"The cost is {f'without {untimed}, so the run costs more' if untimed else 'an upper bound'}"
+    counted = f"{cost}: all machines for the whole time, without the requests to S3."
+    for note in (*([counted] if price else []), *estimate.notes):
         print(f"pipeline: {note}")
     print(
         f"pipeline: nothing was started. The dry run wrote one file, {run.location / FILE}, with this estimate; "
@@ -168,7 +173,8 @@ def _keep(run: Run, estimate: Estimate) -> None:
     begun = {row.name for row in STEPS if is_begun(run, row)}
     earlier = {name: each for name, each in read_estimates(run).steps.items() if name in begun}
     steps = earlier | {name: each for name, each in estimate.steps.items() if name not in begun}
-    write_estimates(run, KeptEstimate(steps, estimate.start_seconds + estimate.end_seconds))
+    others = 0.0 if {*END} & {*estimate.untimed} else estimate.start_seconds + estimate.end_seconds
+    write_estimates(run, KeptEstimate(steps, others))
 
 
 def _needed(config: Config, row: StepRow) -> list[StepRow]:

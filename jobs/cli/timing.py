@@ -4,16 +4,21 @@ The steps are the real ones, one after the other in this process: the real image
 images and epochs. A first round warms up and shows how slow the images are. While there is time, another round takes
 more images; the last round gives the figures. The first steps of a training are slower than the later ones, so the
 number of images matters.
+
+The networks have hardly learnt anything by then, so their maps may be empty. After the maps are timed, drawn maps
+replace them, so that the later steps have something to work on.
 """
 
 import io
 import logging
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,9 +48,13 @@ from storage.units import Unit
 SECONDS = 60
 """The time that all rounds together may take, in seconds; approximate."""
 
+END = ("metrics", "report")
+"""The titles of what follows the steps."""
+
 EPOCHS = 3
 FROZEN_EPOCHS = 8  # with a frozen backbone; by then each image and its mirror image have passed through it
 _ROUNDS, _FIRST, _MOST = 3, 2, 64  # the most rounds; training images in the first one, and the most in another one
+_MOST_LEARNING_RATE = 1e-3  # a training is as fast with a higher rate, but it may diverge
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ class Paces:
         evaluation_seconds, num_measured: the evaluation, and its images; 0 if no image has a mask.
         report_seconds: of the contact sheet and the report.
         num_images: the images of the round.
-        problem: why later steps could not be run; "" if all were.
+        problem: the step that could not be run, and why, so later ones were not run either; "" if all were.
     """
 
     steps: dict[str, UnitPace | TrainingPace]
@@ -124,7 +133,9 @@ def time_steps(run: Run, rows: Sequence[StepRow], *, on_gpu: bool, num_threads: 
         now = time.monotonic()
         per_image = (now - begun) / number * EPOCHS / epochs  # with everything that is slow only once
         before, number = number, min(most, int((SECONDS - (now - started)) / per_image))
-        if rounds[-1].problem or len(rounds) == _ROUNDS or number < 2 * before:
+        if rounds[-1].problem:
+            return rounds[-2] if len(rounds) > 1 else rounds[-1]
+        if len(rounds) == _ROUNDS or number < 2 * before:
             return rounds[-1] if len(rounds) == 1 else _without_fixed_evaluation(rounds[-2], rounds[-1])
 
 
@@ -164,8 +175,10 @@ def _time_all(run: Run, rows: Sequence[StepRow], connection: Connection, *, with
             launch_step(run, connection, row.name)
             is_of_units = row.kind == "units"
             paces[row.name] = _unit_pace(run, row) if is_of_units else _training_pace(run, row)
+            if row.name in ("maps", "refined"):
+                _draw_maps(run, row.name)
         except (ValueError, OSError, ClusterError) as error:
-            return Paces(paces, problem=f"{row.title}: {error}")
+            return Paces(paces, problem=_problem(row.title, error, run))
     if not with_report:
         return Paces(paces)
     started = time.monotonic()
@@ -176,8 +189,16 @@ def _time_all(run: Run, rows: Sequence[StepRow], connection: Connection, *, with
         draw_contact_sheet(run, num_images=8)
         write_report(run)
     except (ValueError, OSError) as error:
-        return Paces(paces, problem=f"metrics and report: {error}")
+        return Paces(paces, problem=_problem(" and ".join(END), error, run))
     return Paces(paces, evaluation_seconds, num_measured, time.monotonic() - started, num_images)
+
+
+def _problem(what: str, error: Exception, run: Run) -> str:
+    """The reason, without the sentences from the first one that names the temporary run, such as a command for it."""
+    reason, is_named, _ = str(error).partition(Path(run.uri).name)
+    if is_named:
+        reason = "".join(re.findall(r".*?[.!?]\s", reason, re.DOTALL))
+    return f"{what}: {reason.strip().rstrip('.') or 'it failed in the temporary run'}"
 
 
 def _evaluate(run: Run, connection: Connection) -> int:
@@ -268,8 +289,28 @@ def _small_run(run: Run, folder: Location, num_training: int, epochs: int, num_t
     return small
 
 
+def _draw_maps(run: Run, name: str) -> None:
+    """Replaces the values of the stored maps: each class has cells with evidence, and there are cells without any."""
+    step, store = run.step(name), run.maps("r+", step=name)
+    rows, columns = store.grid
+    places = np.linspace(0.0, 1.0, columns)
+    for receipt in step.receipts(with_objects=True).values():
+        unit = Unit(receipt.unit, receipt.start, receipt.stop)
+        maps = store.read_unit(unit)
+        num_slots = (maps.classes >= 0).sum(axis=1)[:, None, None]
+        # Each class of an image has a ridge from top to bottom; the first and the last column have no evidence
+        peaks = np.arange(1, store.num_slots + 1)[:, None]
+        ridges = np.maximum(0.0, 1 - np.abs(places * (num_slots + 1) - peaks))
+        drawn = np.repeat(ridges[:, :, None], rows, axis=2)
+        objects = store.write_unit(unit, drawn, drawn, maps.score, maps.classes)
+        step.write_receipt(replace(receipt, objects={**receipt.objects, **objects}))
+
+
 def _chosen(config: Config, manifest: Manifest, num_training: int) -> list[int]:
-    """Rows of the manifest: training images, spread evenly, and a third as many images to predict or to validate on."""
+    """Rows of the manifest: training images, spread evenly, and a third as many images to predict or to validate on.
+
+    One of the training images has labels, because others have no seeds of a class.
+    """
     training = training_images(manifest, config).rows
     splits = pa.array([*config.data.val_splits, *config.predicted_splits], pa.string())
     is_other = [
@@ -278,7 +319,12 @@ def _chosen(config: Config, manifest: Manifest, num_training: int) -> list[int]:
     ]
     others = np.setdiff1d(np.flatnonzero(np.concatenate([np.zeros(0, bool), *is_other])), training)
     strong = [row for row in training if manifest.rows(row, row + 1)[0].split in config.segmenter.strong_splits][:1]
-    rows = [*_spread(training, num_training), *strong, *_spread(others, max(1, num_training // 3))]
+    has_label = [
+        pc.greater(pc.list_value_length(table["labels"]), 0).to_numpy(False)
+        for table in manifest.iter_tables(["labels"])
+    ]
+    labelled = np.intersect1d(np.flatnonzero(np.concatenate([np.zeros(0, bool), *has_label])), training)[:1]
+    rows = [*_spread(training, num_training), *strong, *labelled, *_spread(others, max(1, num_training // 3))]
     return sorted({int(row) for row in rows})
 
 
@@ -296,8 +342,9 @@ def _small_config(
     """
     sections: dict[str, Any] = {
         "images": {"max_skipped_fraction": 1.0},
-        "cells": {"max_images": 1_000_000},  # the times are those of images whose cells are used
-        "seeds": {"theta": 0.0, "priority": "foreground"},  # a class has seeds, whatever its maps are
+        # Drawn maps have cells of a class and of the background; the times are those of images whose cells are used
+        "cells": {"max_images": 1_000_000, "theta": 0.0, "evidence_threshold": 0.5},
+        "seeds": {"theta": 0.0, "priority": "foreground", "saliency_threshold": 1.0},
         "cluster": {"address": "in-process", "training_workers": 1, "cpus_per_training_worker": num_threads},
     }
     for name in ("classifier", "segmenter"):
@@ -305,6 +352,7 @@ def _small_config(
         sections[name] = {
             "epochs": FROZEN_EPOCHS if name in keeps_features else epochs,
             "min_steps": 1,
+            "learning_rate": section.learning_rate and min(section.learning_rate, _MOST_LEARNING_RATE),
             "batch_size": min(section.batch_size, num_training),
             "weights": "none" if section.weights == "imagenet" else section.weights,  # equally fast, and no download
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from cluster.words import plural
+from cluster.words import listed, plural
 from jobs.run.directory import LOGS, Run
 from jobs.run.origin import origin_of
 from jobs.run.steps import STEPS
@@ -211,14 +211,21 @@ def status_lines(status: RunStatus) -> list[str]:
 
 
 def _total_line(status: RunStatus) -> str:
-    """The time of all steps beside its estimate, in the words of a step's line and of the dry run."""
-    taken, estimated = duration(status.seconds or 0.0), duration(status.estimated_seconds or 0.0)
-    total = duration(status.estimated_total_seconds or 0.0)
-    is_done = all(step.state == "done" for step in status.steps if step.estimated_seconds is not None)
-    return (
-        f"pipeline: all of this took {taken}{'' if is_done else ' until now'}, without the start of processes, the "
-        f"metrics and the report; the estimate was {estimated}, and {total} with them"
-    )
+    """The time of the steps that have an estimate beside it, in the words of a step's line and of the dry run."""
+    known = status.estimated_seconds or 0.0
+    taken, estimated = duration(status.seconds or 0.0), duration(known)
+    compared = [step for step in status.steps if step.estimated_seconds is not None]
+    others = [step.name for step in status.steps if step.estimated_seconds is None and step.unit != "metrics"]
+    until = "" if all(step.state == "done" for step in compared) else " until now"
+    without = "without the start of processes, the metrics and the report"
+    if others:
+        names = listed([step.name for step in compared])
+        return (
+            f"pipeline: {names} took {taken}{until}, {without}; the estimate of the same was {estimated}. There is no "
+            f"estimate of {listed(others)}"
+        )
+    with_them = f", and {duration(whole)} with them" if (whole := status.estimated_total_seconds or 0.0) > known else ""
+    return f"pipeline: all of this took {taken}{until}, {without}; the estimate was {estimated}{with_them}"
 
 
 def _step_lines(step: StepStatus) -> list[str]:

@@ -37,7 +37,7 @@ class KeptEstimate:
 
     Attributes:
         steps: by their names.
-        other_seconds: the start of processes, the metrics and the report; 0 if an earlier version wrote the file.
+        other_seconds: the start of processes, the metrics and the report; 0 if these are not known.
     """
 
     steps: dict[str, StepEstimate]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.words import plural
+from cluster.words import listed, plural
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,8 @@ from cluster.words import plural
 )
 def test_a_noun_agrees_with_its_count(count, noun, words):
     assert plural(count, noun) == words
+
+
+def test_names_are_listed_in_a_sentence():
+    found = [listed(names) for names in ([], ["maps"], ["maps", "seeds"], ["maps", "seeds", "predictions"])]
+    assert found == ["", "maps", "maps and seeds", "maps, seeds and predictions"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.connect import connect
+from jobs.cli import plans
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import run_pipeline
 from jobs.cli.plans import plan_pipeline
@@ -99,6 +100,18 @@ def test_after_images_were_added(finished_run, add, capsys):
     command = f"'python jobs/train_ficklenet.py --run {finished_run.uri} --restart classifier'"
     assert f"  trained before 5 images were added; its results stay valid. To train on all images: {command}" in planned
     assert planned.count("  time:    about") == 4 and "pipeline: what is left takes about" in planned
+
+
+def test_what_is_left_names_a_step_of_which_the_time_is_not_known(finished_run, add, monkeypatch, capsys):
+    add(finished_run)
+    measured = plans.estimate_of_records
+    monkeypatch.setattr(
+        plans, "estimate_of_records", lambda *given, **how: None if given[2].name == "maps" else measured(*given, **how)
+    )
+    with connect("in-process") as connection:
+        plan_pipeline(open_run(finished_run.uri), connection)
+    end = ", without maps, the start of processes, the metrics and the report.\n"
+    assert re.search(r"pipeline: what is left takes about .*" + end, capsys.readouterr().out)
 
 
 def test_after_images_were_added_that_make_the_training_shorter(finished_run, add, capsys):

@@ -1,5 +1,6 @@
 """The estimate of a dry run: what is timed, how it is scaled, and what status makes of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from jobs.run.steps import BY_NAME, pipeline_steps
 from jobs.steps.estimates import FILE, KeptEstimate, StepEstimate, read_estimates, time_at_work, write_estimates
 from storage.manifest import ManifestRow, write_manifest
 from storage.receipts import Receipt
+from storage.units import Unit
 
 HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
 LOCAL = Connection(num_cpus=2, num_gpus=0, num_nodes=1, is_to_start=True, is_optional=True)
@@ -54,6 +56,111 @@ def test_a_fresh_pipeline_is_timed_and_each_step_gets_a_time_and_a_size(fresh_ru
     assert all(each.seconds > 0 and each.bytes > 0 for each in kept.steps.values()) and kept.other_seconds > 1
     assert printed.count("(timed on a few images)") == len(names)
     assert set(Path(fresh_run.uri).rglob("*")) - before == {Path(fresh_run.uri, "estimate.json")}
+
+
+def timed_in_one_round(run: Run, *settings: str) -> Paces:
+    """What is timed of the whole pipeline of a run."""
+    run = open_run(run.uri, None, settings)
+    rows = pipeline_steps(run.config)
+    found = timing.time_steps(run, rows, on_gpu=False, num_threads=1, with_report=False)
+    assert [*found.steps] == [row.name for row in rows][: len(found.steps)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("classifier.learning_rate=1000", "seeds.evidence_threshold=1.0"),  # the training would diverge
+        ("seeds.theta=1.0", "seeds.saliency_threshold=0.0", "classifier.learning_rate=5"),
+        ("seeds.maps=refined", "cells.theta=1.0", "cells.evidence_threshold=0.0"),
+        ("seeds.maps=refined", "cells.theta=1.0", "cells.evidence_threshold=1.0", "maps.classes=predicted"),
+    ],
+)
+def test_every_step_is_timed_whatever_the_classifier_has_learnt(settings, fresh_run, monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0)
+    empty = []
+
+    def launch_with_empty_maps(run, connection, name):
+        launch_step(run, connection, name)
+        if name in ("maps", "refined"):
+            store = run.maps("r+", step=name)
+            for receipt in run.step(name).receipts(with_objects=True).values():
+                unit = Unit(receipt.unit, receipt.start, receipt.stop)
+                maps = store.read_unit(unit)
+                objects = store.write_unit(unit, 0 * maps.max, 0 * maps.mean, maps.score, maps.classes)
+                run.step(name).write_receipt(replace(receipt, objects={**receipt.objects, **objects}))
+            empty.append(name)
+
+    monkeypatch.setattr(timing, "launch_step", launch_with_empty_maps)
+    found = timed_in_one_round(fresh_run, *settings)
+    assert found.problem == "" and "predictions" in found.steps and "segmenter" in found.steps
+    assert empty == (["maps", "refined"] if "refined" in found.steps else ["maps"])
+
+
+def test_drawn_maps_have_cells_of_each_class_and_of_none(finished_maps_run):
+    timing._draw_maps(finished_maps_run, "maps")
+    store = finished_maps_run.maps()
+    for number in range(store.num_images):
+        found = store.read(number)
+        assert (found.max > 0).any(axis=(1, 2)).all()
+        assert (found.max == 0).all(axis=0).any()
+    launch_step(finished_maps_run, HERE, "seeds")  # accepts them
+
+
+def test_one_of_the_timed_images_has_a_label(tmp_path):
+    labels = [(0,) if 3 < number < 8 else () for number in range(12)]
+    rows = [ManifestRow(f"t{n}", "x.png", each, split="train", negative=not each) for n, each in enumerate(labels)]
+    run = run_of(tmp_path, rows)
+    chosen = timing._chosen(run.config, run.manifest(), 2)
+    assert chosen == [0, 4, 11]
+
+
+def test_the_reason_names_no_temporary_run_and_its_commands_are_left_out(fresh_run):
+    command = f"Lower it: 'python jobs/aggregate_seeds.py --run {fresh_run.uri} --restart seeds'."
+    for text, expected in (
+        (
+            f"No image has a seed. All evidence is below 0.2. {command}",
+            "No image has a seed. All evidence is below 0.2",
+        ),
+        (f"{fresh_run.uri}/maps: damaged.", "it failed in the temporary run"),
+        ("pydensecrf is not installed.", "pydensecrf is not installed"),
+    ):
+        assert timing._problem("segmenter", ValueError(text), fresh_run) == f"segmenter: {expected}"
+
+
+def test_the_round_before_counts_if_a_later_one_fails(fresh_run, monkeypatch):
+    rounds = iter([Paces({"maps": UnitPace(1, 1, 1)}), Paces({}, problem="maps: it failed")])
+    monkeypatch.setattr(timing, "_round", lambda *_, **__: next(rounds))
+    found = timing.time_steps(fresh_run, [], on_gpu=False, num_threads=0, with_report=True)
+    assert [*found.steps] == ["maps"] and not found.problem
+
+
+def test_the_total_says_which_steps_are_not_in_it(fresh_run, monkeypatch, capsys):
+    def broken(run, connection, name):
+        if name == "segmenter":
+            raise ValueError(f"no seeds. Lower seeds.theta: 'python jobs/aggregate_seeds.py --run {run.uri}'.")
+        launch_step(run, connection, name)
+
+    monkeypatch.setattr(timing, "SECONDS", 0)
+    monkeypatch.setattr(timing, "launch_step", broken)
+    run_pipeline.main(["--run", fresh_run.uri, "--dry-run", "--set", "cluster.price_per_hour=3.6"])
+    printed = capsys.readouterr().out
+    missing = "segmenter, predictions, metrics and report"
+    assert f"pipeline: {missing} could not be timed (segmenter: no seeds).\n" in printed
+    assert f"pipeline: without {missing}, which could not be timed, this takes about " in printed
+    assert f"pipeline: The cost is without {missing}, so the run costs more: all machines for " in printed
+    for wrong in ("all of this", "upper bound", "for metrics and the report", "ficklenet-timing"):
+        assert wrong not in printed
+    kept = read_estimates(fresh_run)
+    assert sorted(kept.steps) == ["classifier", "maps", "pseudo_labels", "seeds"] and kept.other_seconds == 0
+
+
+def test_a_begun_step_that_could_not_be_timed_is_estimated_by_its_records(finished_maps_run, monkeypatch):
+    monkeypatch.setattr(estimating, "time_steps", lambda *_, **__: Paces({}, problem="classifier: no"))
+    rows = [BY_NAME[name] for name in ("classifier", "maps", "seeds")]
+    found = estimate_steps(finished_maps_run, HERE, rows, is_whole=False)
+    assert found.untimed == ("seeds",) and {*found.steps} == {"classifier", "maps"}
+    assert found.steps["maps"].seconds == 0  # it is finished
 
 
 def test_the_total_has_a_price_if_one_is_given(fresh_run, monkeypatch, capsys):
@@ -162,11 +269,17 @@ def test_status_compares_the_whole_estimate_with_the_real_time(finished_maps_run
     write_estimates(finished_maps_run, KeptEstimate(estimates, other_seconds=30))
     status = run_status(finished_maps_run)
     assert status.seconds == sum(step.seconds for step in status.steps[:2])
-    end = "the metrics and the report; the estimate was 5 min 0 s, and 5 min 30 s with them"
-    assert status_lines(status)[-1].endswith(end)
-    assert " until now," not in status_lines(status)[-1]
-    write_estimates(finished_maps_run, KeptEstimate({**estimates, "seeds": StepEstimate(3, 1)}))
-    assert " until now, without the start of processes, " in status_lines(run_status(finished_maps_run))[-1]
+    line = status_lines(status)[-1]
+    assert line.startswith("pipeline: classifier and maps took ") and " until now," not in line and "all" not in line
+    assert "; the estimate of the same was 5 min 0 s. There is " in line
+    assert line.endswith("no estimate of seeds, pseudo-labels, segmenter and predictions")
+    rest = {name: StepEstimate(3, 1) for name in ("seeds", "pseudo_labels", "segmenter", "predictions")}
+    write_estimates(finished_maps_run, KeptEstimate(estimates | rest, other_seconds=30))
+    line = status_lines(run_status(finished_maps_run))[-1]
+    assert line.startswith("pipeline: all of this took ") and " until now, without the start of processes, " in line
+    assert line.endswith("the metrics and the report; the estimate was 5 min 12 s, and 5 min 42 s with them")
+    write_estimates(finished_maps_run, KeptEstimate(estimates | rest))  # the start and the end are not known
+    assert status_lines(run_status(finished_maps_run))[-1].endswith("the estimate was 5 min 12 s")
 
 
 def test_a_later_dry_run_keeps_the_estimates_of_begun_steps(trained_run, monkeypatch):
