@@ -27,7 +27,6 @@ from storage.manifest import Manifest
 from storage.masks import SPECK_PIXELS
 
 ALGORITHM_VERSION = 3
-EXPORTS = "exports"  # the folder of a run with all exports without --out
 
 
 @dataclass(frozen=True)
@@ -301,5 +300,5 @@ def _mixed_splits(stages: ExportStages, manifest: Manifest) -> str:
 def export_folder(run: Run, request: ExportRequest, out: str | None) -> Location:
     """The folder of an export: the given one, else a folder in the run for each resolved request."""
     if out is None:
-        return run.location / EXPORTS / request.folder_name
+        return run.location / "exports" / request.folder_name
     return parse_output(out, "--out")

@@ -14,6 +14,7 @@ import torch
 
 from cluster.fanout import Payload
 from ficklenet.geometry import GridGeometry
+from jobs.exports.exported_masks import mask_digest, record_exported
 from jobs.exports.format_table import FORMATS
 from jobs.exports.formats.npy import encode_cam_npy
 from jobs.exports.image_names import ImageNames
@@ -119,6 +120,13 @@ class Exporter:
             self.write(whole)
             records = whole.record
         self.job.part_location(unit, row["start_id"]).write_bytes(json.dumps(records).encode())
+        digests = {
+            entries[number].image_id: result.digest
+            for number, result in zip(usable, results, strict=True)
+            if isinstance(result, Exported) and result.digest
+        }
+        if digests:
+            record_exported(self.run, self.job.out, unit.name, row["start_id"], digests)
         counts = {
             "num_exported": len(exported),
             "num_empty": sum(result.is_empty for result in exported),
@@ -182,7 +190,12 @@ class Exporter:
         is_empty = not ((labels > 0) & (labels != ignored)).any()
         num_objects, num_specks = count_regions(labels, self.manifest.num_classes)
         return replace(
-            exported, is_empty=is_empty, num_dropped=num_dropped, num_objects=num_objects, num_specks=num_specks
+            exported,
+            is_empty=is_empty,
+            num_dropped=num_dropped,
+            num_objects=num_objects,
+            num_specks=num_specks,
+            digest=mask_digest(labels, self.manifest.num_classes),
         )
 
     def _without_small(self, labels: np.ndarray) -> tuple[np.ndarray, int]:

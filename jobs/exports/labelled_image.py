@@ -67,6 +67,7 @@ class Exported:
         num_dropped: the number of components that are left out, because they are small.
         num_objects: the number of components that are exported.
         num_specks: how many of these have fewer than `SPECK_PIXELS` pixels.
+        digest: `mask_digest` of the exported labels; "" for maps.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class Exported:
     num_dropped: int = 0
     num_objects: int = 0
     num_specks: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
 from cluster.words import plural
 from jobs.exports.bring_back import Corrections
 from jobs.exports.corrected import is_corrected
-from jobs.exports.export_job import EXPORTS
-from jobs.exports.exporter import LABELS, PROGRESS
+from jobs.exports.exported_masks import exported_digests, known_labels, mask_digest
+from jobs.exports.exporter import LABELS
 from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.directory import Run
 from storage.errors import BadImage
 from storage.images import decode_mask, read_mask
-from storage.label_values import ignore_value
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.masks import SPECK_PIXELS
-from storage.steps import Step
 
 SMALL_SHARE = 0.01  # of an image's pixels; an export may leave out smaller objects (--min-object-pixels)
 
@@ -38,12 +37,12 @@ class OwnMask:
     Attributes:
         is_imported: it was imported before; else it is a result of the run.
         missing: pixels of its largest object that the imported mask does not have; 0 for none.
-        kept: pixels of its smallest object that the imported mask has too.
+        is_earlier: the run has another mask now, and exported this one before.
     """
 
     is_imported: bool
     missing: int
-    kept: int
+    is_earlier: bool = False
 
 
 def without_unchanged(run: Run, corrections: Corrections, place: Location, *, keep: bool = False) -> Corrections:
@@ -56,9 +55,10 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location, *, ke
         ValueError: all masks equal the run's own, and none is kept.
     """
     rows = [row for row, mask in corrections.masks.items() if mask.num_objects > 0]  # the user calls the others empty
+    exported = exported_digests(run)
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
-        found = pool.map(lambda row: _own_mask(run, row, corrections.masks[row].data), rows)
-        unchanged = _explained(run, {row: own for row, own in zip(rows, found, strict=True) if own})
+        found = pool.map(lambda row: _own_mask(run, row, corrections.masks[row].data, exported), rows)
+        unchanged = {row: own for row, own in zip(rows, found, strict=True) if own}
     if not unchanged:
         return corrections
     if keep:
@@ -72,31 +72,10 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location, *, ke
     return replace(corrections, masks={row: mask for row, mask in corrections.masks.items() if row not in unchanged})
 
 
-def _explained(run: Run, unchanged: Mapping[int, OwnMask]) -> dict[int, OwnMask]:
-    """The masks whose missing objects an export has left out; in the others a person has deleted an object.
-
-    An export leaves out all objects below one size. So it has not left out an object that is as large as an object of
-    another mask of the run, or as the size of every export in the run's folder.
-    """
-    sizes = list(_sizes_of_exports(run))
-    limits = [max(1, *sizes)] if sizes else []
-    kept = (own.kept for own in unchanged.values() if not own.is_imported)  # people may draw smaller ones
-    least = min([*limits, *kept], default=SPECK_PIXELS)
-    return {row: own for row, own in unchanged.items() if own.missing < least}
-
-
-def _sizes_of_exports(run: Run) -> Iterator[int]:
-    """The `--min-object-pixels` of the exports in the run's folder."""
-    for name in (folder := run.location / EXPORTS).list_names():
-        with suppress(ValueError):  # a damaged record says nothing
-            fingerprint = Step(folder / name / PROGRESS).fingerprint()
-            if fingerprint and fingerprint.get("labels") in LABELS:
-                yield fingerprint.get("min_object_pixels", 0)
-
-
 def _in_words(run: Run, unchanged: Mapping[int, OwnMask]) -> str:
     """How many masks equal which masks of the run, and the flag that keeps them."""
-    counts = Counter((own.is_imported, own.missing > 0) for own in unchanged.values())
+    earlier = sum(own.is_earlier for own in unchanged.values())
+    counts = Counter((own.is_imported, own.missing > 0) for own in unchanged.values() if not own.is_earlier)
     before, without_specks = counts[True, False], counts[True, True]
     equal, differ = counts[False, False], counts[False, True]
     row, largest = max(unchanged.items(), key=lambda item: (not item[1].is_imported, item[1].missing))
@@ -108,13 +87,17 @@ def _in_words(run: Run, unchanged: Mapping[int, OwnMask]) -> str:
         if without_specks
         else "",
         f"{equal:,} {'equals' if equal == 1 else 'equal'} the run's own mask of the image" if equal else "",
+        f"{earlier:,} {'equals' if earlier == 1 else 'equal'} what the run exported before its masks changed"
+        if earlier
+        else "",
         f"{differ:,} {'lacks' if differ == 1 else 'lack'} only small objects of the run's own mask, which an export "
         f"can leave out (the largest has {plural(largest.missing, 'pixel')}, in {image_id})"
         if differ
         else "",
     ]
-    them = "it" if equal + differ == 1 else "them"
-    remedy = f" If you looked at every mask, give --keep-unchanged, which keeps {them}." if equal or differ else ""
+    own = equal + earlier + differ
+    them = "it" if own == 1 else "them"
+    remedy = f" If you looked at every mask, give --keep-unchanged, which keeps {them}." if own else ""
     return f"{', '.join(filter(None, parts))}.{remedy}"
 
 
@@ -159,20 +142,31 @@ def _is_same(uri: str, data: bytes, class_values: Sequence[int]) -> bool:
         return False
 
 
-def _own_mask(run: Run, row: int, data: bytes) -> OwnMask | None:
-    """The mask of the run that a mask equals; if there are several, the one with the fewest differences."""
+def _own_mask(run: Run, row: int, data: bytes, exported: Mapping[str, set[str]]) -> OwnMask | None:
+    """The mask of the run that a mask equals; if there are several, the one with the fewest differences.
+
+    If the run has recorded what it exported of the image, only these masks and those that it has now count. Else the
+    mask may also lack small objects, which an export can leave out.
+
+    Args:
+        exported: `exported_digests`.
+    """
     manifest = run.manifest()
     try:
         mask = decode_mask(data, manifest.class_values)
     except BadImage:
         return None
+    digests = exported.get(manifest.rows(row, row + 1)[0].image_id, set())
+    is_exported = mask_digest(mask, manifest.num_classes) in digests
     nearest = None
-    for own, least, is_imported in _own_masks(run, manifest, row, mask.shape):
-        if found := missing_and_kept(mask, own, manifest.num_classes, least):
-            if not found[0]:
-                return OwnMask(is_imported, *found)
-            nearest = nearest or OwnMask(is_imported, *found)
-    return nearest
+    for own, small, is_imported in _own_masks(run, manifest, row, mask.shape):
+        least = inf if is_exported else 1 if digests else small
+        missing = missing_pixels(mask, own, manifest.num_classes, least)
+        if missing == 0:
+            return OwnMask(is_imported, 0)
+        if missing is not None:
+            nearest = nearest or OwnMask(is_imported, missing)
+    return nearest or (OwnMask(False, 0, is_earlier=True) if is_exported else None)
 
 
 def _own_masks(
@@ -199,8 +193,8 @@ def _own_masks(
             yield folder.read(image_id), small, False
 
 
-def missing_and_kept(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> tuple[int, int] | None:
-    """Compares a mask (H, W) with the run's own one.
+def missing_pixels(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> int | None:
+    """The pixels of the largest object of the run's own mask that a mask (H, W) does not have; 0 if it has all.
 
     Unknown pixels count as background, because most tools have no unknown pixels.
 
@@ -208,10 +202,9 @@ def missing_and_kept(mask: np.ndarray, own: np.ndarray, num_classes: int, small:
         small: objects of so many pixels or more must not be missing.
 
     Returns:
-        The pixels of the largest missing object (0 for none) and of the smallest object that is not missing. None if
-        the mask is not the own one without all objects below some small size.
+        None if the mask is not the own one without all objects below some small size.
     """
-    mask, own = _known(mask, num_classes), _known(own, num_classes)
+    mask, own = known_labels(mask, num_classes), known_labels(own, num_classes)
     if mask.shape != own.shape or not own.any():
         return None
     differs = mask != own
@@ -221,9 +214,4 @@ def missing_and_kept(mask: np.ndarray, own: np.ndarray, num_classes: int, small:
     largest = max(areas, default=0)  # of the objects that are background now
     if largest >= small or not np.array_equal(without_small(own, num_classes, largest + 1)[0], mask):
         return None
-    return largest, min((each.area for each in regions(mask, num_classes)), default=own.size)
-
-
-def _known(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The labels with background in place of unknown pixels."""
-    return np.where(labels == ignore_value(num_classes), 0, labels)
+    return largest

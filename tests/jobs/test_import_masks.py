@@ -18,7 +18,7 @@ from jobs import export_labels, import_masks, train_segmentation
 from jobs.cli.pipeline import require_startable
 from jobs.exports.after_import import next_commands
 from jobs.exports.regions import regions
-from jobs.exports.unchanged import missing_and_kept
+from jobs.exports.unchanged import missing_pixels
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps
 from jobs.training.segmenter_job import make_job
@@ -282,7 +282,7 @@ def test_an_object_that_the_export_contained_and_a_person_deleted_is_a_correctio
     if place == "in the run":
         export_labels.main(["--run", painted_run.uri, *flags])
         folder = Path(painted_run.uri, "exports", "png-predictions-min50")
-    else:  # then only the objects of other masks say what the export contains
+    else:
         folder = export(painted_run, tmp_path / "out", *flags)
     file = next(folder.rglob("scene_0012.png"))
     mask = decode_label_png(file.read_bytes())
@@ -292,6 +292,23 @@ def test_an_object_that_the_export_contained_and_a_person_deleted_is_a_correctio
     file.write_bytes(encode_label_png(mask))
     bring_back(painted_run, file.parent, unchanged=False)
     np.testing.assert_array_equal(masks_of(painted_run)["scene_0012"], mask)
+
+
+def test_a_task_that_is_corrected_further_after_a_training_brings_no_old_prediction_back(painted_run, tmp_path, capsys):
+    folder = export(painted_run, tmp_path / "out", "--format", "png", "--min-object-pixels", "50")
+    for name in ("scene_0012", "scene_0013"):  # the network was trained again and predicts something else
+        labels = np.zeros((120, 160), np.uint8)
+        labels[40:90, 30:100] = 3
+        Path(painted_run.uri, "predictions", "labels", f"{name}.png").write_bytes(encode_label_png(labels))
+    with pytest.raises(ValueError, match="none is a new correction: 2 equal what the run exported before its masks"):
+        bring_back(painted_run, folder, unchanged=False)
+    image = folder / "scene_0013.png"
+    pixels = np.array(Image.open(image))
+    pixels[:5, :5] = 2  # the correction
+    image.write_bytes(encode_label_png(pixels))
+    bring_back(painted_run, folder, unchanged=False)
+    assert "1 of 2 masks left out, because nobody corrected it: 1 equals what the run" in capsys.readouterr().out
+    np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], pixels)
 
 
 def test_what_counts_as_unchanged():
@@ -306,15 +323,15 @@ def test_what_counts_as_unchanged():
         return mask
 
     speck, small, large = (slice(30, 31),) * 2, (slice(40, 45),) * 2, (slice(5, 25),) * 2
-    assert missing_and_kept(own, own, 5, 30) == missing_and_kept(known, own, 5, 30) == (0, 1)
-    assert missing_and_kept(with_changes((*speck, 0)), own, 5, 30) == (1, 25)  # --min-object-pixels 2
-    assert missing_and_kept(with_changes((*speck, 0), (*small, 0)), own, 5, 30) == (25, 400)
-    assert not missing_and_kept(with_changes((*small, 0)), own, 5, 30)  # the speck is smaller and still there
-    assert not missing_and_kept(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5, 30)
-    assert not missing_and_kept(with_changes((*speck, 1)), own, 5, 30)
-    assert not missing_and_kept(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5, 30)
-    assert not missing_and_kept(known[:40], own, 5, 30)
-    assert not missing_and_kept(np.zeros_like(own), np.full_like(own, 255), 5, 30)
+    assert missing_pixels(own, own, 5, 30) == missing_pixels(known, own, 5, 30) == 0
+    assert missing_pixels(with_changes((*speck, 0)), own, 5, 30) == 1  # --min-object-pixels 2
+    assert missing_pixels(with_changes((*speck, 0), (*small, 0)), own, 5, 30) == 25
+    assert missing_pixels(with_changes((*small, 0)), own, 5, 30) is None  # the speck is smaller and still there
+    assert missing_pixels(with_changes((*speck, 0), (*small, 0), (*large, 0)), own, 5, 30) is None
+    assert missing_pixels(with_changes((*speck, 1)), own, 5, 30) is None
+    assert missing_pixels(with_changes((slice(5, 6), slice(5, 6), 0)), own, 5, 30) is None
+    assert missing_pixels(known[:40], own, 5, 30) is None
+    assert missing_pixels(np.zeros_like(own), np.full_like(own, 255), 5, 30) is None
 
 
 def test_a_table_makes_corrected_images_a_split_of_a_new_run(painted_run, tmp_path, capsys):
