@@ -9,6 +9,7 @@ mistakes.
 
 import argparse
 import gc
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ A table has the columns image and labels, and optionally id, split, mask and sal
 
 Several labels are separated by ';' or '|', or written as a list, or each class has a column with 0 and 1. An image
 without any label is unlabelled. Several rows may name the same image. The splits val, valid and validation are used for
-validation, and masks are predicted for them. The split test is not used for training. Classes are numbered from 1 in
+validation, and masks are predicted for them. The split test is not used for training, unless it is the only one. Classes are numbered from 1 in
 the order of --classes, else in alphabetical order: here cat is 1 and dog is 2. Masks are palette or grey PNGs of these
 numbers; 0 is background, and every other value, such as 255, is ignored.
 
@@ -65,10 +66,11 @@ def main(arguments: list[str]) -> None:
         _move(run, given)
         return
     require_outside(run.location, source_name(given), Location.parse(getattr(given, source_name(given))))
+    command = shlex.join(["python", "jobs/prepare_dataset.py", *arguments])
     with _root(run, given.dry_run) as root, _rare_collections():
         listing = read_listing(given, root, run.manifest() if given.add else None)
         require_no_image_in_steps(run.location, listing.source.images)
-        options = Options(listing.is_found, given.mask_values, listing.source.notes, root, given.dry_run)
+        options = Options(listing.is_found, given.mask_values, listing.source.notes, root, given.dry_run, command)
         if given.add:
             add_images(run, listing.source, options)
             return

@@ -12,6 +12,7 @@ with 0 and 1. Several rows may name the same image. Paths are relative to the fo
 ``id``, the id is made from the image's path, without the suffix and with ``__`` for ``/``.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from storage.parquet import parquet_errors
 from storage.sources import Source, SourceImage
 from storage.table_columns import KNOWN, Columns, find_columns
 from storage.text import csv_rows, decode_text
+from storage.tree import words
 from storage.workbook import is_workbook, workbook_rows
 
 MinusOne = Literal["absent", "present", "skip"]
@@ -115,7 +117,12 @@ def _read(
     found = [reader.image(row, place, minus_one) for row, place in zip(rows, places, strict=True)]
     images = [image for image in found if image and (not options.splits or image.split in options.splits)]
     if options.splits and not images:
-        raise ValueError(f"no row has the split {options.splits[0]!r}. Its column split has other names; see --split")
+        known = sorted({image.split for image in found if image})
+        near = difflib.get_close_matches(options.splits[0], known, n=1)
+        hint = (
+            f"Did you mean {near[0]!r}?" if near else f"The table has {words([each or 'no split' for each in known])}."
+        )
+        raise ValueError(f"no row has the split {options.splits[0]!r}. {hint}")
     notes = [*columns.notes]
     if reader.num_lists:
         notes.append(f"the labels of {reader.num_lists:,} rows are read as lists, such as {reader.first_list}.")

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 from storage.checksums import checksum
 from storage.location import Location
 
-ADVICE = "put the manifest back from a copy, or delete it and make it again with the same prepare_dataset command"
+ADVICE = (
+    "put the manifest back from a copy, or delete it and make it again with the same prepare_dataset command "
+    "(run.json has it)"
+)
 
 SEAL = "seal"
 _NOT_SEALED = (SEAL.encode(), b"ARROW:schema")  # pyarrow adds the latter

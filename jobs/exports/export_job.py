@@ -15,6 +15,7 @@ from jobs.run.directory import Run, parse_output
 from jobs.run.fingerprints import UPSTREAM, step_id
 from jobs.run.origin import origin_of
 from jobs.run.selection import units_of_step
+from jobs.run.split_names import nearest
 from jobs.run.steps import BY_NAME
 from jobs.run.trial import is_trial
 from jobs.steps.finished import require_finished
@@ -143,7 +144,8 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         )
     known = manifest.splits()
     if wrong := [split for split in request.splits if split not in known]:
-        raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {', '.join(sorted(known)) or 'none'}.")
+        there = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"--split {wrong[0]}: no such split; the manifest has {there}.{nearest(wrong[0], known)}")
     names = ImageNames.of(manifest)
     stages = ExportStages(run, format, labels, out, request.shapes, request.splits, names, request.min_object_pixels)
     left_out, mixed = _left_out(stages, manifest), _mixed_splits(stages, manifest)

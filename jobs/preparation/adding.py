@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from cluster.words import plural
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.prepare import Options, describe_writing, look_at_images
-from jobs.run.directory import Run
+from jobs.run.directory import Run, record_run
+from jobs.run.split_names import TEST, VALIDATION
 from jobs.run.steps import STEPS
 from jobs.steps.progress import size
 from storage.drawings import Drawing
@@ -38,6 +39,7 @@ def add_images(run: Run, source: Source, options: Options) -> None:
         print(f"prepare: nothing to add: all {others} are in {run.uri} already ({len(source.images):,}).")
         _print_notes(options.notes)
         return
+    _require_no_new_test_split(run, manifest, images)
     _require_predicted_split(run, manifest, images)
     classes = manifest.class_names, manifest.class_values
     drawings: dict[str, Drawing] = source.drawings
@@ -59,6 +61,7 @@ def add_images(run: Run, source: Source, options: Options) -> None:
         return
     manifest.location.write_bytes(data)
     Manifest.forget()
+    record_run(run, prepared=options.command)
     print(f"  next:    '{run.command('run_pipeline')}'")
 
 
@@ -126,6 +129,20 @@ def _require_predicted_split(run: Run, manifest: Manifest, images: Sequence[Sour
         f"--add: no added image has a split, and masks are predicted for the splits {predicted} of the run. Give the "
         "--val-fraction of the preparation, or a table with a column 'split'."
     )
+
+
+def _require_no_new_test_split(run: Run, manifest: Manifest, images: Sequence[SourceImage]) -> None:
+    """Refuses images of a split for tests or validation that the run would train on."""
+    known = {split for batch in manifest.iter_columns(["split"]) for split in batch["split"]}
+    for split in dict.fromkeys(image.split for image in images):
+        is_held_out = TEST.fullmatch(split) or VALIDATION.fullmatch(split)
+        if is_held_out and split not in known and run.config.data.role_of(split) == "train":
+            validation = ", ".join(run.config.data.val_splits) or "none"
+            raise ValueError(
+                f"--add: the run would train on the split {split!r}: its validation split is {validation}, and all "
+                "others are trained on. Add the images with another split, or without those of this one (--split). "
+                "To predict masks for them: predict_masks.py --images."
+            )
 
 
 def _describe(run: Run, manifest: Manifest, images: Sequence[SourceImage]) -> None:

@@ -12,8 +12,8 @@ from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
 from jobs.preparation.split_roles import with_roles
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run, record_run, require_settings_of_started_steps, setting_notes
-from jobs.run.selection import measurable_splits
+from jobs.run.directory import Run, preparations, record_run, require_settings_of_started_steps, setting_notes
+from jobs.run.selection import TRAINING_COLUMNS, measurable_splits
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.evaluation_state import evaluate_command
 from jobs.steps.progress import size
@@ -39,6 +39,7 @@ class Options:
         notes: sentences to print about how the source was read.
         root: the folder of files with addresses relative to the run; None: the run.
         dry_run: print what would be in the manifest.
+        command: the command of this preparation, which the run keeps.
     """
 
     is_found: bool = False
@@ -46,6 +47,7 @@ class Options:
     notes: tuple[str, ...] = ()
     root: Location | None = None
     dry_run: bool = False
+    command: str = ""
 
 
 def prepare(
@@ -89,6 +91,8 @@ def prepare(
         existing = run.manifest() if place.exists() else None
         is_other = existing is None or bool(existing.moves) or _content(existing) != _content(manifest)
         moves = _moves_of_started(run, existing, files, manifest) if existing and is_other else {}
+        if existing is None:
+            _require_manifest_of_steps(run, manifest)
         data = draft.read_bytes()
         run = _with_roles(run, manifest, existing)
         require_settings_of_started_steps(run)
@@ -109,7 +113,7 @@ def prepare(
         Manifest.forget()
     for note in setting_notes(run):
         print(note)
-    record_run(run)
+    record_run(run, prepared=options.command)
     return run
 
 
@@ -183,6 +187,21 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
             "To add images, give --add."
         )
     return moves
+
+
+def _require_manifest_of_steps(run: Run, manifest: Manifest) -> None:
+    """Refuses to make a lost manifest again with other images, labels or splits than steps were started with.
+
+    Raises:
+        ValueError: it has others.
+    """
+    recorded = (run.step("classifier").fingerprint() or {}).get("manifest")
+    if recorded and recorded != manifest.column_hash(TRAINING_COLUMNS):
+        first = "".join(f" The first was: '{command}'." for command in preparations(run)[:1])
+        raise ValueError(
+            f"{run.location / 'manifest.parquet'}: the classifier was started with other images, labels or splits. "
+            f"{SAME_FLAGS}, or put the manifest back from a copy.{first}"
+        )
 
 
 def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:

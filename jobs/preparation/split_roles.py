@@ -33,8 +33,7 @@ def with_roles(
     default = Config()
     if earlier:
         derived = _derived(default, earlier)
-        if all(_get(config, key) == value for key, value in derived.items()):
-            config = _with(config, {key: _get(default, key) for key in derived})
+        config = _with(config, {key: _get(default, key) for key in derived if _get(config, key) == derived[key]})
     require_known_splits(config, [*splits, *unusable])
     return _with(config, _derived(config, splits))
 
@@ -117,13 +116,16 @@ def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
     lines = []
     if unused or validation != ["val"][: len(validation)]:
         lines.append(f"for training: {_names(training)}; for validation: {_names(validation)}.")
+    if any(TEST.fullmatch(name) for name in training) and not chosen:
+        lines.append("WARNING: the test images are trained on, because no image is in another split for training.")
     if unused:
         every = ",".join([*training, *unused])
-        lines.append(f"not used for training: {_names(unused)}. To train on it too: --set data.train_splits={every}.")
+        lines.append(f"not used for training: {_names(unused)}. To train on it too: '--set data.train_splits={every}'.")
     if not validation:
         predicted = [name for name in config.predicted_splits if name in counts]
+        all_trained = f"Those of {_names(training)}" if unused else "All images"
         lines.append(
-            f"no validation: no image is in the split {_names(config.data.val_splits)}. All images are used for "
+            f"no validation: no image is in the split {_names(config.data.val_splits)}. {all_trained} are used for "
             f"training, and masks are predicted for {'all' if len(predicted) == len(counts) else _names(predicted)}. "
             "If one of the splits is for validation, give --set data.val_splits=NAME. To take some images for "
             "validation, give --val-fraction 0.2."
@@ -134,7 +136,7 @@ def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
         every = ",".join(counts)
         lines.append(
             f"no predicted masks for {plural(number, 'image')} of {_names(left_out)}, because predictions.splits is "
-            f"{_names(config.predictions.splits)}. For masks of all images: --set predictions.splits={every}."
+            f"{_names(config.predictions.splits)}. For masks of all images: '--set predictions.splits={every}'."
         )
     return lines
 

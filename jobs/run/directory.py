@@ -222,13 +222,21 @@ def recorded_config(header: Location) -> dict[str, Any]:
     return config
 
 
-def record_run(run: Run, name: str = "") -> None:
+def preparations(run: Run) -> list[str]:
+    """The commands that made and changed the manifest, in order; empty for runs of earlier versions."""
+    header = run.location / "run.json"
+    return read_json(header, "the run's configuration", _HEADER_REMEDY).get("prepared", []) if header.exists() else []
+
+
+def record_run(run: Run, name: str = "", *, prepared: str = "") -> None:
     """Writes `run.json`; called when a step has accepted the configuration.
 
     Args:
         name: the launched step. Other steps that were started keep their recorded sections, because they would refuse
             the new values; `setting_notes` says so.
+        prepared: a command that has made or changed the manifest.
     """
+    commands = [command for command in preparations(run) if command != prepared]
     config = run.config.model_dump(mode="json")
     config |= {row.section: section for row, section in _kept_sections(run, [name])}
     content = {
@@ -236,6 +244,7 @@ def record_run(run: Run, name: str = "") -> None:
         "python": platform.python_version(),
         "packages": package_versions(),
         "source": source_hash(),
+        "prepared": [*commands, *([prepared] if prepared else [])],
     }
     (run.location / "run.json").write_bytes(seal(content, indent=1))
 

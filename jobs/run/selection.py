@@ -15,12 +15,15 @@ import pyarrow.compute as pc
 
 from cluster.words import plural
 from jobs.run.config_keys import Config
+from jobs.run.split_names import nearest
 from jobs.run.steps import StepRow
 from storage.column_text import joined, json_texts
 from storage.manifest import Manifest
 from storage.units import Unit, plan_units, units_with
 
 Part = Literal["tune", "report", "all"]
+
+TRAINING_COLUMNS = ("image_id", "uri", "labels", "split", "problem")  # of the manifest, that trainings read
 
 
 def is_tuning_image(image_id: str) -> bool:
@@ -118,7 +121,8 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
     known = sorted(manifest.splits())
     unknown = [split for split in splits if split not in known]
     if unknown:
-        raise ValueError(f"--split {unknown[0]}: no such split; the manifest has {', '.join(known) or 'none'}.")
+        there = ", ".join(known) or "none"
+        raise ValueError(f"--split {unknown[0]}: no such split; the manifest has {there}.{nearest(unknown[0], known)}")
     validation, training = config.data.val_splits, config.data.train_splits
     chosen = splits or [name for name in training or known if name not in validation]
     is_validation = [split in validation for split in chosen]

@@ -40,10 +40,16 @@ def require_known_splits(config: Config, splits: Sequence[str], steps: Collectio
         section, _, name = key.partition(".")
         for split in getattr(getattr(config, section), name):
             if split and split not in splits and not is_usual(split):
-                near = difflib.get_close_matches(split, [*filter(None, splits)], n=1, cutoff=0.5)
                 known = ", ".join(each or "images without a split" for each in sorted(splits))
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{key}: no image is in the split {split!r}; the manifest has {known}.{hint}")
+                raise ValueError(
+                    f"{key}: no image is in the split {split!r}; the manifest has {known}.{nearest(split, splits)}"
+                )
+
+
+def nearest(split: str, splits: Collection[str]) -> str:
+    """' Did you mean ...?' with the most similar split; '' if none is similar."""
+    near = difflib.get_close_matches(split, [*filter(None, splits)], n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def is_usual(split: str) -> bool:

@@ -9,6 +9,7 @@ from ficklenet.frozen_features import is_frozen
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
+from jobs.run.selection import TRAINING_COLUMNS
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.training.backbone_weights import weights_hash
 from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker
@@ -21,7 +22,6 @@ from jobs.training.training_warnings import constant_loss, everywhere_warning, k
 from storage.manifest import Manifest
 
 ALGORITHM_VERSION = 3
-MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> TrainingJob:
@@ -51,7 +51,7 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
             run,
             "classifier",
             algorithm_version=ALGORITHM_VERSION,
-            columns=MANIFEST_COLUMNS,
+            columns=TRAINING_COLUMNS,
             upstream=[],
             seed=run.config.seed,
             images={"input_size": run.config.images.input_size},

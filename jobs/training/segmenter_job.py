@@ -12,6 +12,7 @@ from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
+from jobs.run.selection import TRAINING_COLUMNS
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
@@ -30,7 +31,6 @@ from jobs.training.training_warnings import background_warning
 from storage.manifest import Manifest
 
 ALGORITHM_VERSION = 4
-MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> TrainingJob:
@@ -90,7 +90,7 @@ def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[s
         run,
         plan.name,
         algorithm_version=ALGORITHM_VERSION,
-        columns=[*MANIFEST_COLUMNS, "mask_uri"] if _reads_masks(config) else MANIFEST_COLUMNS,
+        columns=[*TRAINING_COLUMNS, "mask_uri"] if _reads_masks(config) else TRAINING_COLUMNS,
         upstream=[*upstream, "classifier"] if starts_from_classifier else upstream,
         seed=config.seed,
         images={"input_size": config.images.input_size},

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ from storage.sources import SourceImage
 
 UNIT_STEPS = ("maps", "seeds", "pseudo_labels", "predictions")
 MODULES = (unit_images, pseudo_labels_job, prediction_stages)
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_added_images_for_tests_or_validation_are_not_trained_on(added, tmp_path, split):
+    table = table_of(added[:2], tmp_path / "first.csv")
+    prepare_dataset.main(["--run", str(tmp_path / "run"), "--csv", str(table)])
+    Manifest.forget()
+    with pytest.raises(ValueError, match=rf"^--add: the run would train on the split '{split}'"):
+        add(open_run(str(tmp_path / "run")), [replace(image, split=split) for image in added[2:]])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the preparation finds out about pictures, masks, saliency maps and splits before anything is frozen."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from PIL import Image
 from jobs.preparation.split_roles import with_roles
 from jobs.prepare_dataset import main
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run, open_run
+from jobs.run.directory import Run, open_run, preparations, record_run
 from storage.images import read_mask, read_saliency
-from storage.manifest import ManifestRow
+from storage.manifest import Manifest, ManifestRow
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SQUARE = np.zeros((24, 32), np.uint8)
@@ -283,7 +284,7 @@ def test_images_of_a_split_without_predicted_masks_are_told(tmp_path, capsys):
     prepared(tmp_path, *table, "--set", "predictions.splits=train,val")
     printed = capsys.readouterr().out
     assert "no predicted masks for 2 images of Train, test, because predictions.splits is train, valid." in printed
-    assert "For masks of all images: --set predictions.splits=train,Train,valid,test." in printed
+    assert "For masks of all images: '--set predictions.splits=train,Train,valid,test'." in printed
 
 
 def test_what_was_asked_for_holds_and_what_was_derived_is_derived_again():
@@ -303,6 +304,75 @@ def test_test_images_are_told_and_kept_out_of_the_training(tmp_path, capsys):
     assert "  for training: train; for validation: valid.\n" in printed and "not used for training: test." in printed
     only = prepared(tmp_path, *table, "--split", "train", "--split", "valid")
     assert only.manifest().num_images == 3
+
+
+def test_a_table_that_is_prepared_again_with_other_splits_gets_their_roles(tmp_path, capsys):
+    for number in range(3):
+        put_picture(tmp_path / f"{number}.jpg")
+    first = prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,train", "2.jpg,cat,test"))
+    assert first.config.data.train_splits == ("train",)
+    second = prepared(
+        tmp_path,
+        *put_table(tmp_path, "0.jpg,cat,Training", "1.jpg,dog,Training", "2.jpg,cat,valid"),
+        *("--set", "predictions.splits=train,val"),
+    )
+    assert (second.config.data.train_splits, second.config.data.val_splits) == ((), ("valid",))
+    assert second.config.predictions.splits == ("Training", "valid")
+
+
+def test_test_images_that_are_trained_on_are_a_warning(tmp_path, capsys):
+    for number in range(3):
+        put_picture(tmp_path / f"{number}.jpg")
+    prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,test", "1.jpg,dog,test", "2.jpg,cat,valid"))
+    assert "WARNING: the test images are trained on, because no image is in another split" in capsys.readouterr().out
+
+
+def test_a_misspelt_split_of_a_table_gets_the_nearest_one(tmp_path):
+    put_picture(tmp_path / "0.jpg")
+    table = put_table(tmp_path, "0.jpg,cat,Training")
+    with pytest.raises(ValueError, match=r"no row has the split 'Trainig'\. Did you mean 'Training'\?"):
+        prepared(tmp_path, *table, "--split", "Trainig")
+    with pytest.raises(ValueError, match=r"no row has the split 'x'\. The table has Training\."):
+        prepared(tmp_path, *table, "--split", "x")
+
+
+def test_without_a_validation_split_the_test_images_are_not_said_to_be_trained_on(tmp_path, capsys):
+    for number in range(3):
+        put_picture(tmp_path / f"{number}.jpg")
+    prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,train", "2.jpg,cat,test"))
+    printed = capsys.readouterr().out
+    assert "not used for training: test." in printed and "Those of train are used for training" in printed
+    assert "All images are used for training" not in printed
+
+
+def test_a_lost_manifest_is_made_again_only_as_it_was(trained_run, tmp_path):
+    place = Path(trained_run.uri, "manifest.parquet")
+    names = trained_run.manifest().class_names
+    for_table = [
+        (row.uri, ";".join(names[n] for n in row.labels), row.split) for row in trained_run.manifest().iter_rows()
+    ]
+    source = [*put_table(tmp_path, *map(",".join, for_table)), "--classes", ",".join(names)]
+    place.unlink()
+    Manifest.forget()
+    other = tmp_path / "other.csv"
+    other.write_text((tmp_path / "labels.csv").read_text().replace(",val", ",train", 1))
+    with pytest.raises(ValueError, match=r"classifier was started with other images, labels or splits. Give the flags"):
+        main(["--run", trained_run.uri, *source[2:], "--csv", str(other)])
+    assert not place.exists()
+    main(["--run", trained_run.uri, *source])
+    Manifest.forget()
+    assert [row.split for row in trained_run.manifest().iter_rows()] == [split for _, _, split in for_table]
+
+
+def test_the_run_keeps_the_commands_of_its_preparations(tmp_path):
+    put_picture(tmp_path / "0.jpg")
+    put_picture(tmp_path / "1.jpg")
+    run = prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,val"))
+    record_run(run)  # as a step does
+    (command,) = preparations(run)
+    assert shlex.split(command) == [
+        *("python", "jobs/prepare_dataset.py", "--run", run.uri, "--csv", str(tmp_path / "labels.csv"))
+    ]
 
 
 def test_classes_with_few_validation_images_are_told(tmp_path, capsys):

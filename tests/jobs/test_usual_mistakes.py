@@ -163,7 +163,7 @@ MISTAKES = [
     Mistake("one image written in two ways", table("image,labels\n0.jpg,cat\n0.JPG,dog\n"), "its name is written in two ways. Write it the same way everywhere"),
     Mistake("web addresses", table("image,labels\nhttps://example.org/0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a web address; download the image and name the file"),
     Mistake("paths of another computer", table("image,labels\nC:\\photos\\0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a Windows path; write it with slashes, relative to the folder of the images (--images)"),
-    Mistake("a split named test", table(GOOD + "3.jpg,cat,test\n"), "not used for training: test. To train on it too: --set data.train_splits=train,test"),
+    Mistake("a split named test", table(GOOD + "3.jpg,cat,test\n"), "not used for training: test. To train on it too: '--set data.train_splits=train,test'"),
     Mistake("no split for validation", table("image,labels\n0.jpg,cat\n1.jpg,dog\n"), "To take some images for validation, give --val-fraction 0.2"),
     Mistake("masks of 0 and 255", masks(half(255)), "If it is the object, give --mask-values 255=label"),
     Mistake("masks in colours", masks(colours()), "Its colours: #000000, #800000"),
