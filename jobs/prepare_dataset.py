@@ -41,9 +41,9 @@ A table has the columns image and labels, and optionally id, split, mask and sal
 
 Several labels are separated by ';' or '|', or written as a list, or each class has a column with 0 and 1. An image
 without any label is unlabelled. Several rows may name the same image. The splits val, valid and validation are used for
-validation, and masks are predicted for them. The split test is not used for training, unless it is the only one. Classes are numbered from 1 in
-the order of --classes, else in alphabetical order: here cat is 1 and dog is 2. Masks are palette or grey PNGs of these
-numbers; 0 is background, and every other value, such as 255, is ignored.
+validation, and masks are predicted for them. The split test is not used for training, unless it is the only one.
+Classes are numbered from 1 in the order of --classes, else in alphabetical order: here cat is 1 and dog is 2. Masks are
+palette or grey PNGs of these numbers; 0 is background, and every other value, such as 255, is ignored.
 
 A relative path in --masks or --saliency is relative to the source's folder.
 """
