@@ -114,7 +114,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
 
     # 3. What they mean together
     counts, trust, classifier = count_data(manifest), trust_of(doubts), state.trainings["classifier"].metrics
-    chance = chance_of(counts, run.config.data.val_splits, classifier.get("validated"))
+    chance = chance_of(run, classifier.get("validated"))
     one_label = ""
     if worst and len(worst.labels) == 1 and worst.num_compared > 1:
         one_label = ("background", *manifest.class_names)[min(worst.labels)]

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from cluster.words import plural
 from jobs.evaluation.metrics import FEW_MASKS
-from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
 from jobs.run.trial import is_trial, one_label_remedy
+from jobs.steps.added_images import num_unseen
 from jobs.steps.evaluation_state import MASKS_CHANGED
+from jobs.training.image_list import ImageList, image_list
 from storage.masks import SPECK_PIXELS
 
 WEAK, FAIR = 0.3, 0.7
@@ -181,20 +182,25 @@ def _correcting(run: Run) -> str:
     return CORRECTING_NEW if origin_of(run) else CORRECTING
 
 
-def chance_of(counts: DataCounts, splits: Sequence[str], num_validated: int | None) -> float | None:
-    """The mAP of random scores: the mean share of the validation images that show a class.
+def chance_of(run: Run, num_validated: int | None) -> float | None:
+    """The mAP of random scores on the images of the classifier's validation: the mean share that shows a class.
+
+    Images that were added after the training are not among them. An image that the validation could not read is.
 
     Args:
-        splits: the validation splits.
         num_validated: the number of validated images; None if it is not known.
+
+    Returns:
+        None if nothing was validated, or if the record of the training does not say on which images.
     """
-    shown: dict[int, int] = {}
-    for (label, split), count in counts.labelled.items():
-        if split in splits:
-            shown[label] = shown.get(label, 0) + count
-    if not shown or not num_validated:
+    recorded, manifest = run.step("classifier").fingerprint() or {}, run.manifest()
+    splits = recorded.get("data", {}).get("val_splits")
+    if not num_validated or not splits:
         return None
-    return min(1.0, sum(shown.values()) / (len(shown) * num_validated))
+    rows = image_list(manifest, splits).rows
+    images = ImageList(manifest, rows[rows < manifest.num_images - num_unseen(run, "classifier")])
+    counts = images.class_counts()
+    return float(counts[counts > 0].mean() / len(images)) if counts.any() else None
 
 
 def best_measured(measured: Sequence[Measured]) -> tuple[str, float, int] | None:

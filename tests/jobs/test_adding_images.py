@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from jobs.maps import pseudo_labels_job, unit_images
 from jobs.predictions import prediction_stages
 from jobs.preparation.prepare import prepare
 from jobs.preparation.read_source import _with_chosen
+from jobs.reporting.page import write_report
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps, step_id
@@ -134,6 +136,18 @@ def test_networks_stay_and_nothing_is_outdated(finished, added, capsys):
     assert "trained before 5 images were added" in lines
     assert f"'python jobs/train_ficklenet.py --run {finished.uri} --restart classifier'" in lines
     assert "pseudo-labels: partly done; 12 images done, 7 left" in lines
+
+
+def test_the_report_compares_the_classifier_with_chance_on_the_images_of_its_own_validation(trained_run, added):
+    def written() -> tuple[str, float | None]:
+        figures = write_report(open_run(trained_run.uri), num_images=0).figures
+        page = Path(trained_run.uri, "report", "index.html").read_text(encoding="utf-8")
+        return next(line for line in page.splitlines() if "validation mAP" in line), figures.chance
+
+    before = written()
+    assert "on 2 images; random scores have 0." in before[0]
+    add(trained_run, [replace(image, split="val", labels=added[0].labels) for image in added])
+    assert written() == before
 
 
 def test_a_training_on_all_images_makes_the_maps_outdated_as_ever(finished, added):

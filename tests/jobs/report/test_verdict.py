@@ -6,13 +6,13 @@ import pytest
 
 from jobs import report
 from jobs.cli.pipeline import export_command
-from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.reporting.verdict import Figures, best_measured, chance_of, is_on_trained_masks, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.origin import write_origin
 from storage.location import Location
+from storage.manifest import ManifestRow, write_manifest
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
 
@@ -81,11 +81,20 @@ def test_a_run_without_masks_has_no_verdict(run):
     assert judge(run, Figures(mean_precision=0.3, chance=0.2)) is None
 
 
-def test_chance_is_the_mean_share_of_images_that_show_a_class():
-    counts = DataCounts({"train": 50, "val": 10}, {(0, "val"): 5, (1, "val"): 3, (1, "train"): 40}, {}, {})
-    assert chance_of(counts, ["val"], 10) == pytest.approx(0.4)
-    assert chance_of(counts, ["val"], None) is None
-    assert chance_of(counts, [], 10) is None
+def test_chance_is_the_mean_share_of_validated_images_that_show_a_class(run):
+    labels = [(0,), (0, 1), (0,), (1,), (), ()]
+    rows = [ManifestRow(f"val {place}", f"{place}.png", each, split="val") for place, each in enumerate(labels)]
+    rows[4], rows[5] = replace(rows[4], negative=True), replace(rows[0], image_id="bad", problem="empty file")
+    training = [ManifestRow(f"train {place}", f"t{place}.png", (1,), split="train") for place in range(9)]
+    added = [ManifestRow("added", "added.png", (2,), split="val")]
+    write_manifest(run.location / "manifest.parquet", [*rows, *training, *added], "abc", additions=[15])
+
+    assert chance_of(run, 5) is None  # there is no record of a training
+    run.step("classifier").open({"data": {"val_splits": ["val"]}}, "")
+    assert chance_of(run, 5) == pytest.approx((3 / 5 + 2 / 5) / 2)
+    assert chance_of(run, None) is None
+    run.step("classifier").open({"data": {"val_splits": ["val"]}, "added": ["0"]}, "")
+    assert chance_of(run, 6) == pytest.approx((3 / 6 + 2 / 6 + 1 / 6) / 3)
 
 
 def test_the_best_masks_of_the_largest_group_count():
