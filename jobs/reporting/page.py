@@ -183,9 +183,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
 def _review(run: Run) -> list[Doubt]:
     """The images to look at first; an empty list if there are no maps yet."""
     manifest, step = run.manifest(), run.step("maps")
-    units, found = units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()), step.receipts()
-    missing = {unit.index for unit in step.missing_units(units, found)}
-    receipts = [found[unit.index] for unit in units if unit.index not in missing]
+    receipts = step.receipts_of(units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()))
     mapped = mapped_images(manifest, receipts, without_labels=run.config.maps.classes == "predicted")
     return review_list(run, manifest, mapped, run.config.seeds.theta) if len(mapped) else []
 
