@@ -24,6 +24,7 @@ from jobs.reporting.page import write_report
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps, step_id
+from jobs.steps.estimates import KeptEstimate, StepEstimate, write_estimates
 from storage.errors import NotYet
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
@@ -168,6 +169,20 @@ def test_the_report_of_what_is_finished_stays_the_same_until_the_added_images_ar
     launch(run, "maps", shard=(1, 5))  # makes room for the added images, and computes none of them
     write_report(open_run(finished.uri))
     assert Path(finished.uri, "report", "review.csv").read_text() == review
+
+
+def test_the_time_of_a_step_is_compared_with_an_estimate_of_the_same_images(finished_maps_run, added):
+    def estimates() -> list[float | None]:
+        return [step.estimated_seconds for step in run_status(open_run(finished_maps_run.uri)).steps[:2]]
+
+    kept = {"classifier": StepEstimate(100, 1, num_images=14), "maps": StepEstimate(200, 1)}
+    write_estimates(finished_maps_run, KeptEstimate(kept))
+    add(finished_maps_run, added)
+    assert estimates() == [100, 200]  # nothing was computed since
+    launch(finished_maps_run, "maps")
+    assert estimates() == [100, None]
+    write_estimates(finished_maps_run, KeptEstimate(kept | {"maps": StepEstimate(300, 1, num_images=19)}))
+    assert estimates() == [100, 300]
 
 
 def test_a_training_on_all_images_makes_the_maps_outdated_as_ever(finished, added):
