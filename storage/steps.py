@@ -251,8 +251,8 @@ class Step:
             start_id: as in `data`.
         """
         receipt = read_receipt(self._done(start_id), receipt_name(unit.index))
-        is_earlier = receipt is not None and receipt.start_id in _counted(start_id)
-        return receipt if receipt and is_earlier and receipt.start == unit.start and receipt.stop < unit.stop else None
+        is_counted = receipt is not None and receipt.start_id in _counted(start_id)
+        return receipt if receipt and is_counted and _is_earlier(receipt, unit) else None
 
     def forget_units(self, units: Sequence[Unit]) -> None:
         """Delete the receipts of units, so that they count as missing. Their data remains until it is overwritten."""
@@ -264,6 +264,12 @@ class Step:
         """The ``units`` without a receipt; give ``receipts`` if they are already read."""
         known = self.receipts() if receipts is None else receipts
         return [unit for unit in units if (receipt := known.get(unit.index)) is None or not _is_of(receipt, unit)]
+
+    def receipts_of(self, units: Sequence[Unit]) -> list[Receipt]:
+        """The receipts of these units, also of those that were finished before images were added to them."""
+        known = self.receipts()
+        found = [(unit, known[unit.index]) for unit in units if unit.index in known]
+        return [receipt for unit, receipt in found if _is_of(receipt, unit) or _is_earlier(receipt, unit)]
 
     @property
     def _record(self) -> Location:
@@ -330,6 +336,11 @@ def _counted(start_id: str) -> set[str]:
 
 def _is_of(receipt: Receipt, unit: Unit) -> bool:
     return (receipt.start, receipt.stop) == (unit.start, unit.stop)
+
+
+def _is_earlier(receipt: Receipt, unit: Unit) -> bool:
+    """Whether the unit was finished before images were added to it."""
+    return receipt.start == unit.start and receipt.stop < unit.stop
 
 
 def num_added(fingerprint: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ A step that has no finished unit or epoch yet is timed on a few images (`jobs.cl
 import io
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 
 from cluster.connect import Connection
@@ -172,9 +173,10 @@ def _keep(run: Run, estimate: Estimate) -> None:
     """Keeps the estimate of each whole step: a begun step keeps the one from before its start."""
     begun = {row.name for row in STEPS if is_begun(run, row)}
     earlier = {name: each for name, each in read_estimates(run).steps.items() if name in begun}
-    steps = earlier | {name: each for name, each in estimate.steps.items() if name not in begun}
+    number = run.manifest().num_images
+    fresh = {name: replace(each, num_images=number) for name, each in estimate.steps.items() if name not in begun}
     others = 0.0 if {*END} & {*estimate.untimed} else estimate.start_seconds + estimate.end_seconds
-    write_estimates(run, KeptEstimate(steps, others))
+    write_estimates(run, KeptEstimate(earlier | fresh, others))
 
 
 def _needed(config: Config, row: StepRow) -> list[StepRow]:

@@ -114,7 +114,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
 
     # 3. What they mean together
     counts, trust, classifier = count_data(manifest), trust_of(doubts), state.trainings["classifier"].metrics
-    chance = chance_of(counts, run.config.data.val_splits, classifier.get("validated"))
+    chance = chance_of(run, classifier.get("validated"))
     one_label = ""
     if worst and len(worst.labels) == 1 and worst.num_compared > 1:
         one_label = ("background", *manifest.class_names)[min(worst.labels)]
@@ -183,9 +183,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
 def _review(run: Run) -> list[Doubt]:
     """The images to look at first; an empty list if there are no maps yet."""
     manifest, step = run.manifest(), run.step("maps")
-    units, found = units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()), step.receipts()
-    missing = {unit.index for unit in step.missing_units(units, found)}
-    receipts = [found[unit.index] for unit in units if unit.index not in missing]
+    receipts = step.receipts_of(units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()))
     mapped = mapped_images(manifest, receipts, without_labels=run.config.maps.classes == "predicted")
     return review_list(run, manifest, mapped, run.config.seeds.theta) if len(mapped) else []
 

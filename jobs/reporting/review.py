@@ -8,7 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,8 +61,9 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
     wanted = set(mapped.tolist())
     units = units_of_step(BY_NAME["maps"], manifest, run.config, run.step("maps").fingerprint())
     units = [unit for unit in units if wanted.intersection(range(unit.start, unit.stop))]
-    chosen = [units[int(place)] for place in np.linspace(0, len(units) - 1, min(MOST_UNITS, len(units)))]
     store, ignore = run.maps(), ignore_value(manifest.num_classes)
+    chosen = [units[int(place)] for place in np.linspace(0, len(units) - 1, min(MOST_UNITS, len(units)))]
+    chosen = [replace(unit, stop=min(unit.stop, store.num_images)) for unit in chosen]  # without images added since
     geometry = stored_geometry(store)
     folders = [run.labels(step) for step in ("predictions", "pseudo_labels")]  # the finest first
 

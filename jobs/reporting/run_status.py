@@ -11,12 +11,14 @@ from jobs.run.directory import LOGS, Run
 from jobs.run.origin import origin_of
 from jobs.run.steps import STEPS
 from jobs.run.training_record import TrainingRecord
-from jobs.steps.estimates import read_estimates, time_at_work
+from jobs.steps.added_images import num_unseen
+from jobs.steps.estimates import KeptEstimate, read_estimates, time_at_work
 from jobs.steps.makers import makers
 from jobs.steps.progress import duration, size
 from jobs.steps.states import StepState, run_state, steps_to_show
 from storage.heartbeat import Heartbeat, heartbeats
 from storage.location import Location
+from storage.manifest import Manifest
 from storage.steps import ids_by_reason
 from storage.text import printable
 
@@ -58,7 +60,8 @@ class StepStatus:
         command: the command that starts or continues the step.
         note: further information, "" for none.
         seconds: time at work, without starts and pauses; None if it is not known.
-        estimated_seconds: what the dry run of the fresh pipeline estimated for this; None if there was none.
+        estimated_seconds: what the dry run of the fresh pipeline estimated for this; None if there was none, or if the
+            step has images that were added since.
         results: the address of the folder with the step's results: another one after each restart.
     """
 
@@ -125,7 +128,7 @@ def run_status(run: Run) -> RunStatus:
             replace(
                 _step_status(step, beats[name].result(), stored[name].result()),
                 seconds=_seconds(step, state.trainings.get(name)),
-                estimated_seconds=kept.steps[name].seconds if name in kept.steps else None,
+                estimated_seconds=_estimated_seconds(run, manifest, name, kept),
                 results=results[name].result().uri,
             )
             for name, step in steps_to_show(run, state).items()
@@ -135,6 +138,14 @@ def run_status(run: Run) -> RunStatus:
     masks = sum(pc.sum(table["mask_uri"].is_valid()).as_py() or 0 for table in manifest.iter_tables(["mask_uri"]))
     status = RunStatus(run.uri, manifest.num_images, manifest.num_classes, steps, masks, origin_of(run), latest)
     return _with_total(status, kept.other_seconds)
+
+
+def _estimated_seconds(run: Run, manifest: Manifest, name: str, kept: KeptEstimate) -> float | None:
+    """The estimate of a step; None if there is none of as many images as the step has now."""
+    if (estimate := kept.steps.get(name)) is None:
+        return None
+    estimated = estimate.num_images or manifest.parts[0][1]
+    return estimate.seconds if estimated == manifest.num_images - num_unseen(run, name) else None
 
 
 def _with_total(status: RunStatus, other_seconds: float) -> RunStatus:

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.words import plural
+from cluster.words import listed, plural
 from jobs.evaluation.metrics import FEW_MASKS
-from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
 from jobs.run.trial import is_trial, one_label_remedy
+from jobs.steps.added_images import num_unseen
 from jobs.steps.evaluation_state import MASKS_CHANGED
+from jobs.training.image_list import ImageList, image_list
 from storage.masks import SPECK_PIXELS
 
 WEAK, FAIR = 0.3, 0.7
@@ -31,6 +32,31 @@ CORRECTING, CORRECTING_NEW = "docs/tutorial-cvat.md", "docs/howto-new-images.md"
 
 
 @dataclass(frozen=True)
+class BestMasks:
+    """The best masks that were measured.
+
+    Attributes:
+        labels: their kind, such as "pseudo-labels".
+        num_images: the number of images with a mask drawn by hand that they were compared with.
+        splits: the splits of these images; "" for images without one.
+        part: "all" or "report" of these splits.
+    """
+
+    labels: str
+    mean_iou: float
+    num_images: int
+    splits: tuple[str, ...]
+    part: str = "all"
+
+    @property
+    def images(self) -> str:
+        """The number of images and which they are, such as "3 images of val"."""
+        splits = listed([split or "no split" for split in self.splits]) if any(self.splits) else ""
+        part = "" if self.part == "all" else f"the {self.part} part"
+        return " of ".join(filter(None, (plural(self.num_images, "image"), part, splits)))
+
+
+@dataclass(frozen=True)
 class Figures:
     """The figures that decide.
 
@@ -39,7 +65,7 @@ class Figures:
         chance: the mAP of random scores on the same images; None if it is not known.
         unrecognised: the share of images with a label that the classifier does not recognise; None without maps.
         one_label: the only label in all predictions; "" if there are several, or no predictions.
-        measured: the labels, mIoU and number of images of the best masks that were measured; None if there are none.
+        measured: the best masks that were measured; None if there are none.
         is_on_trained_masks: whether the network was measured on masks that it was trained on.
         to_measure_again: the command that measures again, if masks were added or changed since; else "".
         has_masks: whether the run has seeds, pseudo-labels or predictions.
@@ -50,7 +76,7 @@ class Figures:
     chance: float | None = None
     unrecognised: float | None = None
     one_label: str = ""
-    measured: tuple[str, float, int] | None = None
+    measured: BestMasks | None = None
     is_on_trained_masks: bool = False
     to_measure_again: str = ""
     has_masks: bool = False
@@ -92,13 +118,14 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
             advice += " The pseudo-labels do not come from this network; look at these instead."
             export = run.command("export_labels", "--format", "cvat", "--labels", "pseudo_labels")
         return Verdict("bad", sentence, advice, export)
-    if figures.measured and figures.measured[2] >= FEW_MASKS:
-        return _judge_measured(run, *figures.measured)
+    if figures.measured and figures.measured.num_images >= FEW_MASKS:
+        return _judge_measured(run, figures.measured)
     return _judge_classifier(figures) or _judge_unmeasured(run, figures)
 
 
-def _judge_measured(run: Run, labels: str, mean_iou: float, num_images: int) -> Verdict:
-    figure = f"the {labels} have mIoU {mean_iou:.2f} on {plural(num_images, 'image')} with masks"
+def _judge_measured(run: Run, best: BestMasks) -> Verdict:
+    mean_iou = best.mean_iou
+    figure = f"the {best.labels} have mIoU {mean_iou:.2f} on {best.images} with masks"
     is_new, guide = bool(origin_of(run)), _correcting(run)
     if mean_iou < HALF:
         return Verdict(
@@ -167,7 +194,8 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
         )
     few = "no mask drawn by hand was there to compare them with"
     if figures.measured:
-        few = f"they were compared with masks drawn by hand on only {plural(figures.measured[2], 'image')}"
+        best = figures.measured
+        few = f"the {best.labels} were compared with masks drawn by hand on only {best.images}"
     return Verdict(
         "careful",
         f"No figure speaks against these masks, but {few}.",
@@ -181,28 +209,33 @@ def _correcting(run: Run) -> str:
     return CORRECTING_NEW if origin_of(run) else CORRECTING
 
 
-def chance_of(counts: DataCounts, splits: Sequence[str], num_validated: int | None) -> float | None:
-    """The mAP of random scores: the mean share of the validation images that show a class.
+def chance_of(run: Run, num_validated: int | None) -> float | None:
+    """The mAP of random scores on the images of the classifier's validation: the mean share that shows a class.
+
+    Images that were added after the training are not among them. An image that the validation could not read is.
 
     Args:
-        splits: the validation splits.
         num_validated: the number of validated images; None if it is not known.
+
+    Returns:
+        None if nothing was validated, or if the record of the training does not say on which images.
     """
-    shown: dict[int, int] = {}
-    for (label, split), count in counts.labelled.items():
-        if split in splits:
-            shown[label] = shown.get(label, 0) + count
-    if not shown or not num_validated:
+    recorded, manifest = run.step("classifier").fingerprint() or {}, run.manifest()
+    splits = recorded.get("data", {}).get("val_splits")
+    if not num_validated or not splits:
         return None
-    return min(1.0, sum(shown.values()) / (len(shown) * num_validated))
+    rows = image_list(manifest, splits).rows
+    images = ImageList(manifest, rows[rows < manifest.num_images - num_unseen(run, "classifier")])
+    counts = images.class_counts()
+    return float(counts[counts > 0].mean() / len(images)) if counts.any() else None
 
 
-def best_measured(measured: Sequence[Measured]) -> tuple[str, float, int] | None:
-    """The labels, mIoU and number of images of the best masks, on the largest group of images with current metrics.
+def best_measured(measured: Sequence[Measured]) -> BestMasks | None:
+    """The best masks on the largest group of images with current metrics.
 
     A network's figures on masks that it was trained on do not count.
     """
-    groups: list[tuple[int, list[Mapping[str, Any]]]] = []
+    groups: list[tuple[Measured, list[Mapping[str, Any]]]] = []
     for each in measured:
         current = [
             record
@@ -213,12 +246,12 @@ def best_measured(measured: Sequence[Measured]) -> tuple[str, float, int] | None
             and not record.get("trained_on")
         ]
         if current and each.resolution == "image" and not each.is_trial:
-            groups.append((each.num_images, current))
+            groups.append((each, current))
     if not groups:
         return None
-    num_images, records = max(groups, key=lambda group: group[0])
+    largest, records = max(groups, key=lambda group: group[0].num_images)
     best = max(records, key=lambda record: record["mean_iou"])
-    return best["labels"], best["mean_iou"], num_images
+    return BestMasks(best["labels"], best["mean_iou"], largest.num_images, largest.splits, largest.part)
 
 
 def is_on_trained_masks(measured: Sequence[Measured]) -> bool:

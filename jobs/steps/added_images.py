@@ -53,7 +53,7 @@ def require_no_unseen(run: Run, name: str) -> None:
 
 
 def num_unseen(run: Run, name: str) -> int:
-    """The number of images that were added to the manifest since a training began; 0 if it did not begin."""
+    """The number of images that were added to the manifest since a step was last launched; 0 if it never was."""
     fingerprint, additions = run.step(name).fingerprint(), run.manifest().additions
     if fingerprint is None or num_added(fingerprint) >= len(additions):
         return 0

@@ -20,11 +20,13 @@ class StepEstimate:
         seconds: time from the first image to the last, without the start of processes.
         bytes: stored bytes.
         source: where the time comes from, in words; it is not kept.
+        num_images: the images that the manifest had; 0 if an earlier version did not keep it.
     """
 
     seconds: float
     bytes: float
     source: str = "timed on a few images"
+    num_images: int = 0
 
     @property
     def time_in_words(self) -> str:
@@ -46,7 +48,10 @@ class KeptEstimate:
 
 def write_estimates(run: Run, estimate: KeptEstimate) -> None:
     """Keeps an estimate in the run."""
-    steps = {name: {"seconds": each.seconds, "bytes": each.bytes} for name, each in estimate.steps.items()}
+    steps = {
+        name: {"seconds": each.seconds, "bytes": each.bytes, "images": each.num_images}
+        for name, each in estimate.steps.items()
+    }
     (run.location / FILE).write_bytes(seal({"steps": steps, "other_seconds": estimate.other_seconds}, indent=1))
 
 
@@ -61,7 +66,7 @@ def read_estimates(run: Run) -> KeptEstimate:
         return KeptEstimate({})
     content = read_json(place, "an estimate", _REMEDY)
     steps = {
-        name: StepEstimate(float(each["seconds"]), float(each["bytes"]))
+        name: StepEstimate(float(each["seconds"]), float(each["bytes"]), num_images=int(each.get("images", 0)))
         for name, each in content.get("steps", {}).items()
     }
     return KeptEstimate(steps, float(content.get("other_seconds", 0.0)))

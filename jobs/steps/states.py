@@ -1,6 +1,6 @@
 """The state of each step of a run, for `status.py` and the report. The run is only read, not changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from jobs.steps.tally import is_refused
 from storage.image_identity import images_ids
 from storage.manifest import Manifest
 from storage.steps import Receipt, Skipped
+from storage.units import Unit
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class StepState:
         seconds: working time of all workers together; 0 for a training.
         finished: when the last unit was finished; "" if no unit is finished.
         command: the command that starts or continues the step; "" if there is nothing to run.
-        receipts: the receipts of its finished units.
-        images: the number of images that count, by unit; for "predictions" only those of the predicted splits.
+        receipts: the receipts of its finished units, also of those to which images were added since.
+        images: the number of images that count, by unit; for "predictions" only those of the predicted splits, and
+            without images that were added since the unit was finished.
         note: further information as a sentence without its full stop; "" for none.
     """
 
@@ -136,24 +138,24 @@ def _unit_step_state(
     step, is_outdated = run.step(row.name), row.name in outdated
     units = units_of_step(row, manifest, run.config, fingerprint)
     images = {unit.index: unit.num_images for unit in units}
-    found = step.receipts() if fingerprint is not None else {}
-    missing = {unit.index for unit in step.missing_units(units, found)}
-    receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
-    left = sum(images[index] for index in missing)
+    receipts, total = tuple(step.receipts_of(units) if fingerprint is not None else ()), sum(images.values())
+    missing = step.missing_units(units, {receipt.unit: receipt for receipt in receipts})
+    images |= _images_before_additions(manifest, row, fingerprint, receipts, missing)
+    left = total - sum(images[receipt.unit] for receipt in receipts)
     skipped = tuple(skip for receipt in receipts for skip in receipt.skipped)
     if fingerprint is None:
         state = "not started"
     elif is_outdated:
         state = "outdated"
-    elif is_refused(len(skipped), sum(images.values()), run.config.images.max_skipped_fraction):
+    elif is_refused(len(skipped), total, run.config.images.max_skipped_fraction):
         state = "refused"
     else:
-        state = "partly done" if left else "done"
+        state = "partly done" if missing else "done"
     return StepState(
         name=row.title,
         state=state,
         unit="images",
-        done=sum(images.values()) - left - len(skipped),
+        done=total - left - len(skipped),
         skipped=skipped,
         left=left,
         seconds=sum(receipt.seconds for receipt in receipts),
@@ -162,6 +164,23 @@ def _unit_step_state(
         receipts=receipts,
         images=images,
     )
+
+
+def _images_before_additions(
+    manifest: Manifest,
+    row: StepRow,
+    fingerprint: Mapping[str, Any] | None,
+    receipts: Sequence[Receipt],
+    missing: Sequence[Unit],
+) -> dict[int, int]:
+    """The number of images that count in the units that were finished before images were added to them."""
+    splits = fingerprint[row.section]["splits"] if row.is_of_splits and fingerprint else None
+    grown = {unit.index for unit in missing}
+    return {
+        receipt.unit: sum(splits is None or each.split in splits for each in manifest.rows(receipt.start, receipt.stop))
+        for receipt in receipts
+        if receipt.unit in grown
+    }
 
 
 def _metrics_state(row: StepRow, evaluation: EvaluationState) -> StepState:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from jobs.maps import pseudo_labels_job, unit_images
 from jobs.predictions import prediction_stages
 from jobs.preparation.prepare import prepare
 from jobs.preparation.read_source import _with_chosen
+from jobs.reporting.page import write_report
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps, step_id
+from jobs.steps.estimates import KeptEstimate, StepEstimate, write_estimates
 from storage.errors import NotYet
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
@@ -68,7 +71,7 @@ def add(run: Run, images: list[SourceImage], *flags: str) -> None:
     Manifest.forget()
 
 
-def launch(run: Run, *names: str, **options: bool) -> None:
+def launch(run: Run, *names: str, **options: Any) -> None:
     with connect("in-process") as connection:
         for name in names:
             launch_step(open_run(run.uri), connection, name, **options)
@@ -143,7 +146,52 @@ def test_networks_stay_and_nothing_is_outdated(finished, added, capsys):
     lines = "\n".join(status_lines(run_status(open_run(finished.uri))))
     assert "trained before 5 images were added" in lines
     assert f"'python jobs/train_ficklenet.py --run {finished.uri} --restart classifier'" in lines
-    assert "pseudo-labels: partly done; 12 images done, 7 left" in lines
+    assert "pseudo-labels: partly done; 14 images done, 5 left" in lines
+
+
+def test_the_report_compares_the_classifier_with_chance_on_the_images_of_its_own_validation(trained_run, added):
+    def written() -> tuple[str, float | None]:
+        figures = write_report(open_run(trained_run.uri), num_images=0).figures
+        page = Path(trained_run.uri, "report", "index.html").read_text(encoding="utf-8")
+        return next(line for line in page.splitlines() if "validation mAP" in line), figures.chance
+
+    before = written()
+    assert "on 2 images; random scores have 0." in before[0]
+    add(trained_run, [replace(image, split="val", labels=added[0].labels) for image in added])
+    assert written() == before
+
+
+def test_the_report_of_what_is_finished_stays_the_same_until_the_added_images_are_computed(finished, added):
+    figures = write_report(open_run(finished.uri)).figures
+    review = Path(finished.uri, "report", "review.csv").read_text()
+    done = {step.name: step.done for step in run_status(finished).steps if step.name != "evaluation"}
+    assert figures.unrecognised is not None and figures.one_label and figures.has_pseudo_labels
+    add(finished, added)
+    run = open_run(finished.uri)
+    assert write_report(run).figures == replace(
+        figures, has_pseudo_labels=False
+    )  # those of the added images are missing
+    assert Path(finished.uri, "report", "review.csv").read_text() == review
+    steps = {step.name: step for step in run_status(run).steps if step.name != "evaluation"}
+    assert {name: step.done for name, step in steps.items()} == done
+    assert [steps[name].left for name in ("maps", "pseudo-labels", "predictions")] == [5, 5, 2]
+    launch(run, "maps", shard=(1, 5))  # makes room for the added images, and computes none of them
+    write_report(open_run(finished.uri))
+    assert Path(finished.uri, "report", "review.csv").read_text() == review
+
+
+def test_the_time_of_a_step_is_compared_with_an_estimate_of_the_same_images(finished_maps_run, added):
+    def estimates() -> list[float | None]:
+        return [step.estimated_seconds for step in run_status(open_run(finished_maps_run.uri)).steps[:2]]
+
+    kept = {"classifier": StepEstimate(100, 1, num_images=14), "maps": StepEstimate(200, 1)}
+    write_estimates(finished_maps_run, KeptEstimate(kept))
+    add(finished_maps_run, added)
+    assert estimates() == [100, 200]  # nothing was computed since
+    launch(finished_maps_run, "maps")
+    assert estimates() == [100, None]
+    write_estimates(finished_maps_run, KeptEstimate(kept | {"maps": StepEstimate(300, 1, num_images=19)}))
+    assert estimates() == [100, 300]
 
 
 def test_a_training_on_all_images_makes_the_maps_outdated_as_ever(finished, added):

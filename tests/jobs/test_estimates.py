@@ -287,7 +287,7 @@ def test_a_later_dry_run_keeps_the_estimates_of_begun_steps(trained_run, monkeyp
     found = Estimate({"classifier": StepEstimate(0, 0), "maps": StepEstimate(90, 2)}, start_seconds=10, end_seconds=20)
     monkeypatch.setattr(plans, "estimate_steps", lambda *_, **__: found)
     run_pipeline.main(["--run", trained_run.uri, "--dry-run"])
-    kept = {"classifier": StepEstimate(100, 1), "maps": StepEstimate(90, 2)}
+    kept = {"classifier": StepEstimate(100, 1), "maps": StepEstimate(90, 2, num_images=14)}
     assert read_estimates(trained_run) == KeptEstimate(kept, 30)
 
 

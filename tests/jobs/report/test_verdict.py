@@ -6,13 +6,13 @@ import pytest
 
 from jobs import report
 from jobs.cli.pipeline import export_command
-from jobs.reporting.facts import DataCounts
 from jobs.reporting.measured import Measured
-from jobs.reporting.verdict import Figures, best_measured, chance_of, is_on_trained_masks, judge
+from jobs.reporting.verdict import BestMasks, Figures, best_measured, chance_of, is_on_trained_masks, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.origin import write_origin
 from storage.location import Location
+from storage.manifest import ManifestRow, write_manifest
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
 
@@ -33,11 +33,23 @@ def run(tmp_path) -> Run:
         ),
         ({"mean_precision": 0.6}, "careful", "the classifier is weak"),
         ({"unrecognised": 0.5}, "careful", "on 50% of the images, the classifier does not recognise"),
-        ({"measured": ("predictions", 0.61, 162)}, "good", "the predictions have mIoU 0.61 on 162 images with masks"),
-        ({"measured": ("predictions", 0.3, 162)}, "bad", "Correct these masks before you use them"),
-        ({"measured": ("predictions", 0.9, 2)}, "careful", "but they were compared with masks drawn by hand on only 2"),
+        (
+            {"measured": BestMasks("predictions", 0.61, 162, ("val",))},
+            "good",
+            "the predictions have mIoU 0.61 on 162 images of val with masks",
+        ),
+        ({"measured": BestMasks("predictions", 0.3, 162, ("val",))}, "bad", "Correct these masks before you use them"),
+        (
+            {"measured": BestMasks("predictions", 0.9, 2, ("val",))},
+            "careful",
+            "but the predictions were compared with masks drawn by hand on only 2 images of val.",
+        ),
         ({"to_measure_again": "evaluate"}, "careful", "is outdated: masks were added or changed since"),
-        ({"measured": ("predictions", 0.997, 29)}, "careful", "so these masks are probably the run's own"),
+        (
+            {"measured": BestMasks("predictions", 0.997, 29, ("val",))},
+            "careful",
+            "so these masks are probably the run's own",
+        ),
         ({}, "careful", "No figure speaks against these masks"),
         ({"is_on_trained_masks": True}, "careful", "measured only on masks that it was trained on"),
         ({"mean_precision": None, "unrecognised": None}, "careful", "No figures judge these masks"),
@@ -51,7 +63,9 @@ def test_the_figures_of_a_run_become_one_sentence_and_a_next_step(run, figures, 
 
 
 def test_masks_that_were_measured_count_more_than_the_classifier(run):
-    verdict = judge(run, Figures(**(GOOD | {"mean_precision": 0.3, "measured": ("pseudo-labels", 0.7, 50)})))
+    verdict = judge(
+        run, Figures(**(GOOD | {"mean_precision": 0.3, "measured": BestMasks("pseudo-labels", 0.7, 50, ("val",))}))
+    )
     assert verdict is not None and verdict.level == "good"
 
 
@@ -67,7 +81,9 @@ def test_the_proposed_export_has_no_specks(run):
     assert verdict is not None and verdict.command.endswith("--format cvat --min-object-pixels 100")
 
 
-@pytest.mark.parametrize("measured", [None, ("predictions", 0.3, 50), ("predictions", 0.99, 50)])
+@pytest.mark.parametrize(
+    "measured", [None, BestMasks("predictions", 0.3, 50, ("val",)), BestMasks("predictions", 0.99, 50, ("val",))]
+)
 def test_a_run_of_new_images_names_the_page_about_its_masks(run, measured):
     own, new = "docs/tutorial-cvat.md", "docs/howto-new-images.md"
     assert own in judge(run, Figures(**GOOD, measured=measured)).advice
@@ -81,11 +97,20 @@ def test_a_run_without_masks_has_no_verdict(run):
     assert judge(run, Figures(mean_precision=0.3, chance=0.2)) is None
 
 
-def test_chance_is_the_mean_share_of_images_that_show_a_class():
-    counts = DataCounts({"train": 50, "val": 10}, {(0, "val"): 5, (1, "val"): 3, (1, "train"): 40}, {}, {})
-    assert chance_of(counts, ["val"], 10) == pytest.approx(0.4)
-    assert chance_of(counts, ["val"], None) is None
-    assert chance_of(counts, [], 10) is None
+def test_chance_is_the_mean_share_of_validated_images_that_show_a_class(run):
+    labels = [(0,), (0, 1), (0,), (1,), (), ()]
+    rows = [ManifestRow(f"val {place}", f"{place}.png", each, split="val") for place, each in enumerate(labels)]
+    rows[4], rows[5] = replace(rows[4], negative=True), replace(rows[0], image_id="bad", problem="empty file")
+    training = [ManifestRow(f"train {place}", f"t{place}.png", (1,), split="train") for place in range(9)]
+    added = [ManifestRow("added", "added.png", (2,), split="val")]
+    write_manifest(run.location / "manifest.parquet", [*rows, *training, *added], "abc", additions=[15])
+
+    assert chance_of(run, 5) is None  # there is no record of a training
+    run.step("classifier").open({"data": {"val_splits": ["val"]}}, "")
+    assert chance_of(run, 5) == pytest.approx((3 / 5 + 2 / 5) / 2)
+    assert chance_of(run, None) is None
+    run.step("classifier").open({"data": {"val_splits": ["val"]}, "added": ["0"]}, "")
+    assert chance_of(run, 6) == pytest.approx((3 / 6 + 2 / 6 + 1 / 6) / 3)
 
 
 def test_the_best_masks_of_the_largest_group_count():
@@ -98,8 +123,20 @@ def test_the_best_masks_of_the_largest_group_count():
         group(30, pseudo_labels=0.6, predictions=0.5),
         group(90, "tune", predictions=1),
     ]
-    assert best_measured(groups) == ("pseudo-labels", 0.6, 30)
+    assert best_measured(groups) == BestMasks("pseudo-labels", 0.6, 30, ("train",))
     assert best_measured([]) is None
+
+
+@pytest.mark.parametrize(
+    ("splits", "part", "words"),
+    [
+        (("val",), "all", "1,200 images of val"),
+        (("train", ""), "report", "1,200 images of the report part of train and no split"),
+        (("",), "all", "1,200 images"),
+    ],
+)
+def test_the_measured_images_are_named_by_their_splits(splits, part, words):
+    assert BestMasks("predictions", 0.5, 1200, splits, part).images == words
 
 
 def test_a_network_s_figures_on_masks_of_its_training_decide_nothing():
@@ -108,7 +145,7 @@ def test_a_network_s_figures_on_masks_of_its_training_decide_nothing():
     measured = Measured(("train",), "all", "image", "", 30, {}, 0, (), (seen,), ("",))
     assert best_measured([measured]) is None and is_on_trained_masks([measured])
     other = replace(measured, metrics=(seen, {"labels": "pseudo-labels", "trained_on": []} | figures), notes=("", ""))
-    assert best_measured([other]) == ("pseudo-labels", 0.9, 30)
+    assert best_measured([other]) == BestMasks("pseudo-labels", 0.9, 30, ("train",))
     assert not is_on_trained_masks([replace(measured, notes=("an earlier network",))])
 
 
