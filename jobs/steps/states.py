@@ -14,6 +14,7 @@ from jobs.run.training_record import TrainingRecord, read_trainings
 from jobs.steps.added_images import added_in_words
 from jobs.steps.evaluation_state import EvaluationState, evaluation_state
 from jobs.steps.tally import is_refused
+from jobs.steps.unit_rows import copied_images
 from storage.image_identity import images_ids
 from storage.manifest import Manifest
 from storage.steps import Receipt, Skipped
@@ -137,10 +138,14 @@ def _unit_step_state(
     units = units_of_step(row, manifest, run.config, fingerprint)
     images = {unit.index: unit.num_images for unit in units}
     found = step.receipts() if fingerprint is not None else {}
-    missing = {unit.index for unit in step.missing_units(units, found)}
+    missing_units = step.missing_units(units, found)
+    missing = {unit.index for unit in missing_units}
+    splits = fingerprint[row.section]["splits"] if fingerprint and row.is_of_splits else None
+    copied = copied_images(run, step, missing_units, found, splits)
     receipts = tuple(found[unit.index] for unit in units if unit.index not in missing)
-    left = sum(images[index] for index in missing)
-    skipped = tuple(skip for receipt in receipts for skip in receipt.skipped)
+    left = sum(images[index] - copied.get(index, 0) for index in missing)
+    stored = (*receipts, *(found[index] for index in copied))  # the results of these are copied
+    skipped = tuple(skip for receipt in stored for skip in receipt.skipped)
     if fingerprint is None:
         state = "not started"
     elif is_outdated:

@@ -12,6 +12,7 @@ import pytest
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import export_labels, prepare_dataset
+from jobs.cli.estimate import estimate_of_records
 from jobs.cli.launch import launch_step
 from jobs.exports.image_names import ImageNames
 from jobs.maps import pseudo_labels_job, unit_images
@@ -21,6 +22,7 @@ from jobs.preparation.read_source import _with_chosen
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps, step_id
+from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
@@ -133,7 +135,7 @@ def test_networks_stay_and_nothing_is_outdated(finished, added, capsys):
     lines = "\n".join(status_lines(run_status(open_run(finished.uri))))
     assert "trained before 5 images were added" in lines
     assert f"'python jobs/train_ficklenet.py --run {finished.uri} --restart classifier'" in lines
-    assert "pseudo-labels: partly done; 12 images done, 7 left" in lines
+    assert "pseudo-labels: partly done; 14 images done, 5 left" in lines
 
 
 def test_a_training_on_all_images_makes_the_maps_outdated_as_ever(finished, added):
@@ -252,6 +254,31 @@ def test_kept_images_that_were_skipped_stay_skipped_until_they_are_tried_again(f
     assert skipped() == ["scene_0012"]
     launch(run, "maps", retry_skipped=True)
     assert skipped() == []
+
+
+def test_missing_images_of_a_unit_that_has_grown_are_tried_when_they_are_back(finished_maps_run, added, drawn_images):
+    image, away = Path(drawn_images[12].uri), Path(drawn_images[12].uri + ".away")
+    image.rename(away)
+    try:
+        launch(finished_maps_run, "maps", restart=True)
+    finally:
+        away.rename(image)
+    add(finished_maps_run, added)
+    lines = "\n".join(status_lines(run_status(open_run(finished_maps_run.uri))))
+    assert "maps: partly done; 13 images done, 1 skipped, 5 left" in lines
+    launch(finished_maps_run, "maps")
+    receipts = open_run(finished_maps_run.uri).step("maps").receipts().values()
+    assert [skip for receipt in receipts for skip in receipt.skipped] == []
+
+
+def test_the_estimate_leaves_out_images_whose_results_are_copied(finished_maps_run, added):
+    add(finished_maps_run, added)
+    run = open_run(finished_maps_run.uri)
+    with connect("in-process") as connection:
+        found = estimate_of_records(run, connection, BY_NAME["maps"])
+    receipts = run.step("maps").receipts().values()
+    assert found is not None
+    assert found.seconds == pytest.approx(sum(receipt.seconds for receipt in receipts) / 14 * 5)
 
 
 def test_the_manifest_of_before_is_refused_by_steps_that_have_the_added_images(finished_maps_run, added):
