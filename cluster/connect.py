@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class _Promise:
 
     num_cpus: int
     is_optional: bool
-    failure: str = ""  # why it did not start
+    has_failed: bool = False  # it was tried
 
 
 _promised: list[_Promise] = []
@@ -128,18 +128,22 @@ def resources_if_running() -> Connection | None:
     return resources() if ray.is_initialized() else None
 
 
-def start_optional_ray() -> str:
+def start_optional_ray(on_failure: Callable[[str], object]) -> bool:
     """Starts the optional local Ray of the current `connect` block, unless it runs. It is tried once.
 
+    Args:
+        on_failure: Called with the reason when it does not start; not called again in this block.
+
     Returns:
-        Why it does not start, so that the work must be done in this process; "" if it runs.
+        Whether it runs; if not, the work must be done in this process.
     """
-    if not ray.is_initialized() and not _promised[-1].failure:
+    if not ray.is_initialized() and not _promised[-1].has_failed:
         try:
             resources()
         except ClusterError as error:
-            _promised[-1] = replace(_promised[-1], failure=str(error))
-    return "" if ray.is_initialized() else _promised[-1].failure
+            _promised[-1] = replace(_promised[-1], has_failed=True)
+            on_failure(_reason(error.__cause__ or error))
+    return ray.is_initialized()
 
 
 @contextlib.contextmanager
@@ -221,12 +225,16 @@ def _node_errors(address: str) -> Iterator[None]:
     except (OSError, ValueError, AuthenticationError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ClusterError(
-            f"cluster: the Ray at {address} did not start ({reason}). The machine may be overloaded or out of memory, "
-            "or its /tmp may be full. Run the same command again, or work without Ray on one core: "
+            f"cluster: the Ray at {address} did not start ({_reason(error)}). The machine may be overloaded or out of "
+            "memory, or its /tmp may be full. Run the same command again, or work without Ray on one core: "
             "--set cluster.address=in-process."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, to stand in brackets."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @contextlib.contextmanager

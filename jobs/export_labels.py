@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python jobs/export_labels.py --run s3://bucket/voc --format png --out /data/masks
   python jobs/export_labels.py --run s3://bucket/voc --format coco --labels pseudo_labels
   python jobs/export_labels.py --run /data/voc --format cvat --split val --min-object-pixels 100
-  python jobs/export_labels.py --run /data/voc --format yolo --shapes boxes
+  python jobs/export_labels.py --run /data/voc --format yolo --shapes boxes --min-object-pixels 100
 """
 
 

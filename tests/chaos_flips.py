@@ -58,7 +58,7 @@ def finder(run: Path, file: Path) -> str:
     """Who says in one sentence that something is wrong; "" for nobody."""
     readers = {"status": lambda: status.main(["--run", str(run)]), "verify": lambda: verify.main(["--run", str(run)])}
     if file.name == "model.pt":
-        readers = {"whoever loads it": lambda: kept_bytes(Location(str(file.parent)), file.parent.name)}
+        readers = {"whoever loads it": lambda: kept_bytes(open_run(str(run)), file.parent.name)}
     for name, read in readers.items():
         try:
             read()

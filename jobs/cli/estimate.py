@@ -22,6 +22,7 @@ from jobs.run.training_record import read_epochs
 from jobs.steps.compute import actor_pool, is_done_here, resolved_device
 from jobs.steps.estimates import StepEstimate
 from jobs.steps.machine_load import busy_in_words
+from jobs.steps.unit_rows import copied_rows
 from jobs.training.foreground import NUM_IMAGES as NUM_COMPARED
 from jobs.training.image_list import image_list
 from jobs.training.plan import Plan, planned_training
@@ -150,11 +151,12 @@ def _of_units(
 ) -> tuple[StepEstimate, bool]:
     """The estimate of the missing units, and whether they are computed on Ray."""
     step, config = run.step(row.name), run.config
-    missing = step.missing_units(units_of_step(row, run.manifest(), config), {} if restart else step.receipts())
-    shares = computed_shares(row, run.manifest(), config)
-    computed = [float(shares[unit.start : unit.stop].sum()) for unit in missing]
+    receipts = {} if restart else step.receipts()
+    missing = step.missing_units(units_of_step(row, run.manifest(), config), receipts)
+    shares, copied = computed_shares(row, run.manifest(), config), copied_rows(row, missing, receipts)
+    computed = [float(shares[unit.start + copied.get(unit.index, 0) : unit.stop].sum()) for unit in missing]
     seconds = [
-        pace.seconds * number + pace.reading_seconds * max(0.0, unit.num_images - number)
+        pace.seconds * number + pace.reading_seconds * max(0.0, unit.num_images - copied.get(unit.index, 0) - number)
         for unit, number in zip(missing, computed, strict=True)
     ]
     is_here = is_done_here(connection, sum(seconds) if row.name == "seeds" else None)

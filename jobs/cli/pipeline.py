@@ -9,6 +9,7 @@ from jobs.evaluation.measuring import evaluate_labels
 from jobs.predictions.predictions_job import units_to_predict
 from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
+from jobs.reporting.verdict import export_command
 from jobs.run.directory import Run, setting_notes
 from jobs.run.fingerprints import outdated_steps, with_settings
 from jobs.run.selection import measurable_splits
@@ -64,16 +65,6 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         return  # the verdict says not to use its masks
     export = export_command(run, report.figures.one_label)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
-
-
-def export_command(run: Run, one_label: str) -> str:
-    """The command that exports the finest masks with objects.
-
-    Args:
-        one_label: the only label in all predictions; "" if there are several.
-    """
-    labels = ["--labels", "pseudo_labels"] if one_label else []
-    return run.command("export_labels", "--format", "cvat", *labels)
 
 
 def require_possible(run: Run) -> None:

@@ -116,11 +116,21 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
         advice, export = one_label_remedy(run.config), ""
         if figures.has_pseudo_labels:
             advice += " The pseudo-labels do not come from this network; look at these instead."
-            export = run.command("export_labels", "--format", "cvat", "--labels", "pseudo_labels")
+            export = export_command(run, figures.one_label)
         return Verdict("bad", sentence, advice, export)
     if figures.measured and figures.measured.num_images >= FEW_MASKS:
         return _judge_measured(run, figures.measured)
     return _judge_classifier(figures) or _judge_unmeasured(run, figures)
+
+
+def export_command(run: Run, one_label: str) -> str:
+    """The command that exports the finest masks with objects, without specks.
+
+    Args:
+        one_label: the only label in all predictions; "" if there are several.
+    """
+    labels = ["--labels", "pseudo_labels"] if one_label else []
+    return run.command("export_labels", "--format", "cvat", *labels, "--min-object-pixels", f"{SPECK_PIXELS}")
 
 
 def _judge_measured(run: Run, best: BestMasks) -> Verdict:
@@ -169,7 +179,7 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     correct = f"correct the masks of about {FEW_MASKS} images and measure ({_correcting(run)})."
-    export = run.command("export_labels", "--format", "cvat", "--min-object-pixels", f"{SPECK_PIXELS}")
+    export = export_command(run, "")
     if figures.to_measure_again:
         return Verdict(
             "careful",

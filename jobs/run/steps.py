@@ -27,6 +27,8 @@ class StepRow:
         kind: "units": units of images that can be resumed; "training": Ray Train; "metrics": measured against masks.
         module: `jobs.<module>` has `make_job(run, connection)`, which says what to do; "" for metrics.
         is_of_splits: whether it covers only the images of `predictions.splits`.
+        copies: whether the results of a unit's first images are copied if other images are added to the unit; otherwise
+            the whole unit is computed again.
         is_optional: the pipeline runs it only if a later step reads it.
     """
 
@@ -39,6 +41,7 @@ class StepRow:
     module: str = ""
     is_of_splits: bool = False
     is_optional: bool = False
+    copies: bool = True
 
     @property
     def title(self) -> str:
@@ -74,7 +77,7 @@ STEPS = (
         "maps.refined_job",
         is_optional=True,
     ),
-    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps", "refined"), "units", "maps.seeds_job"),
+    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps", "refined"), "units", "maps.seeds_job", copies=False),
     StepRow(
         "pseudo_labels",
         "make_pseudo_labels",

@@ -133,8 +133,7 @@ def run_stages(
     """
     if is_done_here(connection, seconds):
         return fan_out_in_process(units, stages)
-    if connection.is_optional and (failure := start_optional_ray()):
-        print(f"{failure} Now the work goes on in this process, on one core.", flush=True)
+    if connection.is_optional and not start_optional_ray(_print_failure):
         return fan_out_in_process(units, stages)
     pool = actor_pool(config, connection, device)
 
@@ -156,6 +155,11 @@ def _with_notices(results: Iterator[Payload], pool: Pool) -> Iterator[Payload]:
         for result in results:
             has_come()
             yield result
+
+
+def _print_failure(reason: str) -> None:
+    """Prints that the local Ray did not start, and what is done instead."""
+    print(f"The local Ray did not start ({reason}), so the work goes on in this process, on one core.", flush=True)
 
 
 def _print_late(late: LateUnit) -> None:

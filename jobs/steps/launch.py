@@ -1,10 +1,11 @@
 """A launch of a step: which part of the step's units it computes, and which of them are missing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from jobs.run.directory import Run
 from jobs.steps.estimates import StepEstimate
-from jobs.steps.unit_rows import UnitRow
+from jobs.steps.unit_rows import UnitRow, copied_images
 from storage.steps import Receipt, Skipped, Step
 from storage.units import Shard, Unit, units_of_shard
 
@@ -47,6 +48,7 @@ class UnitPlan:
         receipts: the receipts of all finished units, by index.
         missing: the units to compute.
         images: the number of images in each unit of the step, by index.
+        copied: how many images of a missing unit have results that are copied, by index.
     """
 
     step: Step
@@ -56,9 +58,10 @@ class UnitPlan:
     receipts: Mapping[int, Receipt]
     missing: Sequence[Unit]
     images: Mapping[int, int]
+    copied: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, step: Step, units: Sequence[Unit], options: LaunchOptions, start_id: str = "") -> "UnitPlan":
+    def of(cls, run: Run, step: Step, units: Sequence[Unit], options: LaunchOptions, start_id: str = "") -> "UnitPlan":
         """What is left to do in a step; in a dry run of a restart, everything.
 
         Args:
@@ -68,7 +71,13 @@ class UnitPlan:
         chosen = units_of_shard(units, options.shard)
         images = {unit.index: unit.num_images for unit in units}
         missing = step.missing_units(chosen, receipts)
-        return cls(step, options, start_id, chosen, receipts, missing, images)
+        copied = copied_images(run, step, missing, receipts)
+        return cls(step, options, start_id, chosen, receipts, missing, images, copied)
+
+    @property
+    def num_to_compute(self) -> int:
+        """The number of images in the missing units, without those whose results are copied."""
+        return sum(unit.num_images - self.copied.get(unit.index, 0) for unit in self.missing)
 
     @property
     def finished(self) -> list[Unit]:

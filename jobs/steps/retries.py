@@ -16,10 +16,15 @@ LOOKED_AT = 50
 
 
 def finished_images(plan: UnitPlan) -> Tally:
-    """Counts of the images in a launch's finished units; the total counts all images of the launch."""
+    """Counts of the images whose results are stored; the total counts all images of the launch.
+
+    Where images were added to a unit, the others count too if their results are copied.
+    """
     tally = Tally(total=sum(unit.num_images for unit in plan.units))
     for unit in plan.finished:
         tally.add(plan.receipts[unit.index], unit.num_images)
+    for index, num_images in plan.copied.items():
+        tally.add(plan.receipts[index], num_images)
     return tally
 
 
@@ -45,7 +50,7 @@ def _units_with_found(run: Run, plan: UnitPlan) -> list[Unit]:
     """All units with missing files, if one file of a sample is back (a folder was mounted, for example)."""
     missing = {
         unit: skip
-        for unit in plan.finished
+        for unit in (*plan.finished, *plan.extended)
         for skip in plan.receipts[unit.index].skipped
         if skip.reason.endswith(MISSING)
     }

@@ -24,6 +24,11 @@ class Tally:
         self.done += num_images - len(receipt.skipped)
         self.skipped.update(skip.reason for skip in receipt.skipped)
 
+    def remove(self, receipt: Receipt, num_images: int) -> None:
+        """Takes back what was added."""
+        self.done -= num_images - len(receipt.skipped)
+        self.skipped -= Counter(skip.reason for skip in receipt.skipped)
+
     def check(self, name: str, max_fraction: float, command: str) -> None:
         """Refuses a step if too many of its images had to be skipped.
 

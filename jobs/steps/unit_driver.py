@@ -25,7 +25,7 @@ from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
 from jobs.steps.restarted import restarted
 from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
-from jobs.steps.unit_dry_run import CostEstimate, print_unit_step
+from jobs.steps.unit_dry_run import CostEstimate, extent_in_words, print_unit_step
 from storage.heartbeat import beating
 from storage.image_identity import images_id
 from storage.location import Location
@@ -115,10 +115,10 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
             job.create(job.step.data(start_id))
         if job.step.location.name in BY_NAME:
             record_run(run, job.step.location.name)
-        plan = UnitPlan.of(job.step, job.units, options, start_id)
+        plan = UnitPlan.of(run, job.step, job.units, options, start_id)
         if again := units_to_retry(run, plan):
             forget_skipped(job.title, plan, again)
-            plan = UnitPlan.of(job.step, job.units, options, start_id)
+            plan = UnitPlan.of(run, job.step, job.units, options, start_id)
         print_code_mix(job, plan)
 
         # 3. The missing units stream through the cluster, and receipts come back
@@ -160,9 +160,12 @@ def plan_units(
     Raises:
         ValueError: too many images were skipped, and none of them will be tried again.
     """
-    plan = UnitPlan.of(step, units, replace(options, dry_run=True))
+    plan = UnitPlan.of(run, step, units, replace(options, dry_run=True))
     if again := units_to_retry(run, plan):
-        return replace(plan, missing=sorted({*plan.missing, *again}, key=lambda unit: unit.index))
+        tried = {unit.index for unit in again}  # all of these are computed again
+        copied = {index: number for index, number in plan.copied.items() if index not in tried}
+        missing = sorted({*plan.missing, *again}, key=lambda unit: unit.index)
+        return replace(plan, missing=missing, copied=copied)
     finished_images(plan).check(title, run.config.images.max_skipped_fraction, command)
     return plan
 
@@ -178,20 +181,24 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
     results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial, seconds=seconds)
     max_fraction = run.config.images.max_skipped_fraction
     tally = finished_images(plan)
-    units, images = plural(len(plan.units), "unit"), plural(tally.left, "image")
-    print(f"{job.title}: {len(plan.missing):,} of {units} to do ({images}).", flush=True)
-    for unit in plan.extended:
+    print(f"{job.title}: {extent_in_words(plan)}.", flush=True)
+    row = BY_NAME.get(job.step.location.name)
+    for unit in plan.extended if row is None or not row.copies else ():
         before = plural(plan.receipts[unit.index].stop - unit.start, "image")
-        print(f"{job.title}: unit {unit.name} was finished with {before}, and images were added to it.", flush=True)
+        reason = "and images were added to it, so all of it is computed again"
+        print(f"{job.title}: unit {unit.name} was finished with {before}, {reason}.", flush=True)
     progress, start = Progress(job.title, tally.total, tally.total - tally.left), time.monotonic()
     try:
         tally.check(job.title, max_fraction, job.command)  # a step that was refused remains refused
         for result in results:
             receipt = result["receipt"]
-            num_images = plan.images[receipt.unit]
+            num_images, num_copied = plan.images[receipt.unit], plan.copied.get(receipt.unit, 0)
+            num_done, num_skipped = tally.done, tally.skipped.total()
+            if receipt.unit in plan.copied:
+                tally.remove(plan.receipts[receipt.unit], num_copied)
             tally.add(receipt, num_images)
-            count_images(job.title, num_images - len(receipt.skipped), len(receipt.skipped))
-            progress.advance(num_images)
+            count_images(job.title, max(0, tally.done - num_done), max(0, tally.skipped.total() - num_skipped))
+            progress.advance(num_images - num_copied)
             if job.observe:
                 job.observe(result)
             tally.check(job.title, max_fraction, job.command)

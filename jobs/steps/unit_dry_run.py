@@ -41,7 +41,7 @@ def print_unit_step(
         cost: used if no unit is finished.
         is_here: the work is done in this process.
     """
-    config, left = run.config.cluster, sum(unit.num_images for unit in plan.missing)
+    config, left = run.config.cluster, plan.num_to_compute
     print(f"{title}, dry run: {extent_in_words(plan)}.")
     if plan.options.restart:
         print_deletion(plan.step.location)
@@ -58,9 +58,12 @@ def print_unit_step(
 
 def extent_in_words(plan: UnitPlan) -> str:
     """How much of a step is to do, such as '1 of 4 units to do (2 of 14 images)'."""
-    left, total = (sum(unit.num_images for unit in units) for units in (plan.missing, plan.units))
-    units, images = plural(len(plan.units), "unit"), plural(total, "image")
-    return f"{len(plan.missing):,} of {units} to do ({left:,} of {images})"
+    units, images = plural(len(plan.units), "unit"), plural(sum(unit.num_images for unit in plan.units), "image")
+    number = sum(plan.copied.values())
+    where = "this unit" if len(plan.missing) == 1 else "these units"
+    others = f"; the {'result' if number == 1 else 'results'} of {number:,} {'other' if number == 1 else 'others'} in"
+    copied = f"{others} {where} {'is' if number == 1 else 'are'} copied" if number else ""
+    return f"{len(plan.missing):,} of {units} to do ({plan.num_to_compute:,} of {images}{copied})"
 
 
 def describe_connection(config: ClusterConfig, connection: Connection, *, is_here: bool = False) -> str:
@@ -77,7 +80,9 @@ def _time(plan: UnitPlan, cost: CostEstimate, left: int, num_workers: int) -> st
     images = plan.num_finished
     if not images and plan.options.estimate:
         return plan.options.estimate.time_in_words
-    seconds = sum(receipt.seconds for receipt in plan.receipts.values()) / images if images else cost.seconds
+    again = {unit.index for unit in plan.extended}  # their receipts are of fewer images than the units have now
+    measured = sum(receipt.seconds for index, receipt in plan.receipts.items() if index not in again)
+    seconds = measured / images if images else cost.seconds
     if seconds is None:
         return "unknown until a unit is finished"
     rough = "a rough estimate; the first finished units give a better one"

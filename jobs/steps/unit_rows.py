@@ -7,6 +7,7 @@ from typing import NotRequired, TypedDict, TypeVar
 
 from cluster.fanout import Payload
 from jobs.run.directory import Run
+from jobs.run.steps import BY_NAME, StepRow
 from jobs.run.versions import code_id, computing_packages
 from storage.errors import Damaged
 from storage.manifest import ManifestRow
@@ -55,6 +56,53 @@ def earlier_receipt(run: Run, step: Step, row: Payload) -> Receipt | None:
     if not any(unit.start < first < unit.stop for first in run.manifest().additions):
         return None
     return step.earlier_receipt(unit, row["start_id"])
+
+
+def copied_rows(row: StepRow | None, units: Sequence[Unit], receipts: Mapping[int, Receipt]) -> dict[int, int]:
+    """How many first rows of missing units have results that a launch copies, because images were added behind them.
+
+    Args:
+        row: of the step; None for an export, which copies nothing.
+        units: the missing units.
+        receipts: of all finished units, by index.
+
+    Returns:
+        By the unit's index; without units of which nothing is copied.
+    """
+    if row is None or not row.copies:
+        return {}
+    earlier = [(unit, receipts[unit.index]) for unit in units if unit.index in receipts]
+    return {
+        unit.index: receipt.stop - receipt.start
+        for unit, receipt in earlier
+        if receipt.start == unit.start and receipt.stop < unit.stop
+    }
+
+
+def copied_images(
+    run: Run,
+    step: Step,
+    units: Sequence[Unit],
+    receipts: Mapping[int, Receipt],
+    splits: Sequence[str] | None = None,
+) -> dict[int, int]:
+    """The same as `copied_rows`, but only the images that the step covers count.
+
+    Args:
+        splits: the predicted splits that the step was started with; None: those of the configuration.
+    """
+    row, manifest = BY_NAME.get(step.location.name), run.manifest()
+    copied = copied_rows(row, units, receipts)
+    if row is None or not row.is_of_splits:
+        return copied
+    chosen, starts = (
+        run.config.predicted_splits if splits is None else splits,
+        {each.index: each.start for each in units},
+    )
+    return {
+        index: sum(entry.split in chosen for entry in manifest.rows(starts[index], starts[index] + number))
+        for index, number in copied.items()
+    }
 
 
 def earlier_part(

@@ -98,7 +98,7 @@ def plan(run: Run) -> str:
 def resume(run: Run) -> str:
     """What a relaunch reads of the markers."""
     units = plan_units(run.manifest().num_images, UNIT_SIZE)
-    rows = UnitPlan.of(run.step("maps"), units, LaunchOptions()).rows({})
+    rows = UnitPlan.of(run, run.step("maps"), units, LaunchOptions()).rows({})
     return f"{len(rows):,} units missing"
 
 

@@ -256,7 +256,7 @@ def stages_of(run: Run) -> MapStages:
 def rows_of(run: Run) -> list[UnitRow]:
     """All units as the driver hands them out."""
     units = plan_units(run.manifest().num_images, run.config.unit_size)
-    return UnitPlan.of(stages_of(run).step, units, LaunchOptions()).rows({})
+    return UnitPlan.of(run, stages_of(run).step, units, LaunchOptions()).rows({})
 
 
 def parse_options() -> argparse.Namespace:

@@ -14,6 +14,7 @@ import pytest
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs import export_labels, prepare_dataset
+from jobs.cli.estimate import estimate_of_records
 from jobs.cli.launch import launch_step
 from jobs.exports.image_names import ImageNames
 from jobs.maps import pseudo_labels_job, unit_images
@@ -24,6 +25,7 @@ from jobs.reporting.page import write_report
 from jobs.reporting.run_status import run_status, status_lines
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps, step_id
+from jobs.run.steps import BY_NAME
 from jobs.steps.estimates import KeptEstimate, StepEstimate, write_estimates
 from storage.errors import NotYet
 from storage.location import Location
@@ -310,6 +312,31 @@ def test_kept_images_that_were_skipped_stay_skipped_until_they_are_tried_again(f
     assert skipped() == ["scene_0012"]
     launch(run, "maps", retry_skipped=True)
     assert skipped() == []
+
+
+def test_missing_images_of_a_unit_that_has_grown_are_tried_when_they_are_back(finished_maps_run, added, drawn_images):
+    image, away = Path(drawn_images[12].uri), Path(drawn_images[12].uri + ".away")
+    image.rename(away)
+    try:
+        launch(finished_maps_run, "maps", restart=True)
+    finally:
+        away.rename(image)
+    add(finished_maps_run, added)
+    lines = "\n".join(status_lines(run_status(open_run(finished_maps_run.uri))))
+    assert "maps: partly done; 13 images done, 1 skipped, 5 left" in lines
+    launch(finished_maps_run, "maps")
+    receipts = open_run(finished_maps_run.uri).step("maps").receipts().values()
+    assert [skip for receipt in receipts for skip in receipt.skipped] == []
+
+
+def test_the_estimate_leaves_out_images_whose_results_are_copied(finished_maps_run, added):
+    add(finished_maps_run, added)
+    run = open_run(finished_maps_run.uri)
+    with connect("in-process") as connection:
+        found = estimate_of_records(run, connection, BY_NAME["maps"])
+    receipts = run.step("maps").receipts().values()
+    assert found is not None
+    assert found.seconds == pytest.approx(sum(receipt.seconds for receipt in receipts) / 14 * 5)
 
 
 def test_the_manifest_of_before_is_refused_by_steps_that_have_the_added_images(finished_maps_run, added):

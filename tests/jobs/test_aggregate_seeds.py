@@ -69,7 +69,7 @@ def test_relaunch_makes_only_the_missing_units(finished_maps_run, capsys):
     after = finishing_times(finished_maps_run)
     assert {unit for unit in after if after[unit] != before[unit]} == {2}
     np.testing.assert_array_equal(stored_seeds(finished_maps_run), seeds_before)
-    assert "1 of 4 units to do (4 images)" in capsys.readouterr().out
+    assert "1 of 4 units to do (4 of 14 images)" in capsys.readouterr().out
 
 
 def test_incomplete_maps_are_refused_with_what_is_missing(finished_maps_run):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from cluster.connect import Connection
+from cluster.connect import Connection, connect
 from cluster.errors import ClusterError
 from cluster.fanout import Stages
 from jobs.cli import plans
@@ -28,9 +28,21 @@ def results(connection: Connection) -> list[int]:
 
 
 def test_work_goes_on_in_this_process_if_the_optional_ray_does_not_start(monkeypatch, capsys):
-    monkeypatch.setattr(compute, "start_optional_ray", lambda: "cluster: it did not start.")
-    assert results(Connection(2, 0, 1, is_to_start=True, is_optional=True)) == [2, 4]
-    assert capsys.readouterr().out == "cluster: it did not start. Now the work goes on in this process, on one core.\n"
+    def refuse(*_, **__):
+        raise Exception("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.connect._promised", [])
+    for name, function in (("init", refuse), ("is_initialized", lambda: False), ("shutdown", lambda: None)):
+        monkeypatch.setattr(f"ray.{name}", function)
+    with connect() as connection:
+        assert connection.is_optional
+        for _ in range(3):  # the steps of a launch
+            assert results(connection) == [2, 4]
+    assert capsys.readouterr().out == (
+        "The local Ray did not start (The current node timed out during startup), so the work goes on in this process, "
+        "on one core.\n"
+    )
 
 
 def test_a_ray_that_was_asked_for_is_needed(monkeypatch):

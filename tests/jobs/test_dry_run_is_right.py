@@ -49,14 +49,14 @@ def add(drawn_images, tmp_path) -> Callable[[Run], None]:
 
 def amounts_planned(printed: str) -> dict[str, tuple[int, ...]]:
     """By step: the units and images to do, or the epochs to do."""
-    units = re.findall(r"^(\S+), dry run: (\d+) of \d+ units? to do \((\d+) of \d+ images?\)", printed, re.M)
+    units = re.findall(r"^(\S+), dry run: (\d+) of \d+ units? to do \((\d+) of \d+ images?[;)]", printed, re.M)
     epochs = re.findall(r"^(\S+), dry run: (\d+) of \d+ epochs? to do", printed, re.M)
     return {name: tuple(map(int, numbers)) for name, *numbers in (*units, *epochs)}
 
 
 def amounts_done(printed: str) -> dict[str, tuple[int, ...]]:
     """The same of a real run."""
-    units = re.findall(r"^(\S+): (\d+) of \d+ units? to do \((\d+) images?\)", printed, re.M)
+    units = re.findall(r"^(\S+): (\d+) of \d+ units? to do \((\d+) of \d+ images?[;)]", printed, re.M)
     trained = re.findall(r"^(\S+): (?:already trained|trained in)", printed, re.M)
     epochs = [(name, len(re.findall(rf"^{name}: epoch \d+ of", printed, re.M))) for name in trained]
     return {name: tuple(map(int, numbers)) for name, *numbers in (*units, *epochs)}
@@ -94,8 +94,15 @@ def test_after_images_were_added(finished_run, add, capsys):
     add(finished_run)
     planned, done = both(finished_run, capsys)
     # 14 images in units of 4: the last one grows, and there is another one
-    new = {"maps": (2, 7), "seeds": (2, 7), "pseudo-labels": (2, 7), "predictions": (2, 4)}
+    new = {"maps": (2, 5), "seeds": (2, 7), "pseudo-labels": (2, 5), "predictions": (2, 2)}
     assert amounts_planned(planned) == amounts_done(done) == NOTHING | new
+    for text in (planned, done):
+        assert text.count("2 of 5 units to do (5 of 19 images; the results of 2 others in these units are copied)") == 2
+        assert "2 of 2 units to do (2 of 4 images; the results of 2 others in these units are copied)" in text
+    assert (
+        "seeds: unit 000003 was finished with 2 images, and images were added to it, so all of it is computed" in done
+    )
+    assert "maps: 19 images done, 0 skipped, 0 left" in done and "predictions: 4 images done, 0 skipped, 0 left" in done
     assert f"segmenter, dry run: 0 of {epochs} epochs to do, because it is already trained.\n" in planned
     command = f"'python jobs/train_ficklenet.py --run {finished_run.uri} --restart classifier'"
     assert f"  trained before 5 images were added; its results stay valid. To train on all images: {command}" in planned

@@ -101,7 +101,7 @@ def test_relaunch_runs_only_the_missing_units(mapped_run, capsys):
     after = finishing_times(mapped_run)
     assert {unit for unit in after if after[unit] != before[unit]} == {1, 3}
     assert stored_bytes(mapped_run) == bytes_before
-    assert "2 of 4 units to do (6 images)" in capsys.readouterr().out
+    assert "2 of 4 units to do (6 of 14 images)" in capsys.readouterr().out
 
 
 def test_finished_job_computes_nothing(mapped_run, capsys):

@@ -97,14 +97,14 @@ def test_a_relaunch_predicts_only_what_is_missing_and_stores_the_same_bytes(segm
     (segmented_run.location / "predictions" / "done" / "000002.json").delete()
     capsys.readouterr()
     predict(segmented_run, everything)
-    assert "1 of 4 units to do (4 images)" in capsys.readouterr().out
+    assert "1 of 4 units to do (4 of 14 images)" in capsys.readouterr().out
     assert files(segmented_run) == before
 
 
 def test_images_of_other_splits_in_the_same_unit_are_not_counted(segmented_run, capsys):
     predict(segmented_run, "unit_size=8")  # its last unit holds four training images beside the two of val
     printed = capsys.readouterr().out
-    assert "1 of 1 unit to do (2 images)" in printed and "predictions: 2 images done, 0 skipped, 0 left" in printed
+    assert "1 of 1 unit to do (2 of 2 images)" in printed and "predictions: 2 images done, 0 skipped, 0 left" in printed
 
 
 def test_another_network_or_setting_is_refused(segmented_run):
@@ -240,7 +240,7 @@ def test_new_images_are_continued_by_the_same_command_and_refused_with_others(
     next((out / "predictions" / "done").iterdir()).unlink()
     capsys.readouterr()
     assert predict_new(predicted_run, new_images, out) == before
-    assert "1 of 1 unit to do (2 images)" in capsys.readouterr().out
+    assert "1 of 1 unit to do (2 of 2 images)" in capsys.readouterr().out
     (new_images / "day0" / "photo.png").rename(new_images / "day0" / "other.png")
     with pytest.raises(ValueError, match=r"was started with 2 images, but .*october has other images now"):
         predict_new(predicted_run, new_images, out)

@@ -89,7 +89,7 @@ def test_relaunch_computes_the_missing_unit_again_with_the_same_bytes(refined_ru
         (Path(refined_run.uri) / name / "done" / "000002.json").unlink()
     (Path(refined_run.uri) / "cells" / CELL_RECORD).unlink()
     launch(refined_run, "cells", "refined")
-    assert capsys.readouterr().out.count("1 of 4 units to do (4 images)") == 2
+    assert capsys.readouterr().out.count("1 of 4 units to do (4 of 14 images)") == 2
     assert stored(refined_run) == before
 
 

@@ -92,7 +92,7 @@ def trained(run: Run, *assignments: str) -> dict[str, np.ndarray]:
         metrics = read_training(run.data("segmenter")).metrics
         launch_step(run, connection, "predictions")
     assert np.isfinite(metrics["loss"])
-    model = unpack_segmenter(kept_bytes(run.data("segmenter"), "segmenter")[0])
+    model = unpack_segmenter(kept_bytes(run, "segmenter")[0])
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     found = {file.stem: np.array(Image.open(file)) for file in Path(run.uri, "predictions/labels").iterdir()}
     assert len(found) == run.manifest().num_images

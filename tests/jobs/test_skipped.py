@@ -114,7 +114,7 @@ def test_a_missing_image_that_is_back_is_tried_again(run, photos, capsys):
         launch(run, step)
         printed = capsys.readouterr().out
         assert f"{step}: 1 skipped image in 1 unit will be tried again." in printed
-        assert f"{step}: 1 of 4 units to do (4 images)." in printed
+        assert f"{step}: 1 of 4 units to do (4 of 14 images)." in printed
         assert "14 images done, 0 skipped" in printed
 
 
@@ -129,7 +129,7 @@ def test_only_units_with_skipped_images_are_tried_again(run, photos, capsys):
     launch(run, "maps", retry_skipped=True)
     printed = capsys.readouterr().out
     assert "maps: 1 skipped image in 1 unit will be tried again." in printed
-    assert "maps: 1 of 4 units to do (4 images)." in printed
+    assert "maps: 1 of 4 units to do (4 of 14 images)." in printed
     assert "14 images done, 0 skipped" in printed
 
 

@@ -27,7 +27,7 @@ def train(run: Run, *assignments: str, step: str = "segmenter", restart: bool = 
     """The trained weights."""
     with connect("in-process") as connection:
         launch_step(open_run(run.uri, None, [*FROZEN, *assignments]), connection, step, restart=restart)
-    return unpack_segmenter(kept_bytes(run.data(step), step)[0]).state_dict()
+    return unpack_segmenter(kept_bytes(run, step)[0]).state_dict()
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_each_view_runs_through_the_backbone_once_and_the_head_learns_what_it_le
     assert 12 < sum(passes) <= 24  # 12 images and their mirror images; 4 epochs of 10 images
     monkeypatch.setattr(segmentation_worker, "trains_only_the_head", lambda _: False)
     expected = train(seeded_run, restart=True)
-    start = unpack_segmenter(kept_bytes(seeded_run.data("segmenter"), "segmenter")[0])
+    start = unpack_segmenter(kept_bytes(seeded_run, "segmenter")[0])
     torch.manual_seed(seeded_run.config.seed)
     untrained = segmentation_worker.new_segmenter(open_run(seeded_run.uri, None, FROZEN), start.spec.class_names)
     for name, value in found.items():

@@ -46,12 +46,12 @@ def copy_run(run: Run, target: Location) -> None:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return unpack_segmenter(kept_bytes(run.data("segmenter"), "segmenter")[0]).state_dict()
+    return unpack_segmenter(kept_bytes(run, "segmenter")[0]).state_dict()
 
 
 def test_finished_training_leaves_a_network_that_knows_its_classes(seeded_run, capsys):
     metrics = train(seeded_run)
-    model = unpack_segmenter(kept_bytes(seeded_run.data("segmenter"), "segmenter")[0])
+    model = unpack_segmenter(kept_bytes(seeded_run, "segmenter")[0])
     assert model.spec.class_names == DRAWN_CLASS_NAMES and model.spec.grid == (9, 9)
     assert np.isfinite(metrics["loss"]) and metrics["epoch"] == 2
     record = json.loads((seeded_run.location / "segmenter" / "complete.json").read_bytes())
@@ -201,7 +201,7 @@ def test_frozen_stages_keep_the_weights_they_began_with(seeded_run):
     start = load_classifier(seeded_run).backbone
     train(seeded_run, "segmenter.weights=classifier", "segmenter.frozen_stages=2")
     model, num_frozen = (
-        unpack_segmenter(kept_bytes(seeded_run.data("segmenter"), "segmenter")[0]),
+        unpack_segmenter(kept_bytes(seeded_run, "segmenter")[0]),
         len(start.stages(0, 2)),
     )
     for number, (before, after) in enumerate(zip(start.features, model.backbone.features, strict=True)):

@@ -5,9 +5,16 @@ from dataclasses import replace
 import pytest
 
 from jobs import report
-from jobs.cli.pipeline import export_command
 from jobs.reporting.measured import Measured
-from jobs.reporting.verdict import BestMasks, Figures, best_measured, chance_of, is_on_trained_masks, judge
+from jobs.reporting.verdict import (
+    BestMasks,
+    Figures,
+    best_measured,
+    chance_of,
+    export_command,
+    is_on_trained_masks,
+    judge,
+)
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.origin import write_origin
@@ -150,8 +157,8 @@ def test_a_network_s_figures_on_masks_of_its_training_decide_nothing():
 
 
 def test_the_pipeline_offers_masks_that_have_objects(run):
-    assert export_command(run, "background").endswith("--format cvat --labels pseudo_labels")
-    assert export_command(run, "").endswith("--format cvat")
+    assert export_command(run, "background").endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
+    assert export_command(run, "").endswith("--format cvat --min-object-pixels 100")
 
 
 def test_page_and_command_say_the_verdict(predicted_run, capsys, html_of):
