@@ -187,7 +187,7 @@ def test_a_number_of_images_needs_a_page(seeded_run):
         compare.main([seeded_run.uri, seeded_run.uri, "--page", "x.html", "--images", "0"])
 
 
-def test_a_report_between_an_addition_and_the_maps_shows_the_finished_units(finished_maps_run):
+def test_a_report_between_an_addition_and_the_maps_shows_the_finished_images(finished_maps_run):
     manifest = finished_maps_run.manifest()
     rows = [*manifest.iter_written_rows()]
     further = replace(rows[0], image_id="october")
@@ -195,7 +195,7 @@ def test_a_report_between_an_addition_and_the_maps_shows_the_finished_units(fini
     write_manifest(place, [*rows, further], manifest.class_names, additions=[14])
     write_report(finished_maps_run, 3)
     with Path(finished_maps_run.uri, "report", "review.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 12  # the last unit has grown, so it is not finished
+        assert len(list(csv.DictReader(file))) == 14  # also those of the unit that has grown
 
 
 def test_labels_that_were_made_in_the_same_way_are_not_compared(seeded_run, tmp_path, capsys):
