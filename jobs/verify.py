@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
 
     from cluster.connect import connect
     from jobs.cli.launch import job_maker, launch_step
+    from jobs.run.fingerprints import outdated_steps
     from jobs.steps.compute import connected
     from jobs.steps.recomputation import recompute_step
     from jobs.steps.verification import verify_run
@@ -73,7 +74,11 @@ def main(arguments: list[str]) -> None:
     if not is_sound:
         raise ValueError(f"verify: the run is damaged. Run '{run.command('verify', '--repair')}'.")
     if given.recompute:
-        started = [name for name in chosen if run.step(name).fingerprint() is not None]
+        outdated = outdated_steps(run)
+        for name in (name for name in chosen if name in outdated):
+            again = run.step_command(name, "--restart", name)
+            print(f"verify: {name}: not computed again, because it is outdated; to redo it: {again}")
+        started = [name for name in chosen if run.step(name).fingerprint() is not None and name not in outdated]
         with connect("in-process") as here:
             found = [recompute_step(run, here, name, given.recompute, job_maker(name)) for name in started]
         print("\n".join(line for each in found for line in each.lines))

@@ -7,6 +7,7 @@ from cluster.connect import Connection
 from cluster.fanout import Payload, Stages
 from cluster.words import plural
 from jobs.exports.corrected import corrected_masks, in_words
+from jobs.exports.earlier_files import earlier_files_kept
 from jobs.exports.exported_images import copy_images, where_images_are
 from jobs.exports.exporter import LABELS, Exporter, ExportStages, finish_export
 from jobs.exports.format_table import FORMATS
@@ -156,7 +157,8 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
     seen = SeenImages(labels, request.min_object_pixels, is_trial(run.config))
 
     def finish(plan: UnitPlan) -> None:
-        about = finish_export(stages, manifest, source.units, plan.start_id)
+        with earlier_files_kept(out):
+            about = finish_export(stages, manifest, source.units, plan.start_id)
         others = "; --labels chooses others" if FORMATS[format].has_labels else ""
         print(f"export: {format} files of the {labels} are in {out}{others}")
         if stages.corrected:
@@ -237,6 +239,8 @@ class SeenImages:
 
     def describe(self) -> None:
         """Prints how many images and objects this launch exported, how many are specks or are left out, and warns."""
+        if not self.num_exported:
+            return
         if self.num_exported and self.num_objects:
             print(
                 f"export: {plural(self.num_exported, 'image')} with {plural(self.num_objects, 'object')}"

@@ -10,7 +10,7 @@ from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_file
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
-from jobs.preparation.split_roles import with_roles
+from jobs.preparation.split_roles import ROLE_KEYS, with_roles
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, preparations, record_run, require_settings_of_started_steps, setting_notes
 from jobs.run.selection import TRAINING_COLUMNS, measurable_splits
@@ -208,7 +208,8 @@ def _with_roles(run: Run, manifest: Manifest, existing: Manifest | None) -> Run:
     earlier = _splits(existing) if existing else []
     usable, every = _splits(manifest), manifest.splits()
     unusable = [split for split in every if split not in usable]
-    return replace(run, config=with_roles(run.config, usable, earlier, unusable))
+    kept = tuple(text for text in run.kept if not text.startswith(ROLE_KEYS))  # they follow from the splits
+    return replace(run, config=with_roles(run.config, usable, earlier, unusable), kept=kept)
 
 
 def _splits(manifest: Manifest) -> list[str]:

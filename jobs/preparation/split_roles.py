@@ -5,6 +5,7 @@ unless the user asks for it. If there is no validation split, masks are predicte
 `predictions.splits`, ``train`` and ``val`` stand for the splits of their kind.
 """
 
+import difflib
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
@@ -12,6 +13,8 @@ from cluster.words import plural
 from jobs.run.config_keys import Config
 from jobs.run.split_names import TEST, TRAINING, VALIDATION, is_usual, require_known_splits
 from storage.sources import SourceImage
+
+ROLE_KEYS = ("data.train_splits", "data.val_splits", "predictions.splits")
 
 
 def with_roles(
@@ -116,6 +119,14 @@ def describe_roles(config: Config, counts: Mapping[str, int]) -> list[str]:
     lines = []
     if unused or validation != ["val"][: len(validation)]:
         lines.append(f"for training: {_names(training)}; for validation: {_names(validation)}.")
+    for name in training:
+        others = [*(other for other in counts if other != name), "train", "val", "valid", "test"]
+        near = [] if not name or is_usual(name) else difflib.get_close_matches(name, others, n=1, cutoff=0.78)
+        if near:
+            lines.append(
+                f"WARNING: is the split {name!r} misspelt? {near[0]!r} is similar, and {name!r} is used for training "
+                f"({plural(counts[name], 'image')})."
+            )
     if any(TEST.fullmatch(name) for name in training) and not chosen:
         lines.append("WARNING: the test images are trained on, because no image is in another split for training.")
     if unused:

@@ -311,6 +311,20 @@ def test_a_task_that_is_corrected_further_after_a_training_brings_no_old_predict
     np.testing.assert_array_equal(masks_of(painted_run)["scene_0013"], pixels)
 
 
+def test_a_corrected_file_in_the_folder_of_the_export_is_kept_when_the_export_runs_again(painted_run, tmp_path, capsys):
+    flags = ("--format", "cvat", "--min-object-pixels", "50")
+    file = export(painted_run, tmp_path / "out", *flags) / "annotations.xml"
+    export(painted_run, tmp_path / "out", *flags)
+    assert len(list(file.parent.glob("*.xml"))) == 1  # the same content
+    assert "0 objects of fewer" not in capsys.readouterr().out.partition("0 of 1 unit")[2]
+    corrected = file.read_text().replace('label="square"', 'label="disc"', 1).encode() + b"<!-- corrected -->"
+    file.write_bytes(corrected)
+    export(painted_run, tmp_path / "out", *flags)
+    (kept,) = file.parent.glob("annotations.before-*.xml")
+    assert kept.read_bytes() == corrected
+    assert f"annotations.xml was another file before; that one is kept as {kept}" in capsys.readouterr().out
+
+
 def test_what_counts_as_unchanged():
     own = np.zeros((50, 60), np.uint8)
     own[5:25, 5:25], own[40:45, 40:45], own[30, 30], own[48] = 1, 2, 2, 255

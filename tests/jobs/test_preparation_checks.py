@@ -320,6 +320,26 @@ def test_a_table_that_is_prepared_again_with_other_splits_gets_their_roles(tmp_p
     assert second.config.predictions.splits == ("Training", "valid")
 
 
+def test_values_that_follow_from_the_splits_are_not_said_to_be_kept(tmp_path, capsys):
+    for number in range(3):
+        put_picture(tmp_path / f"{number}.jpg")
+    config = ["--config", str(EXAMPLES / "own_data.toml")]
+    prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,", "2.jpg,cat,test"), *config)
+    run = prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,train", "2.jpg,cat,test"), *config)
+    assert run.config.data.train_splits == ("train",)
+    assert "the run keeps" not in capsys.readouterr().out
+
+
+def test_a_split_that_is_nearly_a_usual_one_is_asked_about(tmp_path, capsys):
+    for number in range(4):
+        put_picture(tmp_path / f"{number}.jpg")
+    prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,train", "2.jpg,cat,vaild", "3.jpg,dog,valid"))
+    sentence = "WARNING: is the split 'vaild' misspelt? 'valid' is similar, and 'vaild' is used for training (1 image)."
+    assert sentence in capsys.readouterr().out
+    prepared(tmp_path, *put_table(tmp_path, "0.jpg,cat,train", "1.jpg,dog,dev", "2.jpg,cat,fold2", "3.jpg,dog,val2017"))
+    assert "misspelt" not in capsys.readouterr().out
+
+
 def test_test_images_that_are_trained_on_are_a_warning(tmp_path, capsys):
     for number in range(3):
         put_picture(tmp_path / f"{number}.jpg")

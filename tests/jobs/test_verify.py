@@ -135,6 +135,16 @@ def test_units_that_are_computed_again_have_the_stored_bytes(predicted_run, caps
     assert results_of(predicted_run) == before
 
 
+def test_outdated_steps_are_not_computed_again_and_the_others_are(seeded_run, capsys):
+    with connect("in-process") as connection:
+        launch_step(open_run(seeded_run.uri, None, ["maps.num_samples=4"]), connection, "maps", restart=True)
+    capsys.readouterr()
+    verify.main(["--run", seeded_run.uri, "--recompute", "1"])
+    text = capsys.readouterr().out
+    assert "verify: maps: 1 unit computed again, the same bytes." in text
+    assert re.search(r"verify: seeds: not computed again, because it is outdated; to redo it: .*--restart seeds", text)
+
+
 def test_a_machine_that_computes_other_bytes_is_named(finished_maps_run, monkeypatch, capsys):
     monkeypatch.setattr("jobs.maps.backbone_passes.normalize", lambda images: images.float() / 100)  # other code
     with pytest.raises(ValueError, match="this machine computes other results than those stored"):
