@@ -46,12 +46,17 @@ def stuck_warning(metrics: Mapping[str, Any], epoch_steps: int, constant: float,
     return (
         f"classifier: WARNING: the loss of epoch {metrics['epoch']} is {metrics['loss']:.3f}, no better than "
         f"{constant:.3f}, the loss of predicting each class's frequency for every image. The network has learnt "
-        f"nothing yet. {_remedy(settings)} Stop the training (Ctrl-C), change this and start again with "
-        "--restart classifier."
+        f"nothing yet. {_remedy(settings)}"
     )
 
 
 def _remedy(settings: ClassifierConfig) -> str:
+    if settings.backbone == TINY:
+        return REMEDY
+    return f"{_change(settings)} Stop the training (Ctrl-C), change this and start again with --restart classifier."
+
+
+def _change(settings: ClassifierConfig) -> str:
     factor = settings.backbone_learning_rate_factor
     if settings.weights == "none":
         return "It starts from random weights (classifier.weights=none), which need many images: give weights."
