@@ -110,7 +110,11 @@ def estimate_steps(
             continue
         starts += _STARTS[row.kind] if is_on_ray and steps[row.name].seconds else 0
     ray = RAY_SECONDS if starts and connection.is_to_start else 0.0
-    start_seconds = own_start + ray + (starts * _process_seconds() if starts else 0.0)
+    start_seconds = own_start + ray
+    if starts:
+        process = _process_seconds()
+        # This start may have read the libraries from a slow disk; the launch will find them in memory
+        start_seconds = min(own_start, process) + ray + starts * process
     end_seconds = _end_seconds(run, paces) if is_whole else 0.0
     untimed += END if is_whole and paces.problem else ()
     notes = [BUSY] if was_busy or busy_in_words() else []
@@ -226,10 +230,16 @@ def _own_seconds() -> float:
 
 
 def _process_seconds() -> float:
-    """The start of a worker: a process of Python that imports what workers import, two at the same time."""
+    """The start of a worker: a process of Python that imports what workers import, two at the same time.
+
+    The faster of two attempts, because the first one may read the libraries from a slow disk.
+    """
     command = [sys.executable, "-c", "import ray.data, jobs.maps.map_maker"]
-    started = time.monotonic()
-    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT) for _ in range(2)]
-    for process in processes:
-        process.wait()
-    return time.monotonic() - started
+    seconds = []
+    for _ in range(2):
+        started = time.monotonic()
+        processes = [subprocess.Popen(command, cwd=PROJECT_ROOT) for _ in range(2)]
+        for process in processes:
+            process.wait()
+        seconds.append(time.monotonic() - started)
+    return min(seconds)
