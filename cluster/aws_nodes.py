@@ -29,7 +29,9 @@ def problems_of_nodes(config: dict[str, Any]) -> Iterator[str]:
         missing = [f"{name} has no {key}: {why}." for key, why in REQUIRED.items() if not given.get(key)]
         yield from (f"{sentence} Add it as in the other types." for sentence in missing)
         yield from (f"{name}: {sentence}" for sentence in _parameters(given))
-        yield from _resources(name, node_type.get("resources") or {}, given.get("InstanceType", ""))
+        resources, machine = node_type.get("resources") or {}, given.get("InstanceType", "")
+        yield from _declared(name, resources, machine, is_head=name == head)
+        yield from _resources(name, resources, machine)
         profile = given.get("IamInstanceProfile")
         if ":role/" in str(profile):
             yield f"{name} has a role as IamInstanceProfile. Give the instance profile: ...:instance-profile/NAME."
@@ -87,6 +89,19 @@ def _most_gpus(machine: str) -> int | None:
         return 0
     usual = re.fullmatch(r"(g4dn|g5|g6|g6e)\.(\d*)xlarge", machine)
     return {"12": 4, "24": 4, "48": 8}.get(usual[2], 1) if usual else None
+
+
+def _declared(name: str, resources: dict[str, Any], machine: str, *, is_head: bool) -> Iterator[str]:
+    """Resources that are missing or misspelt: Ray would ask AWS for them, or take them as ones of the user's own."""
+    for key in resources:
+        if key not in ("CPU", "GPU") and key.upper().rstrip("S") in ("CPU", "GPU"):
+            yield f"{name} declares {key}, which Ray takes as a resource of your own. Write {key.upper().rstrip('S')}."
+            return
+    if "CPU" not in resources:
+        why = "so work would run on the head too" if is_head else "so the settings of a job cannot be computed"
+        yield f"{name} declares no CPU, {why}. Write CPU: {0 if is_head else most_cpus(machine) or 'and their number'}."
+    elif "GPU" not in resources and not is_head and _most_gpus(machine):
+        yield f"{name} declares no GPU, but a {machine} has {_most_gpus(machine)}. Write their number."
 
 
 def _resources(name: str, resources: dict[str, Any], machine: str) -> Iterator[str]:

@@ -80,7 +80,7 @@ def job_settings_of(text: str) -> str:
 
 def _numbers(pools: list[tuple[int, int, int]]) -> dict[str, int]:
     """The keys of section `cluster` that follow from (most workers, CPUs, GPUs) of each type of worker."""
-    cpus = [(most, cpus) for most, cpus, gpus in pools if most and not gpus]
+    cpus = [(most, cpus) for most, cpus, gpus in pools if most and cpus and not gpus]
     return {
         "max_actors": sum(most * gpus for most, _, gpus in pools),
         "max_cpu_actors": sum(most * cpus for most, cpus in cpus),

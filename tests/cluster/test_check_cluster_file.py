@@ -94,6 +94,16 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
             lambda c: c["provider"].update(use_internal_ip=True),
             r"provider\.use_internal_ip: unknown key. Did you mean use_internal_ips",
         ),
+        (lambda c: node(c).update(resources={}), r"cpu_worker declares no CPU, so the settings .*\. Write CPU: 8\.$"),
+        (lambda c: node(c).update(resources={"cpu": 8}), r"declares cpu, which Ray takes as .* own\. Write CPU\.$"),
+        (
+            lambda c: c["available_node_types"]["gpu_worker"].update(resources={"CPU": 4}),
+            r"gpu_worker declares no GPU, but a g6\.xlarge has 1",
+        ),
+        (
+            lambda c: c["available_node_types"][c["head_node_type"]].update(resources={}),
+            r"declares no CPU, so work would run on the head too\. Write CPU: 0\.$",
+        ),
         (lambda c: node(c)["resources"].update(CPU=16), "declares CPU: 16, but a m7i.2xlarge has 8"),
         (lambda c: node(c)["node_config"].update(InstanceType="m7i.large"), "declares CPU: 8, but a m7i.large has 2"),
         (lambda c: node(c)["resources"].update(GPU=1), "declares GPU: 1, but a m7i.2xlarge has no GPU"),
