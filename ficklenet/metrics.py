@@ -46,6 +46,26 @@ def _average_precision(scores_N: NDArray[np.floating], targets_N: NDArray[np.flo
     return float((precision * hits).sum() / hits.sum())
 
 
+def chance_precision(num_positive: int, num_images: int) -> float:
+    """The average precision that random scores have on average, in [0, 1].
+
+    With few images it is far above their share of positive ones: 0.37 for two of ten.
+
+    Args:
+        num_positive: the images with the class, from 1 to `num_images`.
+
+    Source: Bestgen, "Exact expected average precision of the random baseline for system evaluation", Prague Bulletin of
+    Mathematical Linguistics 103, 2015.
+    """
+    if num_positive == num_images:
+        return 1.0
+    # An image of the class is at each place i with the same probability. Of the i - 1 images before it, this share is
+    # of the class too, on average; so the precision at i is (1 + (i - 1) * share) / i
+    share = (num_positive - 1) / (num_images - 1)
+    places = np.arange(1, num_images + 1)
+    return float(((1 + (places - 1) * share) / places).mean())
+
+
 def confusion_matrix(
     truth: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int, ignore_value: int
 ) -> ConfusionMatrix:

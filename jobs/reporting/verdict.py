@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.words import listed, plural
+from ficklenet.metrics import chance_precision
 from jobs.evaluation.metrics import FEW_MASKS
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
@@ -40,6 +41,7 @@ class BestMasks:
         num_images: the number of images with a mask drawn by hand that they were compared with.
         splits: the splits of these images; "" for images without one.
         part: "all" or "report" of these splits.
+        others: the kind and the mIoU of the other masks of the same images.
     """
 
     labels: str
@@ -47,6 +49,7 @@ class BestMasks:
     num_images: int
     splits: tuple[str, ...]
     part: str = "all"
+    others: tuple[tuple[str, float], ...] = ()
 
     @property
     def images(self) -> str:
@@ -202,16 +205,14 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
             f"Look at the pictures: an object that is of none of the run's classes gets one of them. Then {correct}",
             export,
         )
-    few = "no mask drawn by hand was there to compare them with"
-    if figures.measured:
-        best = figures.measured
-        few = f"the {best.labels} were compared with masks drawn by hand on only {best.images}"
-    return Verdict(
-        "careful",
-        f"No figure speaks against these masks, but {few}.",
-        f"Look at the pictures, then {correct}",
-        export,
-    )
+    sentence = "No figure speaks against these masks, but no mask drawn by hand was there to compare them with."
+    if best := figures.measured:
+        each = [f"the {labels} have mIoU {value:.2f}" for labels, value in ((best.labels, best.mean_iou), *best.others)]
+        sentence = (
+            "Nobody knows yet how good these masks are, because few were compared with masks drawn by hand: "
+            f"{listed(each)} on {best.images}."
+        )
+    return Verdict("careful", sentence, f"Look at the pictures, then {correct}", export)
 
 
 def _correcting(run: Run) -> str:
@@ -220,7 +221,7 @@ def _correcting(run: Run) -> str:
 
 
 def chance_of(run: Run, num_validated: int | None) -> float | None:
-    """The mAP of random scores on the images of the classifier's validation: the mean share that shows a class.
+    """The mAP that random scores have on average on the images of the classifier's validation.
 
     Images that were added after the training are not among them. An image that the validation could not read is.
 
@@ -237,7 +238,8 @@ def chance_of(run: Run, num_validated: int | None) -> float | None:
     rows = image_list(manifest, splits).rows
     images = ImageList(manifest, rows[rows < manifest.num_images - num_unseen(run, "classifier")])
     counts = images.class_counts()
-    return float(counts[counts > 0].mean() / len(images)) if counts.any() else None
+    each = [chance_precision(int(count), len(images)) for count in counts if count]
+    return sum(each) / len(each) if each else None
 
 
 def best_measured(measured: Sequence[Measured]) -> BestMasks | None:
@@ -260,8 +262,10 @@ def best_measured(measured: Sequence[Measured]) -> BestMasks | None:
     if not groups:
         return None
     largest, records = max(groups, key=lambda group: group[0].num_images)
-    best = max(records, key=lambda record: record["mean_iou"])
-    return BestMasks(best["labels"], best["mean_iou"], largest.num_images, largest.splits, largest.part)
+    (labels, mean_iou), *others = sorted(
+        ((record["labels"], record["mean_iou"]) for record in records), key=lambda each: -each[1]
+    )
+    return BestMasks(labels, mean_iou, largest.num_images, largest.splits, largest.part, tuple(others))
 
 
 def is_on_trained_masks(measured: Sequence[Measured]) -> bool:

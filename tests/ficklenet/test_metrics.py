@@ -1,6 +1,7 @@
 """Figures of label maps against hand-counted pixels and torchmetrics."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_jaccard_index, multilabel_average_precision
 
-from ficklenet.metrics import average_precision, confusion_matrix, label_metrics, map_mismatch
+from ficklenet.metrics import average_precision, chance_precision, confusion_matrix, label_metrics, map_mismatch
 
 IGNORED = 255
 
@@ -34,6 +35,14 @@ def test_average_precision_is_that_of_torchmetrics_also_with_equal_scores(seed):
     targets = torch.randint(0, 2, (40, 4), generator=generator)
     expected = multilabel_average_precision(scores.double(), targets, 4, average="macro")
     assert average_precision(scores, targets) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(("num_positive", "num_images"), [(1, 1), (1, 5), (2, 6), (5, 6), (4, 4)])
+def test_chance_is_the_mean_over_all_orders(num_positive, num_images):
+    targets = torch.tensor([[1.0]] * num_positive + [[0.0]] * (num_images - num_positive))
+    orders = [torch.tensor(order)[:, None] for order in permutations(range(num_images))]
+    mean = np.mean([average_precision(scores, targets) for scores in orders])
+    assert chance_precision(num_positive, num_images) == pytest.approx(mean)
 
 
 def test_hand_counted_image():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from ficklenet.metrics import chance_precision
 from jobs import report
 from jobs.reporting.measured import Measured
 from jobs.reporting.verdict import (
@@ -47,9 +48,9 @@ def run(tmp_path) -> Run:
         ),
         ({"measured": BestMasks("predictions", 0.3, 162, ("val",))}, "bad", "Correct these masks before you use them"),
         (
-            {"measured": BestMasks("predictions", 0.9, 2, ("val",))},
+            {"measured": BestMasks("pseudo-labels", 0.53, 8, ("val",), "all", (("predictions", 0.37),))},
             "careful",
-            "but the predictions were compared with masks drawn by hand on only 2 images of val.",
+            "the pseudo-labels have mIoU 0.53 and the predictions have mIoU 0.37 on 8 images of val.",
         ),
         ({"to_measure_again": "evaluate"}, "careful", "is outdated: masks were added or changed since"),
         (
@@ -104,7 +105,7 @@ def test_a_run_without_masks_has_no_verdict(run):
     assert judge(run, Figures(mean_precision=0.3, chance=0.2)) is None
 
 
-def test_chance_is_the_mean_share_of_validated_images_that_show_a_class(run):
+def test_chance_is_computed_on_the_validated_images(run):
     labels = [(0,), (0, 1), (0,), (1,), (), ()]
     rows = [ManifestRow(f"val {place}", f"{place}.png", each, split="val") for place, each in enumerate(labels)]
     rows[4], rows[5] = replace(rows[4], negative=True), replace(rows[0], image_id="bad", problem="empty file")
@@ -114,10 +115,10 @@ def test_chance_is_the_mean_share_of_validated_images_that_show_a_class(run):
 
     assert chance_of(run, 5) is None  # there is no record of a training
     run.step("classifier").open({"data": {"val_splits": ["val"]}}, "")
-    assert chance_of(run, 5) == pytest.approx((3 / 5 + 2 / 5) / 2)
+    assert chance_of(run, 5) == pytest.approx((chance_precision(3, 5) + chance_precision(2, 5)) / 2)
     assert chance_of(run, None) is None
     run.step("classifier").open({"data": {"val_splits": ["val"]}, "added": ["0"]}, "")
-    assert chance_of(run, 6) == pytest.approx((3 / 6 + 2 / 6 + 1 / 6) / 3)
+    assert chance_of(run, 6) == pytest.approx(sum(chance_precision(count, 6) for count in (3, 2, 1)) / 3)
 
 
 def test_the_best_masks_of_the_largest_group_count():
@@ -130,7 +131,7 @@ def test_the_best_masks_of_the_largest_group_count():
         group(30, pseudo_labels=0.6, predictions=0.5),
         group(90, "tune", predictions=1),
     ]
-    assert best_measured(groups) == BestMasks("pseudo-labels", 0.6, 30, ("train",))
+    assert best_measured(groups) == BestMasks("pseudo-labels", 0.6, 30, ("train",), others=(("predictions", 0.5),))
     assert best_measured([]) is None
 
 
