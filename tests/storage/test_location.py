@@ -23,8 +23,10 @@ def test_bytes_come_back_as_written(location: Location) -> None:
 
 def test_a_missing_object_is_a_file_not_found_error(location: Location) -> None:
     assert not (location / "absent").exists()
-    with pytest.raises(FileNotFoundError):
-        (location / "absent").read_bytes()
+    for read in (Location.read_bytes, lambda place: place.read_start(9), lambda place: place.open_input().__enter__()):
+        with pytest.raises(FileNotFoundError) as raised:
+            read(location / "absent")
+        assert raised.value.filename == (location / "absent").uri
 
 
 def test_a_folder_is_not_an_object(location: Location) -> None:
