@@ -227,6 +227,10 @@ def _total_line(status: RunStatus) -> str:
     taken, estimated = duration(status.seconds or 0.0), duration(known)
     compared = [step for step in status.steps if step.estimated_seconds is not None]
     others = [step.name for step in status.steps if step.estimated_seconds is None and step.unit != "metrics"]
+    if all(step.state == "not started" for step in compared):
+        what = listed([step.name for step in compared]) if others else "all of this"
+        whole = known if others else status.estimated_total_seconds or known
+        return f"pipeline: nothing is started yet; the estimate of {what} was {duration(whole)}"
     until = "" if all(step.state == "done" for step in compared) else " until now"
     without = "without the start of processes, the metrics and the report"
     if others:

@@ -301,6 +301,15 @@ def test_status_compares_the_whole_estimate_with_the_real_time(finished_maps_run
     assert status_lines(run_status(finished_maps_run))[-1].endswith("the estimate was 5 min 12 s")
 
 
+def test_status_of_a_fresh_run_has_the_estimate(fresh_run):
+    estimates = {row.name: StepEstimate(50, 1) for row in pipeline_steps(fresh_run.config)}
+    write_estimates(fresh_run, KeptEstimate(estimates, other_seconds=30))
+    line = status_lines(run_status(fresh_run))[-1]
+    assert line == "pipeline: nothing is started yet; the estimate of all of this was 5 min 30 s"
+    write_estimates(fresh_run, KeptEstimate({"maps": estimates["maps"]}, other_seconds=30))
+    assert status_lines(run_status(fresh_run))[-1].endswith("; the estimate of maps was 50 s")
+
+
 def test_a_later_dry_run_keeps_the_estimates_of_begun_steps(trained_run, monkeypatch):
     write_estimates(trained_run, KeptEstimate({"classifier": StepEstimate(100, 1), "maps": StepEstimate(200, 1)}))
     found = Estimate({"classifier": StepEstimate(0, 0), "maps": StepEstimate(90, 2)}, start_seconds=10, end_seconds=20)
