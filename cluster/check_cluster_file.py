@@ -180,9 +180,11 @@ def _most_workers(config: dict[str, Any], workers: dict[str, dict[str, Any]]) ->
 
 
 def _kuberay(document: dict[str, Any]) -> Iterator[str]:
-    """Problems of one document for Kubernetes; only RayCluster and RayJob are known."""
+    """Problems of one document for Kubernetes; of Ray's kinds, only RayCluster and RayJob are known."""
     kind = document.get("kind")
     if kind not in ("RayCluster", "RayJob"):
+        if str(document.get("apiVersion")).startswith("ray.io/"):
+            yield f"kind is {kind}. Write RayCluster or RayJob; this check knows no other kind of Ray."
         return
     spec = _cluster_spec(document)
     if not isinstance(spec, dict):
@@ -221,6 +223,19 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
         yield f"{name} needs template.spec.containers, with an image and its resources in whole numbers of CPUs."
         return
     yield from (f"{name} has no {key}. Add it." for key, value in needed.items() if not value)
+    resources = container.get("resources") or {}
+    requests, limits = (resources.get(key) or {} for key in ("requests", "limits"))
+    for resource in requests.keys() & limits.keys():
+        if _quantity(requests[resource]) > _quantity(limits[resource]):
+            yield (
+                f"{name} requests {resource}: {requests[resource]}, but its limit is {limits[resource]}, so Kubernetes "
+                "would refuse the pod. Raise the limit or lower the request."
+            )
+    if "/dev/shm" not in [each.get("mountPath") for each in container.get("volumeMounts") or []]:
+        yield (
+            f"{name} has no volume at /dev/shm, where a pod has 64 MiB, so Ray would put its store on the disk. Add "
+            "volume and volumeMounts as in the file of this project."
+        )
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
     if not is_head and least > most:
         yield f"{name} has minReplicas {least} and maxReplicas {most}. Lower the first or raise the second."
@@ -255,8 +270,16 @@ def _cluster_spec(document: dict[str, Any]) -> Any:
 def _amount(group: Any, resource: str) -> int:
     """How much of a resource a pod's first container has, as Ray reads it: the limit, else the request, rounded up."""
     resources = group["template"]["spec"]["containers"][0].get("resources") or {}
-    text = str((resources.get("limits") or {}).get(resource, (resources.get("requests") or {}).get(resource, 0)))
-    return ceil(float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1))
+    limits, requests = (resources.get(key) or {} for key in ("limits", "requests"))
+    return ceil(_quantity(limits.get(resource, requests.get(resource, 0))))
+
+
+def _quantity(value: object) -> float:
+    """A number of Kubernetes: 8, "500m" (thousandths), "12Gi" (powers of 1024) or "12G" (powers of 1000)."""
+    number, unit = re.fullmatch(r"([\d.]+)(m|[kKMGTPE]i?|)", str(value)).groups()  # type: ignore[union-attr]
+    if unit in ("", "m"):
+        return float(number) / (1000 if unit else 1)
+    return float(number) * (1024 if unit.endswith("i") else 1000) ** ("KMGTPE".index(unit[0].upper()) + 1)
 
 
 def _print(line: str) -> None:

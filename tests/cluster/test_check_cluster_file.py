@@ -134,6 +134,10 @@ def test_a_mistake_in_a_file_for_ray_up_is_one_sentence(change: Callable[..., ob
     assert re.search(sentence, problem)
 
 
+def resources(job: Any) -> Any:
+    return group(job)["template"]["spec"]["containers"][0]["resources"]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -175,6 +179,14 @@ def test_a_mistake_in_a_file_for_ray_up_is_one_sentence(change: Callable[..., ob
             lambda j: j["spec"]["rayClusterSpec"].update(rayVersion="2.9.0"),
             "has rayVersion 2.9.0, but .* must be equal",
         ),
+        (lambda j: group(j)["template"]["spec"]["containers"][0].pop("volumeMounts"), "gpu has no volume at /dev/shm"),
+        (lambda j: j.update(kind="RayJobs"), r"kind is RayJobs\. Write RayCluster or RayJob"),
+        (
+            lambda j: resources(j).update(requests={"cpu": "3", "memory": "1.5Ti"}),
+            "group gpu requests memory: 1.5Ti, but its limit is",
+        ),
+        (lambda j: resources(j).update(limits={"cpu": "500m"}), "group gpu requests cpu: .*, but its limit is 500m"),
+        (lambda j: resources(j)["limits"].update(memory="12 GB"), "wrong type|whole numbers"),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
         (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
     ],
