@@ -12,7 +12,7 @@ from storage.image_paths import id_of_path
 from storage.location import Location
 from storage.sources import Source, SourceImage
 from storage.text import clean_name
-from storage.tree import files_below, is_image_name, words
+from storage.tree import files_below, is_image_name, require_no_results, words
 
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
@@ -24,9 +24,10 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
         splits: the splits to read; empty: all.
 
     Raises:
-        ValueError: there are no images in folders, or a split does not exist.
+        ValueError: there are no images in folders, a split does not exist, or a run lies in the folder.
     """
     paths = files_below(folder)
+    require_no_results(folder, paths)
     images = [path for path in paths if is_image_name(path)]
     tops = sorted({path.split("/")[0] for path in images if "/" in path})
     has_splits = bool(tops) and all(top.lower() in SPLIT_FOLDERS for top in tops)

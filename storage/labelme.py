@@ -18,7 +18,7 @@ from storage.location import Location
 from storage.names import safe_name
 from storage.sources import Source, SourceImage
 from storage.text import clean_name, decode_text
-from storage.tree import files_below
+from storage.tree import files_below, require_no_results
 
 _CIRCLE_POINTS = 64
 
@@ -37,7 +37,9 @@ def read_labelme(folder: Location, class_names: Sequence[str] | None = None) -> 
     Raises:
         ValueError: the folder has no such file.
     """
-    records = [(path, *_parse(folder / path)) for path in files_below(folder) if path.endswith(".json")]
+    paths = files_below(folder)
+    require_no_results(folder, paths)
+    records = [(path, *_parse(folder / path)) for path in paths if path.endswith(".json")]
     records = [each for each in records if each[1] is None or "shapes" in each[1]]
     if not any(record for _, record, _ in records):
         raise ValueError(f"{folder}: no JSON files with shapes. labelme writes them beside the pictures.")

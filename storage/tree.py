@@ -24,6 +24,37 @@ def files_below(folder: Location) -> list[str]:
     return sorted(path for path in paths if not any(part.startswith(".") or not part for part in path.split("/")))
 
 
+def require_no_results(folder: Location, paths: Sequence[str]) -> None:
+    """Refuses a folder of images that has a run or an export in it, whose masks would be taken for photographs.
+
+    Args:
+        paths: all files of the folder, as from `files_below`.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for path in paths:
+        place, _, name = f"/{path}".rpartition("/")
+        if name == "step.json" and place.endswith("/ficklenet_export"):
+            found, what = place.removesuffix("/ficklenet_export"), "an export"
+        elif name == "run.json" and f"{place}/manifest.parquet".strip("/") in paths:
+            found, what = place, "a run"
+        else:
+            continue
+        inside = f"has {what} in it, {found.strip('/')}/" if found else f"is {what}"
+        raise ValueError(f"{folder}: {inside}, and its masks would be taken for photographs. Move it out of there.")
+
+
+def is_inside(place: Location, folder: Location) -> bool:
+    """Whether a place is a folder, or is inside it, also through symbolic links."""
+    return f"{real_address(place)}/".startswith(f"{real_address(folder)}/")
+
+
+def real_address(place: Location) -> str:
+    """The address, for local folders without symbolic links."""
+    return os.path.realpath(place.uri) if place.is_local else place.uri
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file has the suffix of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)

@@ -18,7 +18,7 @@ from storage.image_table import TableOptions, read_image_table, read_parquet_tab
 from storage.location import Location
 from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.sources import SourceImage, join_images
-from storage.tree import files_below, is_image_name
+from storage.tree import files_below, is_image_name, is_inside, require_no_results
 
 SPLIT = "new"  # the split of all images of such a run
 
@@ -34,12 +34,18 @@ def output_run(run: Run, images: Location, out: Location, *, restart: bool = Fal
 
     Raises:
         NotYet: the run's network is not trained.
-        ValueError: there are no images, or the output was started with other images or another network.
+        ValueError: there are no images, the output lies among them, or it was started with other images or another
+            network.
     """
     name = run.config.predictions.network
     network = require_network(run, name, "predict_masks")
     if out == run.location:
         raise ValueError(f"--out {out}: this is the run itself. Give another folder for the masks of new images.")
+    if _is_searched(images) and is_inside(out, images):
+        raise ValueError(
+            f"--out {out}: is in the folder of --images, of which every file is read, so the masks would be taken for "
+            f"photographs. Give a folder outside {images}, such as --out {images.parent}/{images.name}-masks."
+        )
     found, notes = find_images(images)
     rows = [_row(image) for image in found]
     predictions = run.config.predictions.model_copy(update={"splits": (SPLIT,)})
@@ -82,22 +88,31 @@ def find_images(place: Location) -> tuple[list[SourceImage], list[str]]:
     """One image, or the images of a table, or of a folder and its subfolders, each with its own id, and notes.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a run lies among them.
     """
-    suffix = place.name.rpartition(".")[2].lower()
-    if suffix in ("csv", "parquet"):
-        read = read_image_table if suffix == "csv" else read_parquet_table
+    if _is_table(place):
+        read = read_image_table if place.name.lower().endswith(".csv") else read_parquet_table
         found = list(read(place, place.parent, TableOptions(needs_labels=False)).images)
-    elif is_image_name(place.name) and place.exists():
+    elif not _is_searched(place):
         found = [SourceImage(id_of_path(place.name), place.uri)]
     else:
-        paths = [path for path in files_below(place) if is_image_name(path)]
-        found = [SourceImage(id_of_path(path), (place / path).uri) for path in paths]
+        paths = files_below(place)
+        require_no_results(place, paths)
+        found = [SourceImage(id_of_path(path), (place / path).uri) for path in paths if is_image_name(path)]
     if not found:
         raise ValueError(
             f"--images {place}: no images there. Give an image, a folder, a table (.csv, .parquet) or an s3:// prefix."
         )
     return join_images(found, is_split_ordered=True)
+
+
+def _is_table(place: Location) -> bool:
+    return place.name.lower().endswith((".csv", ".parquet"))
+
+
+def _is_searched(place: Location) -> bool:
+    """Whether the place is a folder or prefix whose files are the images."""
+    return not _is_table(place) and not (is_image_name(place.name) and place.exists())
 
 
 def _row(image: SourceImage) -> ManifestRow:

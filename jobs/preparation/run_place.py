@@ -1,12 +1,12 @@
 """Refuses a run that lies where its own files and the images could be taken for each other."""
 
-import os
 from collections.abc import Iterable
 
 from jobs.run.steps import STEPS
 from storage.location import Location
 from storage.manifest import resolve_address
 from storage.sources import SourceImage
+from storage.tree import is_inside, real_address
 
 LISTED = ("folders", "labelme", "hugging_face")
 """The sources of which every file in the folder and below is read; the others name their files."""
@@ -21,10 +21,10 @@ def require_outside(run: Location, source: str, folder: Location) -> None:
     Raises:
         ValueError: the run is the source's folder, or is inside it.
     """
-    if source not in LISTED or not _is_inside(run, folder):
+    if source not in LISTED or not is_inside(run, folder):
         return
     flag, other = f"--{source.replace('_', '-')}", f"{folder.parent}/{folder.name}-run"
-    place = "the folder" if _real(run) == _real(folder) else "inside the folder"
+    place = "the folder" if real_address(run) == real_address(folder) else "inside the folder"
     raise ValueError(
         f"--run {run}: is {place} of {flag}, of which every file is read, so the run's own files would be read too. "
         f"Give a run outside {folder}, such as --run {other}."
@@ -37,26 +37,17 @@ def require_no_image_in_steps(run: Location, images: Iterable[SourceImage]) -> N
     Raises:
         ValueError: an image lies in such a folder.
     """
-    steps = {f"{_real(run)}/{row.name}": row.name for row in STEPS}
+    steps = {f"{real_address(run)}/{row.name}": row.name for row in STEPS}
     real: dict[str, str] = {}  # a folder has many images
     for image in images:
         if image.problem:
             continue
         above = Location(resolve_address(image.uri, run, {})).parent.uri
         if above not in real:
-            real[above] = _real(Location(above))
+            real[above] = real_address(Location(above))
         found = next((step for place, step in steps.items() if f"{real[above]}/".startswith(f"{place}/")), None)
         if found:
             raise ValueError(
                 f"--run {run}: the image {image.uri} is in its folder {found}/, in which the step {found} writes and "
                 f"deletes files. Give a run outside the images' folder, such as --run {run}-run."
             )
-
-
-def _is_inside(place: Location, folder: Location) -> bool:
-    return f"{_real(place)}/".startswith(f"{_real(folder)}/")
-
-
-def _real(place: Location) -> str:
-    """The address, for local folders without symbolic links."""
-    return os.path.realpath(place.uri) if place.is_local else place.uri

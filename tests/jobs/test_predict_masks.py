@@ -247,6 +247,25 @@ def test_new_images_are_continued_by_the_same_command_and_refused_with_others(
     assert "day0__other" in predict_new(predicted_run, new_images, out, "--restart", "predictions")
 
 
+@pytest.mark.parametrize("inside", ["", "day0/masks"])
+def test_masks_are_not_written_among_the_new_images(predicted_run, new_images, inside):
+    before = set(new_images.rglob("*"))
+    with pytest.raises(ValueError, match=r"--out .*is in the folder of --images.*outside .*, such as .*october-masks\.$"):
+        predict_new(predicted_run, new_images, new_images / inside)
+    assert set(new_images.rglob("*")) == before
+
+
+def test_masks_that_lie_among_the_new_images_are_no_photographs(predicted_run, new_images, tmp_path):
+    predict_new(predicted_run, new_images, tmp_path / "out")
+    (tmp_path / "out").rename(new_images / "masks")
+    with pytest.raises(ValueError, match="october: has a run in it, masks/, and its masks would be taken for photograph"):
+        predict_new(predicted_run, new_images, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    table = tmp_path / "october" / "new.csv"  # a table names its images, so its folder may hold anything
+    table.write_text("image\nday0/photo.png\n")
+    assert len(predict_new(predicted_run, table, new_images / "of_table")) == 1
+
+
 def test_new_images_are_not_mixed_from_two_networks(predicted_run, new_images, tmp_path):
     predict_new(predicted_run, new_images, tmp_path / "out")
     with connect("in-process") as connection:
