@@ -7,13 +7,15 @@ import difflib
 import json
 import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from jobs.run.config_keys import USUAL_BACKBONES, Config
 from jobs.run.config_sentences import refusal
+from storage.location import IrregularFile, Location, TooLarge
+
+_MOST_BYTES = 1_000_000  # of a file of settings
 
 
 def resolve_config(recorded: dict[str, Any], config_file: str | None, assignments: Sequence[str]) -> Config:
@@ -21,7 +23,7 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
 
     Args:
         recorded: the configuration in `run.json`, {} for a new run.
-        config_file: path of a TOML file, or None.
+        config_file: path or s3:// address of a TOML file, or None.
         assignments: each "section.key=value"; a value that is not valid TOML is taken as text.
 
     Raises:
@@ -86,19 +88,20 @@ def _by_key(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_toml(path: str) -> dict[str, Any]:
+    place = Location.parse(path)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(place.read_whole(_MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"--config {path}: no such file.{_near(Path(path))}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: no such file.{_near(place)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IrregularFile, TooLarge) as error:
         raise ValueError(f"--config {path}: not a TOML file ({error}).") from None
 
 
-def _near(path: Path) -> str:
+def _near(place: Location) -> str:
     """' Did you mean ...?' with the most similar TOML file in the folder of a missing one; '' if none is similar."""
-    names = [place.name for place in path.parent.glob("*.toml")]
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {path.parent / near[0]}?" if near else ""
+    names = [name for name in place.parent.list_names() if name.endswith(".toml")]
+    near = difflib.get_close_matches(place.name, names, n=1)
+    return f" Did you mean {place.parent / near[0]}?" if near else ""
 
 
 def _parse_assignment(assignment: str) -> dict[str, Any]:

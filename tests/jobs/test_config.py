@@ -101,13 +101,19 @@ def test_training_workers_are_a_number_or_a_range(given, workers):
     assert training_worker_range(resolve_config({}, None, [f"cluster.training_workers={given}"]).cluster) == workers
 
 
+def test_a_file_is_read_from_a_folder_and_from_s3_and_a_missing_one_is_refused_by_name(location):
+    (location / "own_data.toml").write_bytes(b"[maps]\nnum_samples = 7")
+    assert resolve_config({}, (location / "own_data.toml").uri, []).maps.num_samples == 7
+    with pytest.raises(ValueError, match=rf"own_dta.toml: no such file. Did you mean {location}/own_data.toml\?"):
+        resolve_config({}, (location / "own_dta.toml").uri, [])
+
+
 def test_missing_or_broken_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         resolve_config({}, str(tmp_path / "absent.toml"), [])
-    (tmp_path / "own_data.toml").write_text("")
-    with pytest.raises(ValueError, match=r"own_dta.toml: no such file. Did you mean .*/own_data.toml\?"):
-        resolve_config({}, str(tmp_path / "own_dta.toml"), [])
     (tmp_path / "broken.toml").write_text("maps = [")
+    with pytest.raises(ValueError, match="zero: not a TOML file"):
+        resolve_config({}, "/dev/zero", [])
     with pytest.raises(ValueError, match="not a TOML file"):
         resolve_config({}, str(tmp_path / "broken.toml"), [])
 

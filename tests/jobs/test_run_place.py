@@ -77,7 +77,9 @@ def test_a_run_on_s3_with_a_missing_slash_is_no_local_folder(given: str, tmp_pat
         open_run(given)
 
 
-@pytest.mark.parametrize(("flag", "found"), [("--folders", "a run"), ("--folders", "an export"), ("--labelme", "a run")])
+@pytest.mark.parametrize(
+    ("flag", "found"), [("--folders", "a run"), ("--folders", "an export"), ("--labelme", "a run")]
+)
 def test_a_folder_of_images_with_the_masks_of_a_run_in_it_is_refused(flag, found, tmp_path):
     photos = put_pictures(tmp_path / "photos", "cats/0.jpg", "dogs/0.jpg", "old/masks/pseudo_labels/0.png")
     names = ("run.json", "manifest.parquet") if found == "a run" else ("ficklenet_export/step.json",)
