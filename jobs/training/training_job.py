@@ -17,7 +17,7 @@ from jobs.steps.added_images import added_in_words, as_trained
 from jobs.steps.compute import require_own_gpu
 from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.launch import LaunchOptions
-from jobs.steps.progress import duration
+from jobs.steps.progress import duration, size
 from jobs.steps.restarted import restarted
 from jobs.steps.unit_dry_run import describe_connection
 from jobs.steps.waiting import notices
@@ -83,6 +83,8 @@ def run_training_job(run: Run, connection: Connection, job: TrainingJob, options
         return
     if not options.restart:  # a restart is refused while another launch works on the step
         wait_until_idle(step.location, name)
+    elif num_bytes := step.location.usage()[1]:
+        print(f"{name}: --restart deletes the network and checkpoints of the earlier training, {size(num_bytes)}.")
     start_id = step.open(fingerprint, command, restart=options.restart)
     with restarted(options.restart), beating(step.location, options.launch, start_id=start_id):
         record_run(run, name)

@@ -45,6 +45,12 @@ def test_work_goes_on_in_this_process_if_the_optional_ray_does_not_start(monkeyp
     )
 
 
+def test_no_ray_is_started_for_no_work(monkeypatch):
+    monkeypatch.setattr(compute, "start_optional_ray", lambda _: pytest.fail("a Ray was started"))
+    optional = Connection(2, 0, num_nodes=1, is_optional=True)
+    assert list(run_stages([], Stages(partial(lambda: double)), ClusterConfig(), optional, "cpu")) == []
+
+
 def test_a_ray_that_was_asked_for_is_needed(monkeypatch):
     def refuse(*_, **__):
         raise ClusterError("cluster: it did not start.")

@@ -87,6 +87,9 @@ def test_a_folder_without_pngs_is_refused_with_the_reason(painted_run, tmp_path)
     Image.new("L", (160, 120)).save(tmp_path / "jpegs" / "scene_0012.jpg")
     with pytest.raises(ValueError, match=r"JPEGs, which change values\. Save them as PNG"):
         bring_back(painted_run, tmp_path / "jpegs")
+    (tmp_path / "task.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"--masks .*task.zip: is an archive\. Unpack it"):
+        bring_back(painted_run, tmp_path / "task.zip")
 
 
 def test_a_task_that_was_annotated_twice_is_refused(painted_run, tmp_path):

@@ -309,7 +309,7 @@ def test_a_damaged_epoch_does_not_become_the_network(trained_run, epoch):
     assert (folder / "model.pt").read_bytes() == whole
 
 
-def test_a_damaged_checkpoint_is_not_continued(fresh_run, monkeypatch):
+def test_a_damaged_checkpoint_is_not_continued(fresh_run, monkeypatch, capsys):
     def killed(self: TrainingLog, report: dict) -> None:
         raise Killed
 
@@ -324,6 +324,9 @@ def test_a_damaged_checkpoint_is_not_continued(fresh_run, monkeypatch):
     with pytest.raises(ValueError, match=r"classifier: its latest checkpoint is damaged: the bytes .*--restart class"):
         train(fresh_run)
     train(fresh_run, restart=True)
+    assert (
+        "classifier: --restart deletes the network and checkpoints of the earlier training, " in capsys.readouterr().out
+    )
 
 
 def test_best_without_validation_images_is_refused(fresh_run):

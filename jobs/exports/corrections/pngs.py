@@ -26,6 +26,8 @@ def read(objects: Objects) -> Iterator[CorrectedMask]:
             raise FileNotFoundError(f"--masks {place}: no such file or folder.")
         if any(path.lower().endswith((".jpg", ".jpeg")) for path in files):
             raise ValueError(f"--masks {place}: the masks are JPEGs, which change values. Save them as PNG.")
+        if place.name.lower().endswith((".zip", ".tar", ".gz", ".tgz")):
+            raise ValueError(f"--masks {place}: is an archive. Unpack it, and give the file or folder that was in it.")
         raise ValueError(
             f"--masks {place}: there are no masks. Give a folder of PNGs, of YOLO's text files with their data.yaml or "
             "of Hugging Face's Parquet files, a .json of COCO or Label Studio, or CVAT's .xml."
