@@ -30,6 +30,7 @@ def problems_of_nodes(config: dict[str, Any]) -> Iterator[str]:
         yield from (f"{sentence} Add it as in the other types." for sentence in missing)
         yield from (f"{name}: {sentence}" for sentence in _parameters(given))
         resources, machine = node_type.get("resources") or {}, given.get("InstanceType", "")
+        yield from _machine(name, machine)
         yield from _declared(name, resources, machine, is_head=name == head)
         yield from _resources(name, resources, machine)
         profile = given.get("IamInstanceProfile")
@@ -89,6 +90,14 @@ def _most_gpus(machine: str) -> int | None:
         return 0
     usual = re.fullmatch(r"(g4dn|g5|g6|g6e)\.(\d*)xlarge", machine)
     return {"12": 4, "24": 4, "48": 8}.get(usual[2], 1) if usual else None
+
+
+def _machine(name: str, machine: str) -> Iterator[str]:
+    family, _, size = machine.partition(".")
+    if re.match(r"[a-z]+\d+g", family):  # Graviton, as in c7g, m8gd and g5g
+        yield f"{name}: the processor of a {machine} is ARM, but the image of this project is for x86. Change it."
+    if size and size not in _SMALL and not re.fullmatch(r"\d+xlarge|metal(-\d+xl)?", size):
+        yield f"{name}: InstanceType {machine} has no size that AWS knows, such as xlarge or 2xlarge."
 
 
 def _declared(name: str, resources: dict[str, Any], machine: str, *, is_head: bool) -> Iterator[str]:

@@ -249,6 +249,9 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
         return
     if "--restart" in command and spec.get("backoffLimit"):
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
+    run = re.search(r"--run[ =]+(/\S+)", command)
+    if run and not any(run[1].startswith(each) for each in _mounted(spec)):
+        yield f"The entrypoint has --run {run[1]}, a folder of one pod. Give s3://bucket/run, or mount a volume."
     script = re.search(r"\S*\b(jobs/\w+\.py)\b", command)
     if script and not (Path(__file__).parents[1] / script[1]).exists():
         yield f"The entrypoint runs {script[1]}, and this project has no such script."
@@ -260,6 +263,12 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
             yield f"The entrypoint sets cluster.{key}={given[key]}, but the groups allow {most}. Change one of the two."
     if "device=cuda" in command and not any(most and gpus for most, _, gpus in pools):
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
+
+
+def _mounted(spec: dict[str, Any]) -> list[str]:
+    """The places at which the head has volumes."""
+    container = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    return [str(each.get("mountPath")) for each in container.get("volumeMounts") or []]
 
 
 def _cluster_spec(document: dict[str, Any]) -> Any:

@@ -94,6 +94,14 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
             lambda c: c["provider"].update(use_internal_ip=True),
             r"provider\.use_internal_ip: unknown key. Did you mean use_internal_ips",
         ),
+        (
+            lambda c: node(c)["node_config"].update(InstanceType="c7g.2xlarge"),
+            r"cpu_worker: the processor of a c7g\.2xlarge is ARM",
+        ),
+        (
+            lambda c: node(c)["node_config"].update(InstanceType="m7i.2xlage"),
+            r"cpu_worker: InstanceType m7i\.2xlage has no size that AWS knows",
+        ),
         (lambda c: node(c).update(resources={}), r"cpu_worker declares no CPU, so the settings .*\. Write CPU: 8\.$"),
         (lambda c: node(c).update(resources={"cpu": 8}), r"declares cpu, which Ray takes as .* own\. Write CPU\.$"),
         (
@@ -156,6 +164,10 @@ def resources(job: Any) -> Any:
             "Set backoffLimit to 0",
         ),
         (lambda j: j["spec"].pop("entrypoint"), "no entrypoint"),
+        (
+            lambda j: j["spec"].update(entrypoint="run --run /runs/mine --set cluster.autoscaling=true"),
+            "--run /runs/mine, a folder of one pod",
+        ),
         (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("generate_maps", "generate_map")),
             "runs jobs/generate_map.py, and this project has no such script",
