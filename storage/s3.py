@@ -97,7 +97,7 @@ def storage_errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         if is_bucket_missing(error):
             raise StorageError(f"{uri}: {_ADVICE['NoSuchBucket']}.") from error
-        if isinstance(error, FileNotFoundError) and not error.filename:  # S3's does not name the object
+        if isinstance(error, FileNotFoundError) and server_code(error):  # the server's answer does not name the object
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
         raise
     except _store_errors() as error:
