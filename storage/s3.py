@@ -97,7 +97,10 @@ def storage_errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         if is_bucket_missing(error):
             raise StorageError(f"{uri}: {_ADVICE['NoSuchBucket']}.") from error
-        if isinstance(error, FileNotFoundError) and server_code(error):  # the server's answer does not name the object
+        is_of_s3 = server_code(error) or str(error) == uri.removeprefix(
+            "s3://"
+        )  # neither is a sentence with the address
+        if isinstance(error, FileNotFoundError) and is_of_s3:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
         raise
     except _store_errors() as error:

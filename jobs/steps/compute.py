@@ -131,9 +131,7 @@ def run_stages(
             stops the launch.
         seconds: about how long one worker would need for all units; None if it is not known.
     """
-    if not units:
-        return iter(())  # so nothing is started
-    if is_done_here(connection, seconds):
+    if is_done_here(connection, seconds if units else 0.0):
         return fan_out_in_process(units, stages)
     if connection.is_optional and not start_optional_ray(_print_failure):
         return fan_out_in_process(units, stages)
