@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> None:
     print(f"report: {report.place} ({report.num_bytes / 1e6:.1f} MB)")
     if report.verdict:
         print(f"report: {report.verdict.sentence} {report.verdict.advice}")
-        if report.figures.to_measure_again:
-            print(f"  measure: '{report.figures.to_measure_again}'")
+        if report.verdict.command:
+            print(f"  command: '{report.verdict.command}'")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         print(f"pipeline: {report.verdict.sentence} {report.verdict.advice}")
     if is_trial(run.config):
         return  # the verdict says not to use its masks
-    export = export_command(run, report.figures.one_label)
+    export = export_command(run, report.figures)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
 
 

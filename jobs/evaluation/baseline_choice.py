@@ -7,9 +7,8 @@ from jobs.evaluation.baselines import Baseline, best_of_each_kind, candidates
 from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.unit_meter import Recipe
 from jobs.run.directory import Run
-from jobs.run.selection import Selection, resolve_selection
+from jobs.run.selection import Selection, num_masks, resolve_selection
 from jobs.steps.finished import FinishedStep
-from storage.manifest import Manifest
 from storage.units import Unit
 
 MOST_TUNING_IMAGES = 500
@@ -27,8 +26,11 @@ def baseline_recipes(
     if total.num_images == 0:
         print("evaluate: the baselines are left out, because no image to choose them on can be read.", flush=True)
         return []
-    is_same = tuning == selection and tuning.part != "tune"
-    note = "; these are the measured images themselves, which favours the baselines" if is_same else ""
+    note = ""
+    if tuning == selection and tuning.part != "tune":
+        note = "; these are the measured images themselves, which favours the baselines"
+    elif selection.part == "all" and set(tuning.splits) & set(selection.splits):
+        note = "; some of them are measured too, which favours the baselines"
     print(f"evaluate: the baselines' parameters are chosen on {where}{note}.", flush=True)
     figures = [
         (recipe.baseline, label_metrics(total.matrices[recipe.name, "map"]).mean_iou)
@@ -51,15 +53,7 @@ def _tuning_units(run: Run, selection: Selection) -> tuple[Selection, list[Unit]
     """
     manifest, size = run.manifest(), run.config.unit_size
     training = resolve_selection(manifest, run.config, [], "tune")
-    chosen = training if training.splits and _has_masks(manifest, training) else selection
+    chosen = training if training.splits and num_masks(manifest, training, enough=1) else selection
     units = selected_units(manifest, chosen, size)
     num_images = sum(unit.num_images for unit in units)
     return chosen, units[:: max(1, num_images // MOST_TUNING_IMAGES)]
-
-
-def _has_masks(manifest: Manifest, selection: Selection) -> bool:
-    return any(
-        mask_uri and selection.includes(image_id, split)
-        for batch in manifest.iter_columns(["image_id", "split", "mask_uri"])
-        for image_id, split, mask_uri in zip(*batch.values(), strict=True)
-    )

@@ -13,7 +13,6 @@ from jobs.evaluation.baseline_choice import baseline_recipes
 from jobs.evaluation.counting import count, named, selected_units
 from jobs.evaluation.counts import Counts, Resolution
 from jobs.evaluation.metrics import (
-    FEW_MASKS,
     MeasuredLabels,
     class_table,
     skipped_in_words,
@@ -25,7 +24,7 @@ from jobs.evaluation.unseen import trained_masks_warning, unseen_splits
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_steps, upstream_ids
-from jobs.run.selection import Part, Selection, masks_id, resolve_selection
+from jobs.run.selection import FEW_MASKS, Part, Selection, masks_id, resolve_selection
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.steps.dry_run import print_other_job
 from jobs.steps.finished import FinishedStep, require_finished

@@ -14,8 +14,6 @@ from storage.records import seal
 
 IDENTITY = ("labels", "splits", "part", "resolution", "settings")  # newer metrics replace those with equal values
 
-FEW_MASKS = 20  # images with a mask; fewer do not judge a run
-
 SUMMARY = {
     "mean_iou": "mIoU",
     "mean_iou_several": "of several",
@@ -28,7 +26,7 @@ SUMMARY = {
 MEANINGS = {
     "mean_iou": "the mean IoU over the background and the classes. The IoU of a label: the pixels that have it both in "
     "the result and in the mask, divided by the pixels that have it in at least one of them. Labels that no pixel has "
-    "are left out.",
+    "are left out. A class that no mask shows has the IoU 0 where it is predicted.",
     "mean_iou_several": "mIoU over the images with several classes in their mask. It shows whether each class is found "
     "at its place, and not only how much is covered.",
     "foreground_precision": "of the pixels labelled with a class, the share that truly has it.",

@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Sequence
 
+from cluster.words import listed
 from jobs.exports.bring_back import CORRECTED, SPLIT, write_addition
 from jobs.exports.corrected import is_corrected
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import origin_of
 from jobs.run.selection import measurable_splits
-from jobs.steps.evaluation_state import evaluate_command
+from jobs.steps.evaluation_state import evaluate_commands
 from storage.location import Location
 
 ADDITION = "images.csv"  # in the folder of corrected masks of a run of new images
@@ -27,22 +28,19 @@ def next_commands(run: Run, splits: Sequence[str]) -> list[str]:
         masks = ((number, row.mask_uri) for number, row in enumerate(run.manifest().iter_rows()))
         places = {number: Location(uri) for number, uri in masks if uri and is_corrected(run, uri)}
         return [
-            f"  measure: '{evaluate_command(run, splits)}' now. A network that is trained on these masks later cannot "
-            "be measured with them.",
+            f"  measure: '{evaluate_commands(run, [splits])}' now. A network that is trained on these masks later "
+            "cannot be measured with them.",
             training_on_new_images(run, places, run.location / CORRECTED / ADDITION),
         ]
-    strong = [split for split in splits if run.config.data.role_of(split) == "train"]
-    to_measure = [split for split in splits if split not in strong]
-    if to_measure:
-        command = evaluate_command(run, to_measure)
-        measure = f"'{command}'. These masks are not trained on, so they measure every network."
+    of_role = {role: [s for s in splits if run.config.data.role_of(s) == role] for role in ("train", "val", "test")}
+    strong, groups = of_role["train"], list(filter(None, of_role.values()))
+    groups += [group for group in measurable_splits(run.manifest(), run.config) if not {*group} & {*splits}]
+    measure = f"'{evaluate_commands(run, groups)}'"
+    if strong:
+        measure += " now, before the training. After it, the network has seen the masks of " + listed(strong)
+        measure += ", and only masks of other images measure it."
     else:
-        unseen = [group for group in measurable_splits(run.manifest(), run.config) if not {*group} & {*strong}]
-        measure = (
-            f"'{evaluate_command(run, strong)}' now, before the training. After it, the network has seen these masks, "
-            "and only masks of other images measure it"
-            + (f": '{evaluate_command(run, unseen[0])}'." if unseen else ", such as those of validation images.")
-        )
+        measure += f". The masks of {listed(splits)} are not trained on, so they measure every network."
     training = [f"  next:    {_in_order(_training_commands(run, strong))}"] if strong else []
     return [f"  measure: {measure}", *training]
 

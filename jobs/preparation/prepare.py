@@ -15,7 +15,7 @@ from jobs.run.config_keys import Config
 from jobs.run.directory import Run, preparations, record_run, require_settings_of_started_steps, setting_notes
 from jobs.run.selection import TRAINING_COLUMNS, measurable_splits
 from jobs.steps.dry_run import NOTHING
-from jobs.steps.evaluation_state import evaluate_command
+from jobs.steps.evaluation_state import evaluate_commands
 from jobs.steps.progress import size
 from storage.drawings import Drawing
 from storage.location import Location
@@ -149,7 +149,7 @@ def next_step(run: Run) -> str:
     """The next command for a prepared run."""
     measured = measurable_splits(run.manifest(), run.config)
     if measured and run.step("predictions").fingerprint():
-        return f"'{evaluate_command(run, measured[-1])}' measures the finished steps with the masks"
+        return f"'{evaluate_commands(run, measured)}' measures the finished steps with the masks"
     return f"'python jobs/run_pipeline.py --run {run.uri}', or train_ficklenet.py, its first step"
 
 

@@ -37,16 +37,17 @@ class Lead:
 
 
 def lead_pictures(
-    run: Run, manifest: Manifest, steps: Mapping[str, StepState], mapped: np.ndarray, theta: float
+    run: Run, manifest: Manifest, steps: Mapping[str, StepState], mapped: np.ndarray, theta: float, proposed: str = ""
 ) -> Lead | None:
-    """Draws a few images with maps, spread evenly, with the finest masks that the run has; None without such images.
+    """Draws a few images with maps, spread evenly, with their masks; None without such images.
 
     Args:
         mapped: the rows that have maps.
         theta: the seeds' threshold.
+        proposed: the step whose masks are shown; "", or without such masks, the finest that the run has.
     """
     source, rows = "", mapped
-    for name in SOURCES:
+    for name in sorted(SOURCES, key=lambda name: name != proposed):
         found = np.intersect1d(mapped, labelled_rows(run, manifest, name, steps[name]))
         if len(found):
             source, rows = name, found

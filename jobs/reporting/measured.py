@@ -32,6 +32,16 @@ class Measured:
         """Whether these metrics are trials of settings, on the tune part."""
         return self.part == "tune"
 
+    @property
+    def absent(self) -> list[str]:
+        """The classes that no mask shows, but some labels have: their IoU is 0."""
+        found = dict[str, None]()
+        for record in self.metrics:
+            for (name, iou), row in zip(record["iou"].items(), record["confusion_matrix"], strict=True):
+                if iou == 0 and not any(row):
+                    found[name] = None
+        return list(found)
+
 
 def measured_metrics(run: Run, settings: Sequence[Setting], state: RunState) -> list[Measured]:
     """The metrics that `evaluate` has recorded, grouped by images and resolution; trials of the tune part come last."""

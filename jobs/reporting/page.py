@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.evaluation.metrics import MEANINGS, SUMMARY
+from jobs.reporting.best_masks import is_on_trained_masks, measured_masks, unmeasured_images
 from jobs.reporting.curves import training_curves
 from jobs.reporting.facts import (
     MATTERS,
@@ -30,16 +31,14 @@ from jobs.reporting.verdict import (
     GUIDE,
     Figures,
     Verdict,
-    best_measured,
     chance_of,
-    is_on_trained_masks,
     judge,
 )
 from jobs.run.directory import Run
 from jobs.run.selection import measurable_splits, units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.run.trial import one_label_remedy
-from jobs.steps.evaluation_state import evaluate_command
+from jobs.steps.evaluation_state import evaluate_commands
 from jobs.steps.states import RunState, StepState, run_state, steps_to_show
 from storage.location import Location
 from storage.manifest import Manifest
@@ -100,19 +99,13 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
 
     # 2. The results, as numbers and pictures
     measured = measured_metrics(run, settings, state)
+    masks = measured_masks(measured)
     mapped, theta = _mapped(run, manifest, steps, now), now["seeds.theta"].value
     doubtful = [doubt.row for doubt in doubts]
     gallery = make_gallery(run, manifest, steps, mapped, doubtful, num_images, theta=theta) if len(mapped) else None
     entries = error_first(gallery.pictures) if gallery else []
     worst = _worst(run, manifest, steps)
-    lead = lead_pictures(run, manifest, steps, mapped, theta) if num_images else None
-    pictures = [
-        *(picture for picture, _ in (lead.pictures if lead else ())),
-        *(gallery.pictures if gallery else ()),
-        *(example.picture for example in (worst.examples if worst else ())),
-    ]
-
-    # 3. What they mean together
+    # 3. What they mean together, with the pictures of the masks to use
     counts, trust, classifier = count_data(manifest), trust_of(doubts), state.trainings["classifier"].metrics
     chance = chance_of(run, classifier.get("validated"))
     one_label = ""
@@ -123,13 +116,21 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
         chance=chance,
         unrecognised=trust.unrecognised if trust else None,
         one_label=one_label,
-        measured=best_measured(measured),
+        measured=masks,
+        unmeasured=unmeasured_images(run, masks),
         is_on_trained_masks=is_on_trained_masks(measured),
         to_measure_again=evaluation.command if evaluation.note else "",
         has_masks=any(steps[name].receipts for name in ("seeds", "pseudo_labels", "predictions")),
         has_pseudo_labels=steps["pseudo_labels"].state == "done",
     )
     verdict = judge(run, figures)
+
+    lead = lead_pictures(run, manifest, steps, mapped, theta, figures.proposed) if num_images else None
+    pictures = [
+        *(picture for picture, _ in (lead.pictures if lead else ())),
+        *(gallery.pictures if gallery else ()),
+        *(example.picture for example in (worst.examples if worst else ())),
+    ]
 
     # 4. The page
     script = (PARTS / "report.js").read_text(encoding="utf-8")
@@ -202,10 +203,10 @@ def _worst(run: Run, manifest: Manifest, steps: Mapping[str, StepState]) -> Wors
 
 
 def _measuring_command(run: Run, manifest: Manifest) -> str:
-    """The command that measures the predicted splits which can be measured together; "" if there are none."""
-    groups = measurable_splits(manifest, run.config)
-    splits = next((found for group in groups if (found := [s for s in group if s in run.config.predicted_splits])), [])
-    return evaluate_command(run, splits) if splits else ""
+    """The commands that measure the predicted splits, in one line; "" if there are none."""
+    measurable = measurable_splits(manifest, run.config)
+    groups = [[split for split in group if split in run.config.predicted_splits] for group in measurable]
+    return evaluate_commands(run, list(filter(None, groups)))
 
 
 def _trainings(state: RunState) -> list[dict[str, Any]]:

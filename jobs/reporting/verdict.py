@@ -3,16 +3,15 @@
 The first rule that applies decides. The limits are rough: they separate runs that failed from runs worth a look.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-from cluster.words import listed, plural
+from cluster.words import plural
 from ficklenet.metrics import chance_precision
-from jobs.evaluation.metrics import FEW_MASKS
-from jobs.reporting.measured import Measured
+from jobs.reporting.best_masks import KINDS, MeasuredMasks, Unmeasured
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
+from jobs.run.selection import FEW_MASKS
 from jobs.run.trial import is_trial, one_label_remedy
 from jobs.steps.added_images import num_unseen
 from jobs.steps.evaluation_state import MASKS_CHANGED
@@ -33,33 +32,6 @@ CORRECTING, CORRECTING_NEW = "docs/tutorial-cvat.md", "docs/howto-new-images.md"
 
 
 @dataclass(frozen=True)
-class BestMasks:
-    """The best masks that were measured.
-
-    Attributes:
-        labels: their kind, such as "pseudo-labels".
-        num_images: the number of images with a mask drawn by hand that they were compared with.
-        splits: the splits of these images; "" for images without one.
-        part: "all" or "report" of these splits.
-        others: the kind and the mIoU of the other masks of the same images.
-    """
-
-    labels: str
-    mean_iou: float
-    num_images: int
-    splits: tuple[str, ...]
-    part: str = "all"
-    others: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def images(self) -> str:
-        """The number of images and which they are, such as "3 images of val"."""
-        splits = listed([split or "no split" for split in self.splits]) if any(self.splits) else ""
-        part = "" if self.part == "all" else f"the {self.part} part"
-        return " of ".join(filter(None, (plural(self.num_images, "image"), part, splits)))
-
-
-@dataclass(frozen=True)
 class Figures:
     """The figures that decide.
 
@@ -68,7 +40,8 @@ class Figures:
         chance: the mAP of random scores on the same images; None if it is not known.
         unrecognised: the share of images with a label that the classifier does not recognise; None without maps.
         one_label: the only label in all predictions; "" if there are several, or no predictions.
-        measured: the best masks that were measured; None if there are none.
+        measured: the masks that were measured; None if there are none.
+        unmeasured: the images that could still be measured.
         is_on_trained_masks: whether the network was measured on masks that it was trained on.
         to_measure_again: the command that measures again, if masks were added or changed since; else "".
         has_masks: whether the run has seeds, pseudo-labels or predictions.
@@ -79,11 +52,32 @@ class Figures:
     chance: float | None = None
     unrecognised: float | None = None
     one_label: str = ""
-    measured: BestMasks | None = None
+    measured: MeasuredMasks | None = None
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
     is_on_trained_masks: bool = False
     to_measure_again: str = ""
     has_masks: bool = False
     has_pseudo_labels: bool = False
+
+    @property
+    def proposed(self) -> str:
+        """The step whose masks to use; "" for the finest masks that the run has."""
+        if self.one_label:
+            return "pseudo_labels"
+        return KINDS[self.measured.best.labels] if self.measured else ""
+
+    @property
+    def why_proposed(self) -> str:
+        """Why masks that are not the finest are proposed, as a sentence; "" if the finest are."""
+        if self.one_label or self.proposed != "pseudo_labels" or not self.measured:
+            return ""
+        if self.measured.is_better:
+            return "Use the pseudo-labels: they are better than the predictions on the same images."
+        if self.is_on_trained_masks:
+            return (
+                "The predictions were measured only on masks that the network was trained on, so they are not judged."
+            )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -119,45 +113,53 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
         advice, export = one_label_remedy(run.config), ""
         if figures.has_pseudo_labels:
             advice += " The pseudo-labels do not come from this network; look at these instead."
-            export = export_command(run, figures.one_label)
+            export = export_command(run, figures)
         return Verdict("bad", sentence, advice, export)
-    if figures.measured and figures.measured.num_images >= FEW_MASKS:
-        return _judge_measured(run, figures.measured)
+    if figures.measured and (figures.measured.beaten_by or figures.measured.best.num_images >= FEW_MASKS):
+        return _judge_measured(run, figures, figures.measured)
     return _judge_classifier(figures) or _judge_unmeasured(run, figures)
 
 
-def export_command(run: Run, one_label: str) -> str:
-    """The command that exports the finest masks with objects, without specks.
-
-    Args:
-        one_label: the only label in all predictions; "" if there are several.
-    """
-    labels = ["--labels", "pseudo_labels"] if one_label else []
+def export_command(run: Run, figures: Figures) -> str:
+    """The command that exports the proposed masks with objects, without specks."""
+    labels = ["--labels", figures.proposed] if figures.proposed == "pseudo_labels" else []
     return run.command("export_labels", "--format", "cvat", *labels, "--min-object-pixels", f"{SPECK_PIXELS}")
 
 
-def _judge_measured(run: Run, best: BestMasks) -> Verdict:
-    mean_iou = best.mean_iou
-    figure = f"the {best.labels} have mIoU {mean_iou:.2f} on {best.images} with masks"
+def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict:
+    mean_iou, export = masks.best.mean_iou, export_command(run, figures)
+    figure = f"compared with the given masks, {masks.in_words}"
     is_new, guide = bool(origin_of(run)), _correcting(run)
+    correct = (
+        f"Correct {'more of them' if is_new else 'the images of the list “Look at these first”'}, and train on them "
+        f"({guide})."
+    )
+    if masks.beaten_by:
+        return Verdict(
+            "bad",
+            f"Do not use these masks: masks that need no network are better: {masks.beaten_by}.",
+            _in_turn(correct, figures.why_proposed),
+            export,
+        )
     if mean_iou < HALF:
         return Verdict(
             "bad",
-            f"Correct these masks before you use them: {figure}, so a typical mask shares less than half of its pixels "
-            "with its object.",
-            f"Correct {'more of them' if is_new else 'the images of the list “Look at these first”'}, and train on "
-            f"them ({guide}).",
+            f"Correct these masks before you use them: {figure}, so a typical mask of the {masks.best.labels} shares "
+            "less than half of its pixels with its object.",
+            _in_turn(figures.why_proposed, correct),
+            export,
         )
     if mean_iou > TOO_GOOD:
         return Verdict(
             "careful",
             f"Nobody knows yet how good these masks are: {figure}, so these masks are probably the run's own.",
-            f"Draw or correct the masks of about {FEW_MASKS} images by hand and measure again ({guide}).",
+            f"Draw or correct the masks of {FEW_MASKS} images by hand and measure again ({guide}).",
         )
     return Verdict(
         "good",
         f"These masks are good enough to start from: {figure}.",
-        "Look at the worst images first, and correct those that matter to you.",
+        _in_turn(figures.why_proposed, "Look at the worst images first, and correct those that matter to you."),
+        export,
     )
 
 
@@ -181,38 +183,62 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 
 
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
-    correct = f"correct the masks of about {FEW_MASKS} images and measure ({_correcting(run)})."
-    export = export_command(run, "")
-    if figures.to_measure_again:
-        return Verdict(
-            "careful",
-            "No figure speaks against these masks, but the comparison with masks drawn by hand is outdated: "
-            f"{MASKS_CHANGED}.",
-            "Measure again, then write the report again.",
-            figures.to_measure_again,
-        )
+    left, export, more = figures.unmeasured, export_command(run, figures), _how_many_more(run, figures)
+    if figures.to_measure_again or left.num_masks:
+        nothing_known = "No figure speaks against these masks, but"
+        if figures.to_measure_again:
+            sentence = f"{nothing_known} the comparison with masks drawn by hand is outdated: {MASKS_CHANGED}."
+        else:
+            start = f"{_nobody_knows(figures.measured)} And" if figures.measured else nothing_known
+            are = "is" if left.num_masks == 1 else "are"
+            sentence = f"{start} {plural(left.num_masks, 'image')} with a mask drawn by hand {are} not measured yet."
+        advice = _in_turn("Measure again, then write the report again.", f"Also {more}" if more else "")
+        return Verdict("careful", sentence, advice, left.command if left.num_masks else figures.to_measure_again)
+    correct = f"Look at the pictures, then {more}"
     if figures.is_on_trained_masks and not figures.measured:
         return Verdict(
             "careful",
             "Nobody knows yet how good these masks are: the network was measured only on masks that it was trained on.",
-            f"Look at the pictures, then {correct} Take images that the network was not trained on.",
+            correct,
             export,
         )
     if figures.mean_precision is None and figures.unrecognised is None and not figures.measured:
         return Verdict(
             "careful",
             "No figures judge these masks: no classifier looked at these images, and no mask drawn by hand is there.",
-            f"Look at the pictures: an object that is of none of the run's classes gets one of them. Then {correct}",
+            f"Look at the pictures: an object that is of none of the run's classes gets one of them. Then {more}",
             export,
         )
     sentence = "No figure speaks against these masks, but no mask drawn by hand was there to compare them with."
-    if best := figures.measured:
-        each = [f"the {labels} have mIoU {value:.2f}" for labels, value in ((best.labels, best.mean_iou), *best.others)]
-        sentence = (
-            "Nobody knows yet how good these masks are, because few were compared with masks drawn by hand: "
-            f"{listed(each)} on {best.images}."
-        )
-    return Verdict("careful", sentence, f"Look at the pictures, then {correct}", export)
+    if figures.measured:
+        sentence = _nobody_knows(figures.measured)
+    return Verdict("careful", sentence, _in_turn(figures.why_proposed, correct), export)
+
+
+def _nobody_knows(masks: MeasuredMasks) -> str:
+    return (
+        "Nobody knows yet how good these masks are, because few were compared with masks drawn by hand: "
+        f"{masks.in_words}."
+    )
+
+
+def _how_many_more(run: Run, figures: Figures) -> str:
+    """What to correct and measure until the masks can be judged; "" if enough images have a mask."""
+    left = figures.unmeasured
+    known = left.num_masks + (figures.measured.best.num_images if figures.measured else 0)
+    if (missing := FEW_MASKS - known) <= 0:
+        return ""
+    images = plural(missing, "more image" if known else "image")
+    where = (f" of {left.where}" if left.where else "") + (f" ({left.why})" if left.why else "")
+    few = ""
+    if left.num_others < missing:
+        there = f"only {plural(left.num_others, 'such image')} without one" if left.num_others else "no such image"
+        few = f" The run has {there}, so add images to it ({CORRECTING_NEW})."
+    return f"correct the masks of {images}{where} and measure ({_correcting(run)}).{few}"
+
+
+def _in_turn(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _correcting(run: Run) -> str:
@@ -240,38 +266,3 @@ def chance_of(run: Run, num_validated: int | None) -> float | None:
     counts = images.class_counts()
     each = [chance_precision(int(count), len(images)) for count in counts if count]
     return sum(each) / len(each) if each else None
-
-
-def best_measured(measured: Sequence[Measured]) -> BestMasks | None:
-    """The best masks on the largest group of images with current metrics.
-
-    A network's figures on masks that it was trained on do not count.
-    """
-    groups: list[tuple[Measured, list[Mapping[str, Any]]]] = []
-    for each in measured:
-        current = [
-            record
-            for record, note in zip(each.metrics, each.notes, strict=True)
-            if not note
-            and record["labels"] in ("predictions", "pseudo-labels")
-            and record["mean_iou"] is not None
-            and not record.get("trained_on")
-        ]
-        if current and each.resolution == "image" and not each.is_trial:
-            groups.append((each, current))
-    if not groups:
-        return None
-    largest, records = max(groups, key=lambda group: group[0].num_images)
-    (labels, mean_iou), *others = sorted(
-        ((record["labels"], record["mean_iou"]) for record in records), key=lambda each: -each[1]
-    )
-    return BestMasks(labels, mean_iou, largest.num_images, largest.splits, largest.part, tuple(others))
-
-
-def is_on_trained_masks(measured: Sequence[Measured]) -> bool:
-    """Whether current metrics of the network are on masks that it was trained on."""
-    return any(
-        bool(record.get("trained_on")) and not note
-        for each in measured
-        for record, note in zip(each.metrics, each.notes, strict=True)
-    )

@@ -23,6 +23,8 @@ from storage.units import Unit, plan_units, units_with
 
 Part = Literal["tune", "report", "all"]
 
+FEW_MASKS = 20  # images with a mask; fewer do not judge a run
+
 TRAINING_COLUMNS = ("image_id", "uri", "labels", "split", "problem")  # of the manifest, that trainings read
 
 
@@ -134,14 +136,16 @@ def resolve_selection(manifest: Manifest, config: Config, splits: list[str], par
         return Selection(tuple(chosen), "all")
     to_report = Selection(tuple(chosen), "report")
     if part is None:
-        return to_report if _has_mask(manifest, to_report) else Selection(tuple(chosen), "all")
+        return to_report if num_masks(manifest, to_report, enough=1) else Selection(tuple(chosen), "all")
     return Selection(tuple(chosen), part)
 
 
-def _has_mask(manifest: Manifest, selection: Selection) -> bool:
-    """Whether some selected image has a mask."""
+def num_masks(manifest: Manifest, selection: Selection, enough: int) -> int:
+    """The number of selected images with a mask; the counting stops when there are `enough`."""
+    found = 0
     for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
         is_masked = table["mask_uri"].is_valid()
-        if selection.of(table["image_id"].filter(is_masked), table["split"].filter(is_masked)).any():
-            return True
-    return False
+        found += int(selection.of(table["image_id"].filter(is_masked), table["split"].filter(is_masked)).sum())
+        if found >= enough:
+            break
+    return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.run.directory import Run
-from jobs.run.selection import Selection, masks_id, measurable_splits
+from jobs.run.selection import FEW_MASKS, Selection, masks_id, measurable_splits, num_masks
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
@@ -25,7 +25,7 @@ class EvaluationState:
     Attributes:
         state: "done", "outdated", "not started", or "not possible" if no image to report on has a mask.
         num_metrics: number of measured kinds of labels, without trials on the tune part.
-        command: the command that measures; "" if nothing can be measured.
+        command: the commands that measure what is not measured yet, in one line; "" if nothing can be measured.
         note: `MASKS_CHANGED` if the evaluation is outdated because its figures are of other masks; else "".
     """
 
@@ -44,15 +44,39 @@ def evaluation_state(run: Run, manifest: Manifest, trainings: Mapping[str, Train
         state = "not possible"
     else:
         state = "outdated" if stale else "done" if metrics else "not started"
-    only_validation = bool(measurable) and set(measurable[0]) <= set(run.config.data.val_splits)
-    splits = stale or (measurable[0] if only_validation else ())
-    command = evaluate_command(run, splits) if measurable else ""
+    measured, seen = {split for record in metrics for split in record["splits"]}, splits_with_trained_masks(run)
+    unseen = [found for group in measurable if (found := [split for split in group if split not in seen])]
+    others = [group for group in unseen or measurable if not set(group) <= measured]
+    command = evaluate_commands(run, [*stale, *others] or measurable) if measurable else ""
     return EvaluationState(state, len(metrics), command, note if state == "outdated" else "")
 
 
+def evaluate_commands(run: Run, groups: Sequence[Sequence[str]]) -> str:
+    """One line with the commands that measure some groups of splits.
+
+    Args:
+        groups: training splits or validation splits, as `measurable_splits` gives them.
+    """
+    return " && ".join(dict.fromkeys(evaluate_command(run, splits) for splits in groups))
+
+
 def evaluate_command(run: Run, splits: Sequence[str]) -> str:
-    """The command that measures some splits; without any, it measures the training splits."""
-    return shlex.join(["python", "jobs/evaluate.py", "--run", run.uri, *(f"--split={split}" for split in splits)])
+    """The command that measures some splits, in the way that suits the number of their masks.
+
+    If the report part has few masks, the tune part is measured too. It counts as much as the report part as long as no
+    settings were tried on it.
+    """
+    chosen = tuple(splits)
+    report, tune = (num_masks(run.manifest(), Selection(chosen, part), FEW_MASKS) for part in ("report", "tune"))
+    has_parts = not set(chosen) & set(run.config.data.val_splits) and not set(chosen) & tried_splits(read_metrics(run))
+    part = ["--part=all"] if has_parts and tune and 0 < report < FEW_MASKS else []
+    flags = [f"--split={split}" for split in chosen]
+    return shlex.join(["python", "jobs/evaluate.py", "--run", run.uri, *flags, *part])
+
+
+def tried_splits(metrics: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The splits on whose tune part settings were tried, so that figures of this part are too high."""
+    return {split for record in metrics if record["part"] == "tune" for split in record["splits"]}
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
@@ -98,8 +122,8 @@ class MasksNow:
 
 def _stale_splits(
     run: Run, metrics: Sequence[Mapping[str, Any]], trainings: Mapping[str, TrainingRecord], manifest: Manifest
-) -> tuple[Sequence[str], str]:
-    """The first splits with labels or masks that have changed since they were measured, and `EvaluationState.note`.
+) -> tuple[list[Sequence[str]], str]:
+    """All splits with labels or masks that have changed since they were measured, and `EvaluationState.note`.
 
     Seeds have also changed if their settings have. A network's metrics count only if its predictions would be measured
     again, and not on masks that it was trained on.
@@ -119,5 +143,6 @@ def _stale_splits(
         )
         reason = _CURRENT if is_same_result else _RESULTS_CHANGED
         found.setdefault(kind, set()).add(reason if masks.were_measured_by(record) else MASKS_CHANGED)
-    kind, reasons = next((each for each in found.items() if _CURRENT not in each[1]), (((),), set[str]()))
-    return kind[0], MASKS_CHANGED if reasons == {MASKS_CHANGED} else ""
+    stale = {kind: reasons for kind, reasons in found.items() if _CURRENT not in reasons}
+    is_of_masks = bool(stale) and set.union(*stale.values()) == {MASKS_CHANGED}
+    return list(dict.fromkeys(splits for splits, _ in stale)), MASKS_CHANGED if is_of_masks else ""

@@ -16,6 +16,7 @@ from cluster.connect import connect
 from jobs import export_labels, import_masks, train_segmentation
 from jobs.cli.pipeline import require_startable
 from jobs.exports.after_import import next_commands
+from jobs.reporting.run_status import run_status
 from jobs.run.directory import Run, open_run
 from jobs.run.fingerprints import outdated_steps
 from jobs.training.segmenter_job import make_job
@@ -97,7 +98,9 @@ def test_a_corrected_mask_changes_the_next_training_and_no_earlier_step(painted_
     printed = capsys.readouterr().out
     assert "import: 12 masks of" in printed and "--set segmenter.strong_splits=train --restart segmenter" in printed
     assert f"then 'python jobs/run_pipeline.py --run {painted_run.uri} --redo-outdated'" in printed
-    assert f"measure: 'python jobs/evaluate.py --run {painted_run.uri} --split=train' now, before" in printed
+    measure = f"python jobs/evaluate.py --run {painted_run.uri}"
+    assert f"measure: '{measure} --split=train --part=all && {measure} --split=val' now, before" in printed
+    assert run_status(painted_run).steps[-1].command in printed  # the same as in the status
     assert "aggregate_seeds" not in printed  # the run has seeds
     assert printed.index("  measure: ") < printed.index("  next: ")  # with the network of before
     shutil.rmtree(Path(painted_run.uri, "seeds"))
@@ -109,7 +112,10 @@ def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run
     bring_back(painted_run, export(painted_run, tmp_path / "val", "--format", "png"))
     printed = capsys.readouterr().out
     assert "strong_splits" not in printed and "train_segmentation" not in printed
-    assert f"measure: 'python jobs/evaluate.py --run {painted_run.uri} --split=val'. These masks are not" in printed
+    measure = f"python jobs/evaluate.py --run {painted_run.uri}"
+    assert (
+        f"measure: '{measure} --split=val && {measure} --split=train --part=all'. The masks of val are not" in printed
+    )
     (tmp_path / "val" / "scene_0012.png").unlink()
     bring_back(painted_run, tmp_path / "val")
     assert "other image" not in capsys.readouterr().out  # masks of a validation split are never strong
@@ -119,7 +125,7 @@ def test_only_masks_of_training_images_are_proposed_for_the_training(painted_run
     (folder / "scene_0012.png").write_bytes(encode_label_png(pixels))
     bring_back(painted_run, folder)
     printed = capsys.readouterr().out
-    assert "segmenter.strong_splits=train --restart" in printed and "--split=val'. These masks" in printed
+    assert "segmenter.strong_splits=train --restart" in printed and "--split=val' now, before" in printed
     assert printed.index("  measure: ") < printed.index("  next: ")
 
 

@@ -144,13 +144,15 @@ def test_the_evaluation_is_told_by_its_metrics(seeded_run, map_images, drawn_ima
         status.main(["--run", run.uri])
         return capsys.readouterr().out.splitlines()[-1]
 
-    assert told(seeded_run) == f"evaluation: not started; python jobs/evaluate.py --run {seeded_run.uri}"
+    measure = f"python jobs/evaluate.py --run {seeded_run.uri}"
+    both = f"{measure} --split=train --part=all && {measure} --split=val"  # of train, 9 masks are in the report part
+    assert told(seeded_run) == f"evaluation: not started; {both}"
     with connect("in-process") as connection:
         evaluate_labels(seeded_run, connection, [], None, ("map",), deterministic=False)
     capsys.readouterr()
     assert told(seeded_run).startswith("evaluation: done; 5 metrics done; ")
     (seeded_run.location / "classifier/complete.json").delete()
-    assert told(seeded_run) == f"  compute again: python jobs/evaluate.py --run {seeded_run.uri} --split=train"
+    assert told(seeded_run) == f"  compute again: {both}"
 
     only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
     run = map_images(only_val)
@@ -160,11 +162,11 @@ def test_the_evaluation_is_told_by_its_metrics(seeded_run, map_images, drawn_ima
 def test_an_evaluation_is_outdated_with_the_network_alone_and_trials_are_none(predicted_run):
     def state() -> tuple[str, str]:
         step = run_status(predicted_run).steps[-1]
-        return step.state, step.command.rpartition(" ")[2]
+        return step.state, step.command.replace(f"python jobs/evaluate.py --run {predicted_run.uri} ", "")
 
     with connect("in-process") as connection:
         sweep(predicted_run, connection, ["theta=0.1"], [], None, deterministic=False)
-        assert state() == ("not started", predicted_run.uri)
+        assert state() == ("not started", "--split=train && --split=val")  # the tune part has chosen settings
         evaluate_labels(predicted_run, connection, ["train"], "all", ("map",), deterministic=False)
         evaluate_labels(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
     assert state()[0] == "done"
@@ -212,7 +214,8 @@ def test_an_evaluation_is_outdated_with_the_masks_that_it_measured(report_part_r
     printed = capsys.readouterr().out
     assert "evaluation: outdated; " in printed
     assert "  masks were added or changed since\n" in printed
-    assert f"  compute again: python jobs/evaluate.py --run {run.uri} --split=train\n" in printed
+    measure = f"python jobs/evaluate.py --run {run.uri}"
+    assert f"  compute again: {measure} --split=train --part=all && {measure} --split=val\n" in printed
     place = run.location / "evaluation" / "metrics.json"
     older = [{name: value for name, value in each.items() if name != "masks"} for each in read_metrics(run)]
     place.write_bytes(seal({"metrics": older}))

@@ -157,7 +157,10 @@ def test_figures_of_earlier_masks_say_so_and_how_to_measure_again(measured_run, 
     run, manifest = measured_run, measured_run.manifest()
     rows = [replace(row, mask_uri="corrected/1/a.png") for row in manifest.iter_rows()]
     write_manifest(run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
-    assert write_report(run).figures.to_measure_again == f"python jobs/evaluate.py --run {run.uri} --split=val"
+    again = (
+        f"python jobs/evaluate.py --run {run.uri} --split=val && python jobs/evaluate.py --run {run.uri} --split=train"
+    )
+    assert write_report(run).figures.to_measure_again == f"{again} --part=all"  # masks of train were never measured
     assert "with earlier masks (masks were added or changed since)" in html_of(run)
 
 

@@ -2,27 +2,62 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ficklenet.metrics import chance_precision
+from cluster.connect import connect
+from ficklenet.metrics import chance_precision, label_metrics
 from jobs import report
-from jobs.reporting.measured import Measured
-from jobs.reporting.verdict import (
-    BestMasks,
-    Figures,
-    best_measured,
-    chance_of,
-    export_command,
+from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels, sweep
+from jobs.reporting.best_masks import (
+    Group,
+    Kind,
+    MeasuredMasks,
+    Unmeasured,
     is_on_trained_masks,
-    judge,
+    measured_masks,
+    unmeasured_images,
 )
+from jobs.reporting.measured import Measured
+from jobs.reporting.page import write_report
+from jobs.reporting.verdict import Figures, chance_of, export_command, judge
 from jobs.run.config_keys import Config
-from jobs.run.directory import Run
+from jobs.run.directory import Run, open_run
 from jobs.run.origin import write_origin
 from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
+SPOT = "baseline: centred Gaussian"
+
+
+def masks(mean_iou: float, *num_images: int, labels: str = "predictions") -> MeasuredMasks:
+    """Masks that were measured on images of val, or on images of train and of val."""
+    splits = ("train", "val")[-len(num_images) :]
+    groups = [Group(mean_iou, number, (split,)) for number, split in zip(num_images, splits, strict=True)]
+    return MeasuredMasks(Kind(labels, mean_iou, tuple(groups)))
+
+
+def better_pseudo_labels(*num_images: int) -> MeasuredMasks:
+    best, other = masks(0.53, *num_images, labels="pseudo-labels").best, masks(0.37, *num_images).best
+    return MeasuredMasks(best, (other,), is_better=True)
+
+
+def measured_of(
+    num_images: int, split: str = "train", part: str = "all", resolution: str = "image", **right: float
+) -> Measured:
+    """Metrics: of each kind of labels, the share of the pixels that are right, of `num_images` x 100 pixels."""
+    metrics = []
+    for name, share in right.items():
+        matrix = np.array([[100, 0, 0], [0, 100, 0]]) * num_images // 2
+        wrong = round((1 - share) * num_images * 50)
+        matrix[1, 1] -= wrong
+        matrix[1, 0] += wrong
+        name = {"spot": SPOT, "ones": "baseline: all ones"}.get(name, name.replace("_", "-"))
+        about = {"labels": name, "mean_iou": label_metrics(matrix).mean_iou, "num_images": num_images}
+        metrics.append(about | {"confusion_matrix": matrix.tolist()})
+    return Measured((split,), part, resolution, "", num_images, {}, 0, (), tuple(metrics), ("",) * len(metrics))
 
 
 @pytest.fixture
@@ -42,19 +77,35 @@ def run(tmp_path) -> Run:
         ({"mean_precision": 0.6}, "careful", "the classifier is weak"),
         ({"unrecognised": 0.5}, "careful", "on 50% of the images, the classifier does not recognise"),
         (
-            {"measured": BestMasks("predictions", 0.61, 162, ("val",))},
+            {"measured": masks(0.61, 162)},
             "good",
-            "the predictions have mIoU 0.61 on 162 images of val with masks",
+            "the predictions have mIoU 0.61 on 162 images of val.",
         ),
-        ({"measured": BestMasks("predictions", 0.3, 162, ("val",))}, "bad", "Correct these masks before you use them"),
+        ({"measured": masks(0.3, 162)}, "bad", "Correct these masks before you use them"),
         (
-            {"measured": BestMasks("pseudo-labels", 0.53, 8, ("val",), "all", (("predictions", 0.37),))},
+            {"measured": better_pseudo_labels(8)},
             "careful",
-            "the pseudo-labels have mIoU 0.53 and the predictions have mIoU 0.37 on 8 images of val.",
+            "the pseudo-labels have mIoU 0.53 on 8 images of val and the predictions have mIoU 0.37 on 8 images of val",
+        ),
+        (
+            {"measured": masks(0.53, 14, 6)},
+            "good",
+            "the predictions have mIoU 0.53 (0.53 on 14 images of train and 0.53 on 6 images of val).",
+        ),
+        (
+            {"measured": replace(masks(0.37, 6), beaten_by="a round spot has mIoU 0.41")},
+            "bad",
+            "masks that need no network are better: a round spot has mIoU 0.41.",
+        ),
+        ({"unmeasured": Unmeasured(4)}, "careful", "but 4 images with a mask drawn by hand are not measured yet."),
+        (
+            {"measured": masks(0.5, 9), "unmeasured": Unmeasured(1)},
+            "careful",
+            "on 9 images of val. And 1 image with a mask drawn by hand is not measured yet.",
         ),
         ({"to_measure_again": "evaluate"}, "careful", "is outdated: masks were added or changed since"),
         (
-            {"measured": BestMasks("predictions", 0.997, 29, ("val",))},
+            {"measured": masks(0.997, 29)},
             "careful",
             "so these masks are probably the run's own",
         ),
@@ -71,9 +122,7 @@ def test_the_figures_of_a_run_become_one_sentence_and_a_next_step(run, figures, 
 
 
 def test_masks_that_were_measured_count_more_than_the_classifier(run):
-    verdict = judge(
-        run, Figures(**(GOOD | {"mean_precision": 0.3, "measured": BestMasks("pseudo-labels", 0.7, 50, ("val",))}))
-    )
+    verdict = judge(run, Figures(**(GOOD | {"mean_precision": 0.3, "measured": masks(0.7, 50)})))
     assert verdict is not None and verdict.level == "good"
 
 
@@ -89,9 +138,7 @@ def test_the_proposed_export_has_no_specks(run):
     assert verdict is not None and verdict.command.endswith("--format cvat --min-object-pixels 100")
 
 
-@pytest.mark.parametrize(
-    "measured", [None, BestMasks("predictions", 0.3, 50, ("val",)), BestMasks("predictions", 0.99, 50, ("val",))]
-)
+@pytest.mark.parametrize("measured", [None, masks(0.3, 50), masks(0.99, 50)])
 def test_a_run_of_new_images_names_the_page_about_its_masks(run, measured):
     own, new = "docs/tutorial-cvat.md", "docs/howto-new-images.md"
     assert own in judge(run, Figures(**GOOD, measured=measured)).advice
@@ -121,18 +168,85 @@ def test_chance_is_computed_on_the_validated_images(run):
     assert chance_of(run, 6) == pytest.approx(sum(chance_precision(count, 6) for count in (3, 2, 1)) / 3)
 
 
-def test_the_best_masks_of_the_largest_group_count():
-    def group(num_images: int, part: str = "all", **figures: float) -> Measured:
-        metrics = tuple({"labels": name.replace("_", "-"), "mean_iou": value} for name, value in figures.items())
-        return Measured(("train",), part, "image", "", num_images, {}, 0, (), metrics, ("",) * len(metrics))
-
+def test_the_measured_images_of_all_splits_are_judged_together():
     groups = [
-        group(3, predictions=0.9),
-        group(30, pseudo_labels=0.6, predictions=0.5),
-        group(90, "tune", predictions=1),
+        measured_of(14, pseudo_labels=0.6, predictions=0.4),
+        measured_of(10, part="report", pseudo_labels=0.1, predictions=0.1),  # the same images again
+        measured_of(6, "val", pseudo_labels=0.9, predictions=1),
+        measured_of(90, part="tune", resolution="map", predictions=1),
     ]
-    assert best_measured(groups) == BestMasks("pseudo-labels", 0.6, 30, ("train",), others=(("predictions", 0.5),))
-    assert best_measured([]) is None
+    found = measured_masks(groups[:3])
+    assert found is not None
+    assert (found.best.labels, found.best.num_images, found.is_better) == ("pseudo-labels", 20, True)
+    total = np.array([[1000, 0, 0], [310, 690, 0]])  # 0.6 of 700 pixels and 0.9 of 300
+    assert found.best.mean_iou == pytest.approx(label_metrics(total).mean_iou)
+    each = [f"{measured.metrics[0]['mean_iou']:.2f}" for measured in (groups[0], groups[2])]
+    words = f"the pseudo-labels have mIoU {found.best.mean_iou:.2f} ({each[0]} on 14 images of train and {each[1]} on 6"
+    assert found.in_words.startswith(f"{words} images of val) and the predictions have mIoU 0.")
+    tried = measured_masks(groups)  # settings were tried on the tune part, so figures with it do not count
+    assert tried is not None and [group.part for group in tried.best.groups] == ["report", "all"]
+    assert measured_masks([]) is None
+
+
+def test_the_kinds_are_compared_on_the_images_of_both():
+    groups = [measured_of(14, pseudo_labels=0.3), measured_of(6, "val", pseudo_labels=0.7, predictions=0.6)]
+    found = measured_masks(groups)
+    assert found is not None and (found.best.labels, found.best.num_images) == ("pseudo-labels", 20)
+    assert found.best.mean_iou < found.others[0].mean_iou  # of other images
+    apart = measured_masks([groups[0], measured_of(6, "val", predictions=0.6)])
+    assert apart is not None and (apart.best.labels, apart.is_better) == ("pseudo-labels", False)
+
+
+@pytest.mark.parametrize(("spot", "words"), [(0.5, SPOT), (0.45, ""), (0.3, "")])
+def test_masks_worse_than_a_round_spot_are_worth_nothing(run, spot, words):
+    groups = [
+        measured_of(14, pseudo_labels=0.4, predictions=0.3),
+        measured_of(14, resolution="map", pseudo_labels=0.4, predictions=0.45, spot=spot, ones=0.1),
+    ]
+    found = measured_masks(groups)
+    assert found is not None and bool(found.beaten_by) == bool(words)
+    if words:
+        spot_iou, own = (groups[1].metrics[place]["mean_iou"] for place in (2, 0))
+        words = (
+            f"a round spot in the middle of each image has mIoU {spot_iou:.2f}, the pseudo-labels have only {own:.2f} "
+        )
+        verdict = judge(run, Figures(**GOOD, measured=found))
+        assert verdict is not None and verdict.level == "bad"
+        assert f"{words}on the same 14 images at the size of the maps." in verdict.sentence
+
+
+def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
+    for measured in (better_pseudo_labels(8), better_pseudo_labels(14, 6)):
+        verdict = judge(run, figures := Figures(**GOOD, measured=measured))
+        assert verdict is not None and "Use the pseudo-labels: they are better than the predictions" in verdict.advice
+        assert verdict.command == export_command(run, figures)
+        assert verdict.command.endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
+    figures = Figures(**GOOD, measured=masks(0.6, 30, labels="pseudo-labels"), is_on_trained_masks=True)
+    verdict = judge(run, figures)
+    assert verdict is not None and "The predictions were measured only on masks that the network" in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("measured", "left", "words"),
+    [
+        (None, Unmeasured(0, 60, "", "train or val"), "correct the masks of 20 images of train or val and measure"),
+        (masks(0.5, 10, 6), Unmeasured(0, 60, "", "train or val"), "the masks of 4 more images of train or val and"),
+        (masks(0.5, 19), Unmeasured(0, 60), "the masks of 1 more image and measure (docs/tutorial-cvat.md)."),
+        (masks(0.5, 10), Unmeasured(4, 60, "evaluate"), "Measure again, then write the report again. Also correct the"),
+        (masks(0.5, 10), Unmeasured(4, 60, "evaluate"), "the masks of 6 more images and measure"),
+        (
+            masks(0.5, 10),
+            Unmeasured(0, 3, "", "val", "the network was trained on the masks of train"),
+            "10 more images of val (the network was trained on the masks of train) and measure "
+            "(docs/tutorial-cvat.md). The run has only 3 such images without one",
+        ),
+        (masks(0.5, 10), Unmeasured(), "The run has no such image, so add images to it (docs/howto-new-images.md)."),
+    ],
+)
+def test_the_advice_says_how_many_masks_are_missing(run, measured, left, words):
+    verdict = judge(run, Figures(**GOOD, measured=measured, unmeasured=left))
+    assert verdict is not None and words in verdict.advice
+    assert verdict.command == (left.command or export_command(run, Figures()))
 
 
 @pytest.mark.parametrize(
@@ -144,22 +258,83 @@ def test_the_best_masks_of_the_largest_group_count():
     ],
 )
 def test_the_measured_images_are_named_by_their_splits(splits, part, words):
-    assert BestMasks("predictions", 0.5, 1200, splits, part).images == words
+    assert Group(0.5, 1200, splits, part).images == words
 
 
 def test_a_network_s_figures_on_masks_of_its_training_decide_nothing():
-    figures = {"mean_iou": 0.9, "splits": ["train"]}
-    seen = {"labels": "predictions", "trained_on": ["train"]} | figures
-    measured = Measured(("train",), "all", "image", "", 30, {}, 0, (), (seen,), ("",))
-    assert best_measured([measured]) is None and is_on_trained_masks([measured])
-    other = replace(measured, metrics=(seen, {"labels": "pseudo-labels", "trained_on": []} | figures), notes=("", ""))
-    assert best_measured([other]) == BestMasks("pseudo-labels", 0.9, 30, ("train",))
-    assert not is_on_trained_masks([replace(measured, notes=("an earlier network",))])
+    measured = measured_of(30, predictions=0.9, pseudo_labels=0.8)
+    seen = dict(measured.metrics[0]) | {"trained_on": ["train"]}
+    alone = replace(measured, metrics=(seen,), notes=("",))
+    assert measured_masks([alone]) is None and is_on_trained_masks([alone])
+    both = measured_masks([replace(measured, metrics=(seen, measured.metrics[1]))])
+    assert both is not None and (both.best.labels, both.others) == ("pseudo-labels", ())
+    assert not is_on_trained_masks([replace(alone, notes=("an earlier network",))])
+
+
+def test_a_class_that_no_mask_shows_is_named():
+    record = {"iou": {"background": 0.5, "cat": 0.0, "dog": 0.0, "cow": None}}
+    matrix = [[5, 3, 2, 0, 0], [0, 0, 0, 0, 0], [2, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    measured = replace(measured_of(1), metrics=(record | {"confusion_matrix": matrix},), notes=("",))
+    assert measured.absent == ["cat"]
 
 
 def test_the_pipeline_offers_masks_that_have_objects(run):
-    assert export_command(run, "background").endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
-    assert export_command(run, "").endswith("--format cvat --min-object-pixels 100")
+    figures = Figures(one_label="background")
+    assert export_command(run, figures).endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
+    assert export_command(run, Figures()).endswith("--format cvat --min-object-pixels 100")
+
+
+@pytest.fixture
+def labelled_run(decided_run) -> Run:
+    """A run with pseudo-labels and predictions of all images."""
+    run = open_run(decided_run.uri, None, ["predictions.splits=train,val"])
+    with connect("in-process") as connection:
+        launch_step(run, connection, "pseudo_labels")
+        launch_step(run, connection, "predictions", restart=True)
+    return run
+
+
+def measure(run: Run, split: str, part=None, resolutions=("image",)) -> None:
+    with connect("in-process") as connection:
+        evaluate_labels(run, connection, [split], part, resolutions, deterministic=False)
+
+
+def test_the_report_counts_the_masks_of_a_run_and_says_what_is_left(labelled_run):
+    run, command = labelled_run, f"python jobs/evaluate.py --run {labelled_run.uri}"
+    left = write_report(run).figures.unmeasured
+    assert (left.num_masks, left.num_others) == (14, 0)
+    assert left.command == f"{command} --split=train --part=all && {command} --split=val"
+    assert left.where == "train or val"
+    measure(run, "train", "report")
+    measure(run, "val")
+    left = write_report(run).figures.unmeasured
+    assert (left.num_masks, left.command) == (3, f"{command} --split=train --part=all")  # the tune part
+    measure(run, "train", "all")
+    written = write_report(run)
+    assert written.figures.measured is not None and written.figures.unmeasured.num_masks == 0
+    kinds = {each.labels: each for each in (written.figures.measured.best, *written.figures.measured.others)}
+    assert kinds["pseudo-labels"].num_images == 14
+    assert "12 images of train and " in kinds["pseudo-labels"].in_words
+    with connect("in-process") as connection:
+        sweep(run, connection, ["theta=0.1"], [], None, deterministic=False)
+    measured = write_report(run).figures.measured
+    assert measured is not None  # the report part counts, the tune part has chosen settings
+    assert {group.part for group in (*measured.best.groups, *(measured.others and measured.others[0].groups))} == {
+        "report",
+        "all",
+    }
+    left = unmeasured_images(run, replace(measured, best=kinds["pseudo-labels"]))
+    assert left.where == "the report part of train or val"
+    assert left.why == "settings were tried on the tune part of train"
+
+
+def test_the_first_pictures_show_the_masks_that_are_proposed(labelled_run, monkeypatch, html_of):
+    for name, caption in (("pseudo-labels", "Mask: pseudo-labels"), ("predictions", "Mask: predictions")):
+        found = masks(0.5, 3, labels=name)
+        monkeypatch.setattr("jobs.reporting.page.measured_masks", lambda measured, found=found: found)
+        write_report(labelled_run)
+        lead = html_of(labelled_run).partition('id="lead"')[2].partition("</section>")[0]
+        assert caption in lead and lead.count("Mask: ") == lead.count(caption)
 
 
 def test_page_and_command_say_the_verdict(predicted_run, capsys, html_of):
