@@ -15,12 +15,14 @@ import xarray
 from PIL import Image
 
 from cluster.connect import connect
+from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.geometry import GridGeometry
-from jobs import prepare_dataset, status
+from jobs import evaluate, prepare_dataset, status
 from jobs.cli.launch import launch_step
 from jobs.notebook import trained_run
 from jobs.notebook.acting_settings import ACTING
 from jobs.notebook.trained_run import open_trained
+from jobs.preparation.prepare import prepare
 from jobs.run.config_keys import config_keys
 from jobs.run.directory import open_run
 from storage.errors import BadImage, NotYet
@@ -235,10 +237,43 @@ def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_fo
     status.main(["--run", run.run.uri])
     assert f"\n  results, since a restart: {run.path('seeds')}\n" in capsys.readouterr().out
     assert "label" in xarray.open_zarr(f"{run.path('seeds')}/seeds.zarr", consolidated=False)
-    with pytest.raises(NotYet, match=r"the step predictions has no results yet\. Run 'python jobs/predict_masks\.py"):
-        run.path("predictions")
+    for step, script in (("predictions", "predict_masks"), ("evaluation", "evaluate")):
+        with pytest.raises(NotYet, match=rf"the step {step} has no results yet\. Run 'python jobs/{script}\.py"):
+            run.path(step)
     with pytest.raises(ValueError, match="path: given the step 'masks', allowed: 'classifier', 'maps'"):
         run.path("masks")
+
+
+def test_an_evaluation_without_masks_is_refused_as_the_command_refuses_it(drawn_images, tmp_path):
+    bare = open_run(str(tmp_path / "run"))
+    prepare(bare, [replace(image, mask_uri=None) for image in drawn_images], DRAWN_CLASS_NAMES)
+    with pytest.raises(
+        ValueError, match=r"^evaluate: none of the images \(.*\) has a mask, .* --masks FOLDER"
+    ) as refused:
+        evaluate.main(["--run", bare.uri])
+    with pytest.raises(NotYet) as asked:
+        open_trained(bare.uri).path("evaluation")
+    assert str(asked.value) == f"the step evaluation has no results yet. {refused.value}"
+
+
+def test_a_network_that_is_not_trained_is_named_by_the_call_that_needs_it(drawn_images, tmp_path):
+    bare = open_run(str(tmp_path / "run"))
+    prepare(bare, drawn_images, DRAWN_CLASS_NAMES)
+    run = open_trained(bare.uri)
+    image = run.image(run.image_ids[0])
+    for name, call in {
+        "classifier": lambda: run.classifier,
+        "network": lambda: run.network,
+        "localize": lambda: run.localize(image, run.class_names[:1]),
+        "predict": lambda: run.predict(image),
+    }.items():
+        with pytest.raises(NotYet, match=f"^{name}: .* has no trained (classifier|segmentation network)"):
+            call()
+
+
+def test_a_network_is_read_once(predicted_run):
+    run = open_trained(predicted_run.uri)
+    assert run.classifier is run.classifier and run.network is run.network
 
 
 def test_every_reader_of_outdated_results_or_networks_warns(predicted_run, tmp_path):
