@@ -6,8 +6,8 @@
     labels = run.predict(image)
 
 The functions compute in this process and write nothing. On the same device, their results equal the stored ones, bit
-for bit, except for large JPEGs. The jobs decode a JPEG at a smaller size if its sides are at least four times as long
-as the network's input. Then the results are only nearly equal.
+for bit, except for large JPEGs, whose sides are at least four times as long as the network's input. The jobs shrink
+them while they read them, and the results are only nearly equal.
 """
 
 import os

@@ -4,6 +4,7 @@ import re
 import shutil
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,12 @@ import xarray
 from PIL import Image
 
 from cluster.connect import connect
+from ficklenet.classifier import FickleNet
+from ficklenet.classifier_training import training_step
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.geometry import GridGeometry
+from ficklenet.masks import mask_key
+from ficklenet.resampling import resize_square
 from jobs import evaluate, prepare_dataset, status
 from jobs.cli.launch import launch_step
 from jobs.notebook import trained_run
@@ -26,6 +31,7 @@ from jobs.preparation.prepare import prepare
 from jobs.run.config_keys import config_keys
 from jobs.run.directory import open_run
 from storage.errors import BadImage, NotYet
+from storage.images import read_image
 from storage.receipts import Skipped
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
@@ -70,6 +76,25 @@ def test_the_documented_data_set_has_each_image_with_its_own_labels(painted_run)
     for (pixels, labels), image_id in zip(items, items.ids, strict=False):
         assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0), run.image(image_id))
         assert np.array_equal(labels, run.stored_labels(image_id, "pseudo_labels"))
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="the network is timm's")
+def test_the_documented_network_for_own_photographs_has_its_weights_and_learns():
+    (lines,) = re.findall(r"```python\n(from ficklenet.classifier import.*?)```", PAGE.read_text(), re.S)
+    space: dict[str, object] = {}
+    exec(lines, space)
+    model, spec = space["model"], space["spec"]
+    new = FickleNet(spec).backbone.state_dict()
+    weights = {name: value for name, value in model.backbone.state_dict().items() if name.endswith("weight")}
+    assert not any(torch.equal(value, new[name]) for name, value in weights.items() if value.ndim == 4)
+    files = sorted((PAGE.parent / "examples" / "photographs").glob("*.jpg"))[:2]
+    images = torch.stack([torch.from_numpy(resize_square(read_image(str(file)), spec.input_size)) for file in files])
+    keys = [mask_key(0, file.name) for file in files]
+    losses = [
+        float(training_step(model, space["optimizer"], images, torch.eye(2), keys, epoch, torch.ones(2)))
+        for epoch in range(3)
+    ]
+    assert losses[-1] < losses[0]
 
 
 def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run):
