@@ -12,6 +12,8 @@ Shape legend: S slots (an image's classes), H W rows and columns of the grid.
 import numpy as np
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_array
+
 Maps = NDArray[np.float32]
 
 
@@ -43,6 +45,7 @@ def blurred(maps_SHW: NDArray[np.floating], sigma: float) -> Maps:
     """
     from scipy.ndimage import gaussian_filter
 
+    require_array(maps_SHW, "numbers", ("S", "H", "W"), "blurred", "maps_SHW")
     values = gaussian_filter(maps_SHW.astype(np.float32), (0, sigma, sigma), mode="constant")
     return divided_by_maximum(values)
 
@@ -56,6 +59,7 @@ def dilated(maps_SHW: NDArray[np.floating], radius: int) -> Maps:
     """
     from scipy.ndimage import grey_dilation
 
+    require_array(maps_SHW, "numbers", ("S", "H", "W"), "dilated", "maps_SHW")
     offsets = np.arange(-radius, radius + 1)
     disc = offsets[:, None] ** 2 + offsets**2 <= radius**2
     return grey_dilation(maps_SHW.astype(np.float32), footprint=disc[None], mode="constant")
@@ -63,5 +67,6 @@ def dilated(maps_SHW: NDArray[np.floating], radius: int) -> Maps:
 
 def divided_by_maximum(maps_SHW: NDArray[np.floating]) -> Maps:
     """Each map divided by its largest value; an all-zero map remains zero."""
+    require_array(maps_SHW, "numbers", ("S", "H", "W"), "divided_by_maximum", "maps_SHW")
     largest_S11 = maps_SHW.max(axis=(1, 2), keepdims=True)
     return (maps_SHW / np.where(largest_S11 > 0, largest_S11, 1)).astype(np.float32)

@@ -19,12 +19,14 @@ def theta_without_masks(evidence_of_absent_class: Sequence[NDArray[np.floating]]
         false_positive_rate: the share of the cells of these maps that may exceed theta, in [0, 1).
 
     Raises:
-        ValueError: there is no map, or the rate is outside [0, 1).
+        ValueError: there is no map, a map has NaN, or the rate is outside [0, 1).
     """
     if not 0 <= false_positive_rate < 1:
         raise ValueError(f"false_positive_rate: {false_positive_rate} given; give a share from 0 to below 1.")
     if not evidence_of_absent_class:
         raise ValueError("theta_without_masks: given no image without the class. Set the theta of this class by hand.")
     values = np.sort(np.concatenate([np.asarray(evidence).ravel() for evidence in evidence_of_absent_class]))
+    if len(values) and np.isnan(values[-1]):  # sorted to the end
+        raise ValueError("theta_without_masks: given maps with NaN, allowed: maps without empty slots.")
     num_allowed = int(false_positive_rate * len(values))
     return float(values[len(values) - 1 - num_allowed])

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ficklenet.arguments import require_array, require_classes, require_tensor
 from ficklenet.model_file import pack_model, unpack_model
 
 CHUNK = 4096  # cells in a step
@@ -52,6 +53,12 @@ class LabelledCells:
     labels_N: Tensor
     present_NL: Tensor
 
+    def __post_init__(self) -> None:
+        require_tensor(self.features_NK, "floats", ("N", "K"), "LabelledCells", "features_NK")
+        num_cells = len(self.features_NK)
+        require_tensor(self.labels_N, "integers", (num_cells,), "LabelledCells", "labels_N")
+        require_tensor(self.present_NL, "booleans", (num_cells, "L"), "LabelledCells", "present_NL")
+
 
 def cell_features(stages: Sequence[Tensor]) -> Tensor:
     """The features of all cells of an image, float32 (K, H, W): several stages, each scaled to mean square 1.
@@ -59,6 +66,8 @@ def cell_features(stages: Sequence[Tensor]) -> Tensor:
     Args:
         stages: each (K', H, W), all on the same grid.
     """
+    for stage in stages:
+        require_tensor(stage, "floats", ("K", "H", "W"), "cell_features", "stages")
     parts = [stage.float() for stage in stages]
     return torch.cat([part / part.square().mean().sqrt().clamp_min(1e-12) for part in parts])
 
@@ -67,6 +76,7 @@ def choose_cells(
     labels_HW: NDArray[np.integer], ignore_value: int, num_cells: int, generator: np.random.Generator
 ) -> NDArray[np.intp]:
     """The positions of at most ``num_cells`` labelled cells, row-major: half background, half classes if possible."""
+    require_array(labels_HW, "integers", ("H", "W"), "choose_cells", "labels_HW")
     flat = labels_HW.ravel()
     background, classes = flat == 0, (flat > 0) & (flat != ignore_value)
     return np.concatenate(
@@ -146,6 +156,7 @@ def cell_probabilities(
 ) -> NDArray[np.float32]:
     """The probabilities of the background and of an image's classes, (1 + S, H, W), which sum to 1 in each cell."""
     logits_VL = network(features_KHW.float().flatten(1).T)
+    require_classes(classes_S, None, "cell_probabilities", logits_VL.shape[1] - 1)
     wanted = [0, *(int(number) + 1 for number in classes_S)]
     return logits_VL[:, wanted].softmax(1).T.reshape(len(wanted), *features_KHW.shape[1:]).numpy()
 

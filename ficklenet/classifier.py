@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ficklenet.arguments import require_tensor
 from ficklenet.backbones import backbone_geometry, build_backbone
 from ficklenet.geometry import GridGeometry
 from ficklenet.head import StochasticHead
@@ -84,7 +85,11 @@ def predicted_classes(logits: Tensor, threshold: float, max_classes: int, num_sl
 
     Returns:
         int64 (B, num_slots), -1 in empty slots.
+
+    Raises:
+        ValueError: the logits are not floats (B, C).
     """
+    require_tensor(logits, "floats", ("B", "C"), "predicted_classes", "logits")
     best = logits.sigmoid().topk(min(max_classes, logits.shape[1]))
     absent = logits.shape[1]  # sorted after all classes
     chosen = torch.where(best.values >= threshold, best.indices, absent).sort(dim=1).values

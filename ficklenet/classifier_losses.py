@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
+from ficklenet.arguments import require_tensor
+
 
 def multilabel_loss(
     logits_BC: Tensor, targets_BC: Tensor, weights_B: Tensor, total_weight: float | None = None
@@ -16,7 +18,12 @@ def multilabel_loss(
 
     Returns:
         A scalar; 0 if all weights are 0.
+
+    Raises:
+        ValueError: the targets do not have the shape of the logits, or there is not one weight per image.
     """
+    require_tensor(logits_BC, "floats", ("B", "C"), "multilabel_loss", "logits_BC")
+    require_tensor(targets_BC, "numbers", tuple(logits_BC.shape), "multilabel_loss", "targets_BC", ", 0 or 1")
     loss_B = functional.binary_cross_entropy_with_logits(
         logits_BC, targets_BC.to(logits_BC.dtype), reduction="none"
     ).mean(1)
@@ -32,7 +39,12 @@ def average_over_images(loss_B: Tensor, weights_B: Tensor, total_weight: float |
         total_weight: the divisor; by default the sum of these weights. With several workers, each gives the weight of
             the global batch divided by the number of workers. Then the average of their gradients equals the gradient
             of a single worker.
+
+    Raises:
+        ValueError: there is not one weight per image.
     """
+    require_tensor(loss_B, "floats", ("B",), "average_over_images", "loss_B")
+    require_tensor(weights_B, "numbers", (len(loss_B),), "average_over_images", "weights_B")
     weights_B = weights_B.to(loss_B.dtype)
     summed = (loss_B * weights_B).sum()
     if total_weight is not None:  # a number, which does not wait for the device

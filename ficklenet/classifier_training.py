@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from ficklenet.arguments import require_images, require_one_per_image, require_tensor
 from ficklenet.classifier import FickleNet
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.stages import stage_factors
@@ -36,8 +37,14 @@ def training_loss(
 
     Returns:
         The scalar loss with its graph.
+
+    Raises:
+        ValueError: the images are not uint8 of the classifier's input size, or there is not one key, target and weight
+            per image.
     """
     spec = unwrapped(model).spec
+    require_images(images_BCHW, "training_loss", spec.input_size, "images_BCHW")
+    require_one_per_image(len(images_BCHW), "training_loss", keys=keys)
     masks_BDV = training_masks(
         keys,
         epoch,
@@ -75,7 +82,12 @@ def training_step(
 
     Returns:
         The scalar loss of the batch, detached.
+
+    Raises:
+        ValueError: as in ``training_loss``.
     """
+    require_images(images_BCHW, "training_step", unwrapped(model).spec.input_size, "images_BCHW")
+    require_one_per_image(len(images_BCHW), "training_step", targets=targets_BC, keys=keys, weights=weights_B)
 
     def loss_of(chosen: slice, total: float) -> Tensor:
         with torch.autocast(images_BCHW.device.type, precision, enabled=precision != torch.float32):
@@ -111,6 +123,7 @@ def step_in_micro_batches(
     Returns:
         The scalar loss of the batch, detached.
     """
+    require_tensor(weights_B, "numbers", ("B",), "step_in_micro_batches", "weights_B")
     size = micro_batch_size or len(weights_B)
     total_weight = float(weights_B.sum()) if total_weight is None else total_weight
     loss = weights_B.new_zeros(())

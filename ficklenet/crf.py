@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_array
+
 LEAST_PROBABILITY = 1e-5  # limits the logarithm in the unary term
 
 Energy = Literal["log", "linear"]
@@ -52,15 +54,19 @@ def refine(
         parameters: by default those for image size.
 
     Raises:
-        ValueError: the sizes differ, or pydensecrf is not installed.
+        ValueError: the sizes differ, the image is not uint8, the probabilities are not in [0, 1], or pydensecrf is not
+            installed.
     """
     densecrf = require_pydensecrf()
-    num_labels, height, width = probabilities_LHW.shape
-    if image_HWC.shape != (height, width, 3) or image_HWC.dtype != np.uint8:
+    require_array(probabilities_LHW, "floats", ("L", "H", "W"), "CRF", "probabilities_LHW", ", in [0, 1]")
+    if probabilities_LHW.min() < -1e-3 or probabilities_LHW.max() > 1 + 1e-3:  # takes no time beside the CRF
         raise ValueError(
-            f"CRF: probabilities are {height} x {width}, the image is {image_HWC.dtype} {image_HWC.shape}; "
-            "give a uint8 RGB image of the same height and width."
+            f"CRF: given scores from {probabilities_LHW.min():.3g} to {probabilities_LHW.max():.3g}, allowed: "
+            "probabilities, which are in [0, 1] and sum to 1 over the labels."
         )
+    num_labels, height, width = probabilities_LHW.shape
+    text = ", RGB, of the same height and width as the probabilities"
+    require_array(image_HWC, "uint8", (height, width, 3), "CRF", "image_HWC", text)
     field = densecrf.DenseCRF2D(width, height, num_labels)
     is_log = parameters.energy == "log"
     evidence = np.log(np.clip(probabilities_LHW, LEAST_PROBABILITY, 1.0)) if is_log else probabilities_LHW

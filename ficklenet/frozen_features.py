@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ficklenet.arguments import require_images, require_one_per_image, require_tensor
 from ficklenet.backbones import Backbone
 from ficklenet.classifier_losses import multilabel_loss
 from ficklenet.classifier_training import learning_rate_at, step_in_micro_batches
@@ -62,7 +63,11 @@ def frozen_features(
 
     Returns:
         float16 (B, K, H, W) on the CPU; larger values become float16's largest.
+
+    Raises:
+        ValueError: the images are not uint8.
     """
+    require_images(images_BCHW, "frozen_features", name="images_BCHW")
     device = next(backbone.parameters()).device
     size = 1 if device.type == "cpu" else micro_batch_size or len(images_BCHW)
     limit = torch.finfo(torch.float16).max
@@ -77,6 +82,7 @@ def frozen_features(
 
 def head_loss(head: nn.Module, batch: FeatureBatch, epoch: int, *, drop_rate: float) -> Tensor:
     """The loss of one batch with this epoch's masks, which are the same as in ``ficklenet.classifier_training``."""
+    _require_batch(batch, "head_loss")
     return _loss(head, batch, slice(None), epoch, drop_rate, _weights(batch), None)
 
 
@@ -101,6 +107,7 @@ def head_step(
     Returns:
         The scalar loss of the batch, detached.
     """
+    _require_batch(batch, "head_step")
     weights_B = _weights(batch)
 
     def loss_of(chosen: slice, total: float) -> Tensor:
@@ -168,6 +175,12 @@ def _loss(
     )
     logits_BC = head(features_BKHW, masks_BDV)
     return multilabel_loss(logits_BC, batch.targets_BC[chosen], weights_B[chosen], total_weight)
+
+
+def _require_batch(batch: FeatureBatch, asked_by: str) -> None:
+    require_tensor(batch.features_BKHW, "floats", ("B", "K", "H", "W"), asked_by, "features_BKHW")
+    num_images = len(batch.features_BKHW)
+    require_one_per_image(num_images, asked_by, targets=batch.targets_BC, keys=batch.keys, weights=_weights(batch))
 
 
 def _weights(batch: FeatureBatch) -> Tensor:

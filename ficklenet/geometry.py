@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_array, require_tensor
 from ficklenet.seeds import resize_labels
 
 if TYPE_CHECKING:  # the report needs only the positions of cells, and torch takes seconds to import
@@ -87,6 +88,7 @@ class GridGeometry:
 
         if not self.is_patches:
             return resize_maps(maps, size)
+        require_tensor(maps, "floats", None, "resize_maps", "maps", ", for labels use resize_labels")
         flat = maps.reshape(-1, 1, *maps.shape[-2:])
         return functional.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
@@ -94,6 +96,7 @@ class GridGeometry:
         """A label map (H, W) on the grid, or at any size of the image, resized by nearest neighbour."""
         if not self.is_patches:
             return resize_labels(labels_HW, size)
+        require_array(labels_HW, "integers", ("H", "W"), "resize_labels", "labels")
         rows, cols = (
             ((np.arange(after) + 0.5) * before / after).astype(int)
             for before, after in zip(labels_HW.shape, size, strict=True)

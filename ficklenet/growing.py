@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ficklenet.arguments import require_tensor
 from ficklenet.gpu_kernels import kernels_for
 from ficklenet.segmentation_losses import is_known
 
@@ -39,7 +40,14 @@ def grow_seeds(
         probabilities_BLHW: probabilities that were refined by the CRF; no gradient flows into them.
         present_BL: bool, whether the image has the label; True for the background.
         foreground_confidence, background_confidence: a probability must be above this to count.
+
+    Raises:
+        ValueError: a tensor has another type or shape than these.
     """
+    require_tensor(probabilities_BLHW, "floats", ("B", "L", "H", "W"), "grow_seeds", "probabilities_BLHW")
+    batch, num_labels, *grid = probabilities_BLHW.shape
+    require_tensor(seeds_BHW, "integers", (batch, *grid), "grow_seeds", "seeds_BHW")
+    require_tensor(present_BL, "booleans", (batch, num_labels), "grow_seeds", "present_BL")
     likely_BHW, label_BHW = probabilities_BLHW.masked_fill(~present_BL[:, :, None, None], -1.0).max(1)
     needed_BHW = torch.where(label_BHW == 0, background_confidence, foreground_confidence)
     labels_BHW = torch.where(likely_BHW > needed_BHW, label_BHW.to(seeds_BHW.dtype), seeds_BHW)

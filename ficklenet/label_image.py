@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_array, require_image
 from ficklenet.crf import AT_IMAGE_SIZE, refine
 from ficklenet.seeds import resize_labels
 from ficklenet.transforms import resize_maps
@@ -36,12 +37,15 @@ def label_image(
         max_side: an image with a longer side is labelled at this size, and its labels are enlarged.
 
     Raises:
-        ValueError: the CRF is wanted, but pydensecrf is not installed.
+        ValueError: the image is not uint8 (H, W, 3), the scores have another size than asked, or the CRF is wanted, but
+            pydensecrf is not installed.
     """
+    require_image(image_HWC, "label_image")
     size = image_HWC.shape[0], image_HWC.shape[1]
     shrink = min(1.0, (max_side or max(size)) / max(size))
     working_size = round(size[0] * shrink) or 1, round(size[1] * shrink) or 1
     scores_LHW = scores_at(working_size)
+    require_array(scores_LHW, "floats", ("L", *working_size), "label_image", "the result of scores_at")
     if use_crf:
         labels_HW = _refined_labels(scores_LHW, _resized_image(image_HWC, working_size))
     else:

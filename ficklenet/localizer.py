@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ficklenet import dense_sampler
+from ficklenet.arguments import require_tensor
 from ficklenet.dense_sampler import expected_evidence, expected_score
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.gpu_kernels import kernels_for, sent
@@ -85,11 +86,11 @@ def localize(
         Maps, votes and expected logits, on the device of the features.
 
     Raises:
-        ValueError: classes are outside the class list, keys or rows of classes do not match the images, there are no
-            samples, the vote threshold is out of range, or the sampler cannot run here.
+        ValueError: a tensor has another type or shape than these, classes are outside the class list, keys or rows of
+            classes do not match the images, there are no samples, the vote threshold is out of range, the
+            normalization is no ``Normalization``, or the sampler cannot run here.
     """
-    classes_BS = classes_BS.cpu()
-    _check_request(features_BKHW, head, classes_BS, keys)
+    classes_BS = _checked_request(features_BKHW, head, classes_BS, keys, normalization, "localize", "cpu")
     if num_samples < 1:
         raise ValueError(f"num_samples: {num_samples} given; give at least 1.")
     usable = samplers_for(features_BKHW.device, features_BKHW.dtype)
@@ -129,8 +130,11 @@ def deterministic_maps(
 
     Returns:
         float32 (B, S, H, W) in [0, 1], NaN in empty slots. Arguments as in ``localize``.
+
+    Raises:
+        ValueError: as in ``localize``.
     """
-    _check_request(features_BKHW, head, classes_BS, keys=None)
+    classes_BS = _checked_request(features_BKHW, head, classes_BS, None, normalization, "deterministic_maps")
     affinity_BSDV = head.affinity(features_BKHW.to(head.weight.dtype), classes_BS.clamp(min=0))
     evidence_BSHW = expected_evidence(affinity_BSDV, grid=_grid(features_BKHW), drop_rate=drop_rate)
     maps_BSHW = normalization.apply(evidence_BSHW.relu()).float()
@@ -240,7 +244,25 @@ def _grid(features_BKHW: Tensor) -> tuple[int, int]:
     return features_BKHW.shape[2], features_BKHW.shape[3]
 
 
-def _check_request(features_BKHW: Tensor, head: StochasticHead, classes_BS: Tensor, keys: Sequence[int] | None) -> None:
+def _checked_request(
+    features_BKHW: Tensor,
+    head: StochasticHead,
+    classes_BS: Tensor,
+    keys: Sequence[int] | None,
+    normalization: Normalization,
+    asked_by: str,
+    device: str | None = None,
+) -> Tensor:
+    """The classes as int64, on a device if one is given; raises what ``localize`` raises."""
+    example = ", such as torch.tensor([[0]]) for class 0 of one image"
+    require_tensor(features_BKHW, "floats", ("B", head.weight.shape[1], "H", "W"), asked_by, "features_BKHW")
+    require_tensor(classes_BS, "integers", ("B", "S"), asked_by, "classes_BS", example)
+    if not isinstance(normalization, Normalization):
+        raise ValueError(
+            f'{asked_by}: given normalization={normalization!r}, allowed: Normalization("max") or '
+            'Normalization("percentile", 90) of ficklenet.folding.'
+        )
+    classes_BS = classes_BS.to(device=device, dtype=torch.int64)
     num_images = len(features_BKHW)
     if len(classes_BS) != num_images or (keys is not None and len(keys) != num_images):
         raise ValueError(
@@ -252,3 +274,4 @@ def _check_request(features_BKHW: Tensor, head: StochasticHead, classes_BS: Tens
             f"localisation: classes from {int(classes_BS.min())} to {int(classes_BS.max())} given; "
             f"the classifier has classes 0 to {head.num_classes - 1}, and -1 marks an empty slot."
         )
+    return classes_BS

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ficklenet.arguments import require_tensor
 from ficklenet.transforms import resize_maps
 
 
@@ -31,10 +32,12 @@ def fuse(views: Sequence[View], grid: tuple[int, int]) -> Tensor:
     Every view shows the whole image, so its corners are the corners of the grid at any scale.
 
     Raises:
-        ValueError: there is no view.
+        ValueError: there is no view, or its maps are no floats.
     """
     if not views:
         raise ValueError("fuse: no view of the image given; give at least the image itself.")
+    for view in views:
+        require_tensor(view.maps_Shw, "floats", None, "fuse", "maps_Shw")
     return torch.stack([resize_maps(_unmirrored(view), grid) for view in views]).mean(0)
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_array, require_classes, require_tensor
+
 if TYPE_CHECKING:  # the report needs only the metrics of label maps, and torch takes seconds to import
     from torch import Tensor
 
@@ -26,7 +28,12 @@ def average_precision(logits_NC: "Tensor", targets_NC: "Tensor") -> float:
 
     Returns:
         A number in [0, 1]. Classes that no image has are left out; NaN if no image has any class.
+
+    Raises:
+        ValueError: they are not two tensors (N, C).
     """
+    require_tensor(logits_NC, "numbers", ("N", "C"), "average_precision", "logits_NC")
+    require_tensor(targets_NC, "numbers", tuple(logits_NC.shape), "average_precision", "targets_NC", ", 0 or 1")
     per_class = [
         _average_precision(logits, targets)
         for logits, targets in zip(logits_NC.T.numpy(force=True), targets_NC.T.numpy(force=True), strict=True)
@@ -76,8 +83,11 @@ def confusion_matrix(
         predicted: labels of the same shape; pixels with the ignore value are counted in the last column.
 
     Raises:
-        ValueError: the shapes differ, or a label is neither in the class list nor the ignore value.
+        ValueError: the labels are no integers, the shapes differ, or a label is neither in the class list nor the
+            ignore value.
     """
+    require_array(truth, "integers", None, "confusion_matrix", "truth")
+    require_array(predicted, "integers", None, "confusion_matrix", "predicted")
     if truth.shape != predicted.shape:
         raise ValueError(f"truth is {truth.shape}, the prediction is {predicted.shape}; resize one of them.")
     num_labels = num_classes + 1
@@ -115,7 +125,13 @@ class LabelMetrics:
 
 
 def label_metrics(matrix: ConfusionMatrix) -> LabelMetrics:
-    """The metrics of a confusion matrix over all images."""
+    """The metrics of a confusion matrix over all images.
+
+    Raises:
+        ValueError: it is not a matrix of ``confusion_matrix``.
+    """
+    require_array(matrix, "integers", ("L", "L + 1"), "label_metrics", "matrix")
+    require_array(matrix, "integers", (len(matrix), len(matrix) + 1), "label_metrics", "matrix")
     right = matrix.diagonal()
     true, given = matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)
     iou = tuple(_ratio(*counts) for counts in zip(right, true + given - right, strict=True))
@@ -143,7 +159,12 @@ def disagreement(max_hw: NDArray[np.floating], mean_hw: NDArray[np.floating], th
 
     Args:
         max_hw, mean_hw: a class's maximum and mean over the samples, in [0, 1].
+
+    Raises:
+        ValueError: they are no maps of one size.
     """
+    require_array(max_hw, "floats", ("H", "W"), "disagreement", "max_hw")
+    require_array(mean_hw, "floats", max_hw.shape, "disagreement", "mean_hw")
     num_by_maximum = int((max_hw > theta).sum())
     return 1 - int((mean_hw > theta).sum()) / num_by_maximum if num_by_maximum else None
 
@@ -166,7 +187,15 @@ def map_mismatch(
         labels_hw: the mask at the maps' resolution: 0 background, class + 1, `ignore` for unknown.
         max_shw, mean_shw: maximum and mean over the samples of the image's S classes, in [0, 1].
         classes: int (S,), the numbers of these classes.
+
+    Raises:
+        ValueError: the sizes differ, or an array has another type.
     """
+    require_classes(classes, None, "map_mismatch")
+    shape = (len(classes), *labels_hw.shape)
+    require_array(labels_hw, "integers", ("H", "W"), "map_mismatch", "labels_hw")
+    require_array(max_shw, "floats", shape, "map_mismatch", "max_shw")
+    require_array(mean_shw, "floats", shape, "map_mismatch", "mean_shw")
     is_found_shw = max_shw > theta
     best_hw = np.where(is_found_shw, mean_shw, -1).argmax(axis=0)
     found_hw = np.where(is_found_shw.any(axis=0), np.asarray(classes)[best_hw] + 1, 0)
@@ -180,6 +209,12 @@ def map_mismatch(
 
 
 def seed_error(is_seed_hw: NDArray[np.bool_], is_true_hw: NDArray[np.bool_]) -> float | None:
-    """1 - IoU of a class's seeds with its truth, in [0, 1]; None if both are empty."""
+    """1 - IoU of a class's seeds with its truth, in [0, 1]; None if both are empty.
+
+    Raises:
+        ValueError: they are not booleans of one size.
+    """
+    require_array(is_seed_hw, "booleans", ("H", "W"), "seed_error", "is_seed_hw")
+    require_array(is_true_hw, "booleans", is_seed_hw.shape, "seed_error", "is_true_hw")
     union = int((is_seed_hw | is_true_hw).sum())
     return 1 - int((is_seed_hw & is_true_hw).sum()) / union if union else None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_array
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
@@ -40,11 +42,20 @@ def transitions(
 
     Args:
         stages: features (K, H, W) of one or more stages on the same grid. A negative cosine counts as 0.
-        colours_HWC: the image at the size of the grid, or None if ``likeness`` uses no colours.
+        colours_HWC: the image, uint8 RGB, at the size of the grid, or None if ``likeness`` uses no colours.
+
+    Raises:
+        ValueError: the stages are no floats on one grid, or the colours are missing or no uint8 image of this size.
     """
     from scipy.sparse import csr_matrix, diags
 
+    require_array(stages[0], "floats", ("K", "H", "W"), "transitions", "stages")
     height, width = stages[0].shape[1:]
+    for stage in stages[1:]:
+        require_array(stage, "floats", ("K", height, width), "transitions", "stages")
+    if likeness.colour_deviation is not None:
+        text = ", RGB, or Likeness(colour_deviation=None)"
+        require_array(colours_HWC, "uint8", (height, width, 3), "transitions", "colours_HWC", text)
     unit_stages = [_unit_vectors(stage) for stage in stages]
     deviation = likeness.colour_deviation
     colours = None if deviation is None or colours_HWC is None else colours_HWC.astype(np.float32) / deviation
@@ -78,7 +89,11 @@ def walk(
 
     Args:
         restart: the share of the given map in the result of each step; with 0, many steps flatten the map.
+
+    Raises:
+        ValueError: the maps are not numbers (S, H, W).
     """
+    require_array(maps_SHW, "numbers", ("S", "H", "W"), "walk", "maps_SHW")
     start_VS = maps_SHW.reshape(len(maps_SHW), -1).T.astype(np.float32)
     current_VS = start_VS
     for _ in range(num_steps):

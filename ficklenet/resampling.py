@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ficklenet.arguments import require_image
+
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 MEAN_COLOUR = tuple(round(255 * value) for value in MEAN)  # for padding: it becomes nearly zero after normalisation
 
@@ -21,7 +23,11 @@ def resize_square(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     It is resized bilinearly with aligned corners and rounded once at the end. Along a side that shrinks, the triangle
     is widened by the ratio, so that fine texture is averaged and does not alias.
+
+    Raises:
+        ValueError: the image is not uint8 (H, W, 3), or it is empty.
     """
+    require_image(image_HWC, "resize_square")
     return _resample(image_HWC, (size, size), slice(0, size), slice(0, size))
 
 
@@ -31,7 +37,11 @@ def training_crop(image_HWC: NDArray[np.uint8], size: int, generator: np.random.
     The longer side is scaled to a length between ``size`` and 12/7 of it, with the same aspect ratio, so that a crop
     fits along it. If the shorter side is less than ``size``, the image is at a random place on the mean colour. Only
     the crop is resampled.
+
+    Raises:
+        ValueError: the image is not uint8 (H, W, 3), or it is empty.
     """
+    require_image(image_HWC, "training_crop")
     height, width = image_HWC.shape[:2]
     scale = generator.uniform(1.0, LARGEST_CROP_SCALE) * size / max(height, width)
     canvas = np.empty((3, size, size), np.uint8)

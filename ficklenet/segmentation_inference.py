@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ficklenet.arguments import require_array, require_images, require_one_per_image
 from ficklenet.backbones import STRIDE_8
 from ficklenet.geometry import GridGeometry
 from ficklenet.segmenter import Segmenter
@@ -42,7 +43,16 @@ def predict_grid(
         inputs: the same whole images at each input size, uint8 RGB (B, 3, size, size), on the model's device.
         mirror: sum over the image and its mirror image.
         precision: the precision of the network.
+
+    Raises:
+        ValueError: there is no input, or the inputs are not uint8, square, and of the same images.
     """
+    if not len(inputs):
+        raise ValueError("predict_grid: given no input, allowed: the images at one or more input sizes.")
+    for images_BCHW in inputs:
+        require_images(images_BCHW, "predict_grid", name="inputs")
+        require_images(images_BCHW, "predict_grid", images_BCHW.shape[3], "inputs")
+        require_one_per_image(len(inputs[0]), "predict_grid", images=images_BCHW)
     geometry = model.spec.geometry
     side = max(geometry.grid_size(images_BCHW.shape[-1]) for images_BCHW in inputs)
     views = [(images_BCHW, False) for images_BCHW in inputs]
@@ -65,5 +75,9 @@ def enlarged_probabilities(
     Args:
         logits_Lhw: the logits of one image on the grid, from ``predict_grid``.
         geometry: the geometry of the network that predicted them.
+
+    Raises:
+        ValueError: the logits are not floats (L, h, w).
     """
+    require_array(logits_Lhw, "floats", ("L", "h", "w"), "enlarged_probabilities", "logits_Lhw")
     return geometry.resize_maps(torch.from_numpy(logits_Lhw.astype(np.float32)), size).softmax(0).numpy()

@@ -12,12 +12,15 @@ Shape legend: B images, L labels (background and classes), H W feature grid.
 import torch
 from torch import Tensor
 
+from ficklenet.arguments import require_tensor
+
 LEAST_PROBABILITY = 1e-4  # added to every probability; then they are divided by their new sum
 RATIO_LIMITS = (0.05, 20.0)  # refined divided by predicted probability
 
 
 def label_probabilities(logits_BLHW: Tensor) -> Tensor:
     """The softmax over the labels, always above 0: float32 or float64 (B, L, H, W), which sums to 1."""
+    require_tensor(logits_BLHW, "floats", ("B", "L", "H", "W"), "label_probabilities", "logits_BLHW")
     exact = logits_BLHW if logits_BLHW.dtype == torch.float64 else logits_BLHW.float()
     probabilities = exact.softmax(1) + LEAST_PROBABILITY
     return probabilities / probabilities.sum(1, keepdim=True)
@@ -31,6 +34,7 @@ def seed_loss(probabilities_BLHW: Tensor, seeds_BHW: Tensor) -> Tensor:
         probabilities_BLHW: the result of ``label_probabilities``.
         seeds_BHW: integer label maps.
     """
+    _require_labels(probabilities_BLHW, seeds_BHW, "seed_loss", "seeds_BHW")
     surprise_BHW = _surprise(probabilities_BLHW, seeds_BHW)
     is_background_BHW = seeds_BHW == 0
     is_foreground_BHW = is_known(seeds_BHW, probabilities_BLHW.shape[1]) & ~is_background_BHW
@@ -47,6 +51,8 @@ def boundary_loss(probabilities_BLHW: Tensor, refined_BLHW: Tensor) -> Tensor:
         probabilities_BLHW: the result of ``label_probabilities``.
         refined_BLHW: the same probabilities after the CRF; no gradient flows into them.
     """
+    require_tensor(probabilities_BLHW, "floats", ("B", "L", "H", "W"), "boundary_loss", "probabilities_BLHW")
+    require_tensor(refined_BLHW, "floats", tuple(probabilities_BLHW.shape), "boundary_loss", "refined_BLHW")
     refined_BLHW = refined_BLHW.detach().to(probabilities_BLHW.dtype)
     ratio_BLHW = (refined_BLHW / probabilities_BLHW).clamp(*RATIO_LIMITS)
     return (refined_BLHW * ratio_BLHW.log()).sum(1).mean((1, 2))
@@ -59,6 +65,7 @@ def full_loss(probabilities_BLHW: Tensor, truth_BHW: Tensor) -> Tensor:
         probabilities_BLHW: the result of ``label_probabilities``.
         truth_BHW: integer label maps at map resolution; all pixels of an image without a mask are unknown.
     """
+    _require_labels(probabilities_BLHW, truth_BHW, "full_loss", "truth_BHW")
     known_BHW = is_known(truth_BHW, probabilities_BLHW.shape[1])
     return _mean_where(known_BHW, _surprise(probabilities_BLHW, truth_BHW))
 
@@ -66,6 +73,13 @@ def full_loss(probabilities_BLHW: Tensor, truth_BHW: Tensor) -> Tensor:
 def is_known(labels: Tensor, num_labels: int) -> Tensor:
     """Where the value of a label map is one of the labels."""
     return (labels >= 0) & (labels < num_labels)
+
+
+def _require_labels(probabilities_BLHW: Tensor, labels_BHW: Tensor, asked_by: str, name: str) -> None:
+    """Refuses labels that are no integers on the grid of the probabilities."""
+    require_tensor(probabilities_BLHW, "floats", ("B", "L", "H", "W"), asked_by, "probabilities_BLHW")
+    batch, _, *grid = probabilities_BLHW.shape
+    require_tensor(labels_BHW, "integers", (batch, *grid), asked_by, name)
 
 
 def _surprise(probabilities_BLHW: Tensor, labels_BHW: Tensor) -> Tensor:

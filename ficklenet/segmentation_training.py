@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ficklenet.arguments import require_images, require_one_per_image, require_tensor
 from ficklenet.classifier_losses import average_over_images
 from ficklenet.classifier_training import set_learning_rate, step_in_micro_batches
 from ficklenet.crf import AT_MAP_SIZE, CrfParameters, Energy
@@ -110,7 +111,13 @@ def segmentation_loss(
 
     Returns:
         Scalars: "loss" with its graph, and its unweighted parts "seed", "boundary" and "full" without a graph.
+
+    Raises:
+        ValueError: the images are not uint8, or another tensor has another type or shape than ``SegmentationBatch``
+            says.
     """
+    _require_batch(batch, "segmentation_loss")
+
     # 1. Predict
     probabilities_BLhw = _predict(model, batch, precision)
     nothing_B = probabilities_BLhw.new_zeros(len(batch.images))
@@ -153,7 +160,11 @@ def segmentation_step(
     Args:
         model, batch, loss_weights, precision, crf_energy, map_images: as in ``segmentation_loss``.
         total_weight, micro_batch_size: as in ``ficklenet.classifier_training.step_in_micro_batches``.
+
+    Raises:
+        ValueError: as in ``segmentation_loss``.
     """
+    _require_batch(batch, "segmentation_step")
 
     def loss_of(chosen: slice, total: float) -> Tensor:
         part = batch.micro_batch(chosen)
@@ -184,7 +195,11 @@ def relabelled_batch(
         uses_features: the batch's features, if there are any, are those of the teacher's backbone too.
         micro_batch_size: images in one pass of the teacher; 0: all.
         precision, map_images: as in ``segmentation_loss``.
+
+    Raises:
+        ValueError: as in ``segmentation_loss``.
     """
+    _require_batch(batch, "relabelled_batch")
     truths, geometry = [], _geometry(teacher)
     for start in range(0, len(batch.images), micro_batch_size or len(batch.images)):
         part = batch.micro_batch(slice(start, start + (micro_batch_size or len(batch.images))))
@@ -197,6 +212,16 @@ def relabelled_batch(
         has_mask_B11 = is_known(part.truth, refined_BLhw.shape[1]).flatten(1).any(1)[:, None, None]
         truths.append(torch.where(has_mask_B11, part.truth, label_Bhw))
     return batch._replace(truth=torch.cat(truths))
+
+
+def _require_batch(batch: SegmentationBatch, asked_by: str) -> None:
+    """Refuses a batch that is not of uint8 images with one entry each; the losses check the labels' grid."""
+    num_images = len(batch.images)
+    require_images(batch.images, asked_by, name="images")
+    require_tensor(batch.seeds, "integers", (num_images, "h", "w"), asked_by, "seeds")
+    require_tensor(batch.truth, "integers", (num_images, "h", "w"), asked_by, "truth")
+    require_tensor(batch.present, "booleans", (num_images, "L"), asked_by, "present")
+    require_one_per_image(num_images, asked_by, weights=batch.weights)
 
 
 def _predict(model: nn.Module, batch: SegmentationBatch, precision: torch.dtype) -> Tensor:

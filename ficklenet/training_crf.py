@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ficklenet.arguments import require_tensor
 from ficklenet.crf import AT_MAP_SIZE, CrfParameters, refine
 from ficklenet.mean_field import refine_exactly
 
@@ -39,8 +40,12 @@ def refine_batch(
             threads would not help, because pydensecrf does not release the interpreter lock.
 
     Raises:
-        ValueError: lattice is used, but pydensecrf is not installed.
+        ValueError: the images are not uint8 on the grid of the probabilities, or lattice is used, but pydensecrf is not
+            installed.
     """
+    require_tensor(probabilities_BLHW, "floats", ("B", "L", "H", "W"), "refine_batch", "probabilities_BLHW")
+    batch, _, *grid = probabilities_BLHW.shape
+    require_tensor(images_BCHW, "uint8", (batch, 3, *grid), "refine_batch", "images_BCHW", ", RGB")
     if method == "auto":
         method = "lattice" if probabilities_BLHW.device.type == "cpu" else "exact"
     if method == "exact":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ficklenet import arguments
 from storage.tree import words
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -88,13 +89,8 @@ def require_image(image: Any, asked_by: str) -> None:
     Raises:
         ValueError: see above.
     """
-    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-    if not is_array or image.shape[2] != 3 or not image.size:
-        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-        raise ValueError(
-            f"{asked_by}: given {given}, allowed: a uint8 array (height, width, 3), RGB, with at least one pixel, such "
-            "as run.image(image_id) for an image of the run, or run.read(path) for another one."
-        )
+    source = ", such as run.image(image_id) for an image of the run, or run.read(path) for another one"
+    arguments.require_image(image, asked_by, source)
 
 
 def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str) -> None:

@@ -2,10 +2,12 @@
 
 import warnings
 
+from jobs.evaluation.counting import selected_units
 from jobs.notebook.arguments import require_id
 from jobs.run.directory import Run
 from jobs.run.fingerprints import outdated_in_words
 from jobs.run.origin import only_masks
+from jobs.run.selection import resolve_selection
 from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.receipts import Receipt
@@ -52,6 +54,16 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
         remedy = only_masks(run) or f"Run '{run.step_command(name)}' first."
         raise NotYet(f"{image_id}: the step {name} is not done for this image yet. {remedy}")
     return row, receipt
+
+
+def nothing_to_measure(run: Run) -> str:
+    """The sentence with which `evaluate` refuses a run whose images have no masks; "" if they have some."""
+    manifest = run.manifest()
+    try:
+        selected_units(manifest, resolve_selection(manifest, run.config, [], None), run.config.unit_size)
+    except ValueError as refusal:
+        return str(refusal)
+    return ""
 
 
 def require_used(receipt: Receipt, name: str, image_id: str) -> None:

@@ -6,14 +6,14 @@
     labels = run.predict(image)
 
 The functions compute in this process and write nothing. On the same device, their results equal the stored ones, bit
-for bit, except for large JPEGs. The jobs decode a JPEG at a smaller size if its sides are at least four times as long
-as the network's input. Then the results are only nearly equal.
+for bit, except for large JPEGs, whose sides are at least four times as long as the network's input. The jobs shrink
+them while they read them, and the results are only nearly equal.
 """
 
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -40,7 +40,7 @@ from jobs.notebook.arguments import (
     require_size,
     usable_device,
 )
-from jobs.notebook.finished_rows import finished_row, require_used, row_of, warn_if_outdated
+from jobs.notebook.finished_rows import finished_row, nothing_to_measure, require_used, row_of, warn_if_outdated
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import only_masks
@@ -67,6 +67,8 @@ class TrainedRun:
 
     run: Run
     device: str
+    _map_makers: list[MapMaker] = field(default_factory=list, init=False, compare=False)  # one, when it is first used
+    _predictors: list[Predictor] = field(default_factory=list, init=False, compare=False)
 
     def __repr__(self) -> str:
         return f"TrainedRun({self.run.uri!r}, device={self.device!r})"
@@ -86,14 +88,18 @@ class TrainedRun:
 
     @property
     def classifier(self) -> FickleNet:
-        """The trained classifier, on the device."""
-        return self._map_maker.model
+        """The trained classifier, on the device.
+
+        Raises:
+            NotYet: it is not trained.
+        """
+        return self._map_maker("classifier").model
 
     @property
     def network(self) -> Segmenter:
         """The trained segmentation network that `predictions.network` names, on the device; warns if it is outdated."""
         warn_if_outdated(self.run, self.run.config.predictions.network)
-        return self._predictor.model
+        return self._predictor("network").model
 
     def entry(self, image_id: str) -> ManifestRow:
         """The manifest's row of an image.
@@ -142,7 +148,8 @@ class TrainedRun:
         """
         step = known_step(step, tuple(BY_NAME), "path")
         if self.run.step(step).fingerprint() is None:
-            remedy = only_masks(self.run) or f"Run '{self.run.step_command(step)}' first."
+            remedy = nothing_to_measure(self.run) if step == "evaluation" else ""
+            remedy = only_masks(self.run) or remedy or f"Run '{self.run.step_command(step)}' first."
             raise NotYet(f"the step {step} has no results yet. {remedy}")
         warn_if_outdated(self.run, step)
         return self.run.step(step).data().uri
@@ -209,7 +216,7 @@ class TrainedRun:
         require_image(image, "localize")
         require_classes(classes, self.class_names, "localize")
         require_id(image_id, "localize")
-        maker = self._map_maker
+        maker = self._map_maker("localize")
         numbers = np.array([self.class_names.index(name) for name in classes], np.int16)
         slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)
         slots[0, : len(numbers)] = np.sort(numbers)  # as the job computes them
@@ -263,7 +270,7 @@ class TrainedRun:
         """
         require_image(image, "predict")
         require_choice(refine, "predict")
-        predictor = self._predictor
+        predictor = self._predictor("predict")
         warn_if_outdated(self.run, self.run.config.predictions.network)
         use_crf = self.run.config.predictions.refine if refine is None else refine
         with self._threads_of_the_jobs():
@@ -271,18 +278,20 @@ class TrainedRun:
             labels = predictor.job.label(logits, image, use_crf=use_crf)
         return labels.astype(label_dtype(len(self.class_names)))
 
-    @cached_property
-    def _map_maker(self) -> MapMaker:
-        spec = require_network(self.run, "classifier", "localize").spec
-        slots = num_slots(self.run.manifest(), self.run.config)
-        with self._threads_of_the_jobs():
-            return MapMaker(MapStages(self.run, spec.grid, slots, self.device))
+    def _map_maker(self, asked_by: str) -> MapMaker:
+        if not self._map_makers:
+            spec = require_network(self.run, "classifier", asked_by).spec
+            slots = num_slots(self.run.manifest(), self.run.config)
+            with self._threads_of_the_jobs():
+                self._map_makers.append(MapMaker(MapStages(self.run, spec.grid, slots, self.device)))
+        return self._map_makers[0]
 
-    @cached_property
-    def _predictor(self) -> Predictor:
-        spec = require_segmenter(self.run, self.run.config.predictions.network, "predict")
-        with self._threads_of_the_jobs():
-            return Predictor(PredictionStages(self.run, spec, self.device))
+    def _predictor(self, asked_by: str) -> Predictor:
+        if not self._predictors:
+            spec = require_segmenter(self.run, self.run.config.predictions.network, asked_by)
+            with self._threads_of_the_jobs():
+                self._predictors.append(Predictor(PredictionStages(self.run, spec, self.device)))
+        return self._predictors[0]
 
     def _threads_of_the_jobs(self) -> AbstractContextManager[None]:
         """On a CPU one thread, because the last bits of a sum depend on the number of threads."""

@@ -294,6 +294,10 @@ def test_a_run_of_new_images_says_that_it_has_only_masks(predicted_run, new_imag
     ):
         with pytest.raises(NotYet, match=f"{only_masks}$"):
             read()
+    with pytest.raises(NotYet, match=f"^classifier: {place} has {only_masks}$"):
+        _ = run.classifier
+    with pytest.raises(NotYet, match=f"^the step evaluation has no results yet. {place} has {only_masks}$"):
+        run.path("evaluation")
     for script in (train_ficklenet, run_pipeline, aggregate_seeds):
         for flags in ([], ["--dry-run"]):
             with pytest.raises(

@@ -4,6 +4,7 @@ import re
 import shutil
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,15 +16,22 @@ import xarray
 from PIL import Image
 
 from cluster.connect import connect
+from ficklenet.classifier import FickleNet
+from ficklenet.classifier_training import training_step
+from ficklenet.drawing import DRAWN_CLASS_NAMES
 from ficklenet.geometry import GridGeometry
-from jobs import prepare_dataset, status
+from ficklenet.masks import mask_key
+from ficklenet.resampling import resize_square
+from jobs import evaluate, prepare_dataset, status
 from jobs.cli.launch import launch_step
 from jobs.notebook import trained_run
 from jobs.notebook.acting_settings import ACTING
 from jobs.notebook.trained_run import open_trained
+from jobs.preparation.prepare import prepare
 from jobs.run.config_keys import config_keys
 from jobs.run.directory import open_run
 from storage.errors import BadImage, NotYet
+from storage.images import read_image
 from storage.receipts import Skipped
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto-python.md"
@@ -68,6 +76,25 @@ def test_the_documented_data_set_has_each_image_with_its_own_labels(painted_run)
     for (pixels, labels), image_id in zip(items, items.ids, strict=False):
         assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0), run.image(image_id))
         assert np.array_equal(labels, run.stored_labels(image_id, "pseudo_labels"))
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="the network is timm's")
+def test_the_documented_network_for_own_photographs_has_its_weights_and_learns():
+    (lines,) = re.findall(r"```python\n(from ficklenet.classifier import.*?)```", PAGE.read_text(), re.S)
+    space: dict[str, object] = {}
+    exec(lines, space)
+    model, spec = space["model"], space["spec"]
+    new = FickleNet(spec).backbone.state_dict()
+    weights = {name: value for name, value in model.backbone.state_dict().items() if name.endswith("weight")}
+    assert not any(torch.equal(value, new[name]) for name, value in weights.items() if value.ndim == 4)
+    files = sorted((PAGE.parent / "examples" / "photographs").glob("*.jpg"))[:2]
+    images = torch.stack([torch.from_numpy(resize_square(read_image(str(file)), spec.input_size)) for file in files])
+    keys = [mask_key(0, file.name) for file in files]
+    losses = [
+        float(training_step(model, space["optimizer"], images, torch.eye(2), keys, epoch, torch.ones(2)))
+        for epoch in range(3)
+    ]
+    assert losses[-1] < losses[0]
 
 
 def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run):
@@ -235,10 +262,43 @@ def test_the_path_of_a_steps_results_is_right_also_after_a_restart(seeded_run_fo
     status.main(["--run", run.run.uri])
     assert f"\n  results, since a restart: {run.path('seeds')}\n" in capsys.readouterr().out
     assert "label" in xarray.open_zarr(f"{run.path('seeds')}/seeds.zarr", consolidated=False)
-    with pytest.raises(NotYet, match=r"the step predictions has no results yet\. Run 'python jobs/predict_masks\.py"):
-        run.path("predictions")
+    for step, script in (("predictions", "predict_masks"), ("evaluation", "evaluate")):
+        with pytest.raises(NotYet, match=rf"the step {step} has no results yet\. Run 'python jobs/{script}\.py"):
+            run.path(step)
     with pytest.raises(ValueError, match="path: given the step 'masks', allowed: 'classifier', 'maps'"):
         run.path("masks")
+
+
+def test_an_evaluation_without_masks_is_refused_as_the_command_refuses_it(drawn_images, tmp_path):
+    bare = open_run(str(tmp_path / "run"))
+    prepare(bare, [replace(image, mask_uri=None) for image in drawn_images], DRAWN_CLASS_NAMES)
+    with pytest.raises(
+        ValueError, match=r"^evaluate: none of the images \(.*\) has a mask, .* --masks FOLDER"
+    ) as refused:
+        evaluate.main(["--run", bare.uri])
+    with pytest.raises(NotYet) as asked:
+        open_trained(bare.uri).path("evaluation")
+    assert str(asked.value) == f"the step evaluation has no results yet. {refused.value}"
+
+
+def test_a_network_that_is_not_trained_is_named_by_the_call_that_needs_it(drawn_images, tmp_path):
+    bare = open_run(str(tmp_path / "run"))
+    prepare(bare, drawn_images, DRAWN_CLASS_NAMES)
+    run = open_trained(bare.uri)
+    image = run.image(run.image_ids[0])
+    for name, call in {
+        "classifier": lambda: run.classifier,
+        "network": lambda: run.network,
+        "localize": lambda: run.localize(image, run.class_names[:1]),
+        "predict": lambda: run.predict(image),
+    }.items():
+        with pytest.raises(NotYet, match=f"^{name}: .* has no trained (classifier|segmentation network)"):
+            call()
+
+
+def test_a_network_is_read_once(predicted_run):
+    run = open_trained(predicted_run.uri)
+    assert run.classifier is run.classifier and run.network is run.network
 
 
 def test_every_reader_of_outdated_results_or_networks_warns(predicted_run, tmp_path):
