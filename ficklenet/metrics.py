@@ -163,7 +163,7 @@ def disagreement(max_hw: NDArray[np.floating], mean_hw: NDArray[np.floating], th
     Raises:
         ValueError: they are no maps of one size.
     """
-    require_array(max_hw, "floats", ("H", "W"), "disagreement", "max_hw")
+    require_array(max_hw, "floats", None, "disagreement", "max_hw")
     require_array(mean_hw, "floats", max_hw.shape, "disagreement", "mean_hw")
     num_by_maximum = int((max_hw > theta).sum())
     return 1 - int((mean_hw > theta).sum()) / num_by_maximum if num_by_maximum else None
@@ -214,7 +214,7 @@ def seed_error(is_seed_hw: NDArray[np.bool_], is_true_hw: NDArray[np.bool_]) -> 
     Raises:
         ValueError: they are not booleans of one size.
     """
-    require_array(is_seed_hw, "booleans", ("H", "W"), "seed_error", "is_seed_hw")
+    require_array(is_seed_hw, "booleans", None, "seed_error", "is_seed_hw")
     require_array(is_true_hw, "booleans", is_seed_hw.shape, "seed_error", "is_true_hw")
     union = int((is_seed_hw | is_true_hw).sum())
     return 1 - int((is_seed_hw & is_true_hw).sum()) / union if union else None

@@ -216,8 +216,8 @@ def relabelled_batch(
 
 def _require_batch(batch: SegmentationBatch, asked_by: str) -> None:
     """Refuses a batch that is not of uint8 images with one entry each; the losses check the labels' grid."""
-    num_images = len(batch.images)
     require_images(batch.images, asked_by, name="images")
+    num_images = len(batch.images)
     require_tensor(batch.seeds, "integers", (num_images, "h", "w"), asked_by, "seeds")
     require_tensor(batch.truth, "integers", (num_images, "h", "w"), asked_by, "truth")
     require_tensor(batch.present, "booleans", (num_images, "L"), asked_by, "present")
