@@ -29,6 +29,7 @@ from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
+BETTER = "Use the pseudo-labels: they are better than the predictions on the same images."
 SPOT = "baseline: centred Gaussian"
 
 
@@ -41,7 +42,7 @@ def masks(mean_iou: float, *num_images: int, labels: str = "predictions") -> Mea
 
 def better_pseudo_labels(*num_images: int) -> MeasuredMasks:
     best, other = masks(0.53, *num_images, labels="pseudo-labels").best, masks(0.37, *num_images).best
-    return MeasuredMasks(best, (other,), is_better=True)
+    return MeasuredMasks(best, (other,), BETTER)
 
 
 def measured_of(
@@ -177,7 +178,7 @@ def test_the_measured_images_of_all_splits_are_judged_together():
     ]
     found = measured_masks(groups[:3])
     assert found is not None
-    assert (found.best.labels, found.best.num_images, found.is_better) == ("pseudo-labels", 20, True)
+    assert (found.best.labels, found.best.num_images, found.why) == ("pseudo-labels", 20, BETTER)
     total = np.array([[1000, 0, 0], [310, 690, 0]])  # 0.6 of 700 pixels and 0.9 of 300
     assert found.best.mean_iou == pytest.approx(label_metrics(total).mean_iou)
     each = [f"{measured.metrics[0]['mean_iou']:.2f}" for measured in (groups[0], groups[2])]
@@ -194,7 +195,16 @@ def test_the_kinds_are_compared_on_the_images_of_both():
     assert found is not None and (found.best.labels, found.best.num_images) == ("pseudo-labels", 20)
     assert found.best.mean_iou < found.others[0].mean_iou  # of other images
     apart = measured_masks([groups[0], measured_of(6, "val", predictions=0.6)])
-    assert apart is not None and (apart.best.labels, apart.is_better) == ("pseudo-labels", False)
+    assert apart is not None and (apart.best.labels, apart.why) == ("pseudo-labels", "")
+
+
+def test_masks_that_enough_images_measure_are_judged():
+    groups = [measured_of(14, pseudo_labels=0.6), measured_of(6, "val", pseudo_labels=0.6, predictions=0.7)]
+    found = measured_masks(groups)
+    assert found is not None and (found.best.labels, found.best.num_images) == ("pseudo-labels", 20)
+    assert found.why == "The predictions are better on the images of both, but only 6 images could measure them."
+    few = measured_masks([measured_of(12, pseudo_labels=0.6), groups[1]])
+    assert few is not None and (few.best.labels, few.why) == ("predictions", "")
 
 
 @pytest.mark.parametrize(("spot", "words"), [(0.5, SPOT), (0.45, ""), (0.3, "")])
@@ -218,7 +228,7 @@ def test_masks_worse_than_a_round_spot_are_worth_nothing(run, spot, words):
 def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
     for measured in (better_pseudo_labels(8), better_pseudo_labels(14, 6)):
         verdict = judge(run, figures := Figures(**GOOD, measured=measured))
-        assert verdict is not None and "Use the pseudo-labels: they are better than the predictions" in verdict.advice
+        assert verdict is not None and BETTER in verdict.advice
         assert verdict.command == export_command(run, figures)
         assert verdict.command.endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
     figures = Figures(**GOOD, measured=masks(0.6, 30, labels="pseudo-labels"), is_on_trained_masks=True)
@@ -232,7 +242,11 @@ def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
         (None, Unmeasured(0, 60, "", "train or val"), "correct the masks of 20 images of train or val and measure"),
         (masks(0.5, 10, 6), Unmeasured(0, 60, "", "train or val"), "the masks of 4 more images of train or val and"),
         (masks(0.5, 19), Unmeasured(0, 60), "the masks of 1 more image and measure (docs/tutorial-cvat.md)."),
-        (masks(0.5, 10), Unmeasured(4, 60, "evaluate"), "Measure again, then write the report again. Also correct the"),
+        (
+            masks(0.5, 10),
+            Unmeasured(4, 60, "evaluate"),
+            "Measure with these too, then write the report again. Also correct the",
+        ),
         (masks(0.5, 10), Unmeasured(4, 60, "evaluate"), "the masks of 6 more images and measure"),
         (
             masks(0.5, 10),
