@@ -25,8 +25,10 @@ from jobs.reporting.verdict import Figures, chance_of, export_command, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import write_origin
+from jobs.steps.evaluation_state import read_metrics
 from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
+from storage.records import seal
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
 BETTER = "Use the pseudo-labels: they are better than the predictions on the same images."
@@ -340,6 +342,18 @@ def test_the_report_counts_the_masks_of_a_run_and_says_what_is_left(labelled_run
     left = unmeasured_images(run, replace(measured, best=kinds["pseudo-labels"]))
     assert left.where == "the report part of train or val"
     assert left.why == "settings were tried on the tune part of train"
+
+
+def test_the_page_names_classes_that_no_mask_shows(predicted_run, html_of):
+    measure(predicted_run, "val")
+    records = read_metrics(predicted_run)
+    write_report(predicted_run)
+    assert "no mask shows star" not in html_of(predicted_run)
+    for record in records:
+        record["confusion_matrix"][1], record["iou"]["star"] = [0] * 7, 0.0
+    (predicted_run.location / "evaluation" / "metrics.json").write_bytes(seal({"metrics": records}))
+    write_report(predicted_run)
+    assert "no mask shows star: where predicted, the IoU is 0, and mIoU includes it</caption>" in html_of(predicted_run)
 
 
 def test_the_first_pictures_show_the_masks_that_are_proposed(labelled_run, monkeypatch, html_of):
