@@ -150,7 +150,9 @@ def measured_masks(measured: Sequence[Measured]) -> MeasuredMasks | None:
     if number < FEW_MASKS <= kinds[-1].num_images:
         kinds.reverse()
         why = f"The {better} are better on the images of both, but only {plural(number, 'image')} could measure them."
-    return MeasuredMasks(kinds[0], tuple(kinds[1:]), why, _beaten_by(order, records))
+    is_network_unknown = "predictions" not in found and is_on_trained_masks(measured)
+    beaten_by = "" if is_network_unknown else _beaten_by(order, records)
+    return MeasuredMasks(kinds[0], tuple(kinds[1:]), why, beaten_by)
 
 
 def _kind(labels: str, records: Records) -> Kind:

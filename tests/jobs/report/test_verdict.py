@@ -227,6 +227,20 @@ def test_masks_worse_than_a_round_spot_are_worth_nothing(run, spot, words):
         assert f"{words}on the same 14 images at the size of the maps." in verdict.sentence
 
 
+def test_a_network_that_only_its_own_masks_measured_may_be_better_than_a_round_spot():
+    pair = [measured_of(14, resolution=size, predictions=0.9, pseudo_labels=0.2, spot=0.5) for size in ("image", "map")]
+    for known in (True, False):
+        seen = [] if known else ["train"]
+        groups = [
+            replace(each, metrics=(dict(each.metrics[0]) | {"trained_on": seen}, *each.metrics[1:])) for each in pair
+        ]
+        found = measured_masks(groups)
+        assert found is not None and (found.best.labels, found.beaten_by) == (
+            "predictions" if known else "pseudo-labels",
+            "",
+        )
+
+
 def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
     for measured in (better_pseudo_labels(8), better_pseudo_labels(14, 6)):
         verdict = judge(run, figures := Figures(**GOOD, measured=measured))
