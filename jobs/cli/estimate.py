@@ -21,6 +21,7 @@ from jobs.run.steps import StepRow
 from jobs.run.training_record import read_epochs
 from jobs.steps.compute import actor_pool, is_done_here, resolved_device
 from jobs.steps.estimates import StepEstimate
+from jobs.steps.evaluation_state import part_to_measure
 from jobs.steps.machine_load import busy_in_words
 from jobs.steps.unit_rows import copied_rows
 from jobs.training.foreground import NUM_IMAGES as NUM_COMPARED
@@ -213,7 +214,8 @@ def _training_seconds(plan: Plan, pace: TrainingPace, num_validation: int, kept:
 def _end_seconds(run: Run, paces: Paces) -> float:
     """Of the evaluation, the contact sheet and the report."""
     manifest, config = run.manifest(), run.config
-    selections = [resolve_selection(manifest, config, group, None) for group in measurable_splits(manifest, config)]
+    groups = measurable_splits(manifest, config)
+    selections = [resolve_selection(manifest, config, group, part_to_measure(run, group)) for group in groups]
     num_measured = 0
     for table in manifest.iter_tables(["image_id", "split", "mask_uri"]):
         masked = table["mask_uri"].is_valid()

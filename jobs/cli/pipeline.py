@@ -18,6 +18,7 @@ from jobs.run.steps import pipeline_steps
 from jobs.run.training_record import read_complete
 from jobs.run.trial import is_trial
 from jobs.steps.added_images import LENGTH, num_unseen, require_no_unseen
+from jobs.steps.evaluation_state import part_to_measure
 from jobs.training.backbone_weights import fetch_imagenet_weights
 from jobs.training.kept_network import will_change
 from jobs.training.plan import planned_training, training_plan
@@ -53,7 +54,9 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
     if not measured:
         print("pipeline: no metrics, because none of the images to measure has a mask.")
     for splits in measured:
-        figures = evaluate_labels(run, connection, splits, None, ("image",), deterministic=False)
+        figures = evaluate_labels(
+            run, connection, splits, part_to_measure(run, splits), ("image",), deterministic=False
+        )
         if advice := better_labels(run, figures):
             print(f"pipeline: {advice}", flush=True)
     print(f"pipeline: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")

@@ -71,15 +71,22 @@ class MeasuredMasks:
 
     Attributes:
         best: the kind with the highest mIoU on the images of both kinds; without such images, that with more images.
+            If only the other kind was measured on enough images to judge it, that kind.
         others: the other kinds.
-        is_better: whether `best` was compared with another kind on the same images.
+        why: why the pseudo-labels are the best kind though there are figures of the predictions, in a sentence; or why
+            the better kind is not.
         beaten_by: if all kinds are worse than masks that need no network, these in words with all figures; else "".
     """
 
     best: Kind
     others: tuple[Kind, ...] = ()
-    is_better: bool = False
+    why: str = ""
     beaten_by: str = ""
+
+    @property
+    def most_measured(self) -> Kind:
+        """The kind that was measured on most images, which needs the fewest more to be judged."""
+        return max((self.best, *self.others), key=lambda kind: kind.num_images)
 
     @property
     def in_words(self) -> str:
@@ -136,8 +143,16 @@ def measured_masks(measured: Sequence[Measured]) -> MeasuredMasks | None:
     order = sorted(found, key=lambda labels: -sum(record["num_images"] for record in found[labels].values()))
     if shared:
         order = sorted(found, key=lambda labels: -_mean_iou(found[labels], shared))
-    kinds = [_kind(labels, found[labels]) for labels in order]
-    return MeasuredMasks(kinds[0], tuple(kinds[1:]), len(kinds) > 1 and bool(shared), _beaten_by(order, records))
+    kinds, why = [_kind(labels, found[labels]) for labels in order], ""
+    if shared and order == ["pseudo-labels", "predictions"]:
+        why = "Use the pseudo-labels: they are better than the predictions on the same images."
+    better, number = kinds[0].labels, kinds[0].num_images
+    if number < FEW_MASKS <= kinds[-1].num_images:
+        kinds.reverse()
+        why = f"The {better} are better on the images of both, but only {plural(number, 'image')} could measure them."
+    is_network_unknown = "predictions" not in found and is_on_trained_masks(measured)
+    beaten_by = "" if is_network_unknown else _beaten_by(order, records)
+    return MeasuredMasks(kinds[0], tuple(kinds[1:]), why, beaten_by)
 
 
 def _kind(labels: str, records: Records) -> Kind:
@@ -180,12 +195,13 @@ def is_on_trained_masks(measured: Sequence[Measured]) -> bool:
 
 
 def unmeasured_images(run: Run, masks: MeasuredMasks | None) -> Unmeasured:
-    """The images on which the best masks could still be measured; without figures, those of any masks."""
-    if masks and masks.best.num_images >= FEW_MASKS:
+    """The images on which the most measured masks could still be measured; without figures, those of any masks."""
+    kind = masks.most_measured if masks else None
+    if kind and kind.num_images >= FEW_MASKS:
         return Unmeasured()  # they can be judged
     manifest, data = run.manifest(), run.config.data
     has_pseudo_labels = run.step("pseudo_labels").fingerprint() is not None
-    is_of_network = masks.best.labels == "predictions" if masks else not has_pseudo_labels
+    is_of_network = kind.labels == "predictions" if kind else not has_pseudo_labels
     seen = set(splits_with_trained_masks(run)) if is_of_network else set[str]()
     splits = [split for split in sorted(manifest.splits()) if data.role_of(split) != "test" and split not in seen]
     if is_of_network:
@@ -193,7 +209,7 @@ def unmeasured_images(run: Run, masks: MeasuredMasks | None) -> Unmeasured:
         splits = [split for split in splits if split in recorded]
     tried = tried_splits(read_metrics(run)) & {*splits} - {*data.val_splits}
     wanted = [Selection((split,), "report" if split in tried else "all") for split in splits]
-    done = [Selection(group.splits, group.part) for group in masks.best.groups] if masks else []  # type: ignore[arg-type]
+    done = [Selection(group.splits, group.part) for group in kind.groups] if kind else []  # type: ignore[arg-type]
     with_mask, num_others = dict.fromkeys(splits, 0), 0
     for batch in manifest.iter_columns(["image_id", "split", "mask_uri", "problem"]):
         for image_id, split, mask_uri, problem in zip(*batch.values(), strict=True):

@@ -68,16 +68,14 @@ class Figures:
 
     @property
     def why_proposed(self) -> str:
-        """Why masks that are not the finest are proposed, as a sentence; "" if the finest are."""
-        if self.one_label or self.proposed != "pseudo_labels" or not self.measured:
+        """Why these masks are proposed and not the others, as a sentence; "" if they are the finest."""
+        if self.one_label or not self.measured:
             return ""
-        if self.measured.is_better:
-            return "Use the pseudo-labels: they are better than the predictions on the same images."
-        if self.is_on_trained_masks:
+        if self.proposed == "pseudo_labels" and not self.measured.others and self.is_on_trained_masks:
             return (
                 "The predictions were measured only on masks that the network was trained on, so they are not judged."
             )
-        return ""
+        return self.measured.why
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,9 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
             start = f"{_nobody_knows(figures.measured)} And" if figures.measured else nothing_known
             are = "is" if left.num_masks == 1 else "are"
             sentence = f"{start} {plural(left.num_masks, 'image')} with a mask drawn by hand {are} not measured yet."
-        advice = _in_turn("Measure again, then write the report again.", f"Also {more}" if more else "")
+        how = " again" if figures.to_measure_again else " with these too" if figures.measured else ""
+        measure = f"Measure{how}, then write the report again."
+        advice = _in_turn(measure, f"Also {more}" if more else "", figures.why_proposed)
         return Verdict("careful", sentence, advice, left.command if left.num_masks else figures.to_measure_again)
     correct = f"Look at the pictures, then {more}"
     if figures.is_on_trained_masks and not figures.measured:
@@ -225,7 +225,7 @@ def _nobody_knows(masks: MeasuredMasks) -> str:
 def _how_many_more(run: Run, figures: Figures) -> str:
     """What to correct and measure until the masks can be judged; "" if enough images have a mask."""
     left = figures.unmeasured
-    known = left.num_masks + (figures.measured.best.num_images if figures.measured else 0)
+    known = left.num_masks + (figures.measured.most_measured.num_images if figures.measured else 0)
     if (missing := FEW_MASKS - known) <= 0:
         return ""
     images = plural(missing, "more image" if known else "image")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.run.directory import Run
-from jobs.run.selection import FEW_MASKS, Selection, masks_id, measurable_splits, num_masks
+from jobs.run.selection import FEW_MASKS, Part, Selection, masks_id, measurable_splits, num_masks
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
@@ -61,17 +61,22 @@ def evaluate_commands(run: Run, groups: Sequence[Sequence[str]]) -> str:
 
 
 def evaluate_command(run: Run, splits: Sequence[str]) -> str:
-    """The command that measures some splits, in the way that suits the number of their masks.
+    """The command that measures the part of some splits that `part_to_measure` gives."""
+    part = part_to_measure(run, splits)
+    flags = [*(f"--split={split}" for split in splits), *([f"--part={part}"] if part else [])]
+    return shlex.join(["python", "jobs/evaluate.py", "--run", run.uri, *flags])
 
-    If the report part has few masks, the tune part is measured too. It counts as much as the report part as long as no
-    settings were tried on it.
+
+def part_to_measure(run: Run, splits: Sequence[str]) -> Part | None:
+    """ "all" if few images of the report part of these splits have a mask, else None, the usual part.
+
+    The tune part counts as much as the report part as long as no settings were tried on it.
     """
-    chosen = tuple(splits)
-    report, tune = (num_masks(run.manifest(), Selection(chosen, part), FEW_MASKS) for part in ("report", "tune"))
-    has_parts = not set(chosen) & set(run.config.data.val_splits) and not set(chosen) & tried_splits(read_metrics(run))
-    part = ["--part=all"] if has_parts and tune and 0 < report < FEW_MASKS else []
-    flags = [f"--split={split}" for split in chosen]
-    return shlex.join(["python", "jobs/evaluate.py", "--run", run.uri, *flags, *part])
+    manifest, is_tried = run.manifest(), bool(set(splits) & tried_splits(read_metrics(run)))
+    if is_tried or set(splits) & set(run.config.data.val_splits):
+        return None
+    report, tune = (num_masks(manifest, Selection(tuple(splits), part), FEW_MASKS) for part in ("report", "tune"))
+    return "all" if tune and 0 < report < FEW_MASKS else None
 
 
 def tried_splits(metrics: Sequence[Mapping[str, Any]]) -> set[str]:

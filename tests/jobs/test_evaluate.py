@@ -308,7 +308,8 @@ def test_baselines_stand_beside_the_seeds_at_map_resolution(seeded_run, capsys):
     assert set(found) == {"all ones", "centred Gaussian", "maps, best threshold"}
     assert {figure.num_images for figure in found.values()} == {12}
     printed = capsys.readouterr().out
-    assert "the baselines' parameters are chosen on 3 images of train, tune part." in printed
+    chosen = "evaluate: the baselines' parameters are chosen on 3 images of train, tune part"
+    assert f"{chosen}; some of them are measured too, which favours the baselines." in printed
     assert f"baseline: centred Gaussian ({found['centred Gaussian'].chosen})" in printed
     assert all(label_metrics(figure.matrix).coverage == 1.0 for figure in found.values())
     ones = found["all ones"].matrix

@@ -326,7 +326,7 @@ def test_corrected_masks_of_new_images_are_added_to_the_run_that_made_them(
     assert printed_commands(printed)[0] == [*add, "--add", "--unlabelled-are-negative"]
     import_masks.main(importing)
     measure, following = capsys.readouterr().out.splitlines()[-2:]
-    assert printed_commands(measure) == [["evaluate.py", "--run", str(out), "--split=new"]]
+    assert printed_commands(measure) == [["evaluate.py", "--run", str(out), "--split=new", "--part=all"]]
     evaluate.main(printed_commands(measure)[0][1:])
     add, compute, train, _ = printed_commands(following)
     assert (add[0], compute[0], train[0]) == ("prepare_dataset.py", "run_pipeline.py", "train_segmentation.py")

@@ -36,6 +36,7 @@ def test_pipeline_makes_everything_and_a_second_launch_makes_nothing(trained_run
     launch(trained_run)
     printed = capsys.readouterr().out
     assert "predictions without CRF" in printed and "densified seeds" in printed
+    assert "evaluate: train: 12 images\n" in printed  # the tune part too, because few masks are in the report part
     assert f"a picture of the maps: {trained_run.uri}/report/contact_sheet.png\n" in printed
     assert Path(trained_run.uri, "report", "index.html").exists()
     made = {path: path.stat().st_mtime_ns for path in Path(trained_run.uri).rglob("*/labels/*.png")}

@@ -25,10 +25,13 @@ from jobs.reporting.verdict import Figures, chance_of, export_command, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import write_origin
+from jobs.steps.evaluation_state import read_metrics
 from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
+from storage.records import seal
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
+BETTER = "Use the pseudo-labels: they are better than the predictions on the same images."
 SPOT = "baseline: centred Gaussian"
 
 
@@ -41,7 +44,7 @@ def masks(mean_iou: float, *num_images: int, labels: str = "predictions") -> Mea
 
 def better_pseudo_labels(*num_images: int) -> MeasuredMasks:
     best, other = masks(0.53, *num_images, labels="pseudo-labels").best, masks(0.37, *num_images).best
-    return MeasuredMasks(best, (other,), is_better=True)
+    return MeasuredMasks(best, (other,), BETTER)
 
 
 def measured_of(
@@ -177,7 +180,7 @@ def test_the_measured_images_of_all_splits_are_judged_together():
     ]
     found = measured_masks(groups[:3])
     assert found is not None
-    assert (found.best.labels, found.best.num_images, found.is_better) == ("pseudo-labels", 20, True)
+    assert (found.best.labels, found.best.num_images, found.why) == ("pseudo-labels", 20, BETTER)
     total = np.array([[1000, 0, 0], [310, 690, 0]])  # 0.6 of 700 pixels and 0.9 of 300
     assert found.best.mean_iou == pytest.approx(label_metrics(total).mean_iou)
     each = [f"{measured.metrics[0]['mean_iou']:.2f}" for measured in (groups[0], groups[2])]
@@ -194,7 +197,16 @@ def test_the_kinds_are_compared_on_the_images_of_both():
     assert found is not None and (found.best.labels, found.best.num_images) == ("pseudo-labels", 20)
     assert found.best.mean_iou < found.others[0].mean_iou  # of other images
     apart = measured_masks([groups[0], measured_of(6, "val", predictions=0.6)])
-    assert apart is not None and (apart.best.labels, apart.is_better) == ("pseudo-labels", False)
+    assert apart is not None and (apart.best.labels, apart.why) == ("pseudo-labels", "")
+
+
+def test_masks_that_enough_images_measure_are_judged():
+    groups = [measured_of(14, pseudo_labels=0.6), measured_of(6, "val", pseudo_labels=0.6, predictions=0.7)]
+    found = measured_masks(groups)
+    assert found is not None and (found.best.labels, found.best.num_images) == ("pseudo-labels", 20)
+    assert found.why == "The predictions are better on the images of both, but only 6 images could measure them."
+    few = measured_masks([measured_of(12, pseudo_labels=0.6), groups[1]])
+    assert few is not None and (few.best.labels, few.why) == ("predictions", "")
 
 
 @pytest.mark.parametrize(("spot", "words"), [(0.5, SPOT), (0.45, ""), (0.3, "")])
@@ -215,10 +227,24 @@ def test_masks_worse_than_a_round_spot_are_worth_nothing(run, spot, words):
         assert f"{words}on the same 14 images at the size of the maps." in verdict.sentence
 
 
+def test_a_network_that_only_its_own_masks_measured_may_be_better_than_a_round_spot():
+    pair = [measured_of(14, resolution=size, predictions=0.9, pseudo_labels=0.2, spot=0.5) for size in ("image", "map")]
+    for known in (True, False):
+        seen = [] if known else ["train"]
+        groups = [
+            replace(each, metrics=(dict(each.metrics[0]) | {"trained_on": seen}, *each.metrics[1:])) for each in pair
+        ]
+        found = measured_masks(groups)
+        assert found is not None and (found.best.labels, found.beaten_by) == (
+            "predictions" if known else "pseudo-labels",
+            "",
+        )
+
+
 def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
     for measured in (better_pseudo_labels(8), better_pseudo_labels(14, 6)):
         verdict = judge(run, figures := Figures(**GOOD, measured=measured))
-        assert verdict is not None and "Use the pseudo-labels: they are better than the predictions" in verdict.advice
+        assert verdict is not None and BETTER in verdict.advice
         assert verdict.command == export_command(run, figures)
         assert verdict.command.endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
     figures = Figures(**GOOD, measured=masks(0.6, 30, labels="pseudo-labels"), is_on_trained_masks=True)
@@ -232,7 +258,11 @@ def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
         (None, Unmeasured(0, 60, "", "train or val"), "correct the masks of 20 images of train or val and measure"),
         (masks(0.5, 10, 6), Unmeasured(0, 60, "", "train or val"), "the masks of 4 more images of train or val and"),
         (masks(0.5, 19), Unmeasured(0, 60), "the masks of 1 more image and measure (docs/tutorial-cvat.md)."),
-        (masks(0.5, 10), Unmeasured(4, 60, "evaluate"), "Measure again, then write the report again. Also correct the"),
+        (
+            masks(0.5, 10),
+            Unmeasured(4, 60, "evaluate"),
+            "Measure with these too, then write the report again. Also correct the",
+        ),
         (masks(0.5, 10), Unmeasured(4, 60, "evaluate"), "the masks of 6 more images and measure"),
         (
             masks(0.5, 10),
@@ -326,6 +356,18 @@ def test_the_report_counts_the_masks_of_a_run_and_says_what_is_left(labelled_run
     left = unmeasured_images(run, replace(measured, best=kinds["pseudo-labels"]))
     assert left.where == "the report part of train or val"
     assert left.why == "settings were tried on the tune part of train"
+
+
+def test_the_page_names_classes_that_no_mask_shows(predicted_run, html_of):
+    measure(predicted_run, "val")
+    records = read_metrics(predicted_run)
+    write_report(predicted_run)
+    assert "no mask shows star" not in html_of(predicted_run)
+    for record in records:
+        record["confusion_matrix"][1], record["iou"]["star"] = [0] * 7, 0.0
+    (predicted_run.location / "evaluation" / "metrics.json").write_bytes(seal({"metrics": records}))
+    write_report(predicted_run)
+    assert "no mask shows star: where predicted, the IoU is 0, and mIoU includes it</caption>" in html_of(predicted_run)
 
 
 def test_the_first_pictures_show_the_masks_that_are_proposed(labelled_run, monkeypatch, html_of):
