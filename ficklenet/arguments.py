@@ -123,6 +123,18 @@ def require_classes(classes_S: Any, num_slots: int | None, asked_by: str, num_cl
     raise ValueError(f"{asked_by}: classes: given {given}, allowed: class numbers {limit}{count}, without empty slots.")
 
 
+def require_class_names(names: Any) -> None:
+    """Refuses class names that are not a list of different texts; a text alone would be a class for each letter.
+
+    Raises:
+        ValueError: see above.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"class names: the text {names!r} given; give a tuple: ({names!r},).")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"class names: {list(names)} given; give at least one, without repetitions.")
+
+
 def _has_shape(array: Any, shape: Shape | None) -> bool:
     if shape is None:
         return True

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ficklenet.arguments import require_tensor
+from ficklenet.arguments import require_class_names, require_tensor
 from ficklenet.backbones import backbone_geometry, build_backbone
 from ficklenet.geometry import GridGeometry
 from ficklenet.head import StochasticHead
@@ -39,8 +39,7 @@ class ClassifierSpec:
 
     def __post_init__(self) -> None:
         self.geometry.require_input_size(self.input_size)
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, without repetitions.")
+        require_class_names(self.class_names)
         kernel_radius(self.kernel_size)
         keep_rate(self.drop_rate)
 

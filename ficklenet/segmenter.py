@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ficklenet.arguments import require_class_names
 from ficklenet.backbones import backbone_geometry, build_backbone, low_level_of
 from ficklenet.deeplab_v3plus import DeepLabV3Plus
 from ficklenet.geometry import GridGeometry
@@ -57,8 +58,7 @@ class SegmenterSpec:
         logits_geometry(self.backbone, self.output_stride, self.head)  # refuses a backbone without early features
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations: {list(self.dilations)} given; give one or more from 1, such as 12.")
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class names: {list(self.class_names)} given; give at least one, without repetitions.")
+        require_class_names(self.class_names)
 
     @property
     def num_labels(self) -> int:

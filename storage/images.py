@@ -9,6 +9,7 @@ takes about 6 s of a core and 1 GB.
 """
 
 import contextlib
+import os
 import resource
 import time
 import warnings
@@ -48,7 +49,7 @@ _Result = TypeVar("_Result")
 
 
 def read_image(
-    uri: str,
+    uri: str | os.PathLike[str],
     max_pixels: int = MAX_PIXELS,
     *,
     max_bytes: int = MAX_BYTES,
@@ -73,8 +74,12 @@ def read_image(
     Raises:
         BadImage: this file cannot be used. StorageError: the store failed.
     """
-    data = whole_file(uri, max_bytes)
-    return _decode(data, max_pixels, max_scans, lambda image: _upright_rgb(image, data, target_side))
+    try:
+        data = whole_file(os.fspath(uri), max_bytes)
+        return _decode(data, max_pixels, max_scans, lambda image: _upright_rgb(image, data, target_side))
+    except BadImage as error:
+        error.add_note(f"The image is {uri}.")  # its reason has no path, so that images can be counted by reason
+        raise
 
 
 def image_size(uri: str, *, max_bytes: int = MAX_BYTES) -> tuple[int, int]:

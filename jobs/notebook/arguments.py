@@ -84,13 +84,17 @@ def known_step(step: str, allowed: Sequence[str], asked_by: str) -> str:
 
 
 def require_image(image: Any, asked_by: str) -> None:
-    """Refuses anything but an RGB image, uint8 (H, W, 3), with pixels.
+    """Refuses anything but an RGB image, uint8 (H, W, 3), with pixels; also floats in 0 to 1 that became bytes.
 
     Raises:
         ValueError: see above.
     """
     source = ", such as run.image(image_id) for an image of the run, or run.read(path) for another one"
     arguments.require_image(image, asked_by, source)
+    if image.max() == 1:
+        raise ValueError(
+            f"{asked_by}: given an image with the values 0 and 1 only, allowed: RGB with values from 0 to 255{source}."
+        )
 
 
 def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str) -> None:

@@ -87,8 +87,11 @@ class Run:
             above = self.location.parent
             if (above / "manifest.parquet").exists():
                 raise ValueError(f"{self.uri} has no manifest, but the folder above is a run. Give its path, {above}.")
+            what = "has no manifest"
+            if self.location.is_local and not os.path.isdir(self.uri):
+                what = "does not exist"
             raise ValueError(
-                f"{self.uri} has no manifest. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
+                f"{self.uri} {what}. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
                 f"--run {self.uri}' with a source, such as --folders, --csv, --voc or --coco."
             )
         return Manifest.open(place)

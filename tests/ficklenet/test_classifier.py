@@ -108,6 +108,7 @@ def test_truncated_file_is_refused(model, keep):
         ({"backbone": "alexnet"}, "give one of vgg16, resnet101, small"),
         ({"class_names": ()}, "give at least one"),
         ({"class_names": ("cat", "cat")}, "without repetitions"),
+        ({"class_names": "cat"}, r"the text 'cat' given; give a tuple: \('cat',\)"),
         ({"input_size": 320}, "Give 8 g \\+ 1"),
         ({"kernel_size": 4}, "odd number"),
         ({"drop_rate": 1.5}, "from 0 to 1"),

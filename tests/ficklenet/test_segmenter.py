@@ -148,6 +148,7 @@ def test_files_from_elsewhere_are_refused_in_one_sentence(tmp_path):
         ({"dilations": (6, 0)}, "one or more from 1"),
         ({"class_names": ()}, "give at least one"),
         ({"class_names": ("cat", "cat")}, "without repetitions"),
+        ({"class_names": "cat"}, r"the text 'cat' given; give a tuple: \('cat',\)"),
         ({"input_size": 320}, "Give 8 g \\+ 1"),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_command_explains_itself_by_the_name_that_was_typed(command, run_comma
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist has no manifest. Is"),
+        (["status", "--run", "/tmp/does/not/exist"], "ficklenet status: /tmp/does/not/exist does not exist. Is"),
         (["maps", "--rum", "/tmp/x"], "ficklenet maps: --rum: unknown argument. Did you mean --run?"),
         (["run"], "ficklenet run: give --run PATH of a prepared run, or --demo."),
     ],
@@ -212,7 +212,7 @@ def test_the_console_entry_point_is_that_command():
         ("prepare_dataset", ["--run", "/tmp/x", "--voc", "/tmp/nowhere"], "no lists in ImageSets and no XML files"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "/tmp/nowhere.csv"], "/tmp/nowhere.csv: no such file"),
         ("prepare_dataset", ["--run", "/tmp/x", "--csv", "a", "--masks", "b"], "--masks does not go with --csv"),
-        ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "has no manifest"),
+        ("train_ficklenet", ["--run", "/tmp/does/not/exist"], "does not exist"),
     ],
 )
 def test_wrong_input_is_answered_in_one_sentence(job, arguments, sentence, run_job):

@@ -362,6 +362,8 @@ def test_other_settings_and_unknown_classes(predicted_run):
     assert run.predict(image, refine=False).shape == image.shape[:2]
     with pytest.raises(ValueError, match=r"localize: given 'unicorn', allowed: some of "):
         run.localize(image, ["unicorn"])
+    with pytest.raises(ValueError, match="predict: given an image with the values 0 and 1 only, allowed: RGB with val"):
+        run.predict((image / 255).astype(np.uint8))
     with pytest.raises(KeyError, match="no image 'gone'"):
         run.image("gone")
     with pytest.raises(ValueError, match="has no manifest"):
