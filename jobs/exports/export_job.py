@@ -1,5 +1,6 @@
 """An export as a unit step: like every step, it resumes, and it refuses to read unfinished steps."""
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,6 +30,8 @@ from storage.manifest import Manifest
 from storage.masks import SPECK_PIXELS
 
 ALGORITHM_VERSION = 3
+
+_CORRECTED = "corrected_masks"  # key of the fingerprint
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
             **({"keys": "source classes"} if format == "npy" else {}),
             **({"roles": {split: run.config.data.role_of(split) for split in known}} if format == "yolo" else {}),
             **({"min_object_pixels": min_pixels} if min_pixels else {}),
-            **({"corrected_masks": in_words(run, stages.corrected)} if stages.corrected else {}),
+            **({_CORRECTED: in_words(run, stages.corrected)} if stages.corrected else {}),
             UPSTREAM: {labels: step_id(run, labels)},
         },
         units=source.units,
@@ -214,7 +217,27 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         finish=finish,
         cost=CostEstimate(seconds=0.02),
     )
+    if not options.restart:
+        _require_same_masks(job)
     run_unit_step(run, connection, job, options)
+
+
+def _require_same_masks(job: UnitStepJob) -> None:
+    """Refuses an export that was started before masks were corrected, if nothing else has changed.
+
+    Raises:
+        ValueError: see above.
+    """
+    recorded, wanted = job.step.fingerprint(), json.loads(json.dumps(job.fingerprint))
+    if recorded is None or recorded.pop(_CORRECTED, "") == wanted.pop(_CORRECTED, ""):
+        return
+    if any(recorded.get(key) != value for key, value in wanted.items()):
+        return  # the driver names all differences
+    raise ValueError(
+        f"{job.step.location.parent}: this export was made before masks were imported that the run has now. "
+        f"'{job.command} --restart {job.step.location.name}' writes the files again with these masks. To keep the "
+        "files as they are, give another --out."
+    )
 
 
 @dataclass
