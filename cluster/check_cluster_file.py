@@ -261,6 +261,12 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
     for key, most in _numbers(pools).items():
         if key in given and int(given[key]) > most:
             yield f"The entrypoint sets cluster.{key}={given[key]}, but the groups allow {most}. Change one of the two."
+    workers, cpus = int(given.get("training_workers", 1)), int(given.get("cpus_per_training_worker", 1)) or 1
+    if workers > (room := sum(most * (there // cpus) for most, there, _ in pools)):
+        yield (
+            f"The entrypoint sets cluster.training_workers={workers} of {plural(cpus, 'CPU')} each, but the groups "
+            f"have room for {room}. Change one of the two."
+        )
     if "device=cuda" in command and not any(most and gpus for most, _, gpus in pools):
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
 

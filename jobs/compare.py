@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
     for sentence in changes.outdated:
         print(f"  WARNING: {sentence}")
     print(
-        f"  {100 * changes.mean_share:.1f} % of the pixels differ on average, in the {changes.step} of "
+        f"  {100 * changes.mean_share:.2g} % of the pixels differ on average, in the {changes.step} of "
         f"{changes.num_compared:,} images; the most changed ones are in {place}"
     )
     if changes.others:

@@ -58,10 +58,15 @@ def main(arguments: list[str]) -> None:
     from jobs.preparation.prepare import Options, next_step, prepare
     from jobs.preparation.read_source import read_listing, source_name
     from jobs.preparation.run_place import require_no_image_in_steps, require_outside
-    from jobs.run.directory import open_run
+    from jobs.run.directory import open_run, parse_output
+    from jobs.run.origin import only_masks
     from storage.location import Location
 
     run = open_run(given.run, given.config, given.set)
+    if not (run.location / "manifest.parquet").exists():
+        parse_output(given.run, "--run")
+    elif given.add and (sentence := only_masks(run)):
+        raise ValueError(f"--add: {sentence} For more new images, give predict_masks.py another --out.")
     if not source_name(given):
         _move(run, given)
         return

@@ -246,10 +246,12 @@ def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Select
             "To give other values a meaning, prepare the run again with --mask-values."
         )
     if total.num_images - total.num_several >= SINGLE_CLASS_SHARE * total.num_images:
+        num_simple = total.num_images - total.num_several
         print(
-            f"evaluate: WARNING: {total.num_images - total.num_several:,} of {plural(total.num_images, 'image')} have "
-            "one class or none. On images with one class, these figures show how much of an object is covered, not "
-            "whether the right object is found. If there are images with several classes, measure on them too."
+            f"evaluate: WARNING: {num_simple:,} of {plural(total.num_images, 'image')} "
+            f"{'has' if num_simple == 1 else 'have'} one class or none. On images with one class, these figures show "
+            "how much of an object is covered, not whether the right object is found. If there are images with several "
+            "classes, measure on them too."
         )
     if total.num_images < FEW_MASKS:
         print(f"evaluate: figures of fewer than about {FEW_MASKS} images say little.")

@@ -4,6 +4,7 @@ The output is a normal run: it has a manifest, the step `predictions`, a copy of
 which says where the network came from. So the same commands resume, export and show it.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -100,8 +101,10 @@ def find_images(place: Location) -> tuple[list[SourceImage], list[str]]:
         require_no_results(place, paths)
         found = [SourceImage(id_of_path(path), (place / path).uri) for path in paths if is_image_name(path)]
     if not found:
+        is_missing = place.is_local and not os.path.exists(place.uri)
         raise ValueError(
-            f"--images {place}: no images there. Give an image, a folder, a table (.csv, .parquet) or an s3:// prefix."
+            f"--images {place}: {'no such folder' if is_missing else 'no images there'}. Give an image, a folder, a "
+            "table (.csv, .parquet) or an s3:// prefix."
         )
     return join_images(found, is_split_ordered=True)
 

@@ -81,7 +81,7 @@ class SeenLabels:
         names = ("background", *self.run.manifest().class_names)
         values = ", ".join(f"{value} {name}" for value, name in enumerate(names[:NAMED]))
         more = f", and so on to {len(names) - 1} {names[-1]}" if len(names) > NAMED else ""
-        print(f"predictions: masks are in {self.run.location}/predictions/labels; values: {values}{more}")
+        print(f"predictions: masks are in {self.run.data('predictions')}/labels; values: {values}{more}")
         if len(self.labels) != 1 or len(plan.missing) != len(plan.units):
             return
         print(f"predictions: every pixel is {names[next(iter(self.labels))]}. {one_label_remedy(self.run.config)}")

@@ -228,6 +228,11 @@ def _how_many_more(run: Run, figures: Figures) -> str:
     known = left.num_masks + (figures.measured.most_measured.num_images if figures.measured else 0)
     if (missing := FEW_MASKS - known) <= 0:
         return ""
+    if origin_of(run) and left.num_others < missing:  # no images can be added to it
+        return (
+            f"correct the masks that are wrong ({_correcting(run)}). The run has fewer than {FEW_MASKS} images, too "
+            "few to judge its masks."
+        )
     images = plural(missing, "more image" if known else "image")
     where = (f" of {left.where}" if left.where else "") + (f" ({left.why})" if left.why else "")
     few = ""

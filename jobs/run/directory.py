@@ -170,7 +170,7 @@ def open_run(
         assignments: "section.key=value" texts.
         defaults: nested settings for a new run; the file and the assignments may change them.
     """
-    location = parse_output(path, "--run")
+    location = _parse_output(path, "--run")
     header = location / "run.json"
     recorded = recorded_config(header) if header.exists() else dict(defaults or {})
     settings = ["--config", config_file] if config_file else []
@@ -201,8 +201,23 @@ def parse_output(path: str, flag: str) -> Location:
     """A folder or s3:// prefix for outputs.
 
     Raises:
-        ValueError: a relative path inside a submitted job, whose working folder is deleted afterwards.
+        ValueError: a relative path inside a submitted job, whose working folder is deleted afterwards; or a place in
+            the folder of a run's step, which the step may delete.
     """
+    place = _parse_output(path, flag)
+    root, *parts = place.uri.removeprefix("s3://").split("/")  # the bucket, or nothing before the first /
+    above = Location(root if place.is_local else f"s3://{root}")
+    for name in parts:
+        if name in BY_NAME and (above / "manifest.parquet").exists():
+            raise ValueError(
+                f"{flag} {path}: is in the folder of the step {name} of the run {above}, and a restart of this step "
+                "deletes all that is in it. Give a place outside the run."
+            )
+        above = above / name
+    return place
+
+
+def _parse_output(path: str, flag: str) -> Location:
     path = os.path.expanduser(path)  # a shell leaves the ~ of --run=~/voc, and a notebook has no shell
     if "://" in path or path.lower().startswith("s3:") or os.path.isabs(path):
         return Location.parse(path)

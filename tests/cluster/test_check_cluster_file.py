@@ -163,6 +163,13 @@ def resources(job: Any) -> Any:
             lambda j: j["spec"].update(entrypoint="run --set cluster.autoscaling=true --restart maps"),
             "Set backoffLimit to 0",
         ),
+        (
+            lambda j: j["spec"].update(
+                entrypoint="run --set cluster.autoscaling=true --set cluster.training_workers=6 "
+                "--set cluster.cpus_per_training_worker=6"
+            ),
+            "training_workers=6 of 6 CPUs each, but the groups have room for 4",
+        ),
         (lambda j: j["spec"].pop("entrypoint"), "no entrypoint"),
         (
             lambda j: j["spec"].update(entrypoint="run --run /runs/mine --set cluster.autoscaling=true"),

@@ -181,7 +181,7 @@ def test_a_network_that_labels_everything_alike_is_told(favoured, is_told, segme
 def test_one_picture_is_a_new_image_too_and_a_folder_that_is_missing_is_named(drawn_images, tmp_path):
     ([found], _) = find_images(Location(drawn_images[0].uri))
     assert (found.image_id, found.uri) == ("scene_0000", drawn_images[0].uri)
-    with pytest.raises(ValueError, match=r"nowhere: no images there. Give an image, a folder"):
+    with pytest.raises(ValueError, match=r"nowhere: no such folder. Give an image, a folder"):
         find_images(Location(str(tmp_path / "nowhere")))
 
 
@@ -253,6 +253,30 @@ def test_masks_are_not_written_among_the_new_images(predicted_run, new_images, i
     with pytest.raises(ValueError, match=r"--out .*is in the folder of --images.*, such as .*october-masks\.$"):
         predict_new(predicted_run, new_images, new_images / inside)
     assert set(new_images.rglob("*")) == before
+
+
+@pytest.mark.parametrize("inside", ["predictions", "maps/maps.zarr"])
+def test_outputs_are_not_written_into_the_folder_of_a_step(predicted_run, new_images, inside, capsys):
+    place = Path(predicted_run.uri, inside)
+    refusal = rf"--\w+ .*{inside}.*: is in the folder of the step {inside[:4]}\w* of the run .*outside the run\.$"
+    with pytest.raises(ValueError, match=refusal):
+        predict_new(predicted_run, new_images, place)
+    with pytest.raises(ValueError, match=refusal):
+        export_labels.main(["--run", predicted_run.uri, "--format", "png", "--out", f"{place}/png"])
+    with pytest.raises(ValueError, match=refusal):
+        prepare_dataset.main(["--run", f"{place}/run", "--folders", str(new_images)])
+
+
+def test_the_printed_place_of_the_masks_is_right_after_a_restart(predicted_run, capsys):
+    predict(predicted_run, restart=True)
+    (place,) = re.findall(r"masks are in (\S+);", capsys.readouterr().out)
+    assert "/start-" in place and sorted(file.stem for file in Path(place).iterdir()) == list(VAL)
+
+
+def test_no_images_are_added_to_a_run_of_new_images(predicted_run, new_images, tmp_path):
+    predict_new(predicted_run, new_images, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"^--add: .* has only masks of new.*give predict_masks.py another --out"):
+        prepare_dataset.main(["--run", str(tmp_path / "out"), "--folders", str(new_images), "--add"])
 
 
 def test_masks_that_lie_among_the_new_images_are_no_photographs(predicted_run, new_images, tmp_path):
@@ -400,5 +424,5 @@ def test_no_command_of_another_step_is_printed_for_a_run_of_new_images(predicted
 def test_flags_of_new_images_go_together(predicted_run, tmp_path):
     with pytest.raises(ValueError, match="--images and --out go together"):
         predict_masks.main(["--run", predicted_run.uri, "--images", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"--images .*: no images there\. Give an image, a folder"):
+    with pytest.raises(ValueError, match=r"--images .*: no such folder\. Give an image, a folder"):
         predict_masks.main(["--run", predicted_run.uri, "--images", str(tmp_path / "none"), "--out", str(tmp_path)])

@@ -150,6 +150,15 @@ def test_a_run_of_new_images_names_the_page_about_its_masks(run, measured):
     assert new in advice and own not in advice and "Look at these first" not in advice
 
 
+def test_a_small_run_of_new_images_is_not_sent_to_add_images(run):
+    write_origin(run, run, "segmenter", "0" * 64, "/data/october")
+    advice = judge(run, Figures(**GOOD, unmeasured=Unmeasured(0, 15))).advice
+    assert (
+        advice.endswith("The run has fewer than 20 images, too few to judge its masks.") and "add images" not in advice
+    )
+    assert "the masks of 20 images" in judge(run, Figures(**GOOD, unmeasured=Unmeasured(0, 60))).advice
+
+
 def test_a_run_without_masks_has_no_verdict(run):
     assert judge(run, Figures()) is None
     assert judge(run, Figures(mean_precision=0.3, chance=0.2)) is None
