@@ -24,6 +24,12 @@ _WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _OWN_HOST = re.compile(r"--dashboard-host[ =](127\.0\.0\.1|localhost)\b")
+_ON_GPUS = {
+    f"jobs/{name}.py"
+    for name in ("run_pipeline", "train_ficklenet", "generate_maps", "train_segmentation", "predict_masks")
+}
+"""The scripts with steps that use GPUs, and take what the cluster has when they start."""
+
 _BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
 
 
@@ -267,8 +273,14 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
             f"The entrypoint sets cluster.training_workers={workers} of {plural(cpus, 'CPU')} each, but the groups "
             f"have room for {room}. Change one of the two."
         )
-    if "device=cuda" in command and not any(most and gpus for most, _, gpus in pools):
+    has_gpus = any(most and gpus for most, _, gpus in pools)
+    if "device=cuda" in command and not has_gpus:
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
+    if "device=cuda" not in command and has_gpus and script and script[1] in _ON_GPUS:
+        yield (
+            "A group has GPUs, but the entrypoint sets no device to cuda. No GPU is there when the job starts, so it "
+            "would compute on CPUs. Add it, such as --set maps.device=cuda, for each step that the job runs."
+        )
 
 
 def _mounted(spec: dict[str, Any]) -> list[str]:

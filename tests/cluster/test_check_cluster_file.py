@@ -170,6 +170,10 @@ def resources(job: Any) -> Any:
             ),
             "training_workers=6 of 6 CPUs each, but the groups have room for 4",
         ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("--set maps.device=cuda", "")),
+            "A group has GPUs, but the entrypoint sets no device to cuda",
+        ),
         (lambda j: j["spec"].pop("entrypoint"), "no entrypoint"),
         (
             lambda j: j["spec"].update(entrypoint="run --run /runs/mine --set cluster.autoscaling=true"),
