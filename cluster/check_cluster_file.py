@@ -42,8 +42,12 @@ def main(files: list[str]) -> int:
     for file in files:
         try:
             text = Path(file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            problems, settings = [f"It cannot be read ({error})."], ""
+        except FileNotFoundError:
+            problems, settings = ["There is no such file. Is the path right?"], ""
+        except UnicodeDecodeError:
+            problems, settings = ["This is not a text file. Give a cluster file in YAML."], ""
+        except OSError as error:
+            problems, settings = [f"It cannot be read ({error.strerror})."], ""
         else:
             problems, settings = problems_of(text), job_settings_of(text)
         has_problems |= bool(problems)
@@ -255,8 +259,10 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
         return
     if "--restart" in command and spec.get("backoffLimit"):
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
-    run = re.search(r"--run[ =]+(/\S+)", command)
-    if run and not any(run[1].startswith(each) for each in _mounted(spec)):
+    run = re.search(r"--run[ =]+(\S+)", command)
+    if run and "://" in run[1] and not run[1].startswith("s3://"):
+        yield f"The entrypoint has --run {run[1]}, which is no place for a run. Give s3://bucket/run."
+    elif run and run[1].startswith("/") and not any(run[1].startswith(each) for each in _mounted(spec)):
         yield f"The entrypoint has --run {run[1]}, a folder of one pod. Give s3://bucket/run, or mount a volume."
     script = re.search(r"\S*\b(jobs/\w+\.py)\b", command)
     if script and not (Path(__file__).parents[1] / script[1]).exists():

@@ -106,7 +106,8 @@ def require_local_folder(storage_uri: str) -> None:
     if "://" in storage_uri:
         raise ClusterError(
             f"cluster: training in-process keeps its checkpoints in a local folder, not in '{storage_uri}'. "
-            f"Give a local run, or train with Ray."
+            "Give a local run, or train with Ray: with '--set cluster.address=', also if the run has recorded "
+            "cluster.address=in-process."
         )
 
 

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
         "image": ("image",),
         "both": ("map", "image"),
     }
-    with launch_log(run, "evaluate", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:
+    with launch_log(run, "evaluate", is_dry_run=given.dry_run), connected(run) as connection:
         if given.sweep:
             sweep(run, connection, given.sweep, given.split, given.part, **options)
         else:

@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     request = request.resolved(run)
     out = export_folder(run, request, given.out)
     options = LaunchOptions(restart=bool(given.restart), dry_run=given.dry_run)
-    with launch_log(run, "export_labels", is_dry_run=given.dry_run), connected(run.config.cluster) as connection:
+    with launch_log(run, "export_labels", is_dry_run=given.dry_run), connected(run) as connection:
         export(run, connection, request, out, options)
 
 

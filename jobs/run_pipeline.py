@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     run.manifest()  # refused before a Ray is started
     require_all_steps(run, "run_pipeline")
     log = launch_log(run, "run_pipeline", is_dry_run=given.dry_run)
-    with log, connected(run.config.cluster) as connection:
+    with log, connected(run) as connection:
         if given.dry_run:
             from jobs.cli.plans import plan_pipeline
 

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     from jobs.steps.recomputation import recompute_step
     from jobs.steps.verification import verify_run
 
-    with connected(run.config.cluster) as connection:
+    with connected(run) as connection:
         is_sound, problems = verify_run(
             run,
             connection,

@@ -160,16 +160,19 @@ class Step:
                 "is on the driver's own disk. Use an s3:// run, or a folder that all nodes mount."
             )
 
-    def require_idle(self) -> None:
+    def require_idle(self, reason: str = "") -> None:
         """Refuse to start again while another launch works on the step.
+
+        Args:
+            reason: why another step must not be started again meanwhile, such as ``", which reads the seeds"``.
 
         Raises:
             ValueError: a launch works on it; the message says which ones, and how long to wait if they were killed.
         """
         alive = [beat for beat in heartbeats(self.location, may_write=True) if not beat.is_stale]
         if alive:
-            is_running = "is running this step. Stop it first. If it was killed"
-            are_running = "are running this step. Stop them first. If they were killed"
+            is_running = f"is running this step{reason}. Stop it first, or wait until it ends. If it was killed"
+            are_running = f"are running this step{reason}. Stop them first, or wait until they end. If they were killed"
             raise ValueError(
                 f"{self.location}: {_drivers(alive)} {is_running if len(alive) == 1 else are_running}, wait "
                 f"{STALE_AFTER:.0f} s."

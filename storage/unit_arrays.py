@@ -109,7 +109,8 @@ class UnitArrays:
                     raise Damaged.of(location, "the description of an array is missing") from error
                 raise FileNotFoundError(
                     f"{location}: there are no arrays here. Either the step was not started yet, or another launch has "
-                    "started it again (--restart); then run this command again when that launch is finished."
+                    "started it again (--restart); then run this command again when that launch is finished, a "
+                    "pipeline with --redo-outdated."
                 ) from error
 
     def item_shape(self, name: str) -> tuple[int, ...]:

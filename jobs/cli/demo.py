@@ -9,7 +9,7 @@ from jobs.steps.compute import connected
 def run_demo(config_file: str | None = None, assignments: list[str] | None = None) -> None:
     """Makes what is missing of the demo's maps, and prints where everything is."""
     run = prepare_demo(config_file, assignments)
-    with connected(run.config.cluster) as connection:
+    with connected(run) as connection:
         launch_step(run, connection, "classifier")
         launch_step(run, connection, "maps")
     print(f"demo: a picture of the maps: {draw_contact_sheet(run, num_images=8)}")

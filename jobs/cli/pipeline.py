@@ -50,6 +50,14 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         print(f"pipeline: step {number} of {len(steps)}, {row.title}", flush=True)
         is_to_restart = redo_outdated and row.name in outdated_steps(run)
         launch_step(run, connection, row.name, restart=is_to_restart, retry_skipped=retry_skipped)
+    try:
+        measure_and_report(run, connection)
+    finally:
+        print_outdated(run)
+
+
+def measure_and_report(run: Run, connection: Connection) -> None:
+    """Measures against the masks if there are any, draws a picture of the maps, and writes the report."""
     measured = measurable_splits(run.manifest(), run.config)
     if not measured:
         print("pipeline: no metrics, because none of the images to measure has a mask.")
@@ -68,6 +76,19 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
         return  # the verdict says not to use its masks
     export = export_command(run, report.figures)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
+
+
+def print_outdated(run: Run) -> None:
+    """Prints a warning if steps are outdated, because another launch has started earlier steps again meanwhile."""
+    found = outdated_steps(run)
+    if outdated := [row.title for row in pipeline_steps(run.config) if row.name in found]:
+        plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
+        command = plain.command("run_pipeline", "--redo-outdated")
+        print(
+            "pipeline: WARNING: these steps are outdated, because what they were made from was changed during this "
+            f"launch: {', '.join(outdated)}. To compute them again: '{command}'.",
+            flush=True,
+        )
 
 
 def require_possible(run: Run) -> None:

@@ -49,11 +49,11 @@ CONFIGURATION_HEAD = """# Configuration
 *Made from `jobs/run/config_keys.py` by `make reference`.*
 
 A run has one configuration, recorded in its `run.json`. A launch can change it with a TOML file (`--config`) and with
-single values (`--set maps.num_samples=100`), and records the result. Unknown keys and values that are not allowed are
-refused, with a suggestion. If a finished step depends on a key, you cannot change this key for that step: use another
-run, or start the step over with `--restart STEP`. Examples: [voc2012.toml](examples/voc2012.toml),
-[coco.toml](examples/coco.toml), [own_data.toml](examples/own_data.toml),
-[own_data_small.toml](examples/own_data_small.toml).
+single values (`--set maps.num_samples=100`), and records the result. Only the preparation records `cluster.address`:
+each launch says itself where it works. Unknown keys and values that are not allowed are refused, with a suggestion. If
+a finished step depends on a key, you cannot change this key for that step: use another run, or start the step over with
+`--restart STEP`. Examples: [voc2012.toml](examples/voc2012.toml), [coco.toml](examples/coco.toml),
+[own_data.toml](examples/own_data.toml), [own_data_small.toml](examples/own_data_small.toml).
 """
 
 

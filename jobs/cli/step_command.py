@@ -71,7 +71,7 @@ def launch_as_given(run: "Run", name: str, given: argparse.Namespace) -> None:
     from jobs.steps.compute import connected
 
     log = launch_log(run, BY_NAME[name].script, is_dry_run=given.dry_run)
-    with log, connected(run.config.cluster) as connection:
+    with log, connected(run) as connection:
         for note in setting_notes(run, [name]):
             print(note, flush=True)
         restart, retry_skipped = bool(given.restart), getattr(given, "retry_skipped", False)

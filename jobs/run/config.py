@@ -68,15 +68,25 @@ def resolve_config(recorded: dict[str, Any], config_file: str | None, assignment
 
 def kept_settings(recorded: dict[str, Any], config_file: str, assignments: Sequence[str]) -> list[str]:
     """The recorded settings that differ from the defaults and that the launch does not name: "section.key = value"."""
-    named, default = _read_toml(config_file), Config().model_dump(mode="json")
-    for assignment in assignments:
-        named = _merged(named, _parse_assignment(assignment))
-    usual, now = _by_key(default), _by_key(named)
+    usual, now = _by_key(Config().model_dump(mode="json")), _named(config_file, assignments)
     return [
         f"{key} = {json.dumps(value)}"
         for key, value in _by_key(recorded).items()
         if value != usual.get(key, value) and key not in now
     ]
+
+
+def is_named(key: str, config_file: str | None, assignments: Sequence[str]) -> bool:
+    """Whether a launch names a key, in its file or by an assignment."""
+    return key in _named(config_file, assignments)
+
+
+def _named(config_file: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """The settings of a launch, without the recorded ones, by "section.key"."""
+    named = _read_toml(config_file) if config_file else {}
+    for assignment in assignments:
+        named = _merged(named, _parse_assignment(assignment))
+    return _by_key(named)
 
 
 def _by_key(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.environment import is_submitted_job
 from cluster.words import plural
-from jobs.run.config import kept_settings, resolve_config
+from jobs.run.config import is_named, kept_settings, resolve_config
 from jobs.run.config_keys import Config
 from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.run.versions import package_versions, source_hash
@@ -52,6 +52,7 @@ class Run:
     kept: tuple[
         str, ...
     ] = ()  # "section.key = value" from earlier launches, which this launch's --config does not name
+    keeps_address: bool = False  # cluster.address is the recorded one: this launch does not name it
 
     @property
     def uri(self) -> str:
@@ -185,7 +186,8 @@ def open_run(
             raise ValueError(f"{error} Some settings are those of the run. {_ALONE.format(config_file)}") from error
         raise
     kept = kept_settings(recorded, config_file, assignments or []) if config_file and header.exists() else []
-    return Run(location, config, tuple(settings), kept=tuple(kept))
+    keeps_address = header.exists() and not is_named("cluster.address", config_file, assignments or [])
+    return Run(location, config, tuple(settings), kept=tuple(kept), keeps_address=keeps_address)
 
 
 def _fault(recorded: dict[str, Any], config_file: str | None = None, assignments: Sequence[str] = ()) -> str:
@@ -249,16 +251,16 @@ def preparations(run: Run) -> list[str]:
 def record_run(run: Run, name: str = "", *, prepared: str = "") -> None:
     """Writes `run.json`; called when a step has accepted the configuration.
 
+    A launched step does not record `cluster.address`: where it works says nothing about other launches.
+
     Args:
         name: the launched step. Other steps that were started keep their recorded sections, because they would refuse
             the new values; `setting_notes` says so.
         prepared: a command that has made or changed the manifest.
     """
     commands = [command for command in preparations(run) if command != prepared]
-    config = run.config.model_dump(mode="json")
-    config |= {row.section: section for row, section in _kept_sections(run, [name])}
     content = {
-        "config": config,
+        "config": _config_to_record(run, [name] if name else []),
         "python": platform.python_version(),
         "packages": package_versions(),
         "source": source_hash(),
@@ -286,9 +288,8 @@ def setting_notes(run: Run, launched: Collection[str] = ()) -> list[str]:
                 f"{row.section}.{key}: the run keeps {value}, because the step {row.name} was started with it. "
                 f"To change it to {config[row.section][key]}{after}: '{command}'."
             )
-        config[row.section] = section
     header = run.location / "run.json"
-    if run.kept and header.exists() and config != recorded_config(header):
+    if run.kept and header.exists() and _config_to_record(run, launched) != recorded_config(header):
         named = run.settings[1]  # after --config, which comes first
         notes.append(
             f"settings: the run keeps {plural(len(run.kept), 'setting')} from before that {named} does not name: "
@@ -319,6 +320,17 @@ def require_settings_of_started_steps(run: Run) -> None:
             f"({', '.join(changed[:DIFFERENCES_SHOWN])}{more}). Nothing was changed. Give the same command another "
             "--run; or leave out --config, and the run keeps its settings."
         )
+
+
+def _config_to_record(run: Run, launched: Collection[str]) -> dict[str, Any]:
+    """The configuration that `record_run` writes when these steps are launched; none: for the preparation."""
+    config = run.config.model_dump(mode="json")
+    config |= {row.section: section for row, section in _kept_sections(run, launched)}
+    header = run.location / "run.json"
+    if launched and header.exists():
+        address = recorded_config(header).get("cluster", {}).get("address", "")
+        config["cluster"] = {**config["cluster"], "address": address}
+    return config
 
 
 def _kept_sections(run: Run, launched: Collection[str]) -> list[tuple[StepRow, dict[str, Any]]]:

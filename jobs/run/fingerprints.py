@@ -113,6 +113,19 @@ def outdated_steps(run: Run, changed: Collection[str] = ()) -> set[str]:
     return _outdated(run, STEPS, changed)
 
 
+def readers(run: Run, name: str) -> list[StepRow]:
+    """The started steps that read a step's results, directly or through others."""
+    found = list[StepRow]()
+    for row in STEPS:  # upstream steps come first
+        try:
+            read: Collection[str] = upstream_ids(run.step(row.name).fingerprint())
+        except ValueError:  # a damaged record, which must not keep other steps from being started again
+            read = row.upstream
+        if {name, *(each.name for each in found)}.intersection(read):
+            found.append(row)
+    return found
+
+
 def is_outdated(run: Run, name: str) -> bool:
     """Whether a step is outdated; reads only the records of this step and of those before it that it may read."""
     needed, waiting = set[str](), [name]

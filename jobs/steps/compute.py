@@ -13,6 +13,7 @@ from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
 from jobs.run.config_keys import ClusterConfig
+from jobs.run.directory import Run
 from jobs.steps.waiting import notices
 
 START_SECONDS = 20.0
@@ -22,8 +23,18 @@ CPUS_OF_A_NEW_NODE = 8.0
 """The CPUs that a node of an autoscaling cluster is assumed to have, as those of `ray_cluster.yaml` do."""
 
 
-def connected(config: ClusterConfig) -> AbstractContextManager[Connection]:
-    """The connection that the configuration asks for; it is open during a `with` block."""
+def connected(run: Run) -> AbstractContextManager[Connection]:
+    """The connection that the run's configuration asks for; it is open during a `with` block.
+
+    If the run has recorded that no Ray is used, it prints so: the command of this launch does not show it.
+    """
+    config = run.config.cluster
+    if config.address == "in-process" and run.keeps_address:
+        print(
+            "cluster: the run has recorded cluster.address=in-process, so this process does the work, without Ray. To "
+            "use Ray, add '--set cluster.address='.",
+            flush=True,
+        )
     return connect(config.address, config.cpus)
 
 

@@ -180,6 +180,10 @@ def resources(job: Any) -> Any:
             "--run /runs/mine, a folder of one pod",
         ),
         (
+            lambda j: j["spec"].update(entrypoint="run --run https://bucket/runs/a --set cluster.autoscaling=true"),
+            r"--run https://bucket/runs/a, which is no place for a run\. Give s3://bucket/run\.",
+        ),
+        (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("generate_maps", "generate_map")),
             "runs jobs/generate_map.py, and this project has no such script",
         ),
@@ -237,5 +241,9 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
         "max_actors=8 --set cluster.max_cpu_actors=32 --set cluster.cpus_per_training_worker=7"
     )
     assert main([str(good), str(bad), str(tmp_path / "none.yaml")]) == 2
-    assert "bad.yaml: 1 problem." in (said := capsys.readouterr().out) and "cannot be read" in said
+    assert "bad.yaml: 1 problem." in (said := capsys.readouterr().out) and "There is no such file." in said
+    (folder := tmp_path / "folder.yaml").mkdir()
+    (binary := tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
+    assert main([str(folder), str(binary)]) == 2
+    assert "It cannot be read (Is a directory)." in (said := capsys.readouterr().out) and "not a text file" in said
     assert main([]) == 2 and "Usage" in capsys.readouterr().out

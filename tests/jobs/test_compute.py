@@ -8,9 +8,11 @@ import pytest
 from cluster.connect import Connection, connect
 from cluster.errors import ClusterError
 from cluster.fanout import Stages
+from cluster.training_context import require_local_folder
+from jobs import aggregate_seeds
 from jobs.cli import plans
 from jobs.run.config_keys import ClusterConfig, Config
-from jobs.run.directory import Run
+from jobs.run.directory import Run, open_run, record_run
 from jobs.steps import compute, machine_load, waiting
 from jobs.steps.compute import actor_pool, run_stages
 from jobs.steps.waiting import waiting_for
@@ -150,3 +152,32 @@ def test_a_dry_run_on_a_busy_machine_says_so_before_it_times_the_steps(monkeypat
     run = Run(Location(str(tmp_path)), Config())
     plans._estimate(run, Connection(2, 0, 1), [], "pipeline", is_whole=True)
     assert capsys.readouterr().out.endswith("and the time to start. Other programs use it.\n")
+
+
+NOTE = "cluster: the run has recorded cluster.address=in-process, so this process does the work"
+
+
+def test_a_launch_says_that_the_run_has_recorded_that_no_ray_is_used(finished_maps_run, tmp_path, capsys):
+    given = ["cluster.address=in-process"]
+    (file := tmp_path / "own.toml").write_text('[cluster]\naddress = "in-process"\n')
+    for run in (open_run(finished_maps_run.uri, None, given), open_run(finished_maps_run.uri, str(file))):
+        with compute.connected(run):
+            assert NOTE not in capsys.readouterr().out
+    aggregate_seeds.main(["--run", finished_maps_run.uri])
+    assert NOTE in (printed := capsys.readouterr().out) and "add '--set cluster.address='" in printed
+    with compute.connected(open_run(finished_maps_run.uri, None, ["cluster.address="])) as connection:
+        assert connection.is_optional and NOTE not in capsys.readouterr().out
+
+
+def test_a_launch_does_not_record_which_ray_it_used(finished_maps_run, tmp_path, capsys):
+    record_run(open_run(finished_maps_run.uri, None, ["cluster.address="]))  # as the preparation does
+    (file := tmp_path / "own.toml").write_text('[cluster]\naddress = "in-process"\n')
+    for _ in range(2):
+        aggregate_seeds.main(["--run", finished_maps_run.uri, "--config", str(file), "--set", "cluster.max_actors=3"])
+    cluster = open_run(finished_maps_run.uri).config.cluster
+    assert cluster.address == "" and cluster.max_actors == 3
+
+
+def test_a_training_without_ray_on_s3_names_the_setting_that_uses_ray():
+    with pytest.raises(ClusterError, match=r"with '--set cluster.address=', also if the run has recorded"):
+        require_local_folder("s3://bucket/run/segmenter")

@@ -1,5 +1,10 @@
 """A restart that cannot start is refused before it deletes anything; and so is every launch, before it writes."""
 
+import json
+import os
+import re
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from jobs.run.directory import Run, open_run
 from jobs.steps import compute, unit_driver
 from jobs.steps.restarted import has_restarted
 from jobs.training import training_job
+from storage.heartbeat import beating
 
 HERE = Connection(num_cpus=2, num_gpus=0, num_nodes=1, in_process=True)
 CPUS_ALONE = Connection(num_cpus=4, num_gpus=0, num_nodes=1)
@@ -119,3 +125,59 @@ def test_a_finished_step_needs_no_workers(finished_maps_run):
     launch_step(
         open_run(finished_maps_run.uri, None, ["cluster.min_actors=40", "cluster.max_actors=40"]), CPUS_ALONE, "maps"
     )
+
+
+@pytest.mark.parametrize("name", ["classifier", "maps", "seeds"])
+def test_a_restart_beside_a_launch_that_depends_on_the_step_is_refused(name, predicted_run):
+    with beating(predicted_run.step("segmenter").location, "1-of-1"):
+        found = refusal(predicted_run, HERE, name, "seeds.theta=0.4")
+        launch_step(predicted_run, HERE, "pseudo_labels", restart=True)  # the segmenter does not read them
+    driver = rf"{predicted_run.uri}/segmenter: a driver on \S+ \(process {os.getpid()}, last heartbeat \d s ago\)"
+    assert re.match(driver, found)
+    assert f"is running this step, which depends on the results of the step {name}, and this command would" in found
+    assert found.endswith("Stop it first, or wait until it ends. If it was killed, wait 60 s.")
+
+
+def test_a_dead_launch_of_a_later_step_does_not_stop_a_restart(predicted_run):
+    beat = predicted_run.step("segmenter").location / "drivers/1-of-1.json"
+    beat.write_bytes(json.dumps({"launch": "1-of-1", "host": "elsewhere", "pid": 1, "started": 0.0}).encode())
+    changed = open_run(predicted_run.uri, None, ["seeds.theta=0.5"])
+    with pytest.raises(ValueError, match="a driver on elsewhere"):
+        launch_step(changed, HERE, "seeds", restart=True)
+    os.utime(beat.uri, times=(time.time() - 100, time.time() - 100))
+    launch_step(changed, HERE, "seeds", restart=True)
+
+
+def test_a_damaged_record_of_a_later_step_does_not_stop_a_restart(predicted_run):
+    segmenter = predicted_run.step("segmenter").location
+    (segmenter / "step.json").write_bytes(b"{")
+    with beating(segmenter, "1-of-1"):
+        assert "is running this step, which depends on" in refusal(predicted_run, HERE, "seeds")
+    launch_step(predicted_run, HERE, "seeds", restart=True)
+
+
+def test_another_epoch_is_not_kept_while_a_launch_depends_on_the_network(predicted_run):
+    folder = Path(predicted_run.step("classifier").data().uri)
+    shutil.copy(predicted_run.step("segmenter").data().uri + "/last.pt", folder / "best.pt")  # any other network
+    best, before = open_run(predicted_run.uri, None, ["classifier.keep=best"]), (folder / "model.pt").read_bytes()
+    with beating(predicted_run.step("maps").location, "1-of-1"):
+        with pytest.raises(ValueError, match="depends on the results of the step classifier"):
+            launch_step(best, HERE, "classifier")
+        launch_step(predicted_run, HERE, "classifier")
+    assert (folder / "model.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["segmenter", "pseudo_labels"])
+def test_a_launch_whose_input_was_replaced_says_so_whatever_failed_first(name, predicted_run, monkeypatch):
+    def replaced_meanwhile(run, *_):
+        upstream = "seeds" if name == "segmenter" else "maps"
+        step = run.step(upstream)
+        step.open({**step.fingerprint(), "theta": 0.5}, "a command", restart=True)
+        raise FileNotFoundError("seeds.zarr: there are no arrays here.")
+
+    monkeypatch.setattr(unit_driver, "compute_missing", replaced_meanwhile)
+    monkeypatch.setattr(training_job, "_train", replaced_meanwhile)
+    with pytest.raises(ValueError, match="another launch has replaced the results of") as lost:
+        launch_step(predicted_run, HERE, name, restart=True)
+    assert f"'python jobs/run_pipeline.py --run {predicted_run.uri} --redo-outdated'" in str(lost.value)
+    assert has_restarted(lost.value)

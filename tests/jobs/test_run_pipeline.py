@@ -122,6 +122,29 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
     assert predictions.start_id() == start != "" and 3 in predictions.receipts()
 
 
+@pytest.mark.parametrize("has_masks", [False, True])
+def test_a_pipeline_warns_at_its_end_of_steps_that_another_launch_made_outdated(
+    has_masks, predicted_run, monkeypatch, capsys
+):
+    def launched_beside(run, connection, name, **options):
+        launch_step(run, connection, name, **options)
+        if name == "predictions":
+            launch_step(open_run(run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
+
+    launch(predicted_run)
+    assert "outdated" not in capsys.readouterr().out
+    monkeypatch.setattr("jobs.cli.pipeline.launch_step", launched_beside)
+    if has_masks:
+        with pytest.raises(ValueError, match=r"seeds\.theta: 0\.5 -> 0\.35"):  # the metrics are of these seeds
+            launch(predicted_run)
+    else:
+        monkeypatch.setattr("jobs.cli.pipeline.measurable_splits", lambda *_: [])
+        launch(predicted_run)
+    warning = next(line for line in capsys.readouterr().out.splitlines() if "pipeline: WARNING" in line)
+    assert ": segmenter, predictions. To compute them again: " in warning
+    assert f"'python jobs/run_pipeline.py --run {predicted_run.uri} --redo-outdated'" in warning
+
+
 def test_a_setting_that_a_finished_step_refuses_is_refused_before_the_first_step(seeded_run, capsys):
     command = f"'python jobs/aggregate_seeds.py --run {seeded_run.uri} --set seeds.theta=0.5 --restart seeds'"
     for pipeline in (run_pipeline, plan_pipeline):

@@ -252,7 +252,9 @@ def test_a_growth_that_was_interrupted_is_completed(location: Location) -> None:
 
 
 def test_opening_nothing_is_a_file_not_found_error(location: Location) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no arrays here\. .* started it again \(--restart\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no arrays here\. .* started it again \(--restart\).* a pipeline with --redo-outdated"
+    ):
         MapStore.open(location)
 
 
