@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -150,6 +150,7 @@ class Manifest:
         self.location = location
         self.num_images: int = metadata.num_rows
         self._metadata = metadata
+        self._hashes: dict[Any, str] = {}  # of columns; status asks for those of all steps
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
@@ -291,11 +292,17 @@ class Manifest:
         bounds = [0, *self.additions, self.num_images]
         return list(pairwise(bounds))
 
-    def part_hashes(self, columns: Sequence[str]) -> list[str]:
+    def part_hashes(self, columns: Sequence[str], masks_of: Collection[str] | None = None) -> list[str]:
         """`column_hash` of each part. Additions change no earlier hash, so the first is that of the first manifest."""
-        return [self.column_hash(columns, start, stop) for start, stop in self.parts]
+        return [self.column_hash(columns, start, stop, masks_of) for start, stop in self.parts]
 
-    def column_hash(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> str:
+    def column_hash(
+        self,
+        columns: Sequence[str],
+        start: int = 0,
+        stop: int | None = None,
+        masks_of: Collection[str] | None = None,
+    ) -> str:
         """SHA-256 of the named columns and the class list; it does not depend on the file's layout and place.
 
         The hash of the labels includes which images are negative. For a manifest without negative images it is the
@@ -303,16 +310,27 @@ class Manifest:
 
         Args:
             start, stop: only these rows; all unless given.
+            masks_of: only the masks of these splits; those of all images unless given.
 
         Raises:
             ValueError: a column is unknown.
         """
         stop = self.num_images if stop is None else stop
+        key = (frozenset(columns), start, stop, None if masks_of is None else frozenset(masks_of))
+        if key not in self._hashes:
+            self._hashes[key] = self._column_hash(columns, start, stop, masks_of)
+        return self._hashes[key]
+
+    def _column_hash(self, columns: Sequence[str], start: int, stop: int, masks_of: Collection[str] | None) -> str:
         hashes = {name: hashlib.sha256() for name in columns}
-        wanted = [*columns, *(["negative"] if "labels" in columns and "negative" not in columns else [])]
-        for table in self.iter_tables(wanted, start, stop):
+        others = {"negative"} if "labels" in columns else set()
+        others |= {"split"} if masks_of is not None else set()
+        for table in self.iter_tables([*columns, *sorted(others - {*columns})], start, stop):
             for name in columns:
                 column = table[name]
+                if name == "mask_uri" and masks_of is not None:
+                    is_of = pc.is_in(table["split"], pa.array(sorted(masks_of), pa.string()))
+                    column = pc.if_else(is_of, column, pa.scalar(None, pa.string()))
                 texts = json_texts(self.as_written(column) if name in _ADDRESSES else column)
                 if name == "labels":
                     texts = pc.if_else(table["negative"], "null", texts)

@@ -361,7 +361,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The differences between two fingerprints in words: ``"maps.num_samples: 200 -> 100, ..."``.
 
     A fingerprint has only the ids of upstream steps, so for these it says ``"its maps changed since"``.
+    Of the manifest it has only hashes.
     """
+    parts = [[each.get("manifest"), *each.get(ADDED, ())] for each in (old, new)]
+    has_other_rows = any(one != other for one, other in zip(*parts, strict=False))
     flat_old, flat_new = _flatten(_in_words(old)), _flatten(_in_words(new))
     keys = sorted(key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key))
     named = [
@@ -370,12 +373,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         else f"{key}: {_short(flat_old, key)} -> {_short(flat_new, key)}"
         for key in keys[:MOST_DIFFERENCES]
     ]
-    return ", ".join(named) + (f" and {len(keys) - len(named)} more" if len(keys) > len(named) else "")
+    if has_other_rows:
+        named.insert(0, "images, labels, splits, saliency maps or masks in the manifest were changed since")
+    return ", ".join(named) + (f" and {len(keys) - MOST_DIFFERENCES} more" if len(keys) > MOST_DIFFERENCES else "")
 
 
 def _in_words(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """A fingerprint for people: instead of the hashes of added images how often some were added."""
-    rest = {key: value for key, value in fingerprint.items() if key != ADDED}
+    """A fingerprint for people: without hashes of the manifest, but with how often images were added."""
+    rest = {key: value for key, value in fingerprint.items() if key not in ("manifest", ADDED)}
     return rest | ({"lists of added images": num_added(fingerprint)} if ADDED in fingerprint else {})
 
 

@@ -11,7 +11,7 @@ from jobs.reporting.contact_sheet import draw_contact_sheet
 from jobs.reporting.page import write_report
 from jobs.reporting.verdict import export_command
 from jobs.run.directory import Run, setting_notes
-from jobs.run.fingerprints import outdated_steps, with_settings
+from jobs.run.fingerprints import manifest_change, outdated_steps, with_settings
 from jobs.run.selection import measurable_splits
 from jobs.run.split_names import require_known_splits
 from jobs.run.steps import pipeline_steps
@@ -127,11 +127,16 @@ def require_same_settings(run: Run, but: Collection[str] = ()) -> None:
 
     Raises:
         ValueError: a step was started with other settings; the message names them and the command that changes them.
-            Or images were added since a training began, and it is not finished.
+            Or the manifest was changed since. Or images were added since a training began, and it is not finished.
     """
     for row in pipeline_steps(run.config):
         recorded = run.step(row.name).fingerprint()
         if recorded is not None and row.name not in but:
+            if change := manifest_change(run, row.name):  # not outdated, as a network from another run
+                raise ValueError(
+                    f"{run.step(row.name).location}: {change}. Put the manifest back from a copy, or start over with "
+                    f"'{run.change_command(row.name, '--restart', row.name)}', which deletes this step's results."
+                )
             asked = with_settings(recorded, row, run.config)
             if row.kind == "training":
                 require_no_unseen(run, row.name)
@@ -156,9 +161,11 @@ def require_current(run: Run) -> None:
         ValueError: such steps must be deleted and computed again.
     """
     found = steps_to_redo(run)
-    outdated = [row.title for row in pipeline_steps(run.config) if row.name in found]
+    outdated = [row for row in pipeline_steps(run.config) if row.name in found]
     if outdated:
+        causes = {row.title: manifest_change(run, row.name) for row in outdated}
+        named = [f"{title} ({cause})" if cause else title for title, cause in causes.items()]
         raise ValueError(
-            f"these steps are outdated, because what they were made from has changed: {', '.join(outdated)}. The same "
+            f"these steps are outdated, because what they were made from has changed: {', '.join(named)}. The same "
             "command with --redo-outdated deletes their results and computes them again."
         )

@@ -23,7 +23,7 @@ from jobs.evaluation.unit_meter import MAPS_OF, Recipe
 from jobs.evaluation.unseen import trained_masks_warning, unseen_splits
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
-from jobs.run.fingerprints import outdated_steps, upstream_ids
+from jobs.run.fingerprints import outdated_in_words, reads_current_results, upstream_ids
 from jobs.run.selection import FEW_MASKS, Part, Selection, masks_id, resolve_selection
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.steps.dry_run import print_other_job
@@ -102,7 +102,7 @@ def _prediction_recipes(run: Run, selection: Selection, finished: dict[str, Fini
     fingerprint = run.step("predictions").fingerprint()
     if fingerprint is None or not set(selection.splits) <= set(fingerprint["predictions"]["splits"]):
         return []
-    if "predictions" in outdated_steps(run):
+    if not reads_current_results(run, "predictions"):
         print("evaluate: the predictions were made by an earlier network; they are left out.", flush=True)
         return []
     try:
@@ -110,6 +110,8 @@ def _prediction_recipes(run: Run, selection: Selection, finished: dict[str, Fini
     except NotYet:
         print("evaluate: the predictions are not complete; they are left out.", flush=True)
         return []
+    if outdated := outdated_in_words(run, "predictions"):  # through the network, which made them
+        print(f"evaluate: WARNING: {outdated}", flush=True)
     recipes = [Recipe("predictions", "stored predictions", run.config)]
     if fingerprint["predictions"]["refine"]:
         recipes.append(Recipe("predictions without CRF", "stored unrefined", run.config))

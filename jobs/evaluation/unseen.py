@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jobs.evaluation.metrics import MeasuredLabels
 from jobs.run.directory import Run
-from jobs.run.fingerprints import outdated_steps
+from jobs.run.fingerprints import reads_current_results
 from jobs.run.selection import Part, measurable_splits
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.steps.evaluation_state import evaluate_command
@@ -20,7 +20,7 @@ def unseen_splits(run: Run, part: Part | None) -> list[str]:
         part: the part that the user asked for; only training splits have parts, so with one they are measured.
     """
     seen = splits_with_trained_masks(run)
-    if not seen or part not in (None, "all") or "predictions" in outdated_steps(run):
+    if not seen or part not in (None, "all") or not reads_current_results(run, "predictions"):
         return []
     groups = measurable_splits(run.manifest(), run.config)
     unseen = next(filter(None, ([split for split in group if split not in seen] for group in groups)), [])

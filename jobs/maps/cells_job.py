@@ -35,6 +35,7 @@ from jobs.maps.unit_images import read_unit_images
 from jobs.run.config_keys import Config
 from jobs.run.directory import CELL_NETWORK, CELL_RECORD, CELLS, Run
 from jobs.run.fingerprints import step_fingerprint
+from jobs.run.steps import BY_NAME
 from jobs.steps.compute import precision_name, resolved_device
 from jobs.steps.finished import require_finished
 from jobs.steps.launch import UnitPlan
@@ -51,7 +52,6 @@ from storage.steps import ADDED, Skipped
 from storage.units import Unit
 
 ALGORITHM_VERSION = 1  # raise it when code between images and maps and the stored cells and network changes results
-MANIFEST_COLUMNS = ("image_id", "uri", "labels", "split", "saliency_uri", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
@@ -75,7 +75,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             run,
             "cells",
             algorithm_version=ALGORITHM_VERSION,
-            columns=MANIFEST_COLUMNS,
             upstream=["classifier", "maps"],
             seed=config.seed,
             data=config.data.result_settings(),
@@ -217,7 +216,7 @@ def learn(run: Run, units: Sequence[Unit], plan: UnitPlan) -> None:
             learning_rate=settings.learning_rate,
             seed=run.config.seed,
         )
-    keep_network(folder, pack_cells(network, spec), run.manifest().part_hashes(MANIFEST_COLUMNS)[1:])
+    keep_network(folder, pack_cells(network, spec), run.manifest().part_hashes(BY_NAME["cells"].columns)[1:])
     print(f"cells: learned {plural(len(cells.labels_N), 'cell')} of {plural(len(seen), 'label')}.", flush=True)
 
 

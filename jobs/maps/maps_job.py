@@ -18,7 +18,6 @@ from storage.map_store import MapStore
 from storage.units import plan_units
 
 ALGORITHM_VERSION = 4  # raise it when code between an image's bytes and its stored maps changes results
-MANIFEST_COLUMNS = ("image_id", "uri", "labels", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
@@ -41,7 +40,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
         run,
         "maps",
         algorithm_version=ALGORITHM_VERSION,
-        columns=MANIFEST_COLUMNS,
         upstream=["classifier"],
         seed=config.seed,
         images=config.images.limits,

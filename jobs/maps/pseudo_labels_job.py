@@ -26,7 +26,6 @@ from storage.map_store import MapStore, UnitMaps
 from storage.steps import Skipped
 
 ALGORITHM_VERSION = 1  # raise it when code between the maps and the stored pseudo-labels changes results
-MANIFEST_COLUMNS = ("image_id", "uri", "saliency_uri", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
@@ -48,7 +47,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             run,
             "pseudo_labels",
             algorithm_version=ALGORITHM_VERSION,
-            columns=MANIFEST_COLUMNS,
             upstream=[source],
             images=run.config.images.limits,
         ),

@@ -33,7 +33,6 @@ from storage.map_store import MapStore, UnitMaps
 from storage.steps import Skipped
 
 ALGORITHM_VERSION = 1  # raise it when code between images and the stored refined maps changes results
-MANIFEST_COLUMNS = ("image_id", "uri", "problem")
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
@@ -61,7 +60,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             run,
             "refined",
             algorithm_version=ALGORITHM_VERSION,
-            columns=MANIFEST_COLUMNS,
             upstream=["classifier", "maps", "cells"],
             images=config.images.limits,
             device=device,

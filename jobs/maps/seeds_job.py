@@ -25,7 +25,6 @@ from storage.seed_store import SeedStore
 from storage.steps import Skipped
 
 ALGORITHM_VERSION = 1  # raise it when code between the maps and the stored seeds changes results
-MANIFEST_COLUMNS = ("image_id", "saliency_uri")
 
 
 def make_job(run: Run, connection: Connection) -> UnitStepJob:
@@ -49,7 +48,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             run,
             "seeds",
             algorithm_version=ALGORITHM_VERSION,
-            columns=MANIFEST_COLUMNS,
             upstream=[source],
             images=config.images.limits,
         ),

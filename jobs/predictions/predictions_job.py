@@ -24,7 +24,6 @@ from storage.manifest import Manifest
 from storage.units import Unit
 
 ALGORITHM_VERSION = 2  # raise it when code between an image's bytes and its stored labels changes results
-MANIFEST_COLUMNS = ("image_id", "uri", "split", "problem")
 NAMED = 8  # values of masks that are printed with their names
 
 
@@ -49,7 +48,6 @@ def make_job(run: Run, connection: Connection) -> UnitStepJob:
             run,
             "predictions",
             algorithm_version=ALGORITHM_VERSION,
-            columns=MANIFEST_COLUMNS,
             upstream=[config.network],
             images=run.config.images.limits,
             device=device,

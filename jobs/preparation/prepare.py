@@ -13,7 +13,8 @@ from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, 
 from jobs.preparation.split_roles import ROLE_KEYS, with_roles
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, preparations, record_run, require_settings_of_started_steps, setting_notes
-from jobs.run.selection import TRAINING_COLUMNS, measurable_splits
+from jobs.run.selection import measurable_splits
+from jobs.run.steps import TRAINING_COLUMNS
 from jobs.steps.dry_run import NOTHING
 from jobs.steps.evaluation_state import evaluate_commands
 from jobs.steps.progress import size

@@ -14,16 +14,17 @@ no earlier result, so they change no id: a unit step computes them beside the ot
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from jobs.run.config_keys import Config
+from jobs.run.config_keys import Config, DataConfig
 from jobs.run.directory import CELL_RECORD, Run
 from jobs.run.steps import BY_NAME, STEPS, StepRow
 from jobs.run.training_record import read_complete
 from storage.steps import ADDED
 
 UPSTREAM = "upstream"
+MASKS_CHANGED = "masks were added or changed since"
 
 
 def step_settings(row: StepRow, config: Config) -> dict[str, Any]:
@@ -47,27 +48,74 @@ def step_fingerprint(
     name: str,
     *,
     algorithm_version: int,
-    columns: Sequence[str],
     upstream: Iterable[str],
     **others: Any,
 ) -> dict[str, Any]:
     """Everything that changes a step's results.
 
     Args:
-        columns: the columns of the manifest that the step reads.
         upstream: the steps that it reads; all are finished.
         others: everything else that changes results, such as the device.
     """
-    manifest = run.manifest()
-    first, *added = manifest.part_hashes(columns)
+    settings = step_settings(BY_NAME[name], run.config)
+    first, *added = _manifest_hashes(run, BY_NAME[name], settings)
     return {
         "algorithm_version": algorithm_version,
         "manifest": first,
         **({ADDED: added} if added else {}),
-        **step_settings(BY_NAME[name], run.config),
+        **settings,
         UPSTREAM: {other: step_id(run, other) for other in upstream},
         **others,
     }
+
+
+def masks_read(run: Run, settings: Mapping[str, Any]) -> set[str] | None:
+    """The splits of whose images a training of a segmentation network reads masks; None if it reads none.
+
+    Args:
+        settings: a training's fingerprint, or its settings by section.
+    """
+    segmenter = settings.get("segmenter") or {}
+    is_full = segmenter.get("supervision") == "masks"
+    if not is_full and not segmenter.get("strong_splits"):
+        return None
+    data = DataConfig.model_validate(settings.get("data") or {})
+    trained = {split for split in run.manifest().splits() if data.role_of(split) == "train"}
+    return trained if is_full else trained & set(segmenter["strong_splits"])
+
+
+def _manifest_hashes(run: Run, row: StepRow, settings: Mapping[str, Any]) -> list[str]:
+    """The hash of what a step reads of the manifest: of the rows that the manifest began with, and of each addition."""
+    manifest = run.manifest()
+    splits = masks_read(run, settings)
+    if splits is None:
+        return manifest.part_hashes(row.columns)
+    columns = (*row.columns, "mask_uri")
+    every = manifest.part_hashes(columns)  # as earlier versions recorded it, with masks that the step does not read
+    recorded = _recorded_hashes(run.step(row.name).fingerprint() or {})
+    return every if recorded and every[: len(recorded)] == recorded else manifest.part_hashes(columns, splits)
+
+
+def _recorded_hashes(fingerprint: Mapping[str, Any]) -> list[str]:
+    return [fingerprint["manifest"], *fingerprint.get(ADDED, ())] if "manifest" in fingerprint else []
+
+
+def manifest_change(run: Run, name: str) -> str:
+    """What a step reads of the manifest and what has changed there since it was started, in words; "" if nothing has.
+
+    Images that were added since are no change.
+    """
+    row, fingerprint = BY_NAME[name], run.step(name).fingerprint() or {}
+    recorded = _recorded_hashes(fingerprint)
+    if not recorded or _manifest_hashes(run, row, fingerprint)[: len(recorded)] == recorded:
+        return ""
+    words = {"uri": "images", "labels": "labels", "split": "splits", "saliency_uri": "saliency maps"}
+    kinds = [words[column] for column in row.columns if column in words]
+    if masks_read(run, fingerprint) is not None:
+        if run.step("classifier").fingerprint() and not manifest_change(run, "classifier"):  # the rest is the same
+            return MASKS_CHANGED
+        kinds.append("masks")
+    return f"{' or '.join(kinds)} in the manifest were changed since"
 
 
 def with_settings(recorded: Mapping[str, Any], row: StepRow, config: Config) -> dict[str, Any]:
@@ -104,8 +152,9 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 def outdated_steps(run: Run, changed: Collection[str] = ()) -> set[str]:
     """The steps whose results no longer fit the results and the settings of other steps.
 
-    They read results that have changed since or are outdated themselves. Pseudo-labels are also outdated if the seeds
-    were started again with other settings that both use.
+    They read results that have changed since or are outdated themselves, or what they read of the manifest has
+    changed, such as the masks of a training. Pseudo-labels are also outdated if the seeds were started again with other
+    settings that both use.
 
     Args:
         changed: steps whose results will change.
@@ -139,11 +188,18 @@ def outdated_in_words(run: Run, name: str) -> str:
     """A sentence for people who read the results of an outdated step; "" if it is not outdated."""
     if not is_outdated(run, name):
         return ""
+    cause = manifest_change(run, name) or "what it was made from has changed"
     plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
     return (
-        f"the step {BY_NAME[name].title} of {run.uri} is outdated, because what it was made from has changed. "
+        f"the step {BY_NAME[name].title} of {run.uri} is outdated, because {cause}. "
         f"To compute it again: '{plain.step_command(name, '--restart', name)}'."
     )
+
+
+def reads_current_results(run: Run, name: str) -> bool:
+    """Whether the results that a step read are those that the run has now; they may be outdated themselves."""
+    read = upstream_ids(run.step(name).fingerprint())
+    return all(step_id(run, other) == id_ for other, id_ in read.items())
 
 
 def _outdated(run: Run, rows: Iterable[StepRow], changed: Collection[str] = ()) -> set[str]:
@@ -151,14 +207,23 @@ def _outdated(run: Run, rows: Iterable[StepRow], changed: Collection[str] = ()) 
     found: set[str] = set()
     for row in rows:  # upstream steps come first
         fingerprint = run.step(row.name).fingerprint() or {}
-        has_changed = any(
-            other in found or other in changed or step_id(run, other) != id_
-            for other, id_ in upstream_ids(fingerprint).items()
-        )
+        read = upstream_ids(fingerprint)
+        has_changed = not {*found, *changed}.isdisjoint(read) or not reads_current_results(run, row.name)
         has_old_settings = row.name == "pseudo_labels" and fingerprint and not _agrees(run, row, fingerprint)
-        if has_changed or has_old_settings:
+        if has_changed or has_old_settings or _has_other_rows(run, row, fingerprint):
             found.add(row.name)
     return found
+
+
+def _has_other_rows(run: Run, row: StepRow, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether what a step reads of the manifest has changed, so that the step must be made again.
+
+    A training without masks stays valid: `prepare_dataset` keeps what it reads, and its network may be a copy from
+    another run. Only its training is refused (`jobs.cli.pipeline.require_same_settings`).
+    """
+    if row.kind == "training" and masks_read(run, fingerprint) is None:
+        return False
+    return bool(manifest_change(run, row.name))
 
 
 def _agrees(run: Run, row: StepRow, fingerprint: Mapping[str, Any]) -> bool:

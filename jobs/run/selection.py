@@ -25,8 +25,6 @@ Part = Literal["tune", "report", "all"]
 
 FEW_MASKS = 20  # images with a mask; fewer do not judge a run
 
-TRAINING_COLUMNS = ("image_id", "uri", "labels", "split", "problem")  # of the manifest, that trainings read
-
 
 def is_tuning_image(image_id: str) -> bool:
     """Whether an id is in the tune part: a quarter of all ids, chosen by a hash."""

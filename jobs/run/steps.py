@@ -26,6 +26,7 @@ class StepRow:
         upstream: the steps that it may read; the configuration decides which of them it reads.
         kind: "units": units of images that can be resumed; "training": Ray Train; "metrics": measured against masks.
         module: `jobs.<module>` has `make_job(run, connection)`, which says what to do; "" for metrics.
+        columns: those of the manifest that it reads. A segmentation network reads masks too if its settings say so.
         is_of_splits: whether it covers only the images of `predictions.splits`.
         copies: whether the results of a unit's first images are copied if other images are added to the unit; otherwise
             the whole unit is computed again.
@@ -39,6 +40,7 @@ class StepRow:
     upstream: tuple[str, ...]
     kind: Kind
     module: str = ""
+    columns: tuple[str, ...] = ()
     is_of_splits: bool = False
     is_optional: bool = False
     copies: bool = True
@@ -61,11 +63,39 @@ class StepRow:
         return {"units": "images", "training": "epochs", "metrics": "metrics"}[self.kind]  # type: ignore[return-value]
 
 
+TRAINING_COLUMNS = ("image_id", "uri", "labels", "split", "problem")
+
 STEPS = (
-    StepRow("classifier", "train_ficklenet", "train", "classifier", (), "training", "training.classifier_job"),
-    StepRow("maps", "generate_maps", "maps", "maps", ("classifier",), "units", "maps.maps_job"),
     StepRow(
-        "cells", "learn_cells", "cells", "cells", ("classifier", "maps"), "units", "maps.cells_job", is_optional=True
+        "classifier",
+        "train_ficklenet",
+        "train",
+        "classifier",
+        (),
+        "training",
+        "training.classifier_job",
+        TRAINING_COLUMNS,
+    ),
+    StepRow(
+        "maps",
+        "generate_maps",
+        "maps",
+        "maps",
+        ("classifier",),
+        "units",
+        "maps.maps_job",
+        ("image_id", "uri", "labels", "problem"),
+    ),
+    StepRow(
+        "cells",
+        "learn_cells",
+        "cells",
+        "cells",
+        ("classifier", "maps"),
+        "units",
+        "maps.cells_job",
+        ("image_id", "uri", "labels", "split", "saliency_uri", "problem"),
+        is_optional=True,
     ),
     StepRow(
         "refined",
@@ -75,9 +105,20 @@ STEPS = (
         ("classifier", "maps", "cells"),
         "units",
         "maps.refined_job",
+        ("image_id", "uri", "problem"),
         is_optional=True,
     ),
-    StepRow("seeds", "aggregate_seeds", "seeds", "seeds", ("maps", "refined"), "units", "maps.seeds_job", copies=False),
+    StepRow(
+        "seeds",
+        "aggregate_seeds",
+        "seeds",
+        "seeds",
+        ("maps", "refined"),
+        "units",
+        "maps.seeds_job",
+        ("image_id", "saliency_uri"),
+        copies=False,
+    ),
     StepRow(
         "pseudo_labels",
         "make_pseudo_labels",
@@ -86,6 +127,7 @@ STEPS = (
         ("maps", "refined"),
         "units",
         "maps.pseudo_labels_job",
+        ("image_id", "uri", "saliency_uri", "problem"),
     ),
     StepRow(
         "segmenter",
@@ -95,6 +137,7 @@ STEPS = (
         ("classifier", "seeds"),
         "training",
         "training.segmenter_job",
+        TRAINING_COLUMNS,
     ),
     StepRow(
         "retrained",
@@ -104,6 +147,7 @@ STEPS = (
         ("classifier", "segmenter"),
         "training",
         "training.retrained_job",
+        TRAINING_COLUMNS,
         is_optional=True,
     ),
     StepRow(
@@ -114,6 +158,7 @@ STEPS = (
         ("segmenter", "retrained"),
         "units",
         "predictions.predictions_job",
+        ("image_id", "uri", "split", "problem"),
         is_of_splits=True,
     ),
     StepRow(

@@ -3,9 +3,8 @@
 Whole splits count: a mask that was imported after the training into such a split counts as seen too.
 """
 
-from jobs.run.config_keys import DataConfig
 from jobs.run.directory import Run
-from jobs.run.fingerprints import upstream_ids
+from jobs.run.fingerprints import masks_read, upstream_ids
 
 
 def splits_with_trained_masks(run: Run) -> tuple[str, ...]:
@@ -21,8 +20,5 @@ def splits_with_trained_masks(run: Run) -> tuple[str, ...]:
         settings = run.step(name).fingerprint()
         if settings is None:  # a copy of another run's network, which was trained on that run's images
             continue
-        data = DataConfig.model_validate(settings.get("data") or {})
-        trained = {split for split in run.manifest().splits() if data.role_of(split) == "train"}
-        is_full = settings["segmenter"]["supervision"] == "masks"
-        found |= trained if is_full else trained & set(settings["segmenter"]["strong_splits"])
+        found |= masks_read(run, settings) or set()
     return tuple(sorted(found))

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.run.directory import Run
+from jobs.run.fingerprints import MASKS_CHANGED
 from jobs.run.selection import FEW_MASKS, Part, Selection, masks_id, measurable_splits, num_masks
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.run.training_record import TrainingRecord
 from storage.manifest import Manifest
 from storage.records import read_json
 
-MASKS_CHANGED = "masks were added or changed since"
 _CURRENT, _RESULTS_CHANGED = "", "results were made again since"
 
 _OLDER_SEEDS = {"maps": "maps"}  # the maps of seeds, if they are not recorded

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from jobs.run.directory import Run
-from jobs.run.fingerprints import outdated_steps
+from jobs.run.fingerprints import manifest_change, outdated_steps
 from jobs.run.origin import origin_of
 from jobs.run.selection import units_of_step
 from jobs.run.steps import STEPS, StepRow, pipeline_steps
@@ -121,7 +121,8 @@ def _training_state(
         seconds=0.0,
         finished="",
         command=_command(run, row, is_outdated=is_outdated),
-        note=added_in_words(run, row.name) if training.sha256 else "",
+        note=(is_outdated and manifest_change(run, row.name))
+        or (added_in_words(run, row.name) if training.sha256 else ""),
     )
 
 

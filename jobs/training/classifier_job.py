@@ -9,7 +9,6 @@ from ficklenet.frozen_features import is_frozen
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
-from jobs.run.selection import TRAINING_COLUMNS
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.training.backbone_weights import weights_hash
 from jobs.training.classifier_worker import classifier_spec, new_classifier, train_worker
@@ -51,7 +50,6 @@ def make_job(run: Run, connection: Connection) -> TrainingJob:
             run,
             "classifier",
             algorithm_version=ALGORITHM_VERSION,
-            columns=TRAINING_COLUMNS,
             upstream=[],
             seed=run.config.seed,
             images={"input_size": run.config.images.input_size},

@@ -12,7 +12,6 @@ from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
 from jobs.run.fingerprints import step_fingerprint
-from jobs.run.selection import TRAINING_COLUMNS
 from jobs.steps.compute import precision_name, resolved_device, resolved_precision
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
@@ -90,7 +89,6 @@ def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[s
         run,
         plan.name,
         algorithm_version=ALGORITHM_VERSION,
-        columns=[*TRAINING_COLUMNS, "mask_uri"] if _reads_masks(config) else TRAINING_COLUMNS,
         upstream=[*upstream, "classifier"] if starts_from_classifier else upstream,
         seed=config.seed,
         images={"input_size": config.images.input_size},
@@ -99,10 +97,6 @@ def segmentation_fingerprint(run: Run, plan: Plan, device: str, upstream: list[s
         precision=precision_name(resolved_precision(config.segmenter.precision, device)),
         **plan.fingerprint,
     )
-
-
-def _reads_masks(config: Config) -> bool:
-    return config.segmenter.supervision == "masks" or bool(config.segmenter.strong_splits)
 
 
 def _named_supervision(config: Config) -> str:

@@ -23,12 +23,12 @@ from machine import describe
 
 from cluster.connect import connect, resources
 from cluster.fanout import Payload, Pool, Stages, fan_out
-from jobs.maps.maps_job import MANIFEST_COLUMNS, num_slots
+from jobs.maps.maps_job import num_slots
 from jobs.reporting.run_status import run_status
 from jobs.run.directory import Run, open_run, record_run
+from jobs.run.steps import BY_NAME
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.training import classifier_job
-from jobs.training.segmenter_job import MANIFEST_COLUMNS as SEGMENTER_COLUMNS
 from jobs.training.segmenter_job import check_images
 from storage.image_identity import images_id
 from storage.manifest import ManifestRow, write_manifest
@@ -90,7 +90,7 @@ def make_run(run: Run, num_images: int) -> None:
 def plan(run: Run) -> str:
     """What a launch of the maps reads of the manifest before it begins."""
     manifest = run.manifest()
-    fingerprint = manifest.column_hash(MANIFEST_COLUMNS)
+    fingerprint = manifest.column_hash(BY_NAME["maps"].columns)
     slots, units = num_slots(manifest, run.config), plan_units(manifest.num_images, UNIT_SIZE)
     return f"{len(units):,} units, {slots} slots, fingerprint {fingerprint[:8]}"
 
@@ -112,7 +112,7 @@ def training(run: Run) -> str:
 def segmentation(run: Run) -> str:
     """What the plan of the segmentation network's training reads of the manifest."""
     images = check_images(run.config, run.manifest())
-    return f"{images:,} images, fingerprint {run.manifest().column_hash(SEGMENTER_COLUMNS)[:8]}"
+    return f"{images:,} images, fingerprint {run.manifest().column_hash(BY_NAME['segmenter'].columns)[:8]}"
 
 
 def status(run: Run) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,16 +14,21 @@ import pytest
 from PIL import Image
 
 from cluster.connect import connect
-from jobs import export_labels, import_masks, train_segmentation
+from ficklenet.drawing import DRAWN_CLASS_NAMES
+from jobs import evaluate, export_labels, import_masks, predict_masks, run_pipeline, train_segmentation
+from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import require_startable
 from jobs.exports.after_import import next_commands
+from jobs.preparation.prepare import prepare
 from jobs.reporting.run_status import run_status
 from jobs.run.directory import Run, open_run
-from jobs.run.fingerprints import outdated_steps
+from jobs.run.fingerprints import manifest_change, outdated_steps
+from jobs.run.steps import STEPS, TRAINING_COLUMNS
 from jobs.training.segmenter_job import make_job
 from storage.images import read_mask
 from storage.label_folder import encode_label_png
-from storage.manifest import Manifest
+from storage.manifest import Manifest, write_manifest
+from storage.records import seal
 
 STRONG = ["segmenter.strong_splits=train"]
 
@@ -229,3 +235,120 @@ def test_yolo_s_class_numbers_mean_the_names_in_data_yaml(painted_run, tmp_path)
     bring_back(painted_run, folder)
     for name, mask in masks_of(painted_run).items():
         np.testing.assert_array_equal(mask, before[name])
+
+
+def refused_steps(run: Run) -> set[str]:
+    """The started steps that a launch refuses because of the manifest; a step that waits for another is not refused."""
+    found = set()
+    for row in STEPS:
+        try:
+            if row.module and run.step(row.name).fingerprint():
+                with connect("in-process") as connection:
+                    launch_step(open_run(run.uri), connection, row.name, dry_run=True)
+        except ValueError as error:
+            if f"/{row.name}: was started with other settings (images, labels" in str(error):
+                found.add(row.name)
+    return found
+
+
+def change_rows(run: Run, change) -> None:
+    """Writes the manifest again with other rows, behind the back of prepare_dataset."""
+    manifest = run.manifest()
+    rows = [change(row) for row in manifest.iter_written_rows()]
+    write_manifest(manifest.location, rows, manifest.class_names, manifest.class_values)
+    Manifest.forget()
+
+
+@pytest.fixture(scope="module")
+def strong_run_folder(predicted_run_folder, tmp_path_factory) -> Path:
+    """A run whose network is trained on the masks of the training split, and whose predictions are its."""
+    folder = tmp_path_factory.mktemp("strong") / "run"
+    shutil.copytree(predicted_run_folder, folder)
+    with connect("in-process") as connection:
+        launch_step(open_run(str(folder), None, STRONG), connection, "segmenter", restart=True)
+        launch_step(open_run(str(folder)), connection, "predictions", restart=True)
+        launch_step(open_run(str(folder)), connection, "pseudo_labels")
+    return folder
+
+
+@pytest.fixture
+def strong_run(strong_run_folder, tmp_path) -> Run:
+    shutil.copytree(strong_run_folder, tmp_path / "strong")
+    return open_run(str(tmp_path / "strong"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "split", "outdated", "refused"),
+    [
+        ("mask_uri", "/other.png", "train", {"segmenter", "predictions"}, {"segmenter"}),
+        ("mask_uri", "/other.png", "val", set(), set()),  # the training does not read these
+        ("source_number", 7, "train", set(), set()),
+        (
+            "saliency_uri",
+            "/saliency.png",
+            "train",
+            {"seeds", "pseudo_labels", "segmenter", "predictions"},
+            {"seeds", "pseudo_labels"},
+        ),
+    ],
+    ids=["masks", "masks-of-val", "numbers", "saliency"],
+)
+def test_the_steps_that_a_change_of_the_manifest_makes_outdated_are_those_that_refuse_it(
+    strong_run, column, value, split, outdated, refused
+):
+    assert outdated_steps(strong_run) == refused_steps(strong_run) == set()
+    change_rows(strong_run, lambda row: replace(row, **{column: value}) if row.split == split else row)
+    assert outdated_steps(strong_run) == outdated
+    assert {name for name in outdated if manifest_change(strong_run, name)} == refused
+    assert refused_steps(strong_run) == refused
+    if outdated:
+        with pytest.raises(ValueError, match=r"changed since\).* --redo-outdated deletes"):
+            require_startable(open_run(strong_run.uri), redo_outdated=False)
+    require_startable(open_run(strong_run.uri), redo_outdated=True)
+
+
+@pytest.mark.parametrize(("column", "value"), [("labels", ()), ("split", "val")])
+def test_other_labels_and_splits_are_refused_in_words(strong_run, drawn_images, column, value):
+    images = [replace(drawn_images[0], **{column: value}), *drawn_images[1:]]
+    with pytest.raises(ValueError, match=f"1 image has another .*{column}"):
+        prepare(open_run(strong_run.uri), images, DRAWN_CLASS_NAMES)
+    assert outdated_steps(strong_run) == refused_steps(strong_run) == set()
+    change_rows(strong_run, lambda row: replace(row, **{column: value}) if row.image_id == "scene_0000" else row)
+    assert "classifier" in refused_steps(strong_run)
+    with pytest.raises(ValueError, match=r"images or labels or splits in the manifest were changed since\. Put .*'"):
+        require_startable(open_run(strong_run.uri), redo_outdated=True)
+
+
+def test_a_second_import_makes_the_network_outdated_and_its_commands_work(strong_run, tmp_path, capsys):
+    flags = ["--format", "png", "--labels", "seeds", "--split", "train"]
+    bring_back(strong_run, export(strong_run, tmp_path / "out", *flags))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  next: ")]
+    states = {step.name: step for step in run_status(open_run(strong_run.uri)).steps}
+    assert states["segmenter"].state == states["predictions"].state == "outdated"
+    assert states["segmenter"].note == "masks were added or changed since"
+    named = r"outdated, .*: segmenter \(masks were added or changed since\), predictions\. .* --redo-outdated deletes"
+    for launch in (["--dry-run"], []):
+        with pytest.raises(ValueError, match=named):
+            run_pipeline.main(["--run", strong_run.uri, *launch])
+    run_pipeline.main(["--run", strong_run.uri, "--redo-outdated", "--dry-run"])
+    assert "segmenter, dry run: 2 of 2 epochs to do" in capsys.readouterr().out
+    evaluate.main(["--run", strong_run.uri, "--split=val"])  # before the training, as the import advises
+    printed = capsys.readouterr().out
+    assert "evaluate: WARNING: the step predictions" in printed and "are left out" not in printed
+    predict_masks.main(["--run", strong_run.uri])
+    assert "WARNING: the step segmenter" in (printed := capsys.readouterr().out)
+    assert "is outdated, because masks were added or changed since" in printed
+    train, pipeline = (shlex.split(command)[2:] for command in re.findall(r"'(.+?)'(?:, then|$)", line))
+    train_segmentation.main(train)
+    assert outdated_steps(strong_run) == {"predictions"}
+    run_pipeline.main(pipeline)
+    assert outdated_steps(strong_run) == set()
+
+
+def test_a_training_of_an_earlier_version_recorded_the_masks_of_all_images(strong_run):
+    place = strong_run.location / "segmenter" / "step.json"
+    content = json.loads(place.read_bytes())
+    columns = [*TRAINING_COLUMNS, "mask_uri"]
+    content["fingerprint"]["manifest"] = strong_run.manifest().column_hash(columns)
+    place.write_bytes(seal({key: value for key, value in content.items() if key != "checksum"}))
+    assert outdated_steps(strong_run) == refused_steps(strong_run) == set()
