@@ -179,7 +179,7 @@ def test_the_most_doubtful_of_all_images_are_in_the_sample(finished_run, tmp_pat
 
 
 def test_report_of_a_run_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no manifest.*prepare_dataset"):
+    with pytest.raises(ValueError, match=r"does not exist.*prepare_dataset"):
         write_report(open_run(str(tmp_path / "run")))
 
 
