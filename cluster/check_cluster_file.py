@@ -30,6 +30,8 @@ _ON_GPUS = {
 }
 """The scripts with steps that use GPUs, and take what the cluster has when they start."""
 
+_IN_IMAGE = "/opt/ficklenet"  # the project in the image of the Containerfile
+
 _BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
 
 
@@ -85,7 +87,10 @@ def job_settings_of(text: str) -> str:
     except (yaml.YAMLError, *_WRONG_TYPE):
         return ""  # problems_of says why
     settings = {"autoscaling": "true"} | {key: str(value) for key, value in numbers.items() if value}
-    return " ".join(f"--set cluster.{key}={value}" for key, value in settings.items()) if any(numbers.values()) else ""
+    flags = [f"cluster.{key}={value}" for key, value in settings.items() if any(numbers.values())]
+    if numbers.get("max_actors"):
+        flags += [f"{step}.device=cuda" for step in ("classifier", "maps", "segmenter", "predictions")]
+    return " ".join(f"--set {flag}" for flag in flags)
 
 
 def _numbers(pools: list[tuple[int, int, int]]) -> dict[str, int]:
@@ -213,9 +218,11 @@ def _kuberay(document: dict[str, Any]) -> Iterator[str]:
     wrong = [problem for number, group in enumerate(groups) for problem in _group(group, is_head=number == 0)]
     yield from wrong
     if not wrong:
-        images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+        pods = [group["template"] for group in groups]
+        pods += [document["spec"]["submitterPodTemplate"]] if document["spec"].get("submitterPodTemplate") else []
+        images = {pod["spec"]["containers"][0]["image"] for pod in pods}
         if len(images) > 1:
-            yield f"The groups have the images {' and '.join(sorted(images))}. Head and workers must have the same one."
+            yield f"The pods have the images {' and '.join(sorted(images))}. All of them must have the same one."
     if kind == "RayJob" and not wrong:
         yield from _entrypoint(document["spec"], _pools(document))
 
@@ -264,9 +271,12 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
         yield f"The entrypoint has --run {run[1]}, which is no place for a run. Give s3://bucket/run."
     elif run and run[1].startswith("/") and not any(run[1].startswith(each) for each in _mounted(spec)):
         yield f"The entrypoint has --run {run[1]}, a folder of one pod. Give s3://bucket/run, or mount a volume."
-    script = re.search(r"\S*\b(jobs/\w+\.py)\b", command)
-    if script and not (Path(__file__).parents[1] / script[1]).exists():
-        yield f"The entrypoint runs {script[1]}, and this project has no such script."
+    given_script = re.search(r"\S+\.py\b", command)
+    script = f"jobs/{Path(given_script[0]).name}" if given_script else ""
+    if given_script and not (Path(__file__).parents[1] / script).exists():
+        yield f"The entrypoint runs {given_script[0]}, and this project has no such script."
+    elif given_script and given_script[0] not in (script, f"{_IN_IMAGE}/{script}"):
+        yield f"The entrypoint runs {given_script[0]}, but in the image of this project it is {_IN_IMAGE}/{script}."
     if "cluster.autoscaling=true" not in command:
         yield "The entrypoint has no --set cluster.autoscaling=true, so the job would not wait for workers. Add it."
     given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))
@@ -282,7 +292,7 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
     has_gpus = any(most and gpus for most, _, gpus in pools)
     if "device=cuda" in command and not has_gpus:
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
-    if "device=cuda" not in command and has_gpus and script and script[1] in _ON_GPUS:
+    if "device=cuda" not in command and has_gpus and script in _ON_GPUS:
         yield (
             "A group has GPUs, but the entrypoint sets no device to cuda. No GPU is there when the job starts, so it "
             "would compute on CPUs. Add it, such as --set maps.device=cuda, for each step that the job runs."
@@ -309,7 +319,10 @@ def _amount(group: Any, resource: str) -> int:
 
 def _quantity(value: object) -> float:
     """A number of Kubernetes: 8, "500m" (thousandths), "12Gi" (powers of 1024) or "12G" (powers of 1000)."""
-    number, unit = re.fullmatch(r"([\d.]+)(m|[kKMGTPE]i?|)", str(value)).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"(\d+\.?\d*)(m|[kKMGTPE]i?|)", str(value))
+    if not found:
+        raise ValueError(f"{value!r} is no amount of Kubernetes; write for example 7, 500m or 28Gi")
+    number, unit = found.groups()
     if unit in ("", "m"):
         return float(number) / (1000 if unit else 1)
     return float(number) * (1024 if unit.endswith("i") else 1000) ** ("KMGTPE".index(unit[0].upper()) + 1)

@@ -185,15 +185,23 @@ def resources(job: Any) -> Any:
         ),
         (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("generate_maps", "generate_map")),
-            "runs jobs/generate_map.py, and this project has no such script",
+            "runs /opt/ficklenet/jobs/generate_map.py, and this project has no such script",
         ),
         (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("autoscaling=true", "x=1")),
             "no --set cluster.autoscaling=true",
         ),
         (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("/jobs/", "/")),
+            r"runs /opt/ficklenet/generate_maps\.py, but in the image .* it is /opt/ficklenet/jobs/generate_maps\.py",
+        ),
+        (
+            lambda j: j["spec"]["submitterPodTemplate"]["spec"]["containers"][0].update(image="other:1"),
+            "images my-.* and other:1. All of them must have the same one",
+        ),
+        (
             lambda j: group(j)["template"]["spec"]["containers"][0].update(image="other:2"),
-            "images my-.* and other:2. Head and workers must have the same one",
+            "images my-.* and other:2. All of them must have the same one",
         ),
         (lambda j: group(j).update(maxReplicas=0), "the groups allow 0|no group has GPUs"),
         (lambda j: group(j).pop("maxReplicas"), "group gpu has no maxReplicas"),
@@ -213,7 +221,7 @@ def resources(job: Any) -> Any:
             "group gpu requests memory: 1.5Ti, but its limit is",
         ),
         (lambda j: resources(j).update(limits={"cpu": "500m"}), "group gpu requests cpu: .*, but its limit is 500m"),
-        (lambda j: resources(j)["limits"].update(memory="12 GB"), "wrong type|whole numbers"),
+        (lambda j: resources(j)["limits"].update(memory="12 GB"), "'12 GB' is no amount of Kubernetes; write for"),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
         (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
     ],
@@ -238,7 +246,8 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
     assert main([str(good)]) == 0
     assert "no problem was found" in (said := capsys.readouterr().out)
     assert said.rstrip().endswith(
-        "max_actors=8 --set cluster.max_cpu_actors=32 --set cluster.cpus_per_training_worker=7"
+        "max_actors=8 --set cluster.max_cpu_actors=32 --set cluster.cpus_per_training_worker=7 "
+        "--set classifier.device=cuda --set maps.device=cuda --set segmenter.device=cuda --set predictions.device=cuda"
     )
     assert main([str(good), str(bad), str(tmp_path / "none.yaml")]) == 2
     assert "bad.yaml: 1 problem." in (said := capsys.readouterr().out) and "There is no such file." in said
