@@ -277,6 +277,8 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
         yield f"The entrypoint runs {given_script[0]}, and this project has no such script."
     elif given_script and given_script[0] not in (script, f"{_IN_IMAGE}/{script}"):
         yield f"The entrypoint runs {given_script[0]}, but in the image of this project it is {_IN_IMAGE}/{script}."
+    if script in _ON_GPUS and not re.search(r"--run[ =]", command):
+        yield "The entrypoint has no --run, the place of the run. Add --run s3://bucket/run."
     if "cluster.autoscaling=true" not in command:
         yield "The entrypoint has no --set cluster.autoscaling=true, so the job would not wait for workers. Add it."
     given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))

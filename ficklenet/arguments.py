@@ -96,6 +96,10 @@ def require_one_per_image(num_images: int, asked_by: str, **others: Sized) -> No
             raise ValueError(
                 f"{asked_by}: given {num_images} images and {len(each)} {name}, allowed: as many {name} as images."
             )
+        if isinstance(each, list | tuple) and each and isinstance(each[0], str):
+            raise ValueError(
+                f"{asked_by}: {name}: given {each[0]!r}, allowed: numbers, as mask_key of ficklenet.masks gives."
+            )
 
 
 def require_classes(classes_S: Any, num_slots: int | None, asked_by: str, num_classes: int | None = None) -> None:

@@ -174,6 +174,10 @@ def resources(job: Any) -> Any:
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("--set maps.device=cuda", "")),
             "A group has GPUs, but the entrypoint sets no device to cuda",
         ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("--run ", "--rnu ")),
+            "has no --run, the place of the run",
+        ),
         (lambda j: j["spec"].pop("entrypoint"), "no entrypoint"),
         (
             lambda j: j["spec"].update(entrypoint="run --run /runs/mine --set cluster.autoscaling=true"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ficklenet
+from ficklenet.arguments import require_one_per_image
 from ficklenet.baselines import blurred, dilated, divided_by_maximum
 from ficklenet.calibration import theta_without_masks
 from ficklenet.cell_classifier import (
@@ -367,3 +368,8 @@ def test_class_numbers_of_every_integer_type_give_the_same_maps(dtype):
     assert torch.equal(map_one(features, torch.tensor([[1, 0]], dtype=dtype)).max_BSHW, wanted)
     found = plain(features, torch.tensor([[1, 0]], dtype=dtype))
     assert torch.equal(found, plain(features, torch.tensor([[1, 0]])))
+
+
+def test_texts_are_no_mask_keys():
+    with pytest.raises(ValueError, match=r"training_step: keys: given 'a', allowed: numbers, as mask_key of ficklenet"):
+        require_one_per_image(2, "training_step", keys=["a", "b"])
