@@ -83,23 +83,27 @@ def job_settings_of(text: str) -> str:
     """The `--set` of a job that uses all workers of a valid cluster file; nothing if it has no workers."""
     try:
         documents = [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
-        numbers = _numbers([pool for each in documents for pool in _pools(each)])
+        pools = [pool for each in documents for pool in _pools(each)]
+        numbers = _numbers(pools, trains_on_gpus=False)
     except (yaml.YAMLError, *_WRONG_TYPE):
         return ""  # problems_of says why
     settings = {"autoscaling": "true"} | {key: str(value) for key, value in numbers.items() if value}
+    if numbers["max_actors"]:  # then the trainings are on GPUs, and one CPU beside a GPU is enough
+        settings.pop("cpus_per_training_worker", None)
     flags = [f"cluster.{key}={value}" for key, value in settings.items() if any(numbers.values())]
-    if numbers.get("max_actors"):
+    if numbers["max_actors"]:
         flags += [f"{step}.device=cuda" for step in ("classifier", "maps", "segmenter", "predictions")]
     return " ".join(f"--set {flag}" for flag in flags)
 
 
-def _numbers(pools: list[tuple[int, int, int]]) -> dict[str, int]:
-    """The keys of section `cluster` that follow from (most workers, CPUs, GPUs) of each type of worker."""
-    cpus = [(most, cpus) for most, cpus, gpus in pools if most and cpus and not gpus]
+def _numbers(pools: list[tuple[int, int, int]], *, trains_on_gpus: bool) -> dict[str, int]:
+    """The largest values of keys of section `cluster` for (most workers, CPUs, GPUs) of each type of worker."""
+    without_gpu = [(most, cpus) for most, cpus, gpus in pools if most and cpus and not gpus]
+    of_training = [cpus for most, cpus, gpus in pools if most and gpus] if trains_on_gpus else []
     return {
         "max_actors": sum(most * gpus for most, _, gpus in pools),
-        "max_cpu_actors": sum(most * cpus for most, cpus in cpus),
-        "cpus_per_training_worker": max((cpus - 1 for _, cpus in cpus), default=0),
+        "max_cpu_actors": sum(most * cpus for most, cpus in without_gpu),
+        "cpus_per_training_worker": max(of_training or [cpus - 1 for _, cpus in without_gpu], default=0),
     }
 
 
@@ -282,11 +286,13 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
     if "cluster.autoscaling=true" not in command:
         yield "The entrypoint has no --set cluster.autoscaling=true, so the job would not wait for workers. Add it."
     given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))
-    for key, most in _numbers(pools).items():
+    on_gpus = bool(re.search(r"\b(classifier|segmenter)\.device=cuda", command))
+    for key, most in _numbers(pools, trains_on_gpus=on_gpus).items():
         if key in given and int(given[key]) > most:
             yield f"The entrypoint sets cluster.{key}={given[key]}, but the groups allow {most}. Change one of the two."
     workers, cpus = int(given.get("training_workers", 1)), int(given.get("cpus_per_training_worker", 1)) or 1
-    if workers > (room := sum(most * (there // cpus) for most, there, _ in pools)):
+    room = sum(most * min(there // cpus, gpus if on_gpus else there) for most, there, gpus in pools)
+    if workers > room:
         yield (
             f"The entrypoint sets cluster.training_workers={workers} of {plural(cpus, 'CPU')} each, but the groups "
             f"have room for {room}. Change one of the two."

@@ -72,6 +72,8 @@ def waiting_for(needs: str, cpus: float, gpus: float, there: Connection | None, 
         return f"Ray is still starting.{busy}{without}"
     has = f"{plural(round(there.num_cpus), 'CPU')} and {plural(round(there.num_gpus), 'GPU')}"
     if there.num_gpus < gpus or there.num_cpus < cpus:
-        what = plural(round(gpus), "GPU") if gpus else f"{cpus:g} CPUs"
+        what = f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
+        if gpus:
+            what = plural(round(gpus), "GPU") + (f" and {what}" if there.num_cpus < cpus else "")
         return f"{needs} {what}, the cluster has {has} now. The launch waits for nodes, without a time limit."
     return f"workers are starting, or this takes longer (the cluster has {has}).{busy}{without}"

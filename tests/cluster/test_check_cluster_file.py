@@ -160,6 +160,13 @@ def resources(job: Any) -> Any:
             "cpus_per_training_worker=7, but the groups allow 6",
         ),
         (
+            lambda j: j["spec"].update(
+                entrypoint=j["spec"]["entrypoint"] + " --set classifier.device=cuda "
+                "--set cluster.cpus_per_training_worker=6"
+            ),
+            "cpus_per_training_worker=6, but the groups allow 3|has room for 0|have room for 0",
+        ),
+        (
             lambda j: j["spec"].update(entrypoint="run --set cluster.autoscaling=true --restart maps"),
             "Set backoffLimit to 0",
         ),
@@ -250,8 +257,8 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
     assert main([str(good)]) == 0
     assert "no problem was found" in (said := capsys.readouterr().out)
     assert said.rstrip().endswith(
-        "max_actors=8 --set cluster.max_cpu_actors=32 --set cluster.cpus_per_training_worker=7 "
-        "--set classifier.device=cuda --set maps.device=cuda --set segmenter.device=cuda --set predictions.device=cuda"
+        "max_actors=8 --set cluster.max_cpu_actors=32 --set classifier.device=cuda --set maps.device=cuda "
+        "--set segmenter.device=cuda --set predictions.device=cuda"
     )
     assert main([str(good), str(bad), str(tmp_path / "none.yaml")]) == 2
     assert "bad.yaml: 1 problem." in (said := capsys.readouterr().out) and "There is no such file." in said

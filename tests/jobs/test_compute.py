@@ -99,6 +99,9 @@ def test_a_missing_gpu_is_named():
         "a worker needs 1 GPU, the cluster has 8 CPUs and 0 GPUs now. The launch waits for nodes, without a time limit."
     )
     assert "workers are starting" in waiting_for("a worker needs", 1.0, 1.0, Connection(8, 1, 2))
+    assert waiting_for("the training needs", 7.0, 1.0, Connection(4, 1, 1)).startswith(
+        "the training needs 1 GPU and 7 CPUs, the cluster has 4 CPUs and 1 GPU now."
+    )
     assert "Ray is still starting" in waiting_for("a worker needs", 1.0, 1.0, None)
 
 
