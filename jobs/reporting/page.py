@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.evaluation.metrics import MEANINGS, SUMMARY
-from jobs.reporting.best_masks import is_on_trained_masks, measured_masks, unmeasured_images
+from jobs.reporting.best_masks import KINDS, is_on_trained_masks, measured_masks, unmeasured_images
 from jobs.reporting.curves import training_curves
 from jobs.reporting.facts import (
     MATTERS,
@@ -35,8 +35,7 @@ from jobs.reporting.verdict import (
     judge,
 )
 from jobs.run.directory import Run
-from jobs.run.selection import measurable_splits, units_of_step
-from jobs.run.steps import BY_NAME
+from jobs.run.selection import measurable_splits
 from jobs.run.trial import one_label_remedy
 from jobs.steps.evaluation_state import evaluate_commands
 from jobs.steps.states import RunState, StepState, run_state, steps_to_show
@@ -75,8 +74,7 @@ def write_report(run: Run, num_images: int = NUM_IMAGES) -> Report:
     """
     if num_images < 0:
         raise ValueError(f"--images {num_images}: give the number of images in the gallery, 0 or more.")
-    doubts = _review(run)
-    text, verdict, figures = _render(run, num_images, doubts)
+    text, verdict, figures, doubts = _render(run, num_images)
     page = text.encode()
     place = run.location / PAGE
     if doubts:
@@ -85,12 +83,8 @@ def write_report(run: Run, num_images: int = NUM_IMAGES) -> Report:
     return Report(place, len(page), verdict, figures)
 
 
-def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Verdict | None, Figures]:
-    """The page, and the verdict in it with its figures.
-
-    Args:
-        doubts: images to look at first, from `review_list`.
-    """
+def _render(run: Run, num_images: int) -> tuple[str, Verdict | None, Figures, list[Doubt]]:
+    """The page, the verdict in it with its figures, and the images to look at first."""
     # 1. The state of the run
     manifest, settings = run.manifest(), settings_of(run)
     now = {setting.key: setting for setting in settings}
@@ -101,6 +95,8 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
     measured = measured_metrics(run, settings, state)
     masks = measured_masks(measured)
     mapped, theta = _mapped(run, manifest, steps, now), now["seeds.theta"].value
+    judged = KINDS[masks.best.labels] if masks else ""
+    doubts = review_list(run, manifest, mapped, theta, judged) if len(mapped) else []
     doubtful = [doubt.row for doubt in doubts]
     gallery = make_gallery(run, manifest, steps, mapped, doubtful, num_images, theta=theta) if len(mapped) else None
     entries = error_first(gallery.pictures) if gallery else []
@@ -178,15 +174,7 @@ def _render(run: Run, num_images: int, doubts: Sequence[Doubt]) -> tuple[str, Ve
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
-    return page, verdict, figures
-
-
-def _review(run: Run) -> list[Doubt]:
-    """The images to look at first; an empty list if there are no maps yet."""
-    manifest, step = run.manifest(), run.step("maps")
-    receipts = step.receipts_of(units_of_step(BY_NAME["maps"], manifest, run.config, step.fingerprint()))
-    mapped = mapped_images(manifest, receipts, without_labels=run.config.maps.classes == "predicted")
-    return review_list(run, manifest, mapped, run.config.seeds.theta) if len(mapped) else []
+    return page, verdict, figures, doubts
 
 
 def _mapped(run: Run, manifest: Manifest, steps: Mapping[str, StepState], now: dict[str, Setting]) -> np.ndarray:

@@ -38,7 +38,7 @@ class Doubt:
         score: the expected logit; below 0, the classifier does not recognise the mapped class.
         lowest_score: the lowest score of the image's classes.
         row: the number of its row in the manifest.
-        mismatch: 1 - the mean IoU of its finest mask with its maps (`map_mismatch`); None without a mask.
+        mismatch: 1 - the mean IoU of its mask with its maps (`map_mismatch`); None without a mask.
     """
 
     image_id: str
@@ -51,12 +51,13 @@ class Doubt:
     mismatch: float | None = None
 
 
-def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) -> list[Doubt]:
+def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float, judged: str = "") -> list[Doubt]:
     """The images with maps, the most doubtful first; if there are very many, only a part of them.
 
     Args:
         mapped: the rows that have maps, ascending.
         theta: the seeds' threshold.
+        judged: the step whose masks the verdict judges; "": the finest masks that an image has.
     """
     wanted = set(mapped.tolist())
     units = units_of_step(BY_NAME["maps"], manifest, run.config, run.step("maps").fingerprint())
@@ -65,10 +66,11 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float) 
     chosen = [units[int(place)] for place in np.linspace(0, len(units) - 1, min(MOST_UNITS, len(units)))]
     chosen = [replace(unit, stop=min(unit.stop, store.num_images)) for unit in chosen]  # without images added since
     geometry = stored_geometry(store)
-    folders = [run.labels(step) for step in ("predictions", "pseudo_labels")]  # the finest first
+    steps = sorted(("predictions", "pseudo_labels"), key=lambda step: step != judged)  # else the finest first
+    folders = [run.labels(step) for step in steps]
 
     def mismatch(image_id: str, maps: UnitMaps, number: int, slots: np.ndarray) -> float | None:
-        if (mask := _finest_mask(folders, image_id)) is None:
+        if (mask := _first_mask(folders, image_id)) is None:
             return None
         pair = maps.max[number, slots], maps.mean[number, slots]
         mask = geometry.resize_labels(mask, pair[0].shape[1:])
@@ -102,7 +104,7 @@ def _order(doubt: Doubt) -> tuple[float, float, float, str]:
     return fit, -doubt.disagreement, doubt.score, doubt.image_id
 
 
-def _finest_mask(folders: Sequence[LabelFolder], image_id: str) -> np.ndarray | None:
+def _first_mask(folders: Sequence[LabelFolder], image_id: str) -> np.ndarray | None:
     """The labels of an image in the first folder that has them; None if none has."""
     for folder in folders:
         try:

@@ -19,6 +19,7 @@ from jobs.cli.launch import launch_step
 from jobs.preparation.prepare import prepare
 from jobs.reporting.changes import find_changes
 from jobs.reporting.page import write_report
+from jobs.reporting.review import review_list
 from jobs.run.directory import Run, open_run, record_run
 from storage.manifest import write_manifest
 from storage.units import plan_units
@@ -136,6 +137,20 @@ def test_the_review_list_begins_with_masks_that_do_not_fit_their_maps(painted_ru
     with Path(painted_run.uri, "report", "review.csv").open() as file:
         (again,) = [row for row in csv.DictReader(file) if row["image_id"] == rows[1]["image_id"]]
     assert float(again["mismatch"]) < float(rows[1]["mismatch"])
+
+
+def test_the_review_list_ranks_the_masks_that_the_verdict_judges(painted_run):
+    manifest, theta = painted_run.manifest(), painted_run.config.seeds.theta
+    mask, maps = painted_run.labels("predictions").read("scene_0012"), painted_run.maps().read(12)
+    better = np.where((maps.max > theta).any(0), maps.classes[0] + 1, 0).astype(np.uint8)
+    painted_run.labels("pseudo_labels").write("scene_0012", resize_labels(better, mask.shape))
+    mapped = np.arange(manifest.num_images)
+
+    def mismatch(judged: str) -> float:
+        (doubt,) = [each for each in review_list(painted_run, manifest, mapped, theta, judged) if each.row == 12]
+        return doubt.mismatch
+
+    assert mismatch("pseudo_labels") < mismatch("predictions") == mismatch("")
 
 
 @pytest.fixture
