@@ -156,7 +156,11 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
     return Verdict(
         "good",
         f"These masks are good enough to start from: {figure}.",
-        _in_turn(figures.why_proposed, "Look at the worst images first, and correct those that matter to you."),
+        _in_turn(
+            figures.why_proposed,
+            f"Look at {'the pictures' if is_new else 'the list “Look at these first”'}, and correct the masks that "
+            "matter to you.",
+        ),
         export,
     )
 

@@ -143,6 +143,8 @@ def test_the_proposed_export_has_no_specks(run):
 
 @pytest.mark.parametrize("measured", [None, masks(0.3, 50), masks(0.99, 50)])
 def test_a_run_of_new_images_names_the_page_about_its_masks(run, measured):
+    good = MeasuredMasks(Kind("predictions", 0.7, (Group(0.7, 50, ("val",)),)))
+    assert "Look at these first" in judge(run, Figures(**GOOD, measured=good)).advice
     own, new = "docs/tutorial-cvat.md", "docs/howto-new-images.md"
     assert own in judge(run, Figures(**GOOD, measured=measured)).advice
     write_origin(run, run, "segmenter", "0" * 64, "/data/october")
