@@ -169,7 +169,7 @@ def test_a_launch_says_that_the_run_has_recorded_that_no_ray_is_used(finished_ma
     aggregate_seeds.main(["--run", finished_maps_run.uri])
     assert NOTE in (printed := capsys.readouterr().out) and "add '--set cluster.address='" in printed
     with compute.connected(open_run(finished_maps_run.uri, None, ["cluster.address="])) as connection:
-        assert connection.is_optional and NOTE not in capsys.readouterr().out
+        assert not connection.in_process and NOTE not in capsys.readouterr().out
 
 
 def test_a_launch_does_not_record_which_ray_it_used(finished_maps_run, tmp_path, capsys):
