@@ -58,11 +58,13 @@ class Kind:
 
     @property
     def in_words(self) -> str:
-        """Such as "the pseudo-labels have mIoU 0.56 (0.58 on 16 images of train and 0.53 on 6 images of val)"."""
+        """Such as "the predictions have mIoU 0.56 over all pixels (0.58 on 16 images of train and 0.53 on 6 ...)"."""
         start = f"the {self.labels} have mIoU {self.mean_iou:.2f}"
         if len(self.groups) == 1:
             return f"{start} on {self.groups[0].images}"
-        return f"{start} ({listed([f'{group.mean_iou:.2f} on {group.images}' for group in self.groups])})"
+        return (
+            f"{start} over all pixels ({listed([f'{group.mean_iou:.2f} on {group.images}' for group in self.groups])})"
+        )
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def run(tmp_path) -> Run:
         (
             {"measured": masks(0.53, 14, 6)},
             "good",
-            "the predictions have mIoU 0.53 (0.53 on 14 images of train and 0.53 on 6 images of val).",
+            "the predictions have mIoU 0.53 over all pixels (0.53 on 14 images of train and 0.53 on 6 images of val).",
         ),
         (
             {"measured": replace(masks(0.37, 6), beaten_by="a round spot has mIoU 0.41")},
@@ -195,8 +195,9 @@ def test_the_measured_images_of_all_splits_are_judged_together():
     total = np.array([[1000, 0, 0], [310, 690, 0]])  # 0.6 of 700 pixels and 0.9 of 300
     assert found.best.mean_iou == pytest.approx(label_metrics(total).mean_iou)
     each = [f"{measured.metrics[0]['mean_iou']:.2f}" for measured in (groups[0], groups[2])]
-    words = f"the pseudo-labels have mIoU {found.best.mean_iou:.2f} ({each[0]} on 14 images of train and {each[1]} on 6"
-    assert found.in_words.startswith(f"{words} images of val) and the predictions have mIoU 0.")
+    start = f"the pseudo-labels have mIoU {found.best.mean_iou:.2f} over all pixels"
+    words = f"{start} ({each[0]} on 14 images of train and {each[1]} on 6 images of val)"
+    assert found.in_words.startswith(f"{words} and the predictions have mIoU 0.")
     tried = measured_masks(groups)  # settings were tried on the tune part, so figures with it do not count
     assert tried is not None and [group.part for group in tried.best.groups] == ["report", "all"]
     assert measured_masks([]) is None
