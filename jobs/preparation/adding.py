@@ -36,7 +36,10 @@ def add_images(run: Run, source: Source, options: Options) -> None:
     images, renamed = new_images(manifest, source.images)
     if not images:
         others = "images of the source with a class of the run" if options.notes else "images of the source"
-        print(f"prepare: nothing to add: all {others} are in {run.uri} already ({len(source.images):,}).")
+        if source.images:
+            print(f"prepare: nothing to add: all {others} are in {run.uri} already ({len(source.images):,}).")
+        else:
+            print("prepare: nothing to add: no image of the source has a class of the run.")
         _print_notes(options.notes)
         return
     _require_no_new_test_split(run, manifest, images)

@@ -240,7 +240,7 @@ def test_images_of_other_classes_are_named_and_not_said_to_be_in_the_run(trained
     folder = folder_per_class(drawn_images, tmp_path / "more", dogs=0, **{near: 1})
     prepare_dataset.main(["--run", trained_run.uri, "--folders", str(folder), "--val-fraction", "0.5", "--add"])
     printed = capsys.readouterr().out
-    assert "nothing to add: all images of the source with a class of the run are in" in printed
+    assert "nothing to add: no image of the source has a class of the run." in printed
     assert f"2 images left out (none of the chosen classes; other labels: dogs, {near})" in printed
     assert f"Did you mean {DRAWN_CLASS_NAMES[0]!r} by {near!r}?" in printed
     assert open_run(trained_run.uri).manifest().num_images == 14
