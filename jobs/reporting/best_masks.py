@@ -58,7 +58,7 @@ class Kind:
 
     @property
     def in_words(self) -> str:
-        """Such as "the predictions have mIoU 0.56 over all pixels (0.58 on 16 images of train and 0.53 on 6 ...)"."""
+        """Such as "the predictions have mIoU 0.56 over all pixels (0.58 on 16 images and 0.53 on 6 images of val)"."""
         start = f"the {self.labels} have mIoU {self.mean_iou:.2f}"
         if len(self.groups) == 1:
             return f"{start} on {self.groups[0].images}"
