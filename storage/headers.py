@@ -1,7 +1,8 @@
 """Reads the size of a picture from its header, and compares it with a stated size or a mask."""
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,12 +35,14 @@ class Header:
         height, width: in pixels, after turning by its EXIF orientation, as in `read_image`.
         orientation: the EXIF orientation, 1 to 8; 1: stored upright.
         format: ``"JPEG"``, ``"PNG"``, ...
+        start: 8 bytes of a hash of the file's first 4,096 bytes: files with different values are different.
     """
 
     height: int
     width: int
     orientation: int = 1
     format: str = ""
+    start: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,11 +58,16 @@ def read_header(uri: str) -> Header:
     for num_bytes in (HEADER_BYTES,) if uri.startswith("s3://") else (_FIRST_BYTES, HEADER_BYTES):
         head, is_whole_file = file_header(uri, num_bytes)
         try:
-            return _plain_jpeg(head) or _header(head)
+            return _with_start(_plain_jpeg(head) or _header(head), head)
         except BadImage:
             if is_whole_file:
                 raise
-    return _header(whole_file(uri))
+    data = whole_file(uri)
+    return _with_start(_header(data), data)
+
+
+def _with_start(header: Header, data: bytes) -> Header:
+    return replace(header, start=hashlib.blake2b(data[:_FIRST_BYTES], digest_size=8).digest())
 
 
 def fit(declared: tuple[int, int], picture: Header) -> Fit:

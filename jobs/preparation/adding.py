@@ -46,7 +46,7 @@ def add_images(run: Run, source: Source, options: Options) -> None:
     _require_predicted_split(run, manifest, images)
     classes = manifest.class_names, manifest.class_values
     drawings: dict[str, Drawing] = source.drawings
-    pictures, files = look_at_images(run, images, *classes, drawings, options)
+    pictures, files = look_at_images(run, images, *classes, drawings, options, manifest.iter_rows())
     _require_room(run, files.rows)
     _require_unmoved(manifest, run, files.rows)
 

@@ -1,7 +1,7 @@
 """Writes a run's manifest once, and prints a summary of it."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from cluster.words import plural
@@ -10,6 +10,7 @@ from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_file
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
 from jobs.preparation.pictures import Pictures, look_at_pictures, lost_classes, require_a_picture, require_usable
+from jobs.preparation.same_pictures import same_pictures
 from jobs.preparation.split_roles import ROLE_KEYS, with_roles
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, preparations, record_run, require_settings_of_started_steps, setting_notes
@@ -125,11 +126,13 @@ def look_at_images(
     class_values: Sequence[int],
     drawings: dict[str, Drawing],
     options: Options,
+    earlier: Iterable[ManifestRow] = (),
 ) -> tuple[Pictures, LabelFiles]:
     """The images' rows, with what their headers and masks say; writes the run's own label files, but in a dry run.
 
     Args:
         drawings: as `prepare` takes them.
+        earlier: the rows of the run that these images are added to.
 
     Raises:
         ValueError: none of the images can be used.
@@ -138,6 +141,7 @@ def look_at_images(
     pictures = look_at_pictures(list(manifest_rows(images, class_names)), images, root)
     require_usable([(row.image_id, row.problem) for row in pictures.rows])
     require_a_picture(pictures)
+    pictures.notes += same_pictures(pictures, root, earlier)
     values = parse_mask_values(options.mask_values, class_names) if options.mask_values else None
     meaning = Meaning(tuple(class_names), tuple(class_values), values)
     files = look_at_label_files(pictures.rows, pictures.headers, drawings, meaning, root)

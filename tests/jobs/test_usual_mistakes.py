@@ -161,6 +161,8 @@ MISTAKES = [
     Mistake("a wrong folder of images", table(GOOD, "--images", "/nowhere"), "Check the folder; for tables and COCO --images names it"),
     Mistake("photos of a phone in HEIC", heic, "an HEIC picture, which is not read; save it as JPEG or PNG"),
     Mistake("one image written in two ways", table("image,labels\n0.jpg,cat\n0.JPG,dog\n"), "its name is written in two ways. Write it the same way everywhere"),
+    Mistake("one picture in two class folders", folders, "It is under different labels. Give one image all its labels, in a table (--csv)"),
+    Mistake("copies of a picture in train and val", table(GOOD), "so figures measured on images outside the training are too good. Keep one file of each"),
     Mistake("web addresses", table("image,labels\nhttps://example.org/0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a web address; download the image and name the file"),
     Mistake("paths of another computer", table("image,labels\nC:\\photos\\0.jpg,cat\n1.jpg,dog\n"), "the path of its image is a Windows path; write it with slashes, relative to the folder of the images (--images)"),
     Mistake("a split named test", table(GOOD + "3.jpg,cat,test\n"), "not used for training: test. To train on it too: '--set data.train_splits=train,test'"),
