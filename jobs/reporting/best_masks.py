@@ -5,13 +5,13 @@ network's figures on masks that it was trained on, and figures of a tune part on
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cluster.words import listed, plural
-from ficklenet.metrics import label_metrics
+from ficklenet.metrics import LabelMetrics, label_metrics
 from jobs.reporting.measured import Measured
 from jobs.run.directory import Run
 from jobs.run.selection import FEW_MASKS, Selection, measurable_splits
@@ -46,11 +46,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of masks, such as "pseudo-labels". `mean_iou` is computed over the pixels of all groups together."""
+    """One kind of masks, such as "pseudo-labels".
+
+    Attributes:
+        mean_iou: over the pixels of all groups together.
+        iou: the IoU of the background and each class, by name, over the same pixels; NaN for a class without any.
+    """
 
     labels: str
     mean_iou: float
     groups: tuple[Group, ...]
+    iou: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -159,13 +165,18 @@ def measured_masks(measured: Sequence[Measured]) -> MeasuredMasks | None:
 
 def _kind(labels: str, records: Records) -> Kind:
     groups = [Group(each["mean_iou"], each["num_images"], *images) for images, each in records.items()]
-    return Kind(labels, _mean_iou(records, set(records)), tuple(groups))
+    metrics, names = _metrics(records, set(records)), next(iter(records.values()))["iou"]
+    return Kind(labels, metrics.mean_iou, tuple(groups), dict(zip(names, metrics.iou, strict=True)))
 
 
 def _mean_iou(records: Records, images: set[tuple[tuple[str, ...], str]]) -> float:
-    """The mIoU over the pixels of several groups of images, from the sum of their confusion matrices."""
+    return _metrics(records, images).mean_iou
+
+
+def _metrics(records: Records, images: set[tuple[tuple[str, ...], str]]) -> LabelMetrics:
+    """The metrics over the pixels of several groups of images, from the sum of their confusion matrices."""
     total = sum(np.array(record["confusion_matrix"]) for key, record in records.items() if key in images)
-    return label_metrics(np.asarray(total)).mean_iou
+    return label_metrics(np.asarray(total))
 
 
 def _beaten_by(kinds: Sequence[str], records: Callable[[str, str], Records]) -> str:

@@ -3,10 +3,11 @@
 The first rule that applies decides. The limits are rough: they separate runs that failed from runs worth a look.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.words import plural
+from cluster.words import listed, plural
 from ficklenet.metrics import chance_precision
 from jobs.reporting.best_masks import KINDS, MeasuredMasks, Unmeasured
 from jobs.run.directory import Run
@@ -22,7 +23,8 @@ WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
 
 MANY_UNRECOGNISED = 0.25
-HALF = 0.5  # mIoU
+HALF = 0.5  # mIoU, or the IoU of a class
+NAMED = 3  # classes that a sentence names
 
 TOO_GOOD = 0.98
 """An mIoU that no network reaches on masks which were drawn by hand: two people who draw the same mask reach less."""
@@ -155,7 +157,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         )
     return Verdict(
         "good",
-        f"These masks are good enough to start from: {figure}.",
+        _in_turn(f"These masks are good enough to start from: {figure}.", _weak_classes(masks.best.iou)),
         _in_turn(
             figures.why_proposed,
             f"Look at {'the pictures' if is_new else 'the list “Look at these first”'}, and correct the masks that "
@@ -163,6 +165,16 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         ),
         export,
     )
+
+
+def _weak_classes(iou: Mapping[str, float]) -> str:
+    """A sentence that names the classes whose masks are mostly wrong; "" if there are none."""
+    weak = sorted((value, name) for name, value in iou.items() if value < HALF)
+    if not weak:
+        return ""
+    named = [f"{name} ({value:.2f})" for value, name in weak[:NAMED]]
+    more = [plural(len(weak) - NAMED, "more class")] if len(weak) > NAMED else []
+    return f"But the IoU is below {HALF} for {listed([*named, *more])}."
 
 
 def _judge_classifier(figures: Figures) -> Verdict | None:

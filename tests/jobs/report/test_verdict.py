@@ -58,8 +58,10 @@ def measured_of(
         matrix[1, 1] -= wrong
         matrix[1, 0] += wrong
         name = {"spot": SPOT, "ones": "baseline: all ones"}.get(name, name.replace("_", "-"))
-        about = {"labels": name, "mean_iou": label_metrics(matrix).mean_iou, "num_images": num_images}
-        metrics.append(about | {"confusion_matrix": matrix.tolist()})
+        found = label_metrics(matrix)
+        about = {"labels": name, "mean_iou": found.mean_iou, "num_images": num_images}
+        iou = dict(zip(("background", "cat"), found.iou, strict=True))
+        metrics.append(about | {"iou": iou, "confusion_matrix": matrix.tolist()})
     return Measured((split,), part, resolution, "", num_images, {}, 0, (), tuple(metrics), ("",) * len(metrics))
 
 
@@ -201,6 +203,18 @@ def test_the_measured_images_of_all_splits_are_judged_together():
     tried = measured_masks(groups)  # settings were tried on the tune part, so figures with it do not count
     assert tried is not None and [group.part for group in tried.best.groups] == ["report", "all"]
     assert measured_masks([]) is None
+
+
+def test_good_masks_name_the_classes_that_are_not(run):
+    found = measured_masks([measured_of(14, predictions=0.4), measured_of(6, "val", predictions=0.5)])
+    assert found is not None and found.best.mean_iou > 0.5
+    verdict = judge(run, Figures(**GOOD, measured=found))
+    assert verdict is not None and verdict.level == "good"
+    total = np.array([[1000, 0, 0], [570, 430, 0]])
+    assert verdict.sentence.endswith(f" But the IoU is below 0.5 for cat ({label_metrics(total).iou[1]:.2f}).")
+    iou = {"background": 0.9, "a": 0.4, "b": float("nan"), "c": 0.1, "d": 0.3, "e": 0.2, "f": 0.45}
+    verdict = judge(run, Figures(**GOOD, measured=MeasuredMasks(Kind("predictions", 0.6, (Group(0.6, 50, ()),), iou))))
+    assert verdict is not None and verdict.sentence.endswith("for c (0.10), e (0.20), d (0.30) and 2 more classes.")
 
 
 def test_the_kinds_are_compared_on_the_images_of_both():
