@@ -47,17 +47,20 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
     row_of = _rows_by_name(manifest)
     masks, empty = dict[int, CorrectedMask](), []
 
-    def size_of(name: str) -> tuple[int, int] | None:
-        row = _find(row_of, name)
-        return None if row is None else image_size_of(manifest.rows(row, row + 1)[0])
+    def row_called(name: str) -> int:
+        if (row := _find(row_of, name)) is None:
+            raise ValueError(f"{place}: no image of {run.uri} is called {name!r}. {_hint(row_of, name)}")
+        return row
+
+    def size_of(name: str) -> tuple[int, int]:
+        row = row_called(name)
+        return image_size_of(manifest.rows(row, row + 1)[0])
 
     for mask in read_corrected_masks(place, classes_of(manifest), size_of):
         if mask.num_objects == 0 and not empty_is_background:
             empty.append(mask.name)
             continue
-        row = _find(row_of, mask.name)
-        if row is None:
-            raise ValueError(f"{place}: no image of {run.uri} is called {mask.name!r}. Were its files renamed?")
+        row = row_called(mask.name)
         if row in masks:
             raise ValueError(f"{place}: the image {mask.name!r} has two masks. Keep one.")
         entry = manifest.rows(row, row + 1)[0]
@@ -197,3 +200,14 @@ def _find(row_of: dict[str, int], name: str) -> int | None:
     parts = stem(name).split("/")
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((row_of[end] for end in ends if end in row_of), None)
+
+
+def _hint(row_of: dict[str, int], name: str) -> str:
+    """What is wrong with the name of no image: its folders are missing, or it is another one."""
+    last = stem(name).rpartition("/")[2]
+    same = {row: known for known, row in row_of.items() if "/" in known and known.rpartition("/")[2] == last}
+    if same:
+        first = next(iter(same.values()))
+        others = f" or another of the {len(same):,} images with this file name" if len(same) > 1 else ""
+        return f"Did you mean {first!r}{others}? Keep the folders in the names of the export."
+    return "Were its files renamed?"

@@ -1,14 +1,15 @@
 """Files that `import_masks` refuses: each with one sentence that says what to do."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import export_labels, import_masks
-from jobs.run.directory import Run
+from jobs import export_labels, import_masks, prepare_dataset
+from jobs.run.directory import Run, open_run
 from storage.label_folder import encode_label_png
 from storage.manifest import Manifest
 
@@ -52,6 +53,25 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     ):
         bring_back(painted_run, tmp_path / "pngs")
     assert Path(painted_run.uri, "manifest.parquet").read_bytes() == earlier
+
+
+def test_names_without_their_folders_get_the_names_with_them(tmp_path):
+    """Tools write the last part of a name only, if images were uploaded without their folders."""
+    for place in ("cat/1", "dog/1", "dog/2"):
+        (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 24), (90, 90, 90)).save(tmp_path / "photos" / f"{place}.jpg")
+    prepare_dataset.main(["--run", str(tmp_path / "run"), "--folders", str(tmp_path / "photos")])
+    run = open_run(str(tmp_path / "run"))
+    for name, sentence in (
+        ("2", r"Did you mean 'dog/2'\? Keep the folders in the names of the export"),
+        ("1", r"Did you mean 'cat/1' or another of the 2 images with this file name\?"),
+        ("3", "Were its files renamed"),
+    ):
+        shutil.rmtree(tmp_path / "pngs", ignore_errors=True)
+        (tmp_path / "pngs").mkdir()
+        (tmp_path / "pngs" / f"{name}.png").write_bytes(encode_label_png(np.ones((24, 32), np.uint8)))
+        with pytest.raises(ValueError, match=sentence):
+            bring_back(run, tmp_path / "pngs")
 
 
 def test_a_png_whose_object_is_unknown_or_of_another_class_is_named(painted_run, tmp_path, capsys):
@@ -131,7 +151,7 @@ def test_yolo_s_boxes_and_unknown_classes_are_refused(painted_run, tmp_path):
         bring_back(painted_run, folder)
     (folder / "labels" / "other.txt").write_text("0 0 0 0.5 0 0.5 0.5\n")
     (folder / "labels" / "scene_0012.txt").unlink()
-    with pytest.raises(ValueError, match=r"no image of the run is called 'other.txt'"):
+    with pytest.raises(ValueError, match=r"no image of .* is called 'other.txt'"):
         bring_back(painted_run, folder)
 
 

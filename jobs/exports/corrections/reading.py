@@ -10,14 +10,12 @@ from storage.location import Location
 from storage.tree import files_below
 
 
-def read_corrected_masks(
-    place: Location, classes: Classes, size_of: Callable[[str], Size | None]
-) -> Iterator[CorrectedMask]:
+def read_corrected_masks(place: Location, classes: Classes, size_of: Callable[[str], Size]) -> Iterator[CorrectedMask]:
     """Reads the masks of a file (COCO, CVAT, Label Studio) or of a folder (YOLO, Hugging Face, PNGs).
 
     Args:
         classes: the classes of the run.
-        size_of: gives the (height, width) of the run's image with this name; None if there is no such image.
+        size_of: gives the (height, width) of the run's image with this name.
 
     Raises:
         ValueError: it is not such a file, or an object is not a mask of a known class.

@@ -14,14 +14,15 @@ NAMES = ("data.yaml", "data.yml")
 LABELS = "/labels/"
 
 
-def read(objects: Objects, size_of: Callable[[str], Size | None]) -> Iterator[CorrectedMask]:
+def read(objects: Objects, size_of: Callable[[str], Size]) -> Iterator[CorrectedMask]:
     """The masks of the images that have a text file. An empty file is an image without objects.
 
     Args:
-        size_of: gives an image's (height, width) by its name; None if there is no such image.
+        size_of: gives an image's (height, width) by its name.
 
     Raises:
-        ValueError: there are no class names or no text files, or a line is not a polygon of a known class.
+        ValueError: there are no class names or no text files, `size_of` knows no such image, or a line is not a polygon
+            of a known class.
     """
     paths = files_below(objects.place)
     names = _class_names(objects, paths)
@@ -32,8 +33,6 @@ def read(objects: Objects, size_of: Callable[[str], Size | None]) -> Iterator[Co
         name = f"/{path}".partition(LABELS)[2]
         lines = [line.split() for line in (objects.place / path).read_bytes().decode("utf-8-sig").splitlines()]
         size = size_of(name)
-        if size is None:
-            raise ValueError(f"{objects.place / path}: no image of the run is called {name!r}. Were its files renamed?")
         yield objects.mask(name, size, [_object(objects, path, names, line, size) for line in lines if line])
 
 
