@@ -177,23 +177,36 @@ def readers(run: Run, name: str) -> list[StepRow]:
 
 def is_outdated(run: Run, name: str) -> bool:
     """Whether a step is outdated; reads only the records of this step and of those before it that it may read."""
-    needed, waiting = set[str](), [name]
-    while waiting:
-        needed.add(other := waiting.pop())
-        waiting += BY_NAME[other].upstream
-    return name in _outdated(run, [row for row in STEPS if row.name in needed])
+    return name in _outdated_before(run, name)
 
 
 def outdated_in_words(run: Run, name: str) -> str:
-    """A sentence for people who read the results of an outdated step; "" if it is not outdated."""
-    if not is_outdated(run, name):
+    """A sentence for people who read the results of an outdated step; "" if it is not outdated.
+
+    It names a command for each outdated step that was read, in their order: made from outdated results, a step would
+    be outdated again.
+    """
+    outdated = _outdated_before(run, name)
+    if name not in outdated:
         return ""
     cause = manifest_change(run, name) or "what it was made from has changed"
     plain = Run(run.location, run.config)  # without this launch's settings, because the recorded ones apply
+    commands = [f"'{plain.step_command(other, '--restart', other)}'" for other in outdated]
     return (
-        f"the step {BY_NAME[name].title} of {run.uri} is outdated, because {cause}. "
-        f"To compute it again: '{plain.step_command(name, '--restart', name)}'."
+        f"the step {BY_NAME[name].title} of {run.uri} is outdated, because {cause}. To compute it again: "
+        f"{', then '.join(commands)}."
     )
+
+
+def _outdated_before(run: Run, name: str) -> list[str]:
+    """The outdated steps, in order, among a step and those that it was made from, directly or through others."""
+    needed, read = {name}, {name}
+    for row in reversed(STEPS):  # downstream steps come first
+        needed |= set(row.upstream) if row.name in needed else set()
+        read |= set(upstream_ids(run.step(row.name).fingerprint())) if row.name in read else set()
+    rows = [row for row in STEPS if row.name in needed]
+    found = _outdated(run, rows)
+    return [row.name for row in rows if row.name in found & read]
 
 
 def reads_current_results(run: Run, name: str) -> bool:

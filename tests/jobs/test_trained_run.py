@@ -319,9 +319,16 @@ def test_every_reader_of_outdated_results_or_networks_warns(predicted_run, tmp_p
         with pytest.warns(UserWarning, match=f"^the step {step} of .* is outdated") as warned:
             read()
         assert [warning.filename for warning in warned] == [__file__]  # it names the line of the caller
+    steps = re.findall(r"'python jobs/\w+\.py --run \S+ --restart (\w+)'", str(warned[0].message))
+    assert steps == ["segmenter", "predictions"]  # made of an outdated network, predictions would be outdated again
+    with connect("in-process") as connection:
+        for step in steps:
+            launch_step(open_run(predicted_run.uri), connection, step, restart=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        run = open_trained(predicted_run.uri)
         run.stored_seeds("scene_0012"), run.path("seeds"), run.stored_maps("scene_0012")
+        run.stored_labels("scene_0012"), run.network
         run.localize(image, run.class_names[:1])
 
 
