@@ -92,6 +92,8 @@ def require_one_per_image(num_images: int, asked_by: str, **others: Sized) -> No
         ValueError: see above.
     """
     for name, each in others.items():
+        if not isinstance(each, Sized):
+            raise ValueError(f"{asked_by}: {name}: given {_described(each)}, allowed: one for each image.")
         if len(each) != num_images:
             raise ValueError(
                 f"{asked_by}: given {num_images} images and {len(each)} {name}, allowed: as many {name} as images."
@@ -100,6 +102,16 @@ def require_one_per_image(num_images: int, asked_by: str, **others: Sized) -> No
             raise ValueError(
                 f"{asked_by}: {name}: given {each[0]!r}, allowed: numbers, as mask_key of ficklenet.masks gives."
             )
+
+
+def require_integer(number: Any, least: int, asked_by: str, name: str) -> None:
+    """Refuses anything but a whole number, of Python or numpy, from `least` up.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not isinstance(number, int | np.integer) or number < least:
+        raise ValueError(f"{asked_by}: {name}: given {number!r}, allowed: a whole number from {least}.")
 
 
 def require_classes(classes_S: Any, num_slots: int | None, asked_by: str, num_classes: int | None = None) -> None:

@@ -20,10 +20,16 @@ def multilabel_loss(
         A scalar; 0 if all weights are 0.
 
     Raises:
-        ValueError: the targets do not have the shape of the logits, or there is not one weight per image.
+        ValueError: the targets do not have the shape of the logits, or, on the CPU, other values than 0 and 1; or there
+            is not one weight per image.
     """
     require_tensor(logits_BC, "floats", ("B", "C"), "multilabel_loss", "logits_BC")
     require_tensor(targets_BC, "numbers", tuple(logits_BC.shape), "multilabel_loss", "targets_BC", ", 0 or 1")
+    if targets_BC.device.type == "cpu" and not ((targets_BC == 0) | (targets_BC == 1)).all():  # never waits for a GPU
+        raise ValueError(
+            f"multilabel_loss: targets_BC: given {targets_BC.unique().tolist()[:5]}, allowed: 0 and 1, the absent and "
+            "the present classes."
+        )
     loss_B = functional.binary_cross_entropy_with_logits(
         logits_BC, targets_BC.to(logits_BC.dtype), reduction="none"
     ).mean(1)

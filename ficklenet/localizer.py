@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ficklenet import dense_sampler
-from ficklenet.arguments import require_tensor
+from ficklenet.arguments import require_integer, require_one_per_image, require_tensor
 from ficklenet.dense_sampler import expected_evidence, expected_score
 from ficklenet.folding import Normalization, SampleFold
 from ficklenet.gpu_kernels import kernels_for, sent
@@ -91,8 +91,7 @@ def localize(
             normalization is no ``Normalization``, or the sampler cannot run here.
     """
     classes_BS = _checked_request(features_BKHW, head, classes_BS, keys, normalization, "localize", "cpu")
-    if num_samples < 1:
-        raise ValueError(f"num_samples: {num_samples} given; give at least 1.")
+    require_integer(num_samples, 1, "localize", "num_samples")
     usable = samplers_for(features_BKHW.device, features_BKHW.dtype)
     sampler = sampler or usable[0]
     if sampler not in usable:
@@ -254,6 +253,10 @@ def _checked_request(
     device: str | None = None,
 ) -> Tensor:
     """The classes as int64, on a device if one is given; raises what ``localize`` raises."""
+    if not isinstance(head, StochasticHead):
+        raise ValueError(
+            f"{asked_by}: head: given a {type(head).__name__}, allowed: a StochasticHead, such as model.head."
+        )
     example = ", such as torch.tensor([[0]]) for class 0 of one image"
     require_tensor(features_BKHW, "floats", ("B", head.weight.shape[1], "H", "W"), asked_by, "features_BKHW")
     require_tensor(classes_BS, "integers", ("B", "S"), asked_by, "classes_BS", example)
@@ -264,11 +267,7 @@ def _checked_request(
         )
     classes_BS = classes_BS.to(device=device, dtype=torch.int64)
     num_images = len(features_BKHW)
-    if len(classes_BS) != num_images or (keys is not None and len(keys) != num_images):
-        raise ValueError(
-            f"localisation: {num_images} images, {len(classes_BS)} rows of classes and "
-            f"{num_images if keys is None else len(keys)} keys given; give one row and one key per image."
-        )
+    require_one_per_image(num_images, asked_by, classes=classes_BS, **({} if keys is None else {"keys": keys}))
     if classes_BS.numel() and not -1 <= int(classes_BS.min()) <= int(classes_BS.max()) < head.num_classes:
         raise ValueError(
             f"localisation: classes from {int(classes_BS.min())} to {int(classes_BS.max())} given; "

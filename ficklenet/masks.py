@@ -24,6 +24,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,13 @@ PHILOX_ROUNDS = 10
 
 
 def mask_key(seed: int, image_id: str) -> int:
-    """The 64-bit Philox key of an image: blake2b of ``"{seed}\\0{image_id}"`` (UTF-8), read little-endian."""
+    """The 64-bit Philox key of an image: blake2b of ``"{seed}\\0{image_id}"`` (UTF-8), read little-endian.
+
+    Raises:
+        ValueError: the seed is not an integer, or the id not a text; exchanged, they would give other masks.
+    """
+    if not isinstance(seed, int | np.integer) or not isinstance(image_id, str):
+        raise ValueError(f"mask_key: given {seed!r} and {image_id!r}, allowed: an integer and a text, the image's id.")
     digest = hashlib.blake2b(f"{seed}\0{image_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -17,6 +17,7 @@ less than 1e-7. The expectation over the masks uses this number.
 import functools
 from fractions import Fraction
 from math import comb
+from numbers import Real
 from typing import NamedTuple
 
 OFFSETS_PER_DRAW = 10
@@ -44,8 +45,11 @@ def draw_table(drop_rate: float) -> DrawTable:
     Raises:
         ValueError: ``drop_rate`` is not in [0, 1].
     """
-    if not 0.0 <= drop_rate <= 1.0:
-        raise ValueError(f"drop_rate: {drop_rate} given; it is a probability, give a number from 0 to 1.")
+    if not isinstance(drop_rate, Real) or not 0.0 <= drop_rate <= 1.0:
+        raise ValueError(
+            f"drop_rate: {drop_rate} given; it is a probability, give a number from 0 to 1. A trained classifier has "
+            "its own: classifier.spec.drop_rate."
+        )
     weights = _weights_by_num_kept(1 - Fraction(drop_rate))
     num_kept = (comb(OFFSETS_PER_DRAW - 1, k - 1) * weights[k] for k in range(1, OFFSETS_PER_DRAW + 1))
     entries = _alias_entries([weights[pattern.bit_count()] for pattern in range(NUM_PATTERNS)])

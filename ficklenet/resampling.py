@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ficklenet.arguments import require_image
+from ficklenet.arguments import require_image, require_integer
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 MEAN_COLOUR = tuple(round(255 * value) for value in MEAN)  # for padding: it becomes nearly zero after normalisation
@@ -25,9 +25,10 @@ def resize_square(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     is widened by the ratio, so that fine texture is averaged and does not alias.
 
     Raises:
-        ValueError: the image is not uint8 (H, W, 3), or it is empty.
+        ValueError: the image is not uint8 (H, W, 3), or it is empty, or the size is not an integer from 1.
     """
     require_image(image_HWC, "resize_square")
+    require_integer(size, 1, "resize_square", "size")
     return _resample(image_HWC, (size, size), slice(0, size), slice(0, size))
 
 
@@ -39,9 +40,10 @@ def training_crop(image_HWC: NDArray[np.uint8], size: int, generator: np.random.
     the crop is resampled.
 
     Raises:
-        ValueError: the image is not uint8 (H, W, 3), or it is empty.
+        ValueError: the image is not uint8 (H, W, 3), or it is empty, or the size is not an integer from 1.
     """
     require_image(image_HWC, "training_crop")
+    require_integer(size, 1, "training_crop", "size")
     height, width = image_HWC.shape[:2]
     scale = generator.uniform(1.0, LARGEST_CROP_SCALE) * size / max(height, width)
     canvas = np.empty((3, size, size), np.uint8)

@@ -78,10 +78,9 @@ SGD = torch.optim.SGD(CLASSIFIER.parameters())
 KEPT = FeatureBatch(torch.zeros(2, 4, 5, 5), torch.zeros(2, 5), KEYS)
 
 
-def map_one(features, classes, normalization=MAXIMUM):
-    return localize(
-        features, HEAD, classes, KEYS[: len(features)], num_samples=2, drop_rate=0.5, normalization=normalization
-    )
+def map_one(features, classes, normalization=MAXIMUM, head=HEAD, keys=None, num_samples=2):
+    keys = KEYS[: len(features)] if keys is None else keys
+    return localize(features, head, classes, keys, num_samples=num_samples, drop_rate=0.5, normalization=normalization)
 
 
 def plain(features, classes, normalization=MAXIMUM):
@@ -117,8 +116,13 @@ WRONG: dict[Callable, list[Callable[[], object]]] = {
         lambda: resize_square(IMAGE[:0], 9),
         lambda: resize_square(IMAGE.astype(np.uint16), 9),
         lambda: resize_square("file.jpg", 9),
+        lambda: resize_square(IMAGE, (9, 9)),
+        lambda: resize_square(IMAGE, 9.0),
     ],
-    training_crop: [lambda: training_crop(IMAGE / 255, 9, np.random.default_rng(0))],
+    training_crop: [
+        lambda: training_crop(IMAGE / 255, 9, np.random.default_rng(0)),
+        lambda: training_crop(IMAGE, (9, 9), np.random.default_rng(0)),
+    ],
     normalize: [
         lambda: normalize(IMAGES / 255),
         lambda: normalize(IMAGES[0]),
@@ -135,12 +139,15 @@ WRONG: dict[Callable, list[Callable[[], object]]] = {
         lambda: train(targets=TARGETS[:1]),
         lambda: train(keys=KEYS[:1]),
         lambda: train(weights=WEIGHTS[:1]),
+        lambda: train(weights=None),
     ],
     training_loss: [lambda: loss_of(images=IMAGES / 255), lambda: loss_of(keys=KEYS[:1])],
     step_in_micro_batches: [lambda: step_in_micro_batches(CLASSIFIER, SGD, print, torch.ones(2, 1))],
     multilabel_loss: [
         lambda: multilabel_loss(TARGETS, TARGETS[0], WEIGHTS),
         lambda: multilabel_loss(WEIGHTS, WEIGHTS, WEIGHTS),
+        lambda: multilabel_loss(TARGETS, TARGETS - 1, WEIGHTS),
+        lambda: multilabel_loss(TARGETS, TARGETS * float("nan"), WEIGHTS),
     ],
     average_over_images: [
         lambda: average_over_images(WEIGHTS, WEIGHTS[:, None]),
@@ -156,7 +163,12 @@ WRONG: dict[Callable, list[Callable[[], object]]] = {
         lambda: map_one(FEATURES, torch.tensor([[0.0]])),
         lambda: map_one(FEATURES[0], torch.tensor([[0]])),
         lambda: map_one(FEATURES, torch.tensor([[0]]), "max"),
+        lambda: map_one(FEATURES, torch.tensor([[0]]), head=CLASSIFIER),
+        lambda: map_one(FEATURES, torch.tensor([[0]]), keys=["a"]),
+        lambda: map_one(FEATURES, torch.tensor([[0]]), keys=KEYS),
+        lambda: map_one(FEATURES, torch.tensor([[0]]), num_samples=2.0),
     ],
+    mask_key: [lambda: mask_key("a", 0), lambda: mask_key(0, 1)],
     deterministic_maps: [
         lambda: plain(FEATURES, torch.tensor([0])),
         lambda: plain(FEATURES, torch.tensor([[0]]), "max"),
@@ -368,6 +380,11 @@ def test_class_numbers_of_every_integer_type_give_the_same_maps(dtype):
     assert torch.equal(map_one(features, torch.tensor([[1, 0]], dtype=dtype)).max_BSHW, wanted)
     found = plain(features, torch.tensor([[1, 0]], dtype=dtype))
     assert torch.equal(found, plain(features, torch.tensor([[1, 0]])))
+
+
+def test_a_run_s_unset_drop_rate_is_refused_with_the_place_of_the_right_one():
+    with pytest.raises(ValueError, match=r"^drop_rate: None given; .* classifier\.spec\.drop_rate\.$"):
+        localize(FEATURES, HEAD, torch.tensor([[0]]), KEYS[:1], num_samples=2, drop_rate=None, normalization=MAXIMUM)
 
 
 def test_texts_are_no_mask_keys():

@@ -214,9 +214,9 @@ def test_mean_map_over_many_samples_is_the_exact_expectation_where_no_sum_is_neg
 def test_impossible_requests_are_refused(head, features):
     with pytest.raises(ValueError, match=r"classes from 0 to 5 given.*0 to 4"):
         run(features, head, [[0], [5]])
-    with pytest.raises(ValueError, match=r"2 images, 2 rows of classes and 1 keys"):
+    with pytest.raises(ValueError, match=r"given 2 images and 1 keys, allowed: as many keys as images"):
         run(features, head, [[0], [1]], keys=KEYS[:1])
-    with pytest.raises(ValueError, match=r"num_samples: 0 given"):
+    with pytest.raises(ValueError, match=r"num_samples: given 0, allowed: a whole number from 1"):
         run(features, head, [[0], [1]], num_samples=0)
     with pytest.raises(ValueError, match=r"vote_threshold: 1.0 given.*below 1"):
         run(features, head, [[0], [1]], vote_threshold=1.0)
