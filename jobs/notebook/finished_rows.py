@@ -1,6 +1,7 @@
 """Finds an image's row in the manifest and, in the results of a step, the receipt of its unit."""
 
 import warnings
+from collections.abc import Sequence
 
 from jobs.evaluation.counting import selected_units
 from jobs.notebook.arguments import require_id
@@ -38,22 +39,42 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
             computed it yet.
     """
     row, step, manifest = row_of(run, image_id), run.step(name), run.manifest()
-    recorded = step.fingerprint() or {}
     if BY_NAME[name].is_of_splits:
-        split = manifest.rows(row, row + 1)[0].split
-        splits = recorded[name]["splits"] if recorded else run.config.predicted_splits
+        split, splits = manifest.rows(row, row + 1)[0].split, _computed_splits(run, name)
         if split not in splits:
             raise ValueError(
                 f"{image_id}: no {name} are made of its split {split!r}, only of {', '.join(splits)} ({name}.splits). "
                 f"To compute its mask, call run.predict(run.image({image_id!r}))."
             )
-    unit_size = recorded.get("unit_size", run.config.unit_size)
+    unit_size = _unit_size(run, name)
     unit = plan_units(manifest.num_images, unit_size)[row // unit_size]
     receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
     if receipt is None or row >= receipt.stop:
         remedy = only_masks(run) or f"Run '{run.step_command(name)}' first."
         raise NotYet(f"{image_id}: the step {name} is not done for this image yet. {remedy}")
     return row, receipt
+
+
+def finished_ids(run: Run, name: str) -> list[str]:
+    """The ids of the images that a step has finished and did not skip, in the order of the manifest."""
+    manifest, step, found = run.manifest(), run.step(name), list[str]()
+    splits = _computed_splits(run, name) if BY_NAME[name].is_of_splits else None
+    for receipt in step.receipts_of(plan_units(manifest.num_images, _unit_size(run, name))):
+        skipped = {skip.image_id for skip in receipt.skipped}
+        for row in manifest.rows(receipt.start, receipt.stop):
+            if row.image_id not in skipped and not row.problem and (splits is None or row.split in splits):
+                found.append(row.image_id)
+    return found
+
+
+def _computed_splits(run: Run, name: str) -> Sequence[str]:
+    """The splits whose images a step computes, or will compute."""
+    recorded = run.step(name).fingerprint()
+    return recorded[name]["splits"] if recorded else run.config.predicted_splits
+
+
+def _unit_size(run: Run, name: str) -> int:
+    return int((run.step(name).fingerprint() or {}).get("unit_size", run.config.unit_size))
 
 
 def nothing_to_measure(run: Run) -> str:

@@ -40,7 +40,14 @@ from jobs.notebook.arguments import (
     require_size,
     usable_device,
 )
-from jobs.notebook.finished_rows import finished_row, nothing_to_measure, require_used, row_of, warn_if_outdated
+from jobs.notebook.finished_rows import (
+    finished_ids,
+    finished_row,
+    nothing_to_measure,
+    require_used,
+    row_of,
+    warn_if_outdated,
+)
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import only_masks
@@ -147,12 +154,25 @@ class TrainedRun:
             ValueError: there is no such step. NotYet: it was never started.
         """
         step = known_step(step, tuple(BY_NAME), "path")
-        if self.run.step(step).fingerprint() is None:
-            remedy = nothing_to_measure(self.run) if step == "evaluation" else ""
-            remedy = only_masks(self.run) or remedy or f"Run '{self.run.step_command(step)}' first."
-            raise NotYet(f"the step {step} has no results yet. {remedy}")
+        self._require_started(step)
         warn_if_outdated(self.run, step)
         return self.run.step(step).data().uri
+
+    def finished_ids(self, step: str) -> tuple[str, ...]:
+        """The ids of the images whose results a step has stored, in the order of the manifest.
+
+        Images that it skipped are not among them. It warns if the step is outdated.
+
+        Args:
+            step: "maps", "refined", "seeds", "pseudo_labels" or "predictions".
+
+        Raises:
+            ValueError: another step. NotYet: it was never started.
+        """
+        step = known_step(step, (*MAP_STEPS, "seeds", *LABEL_STEPS), "finished_ids")
+        self._require_started(step)
+        warn_if_outdated(self.run, step)
+        return tuple(finished_ids(self.run, step))
 
     def stored_maps(self, image_id: str, step: str = "maps") -> ImageMaps:
         """The maps that the step "maps" or "refined" stored; warns if the step is outdated.
@@ -277,6 +297,12 @@ class TrainedRun:
             logits = predictor.predict([each[None] for each in predictor.job.inputs(image)])[0]
             labels = predictor.job.label(logits, image, use_crf=use_crf)
         return labels.astype(label_dtype(len(self.class_names)))
+
+    def _require_started(self, step: str) -> None:
+        if self.run.step(step).fingerprint() is None:
+            remedy = nothing_to_measure(self.run) if step == "evaluation" else ""
+            remedy = only_masks(self.run) or remedy or f"Run '{self.run.step_command(step)}' first."
+            raise NotYet(f"the step {step} has no results yet. {remedy}")
 
     def _map_maker(self, asked_by: str) -> MapMaker:
         if not self._map_makers:

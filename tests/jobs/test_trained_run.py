@@ -503,6 +503,12 @@ def test_images_without_predictions_say_why(predicted_run):
         run.stored_labels("scene_0000")
     receipt = predicted_run.step("predictions").receipts()[3]
     predicted_run.step("predictions").write_receipt(replace(receipt, skipped=(Skipped("scene_0013", "empty file"),)))
+    run = open_trained(predicted_run.uri)
+    assert run.finished_ids("predictions") == ("scene_0012",)  # of the predicted split
+    every = [row.image_id for row in predicted_run.manifest().iter_rows() if not row.problem]
+    assert list(run.finished_ids("seeds")) == every
+    with pytest.raises(NotYet, match="the step refined has no results yet"):
+        run.finished_ids("refined")
     with pytest.raises(ValueError, match=r"scene_0013: the step predictions skipped this image \(empty file\)"):
         run.stored_labels("scene_0013")
     assert run.stored_labels("scene_0012").shape == (120, 160)
