@@ -134,7 +134,11 @@ def _files_of(images: Sequence[SourceImage], folder: Location, noun: str) -> tup
     if not files:
         is_missing = not folder.is_local or not os.path.isdir(folder.uri)
         fault = "no such folder" if is_missing else "there is no file in this folder"
-        raise ValueError(f"{flag}: {fault}. Give the folder with the {noun}s, or leave it out.")
+        here = os.path.abspath(folder.name)
+        hint = (
+            f" Did you mean {here}? Relative paths are relative to the source's folder." if os.path.isdir(here) else ""
+        )
+        raise ValueError(f"{flag}: {fault}. Give the folder with the {noun}s, or leave it out.{hint}")
     uris = [files.get(image.image_id) or files.get(f"{image.split}__{image.image_id}") for image in images]
     usable = [(image, uri) for image, uri in zip(images, uris, strict=True) if not image.problem]
     without = [image for image, uri in usable if uri is None]

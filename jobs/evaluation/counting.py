@@ -80,8 +80,8 @@ def selected_units(manifest: Manifest, selection: Selection, unit_size: int) -> 
             remedy = "Other images of these splits have masks: give --part all."
         else:
             remedy = (
-                "If you have masks, prepare the run again with them: prepare_dataset.py --masks FOLDER, or a column "
-                "mask in the table."
+                "If you have masks, import_masks.py --masks FOLDER brings them in; or prepare the run again with a "
+                "column mask in the table."
             )
         raise ValueError(
             f"evaluate: none of the images ({named(selection)}) has a mask, so there is nothing to measure. {remedy}"

@@ -15,6 +15,7 @@ from storage.text import printable
 UNREADABLE_SHOWN = 3
 FEW_VALIDATED = 3  # with fewer validation images of a class, the classes of all are printed
 PAIRS_SHOWN, MOST_NAMES = 5, 2000  # pairs of similar class names that are shown; class names that are compared
+NO_CLASS = ("none", "nothing", "negative", "empty", "no finding")  # usual labels of images without any class
 SIGNS = (",", "/", "+", "&", " ")  # separators of labels in tables of other programs
 SHORT = 5  # shorter class names, such as "cat" and "bat", may differ by a letter
 
@@ -125,6 +126,11 @@ def _doubt(names: Sequence[str], count: Mapping[str, int]) -> None:
             print(
                 f"  a class called {name!r}? In masks, 0 is the background already. If images with only this label "
                 f"show none of the classes, give --negative-label {name}"
+            )
+        elif name.casefold() in NO_CLASS:
+            print(
+                f"  a class called {name!r}? If images with only this label show none of the classes, give "
+                f"--negative-label {name!r}"
             )
     if names and all(name.isdigit() for name in names):
         print("  classes are numbers. If they stand for names, give these in order: --classes NAME0,NAME1,...")

@@ -3,6 +3,7 @@
 # ruff: noqa: E501  (a row of the table is a line)
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,12 @@ def misnamed(folder: Path) -> list[str]:
     return [*folders(folder), "--masks", str(folder / "masks")]
 
 
+def masks_here(folder: Path) -> list[str]:
+    (folder / "masks").mkdir()
+    os.chdir(folder)
+    return [*folders(folder), "--masks", "masks"]
+
+
 def unused(folder: Path) -> list[str]:
     Image.fromarray(half(255)).save(folder / "s.png")
     given = table("image,labels,saliency\n0.jpg,cat,s.png\n1.jpg,dog,\n")(folder)
@@ -153,6 +160,7 @@ MISTAKES = [
     Mistake("labels separated by commas", table('image,labels\n0.jpg,"cat,dog"\n1.jpg,cat\n2.jpg,dog\n'), "labels are separated by ';' or '|', or give --label-separator ','"),
     Mistake("two spellings of one class", table("image,labels\n0.jpg,sheep\n1.jpg,shep\n2.jpg,cat\n"), "two classes, or one misspelt? 'sheep' 1, 'shep' 1"),
     Mistake("a class called background", table("image,labels\n0.jpg,background\n1.jpg,cat\n"), "give --negative-label background"),
+    Mistake("a label that means no class", table("image,labels\n0.jpg,none\n1.jpg,cat\n"), "give --negative-label 'none'"),
     Mistake("a class whose images cannot be read", table("image,labels\n0.jpg,cat\nlost.jpg,dog\n"), "Repair or convert their images and prepare again, or leave it out with --classes cat"),
     Mistake("one class alone", table("image,labels\n0.jpg,crack\n1.jpg,crack\n2.jpg,\n"), "every training image has the label 'crack', so the classifier has nothing to tell it apart from. Add images without it"),
     Mistake("a misspelt class in `--classes`", table(GOOD, "--classes", "cat,dgo"), "--classes: no image has the label 'dgo'. Did you mean 'dog'?"),
@@ -173,6 +181,7 @@ MISTAKES = [
     Mistake("masks with other values", masks(half(38)), "If they are classes: --mask-values 38=cat,..."),
     Mistake("masks that are not there", table("image,labels,mask\n0.jpg,cat,m0.png\n1.jpg,dog,m1.png\n"), "Correct their paths, or leave them out"),
     Mistake("a folder of masks that is not there", lambda at: [*folders(at), "--masks", "/nowhere"], "no such folder. Give the folder with the masks, or leave it out"),
+    Mistake("masks in the folder where you are", masks_here, "Relative paths are relative to the source's folder"),
     Mistake("masks with other names than the images", misnamed, "A file must have the id of its image as its name, such as cats__0.png; there is 0.png"),
     Mistake("saliency maps that the settings do not use", unused, "1 image has a saliency map, and seeds.background_cue=evidence does not use it. To use it, give --set seeds.background_cue=saliency"),
     Mistake("COCO files that were merged by hand", coco(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), "have the same id 1, so their annotations cannot be told apart"),
@@ -183,7 +192,10 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.given)
-def test_a_usual_mistake_is_told_with_its_reason_and_a_way_out(mistake: Mistake, tmp_path: Path, capsys) -> None:
+def test_a_usual_mistake_is_told_with_its_reason_and_a_way_out(
+    mistake: Mistake, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and back at the end
     folder = tmp_path / "data"
     folder.mkdir()
     try:
