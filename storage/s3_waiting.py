@@ -2,6 +2,9 @@
 
 botocore and s3fs repeat a request 30 times and more. Only each attempt has a limit. If a server accepts connections but
 never answers, all attempts together take half an hour. If it sends one byte per second, a request never ends.
+
+A job that ends because of such a server still has to write a log and a heartbeat. So after a request that reached its
+limit, the next ones have `SILENT_SECONDS` only, until the server answers again.
 """
 
 import asyncio
@@ -19,6 +22,8 @@ from storage.errors import StorageError
 from storage.s3 import endpoint_setting
 
 SLOWEST_BYTES_PER_SECOND = 250_000  # large transfers get this time in addition to `total_seconds`
+
+SILENT_SECONDS = 10.0  # the limit of a request to a server that did not answer the last one
 
 _logger = logging.getLogger(__name__)
 
@@ -57,28 +62,38 @@ class PatientFileSystem(s3fs.S3FileSystem):
 
     def __init__(self, *, waiting: Waiting, **options: Any) -> None:
         super().__init__(**options)
-        self._waiting = waiting
+        self._waiting, self._silence = waiting, _Silence()
 
     async def _call_s3(self, method: str, *given: Any, **named: Any) -> Any:
         place = "s3://" + "/".join(filter(None, (named.get("Bucket"), named.get("Key"))))
         sent = named.get("Body")
-        limit = _Limit(place, self._waiting, len(sent) if isinstance(sent, bytes | bytearray | memoryview) else 0)
+        num_bytes = len(sent) if isinstance(sent, bytes | bytearray | memoryview) else 0
+        limit = _Limit(place, self._waiting, num_bytes, self._silence)
         async with limit.held():
             answer = await super()._call_s3(method, *given, **named)
         if method == "get_object":
-            limit = _Limit(place, self._waiting, answer.get("ContentLength", 0))
+            limit = _Limit(place, self._waiting, answer.get("ContentLength", 0), self._silence)
             answer["Body"] = _LimitedBody(answer["Body"], limit)
         return answer
 
     call_s3 = sync_wrapper(_call_s3)
 
 
+@dataclass
+class _Silence:
+    """Whether the server did not answer the last request that ended."""
+
+    is_silent: bool = False
+
+
 class _Limit:
     """The time limit of one request or one transfer; make it inside an event loop."""
 
-    def __init__(self, place: str, waiting: Waiting, num_bytes: int) -> None:
-        self._place, self._waiting = place, waiting
-        self._seconds = waiting.total_seconds + num_bytes / SLOWEST_BYTES_PER_SECOND
+    def __init__(self, place: str, waiting: Waiting, num_bytes: int, silence: _Silence) -> None:
+        self._place, self._waiting, self._silence = place, waiting, silence
+        total = waiting.total_seconds
+        self._seconds = min(total, SILENT_SECONDS) if silence.is_silent else total
+        self._seconds += num_bytes / SLOWEST_BYTES_PER_SECOND
         self._start = asyncio.get_running_loop().time()
 
     @asynccontextmanager
@@ -89,9 +104,11 @@ class _Limit:
         try:
             async with asyncio.timeout_at(self._start + self._seconds) as limit:
                 yield
+            self._silence.is_silent = False
         except TimeoutError as error:
             if not limit.expired():
                 raise
+            self._silence.is_silent = True
             raise StorageError(
                 f"{self._place}: there was no complete answer within {self._seconds:.0f} s, with all retries; "
                 f"check {endpoint_setting()}the region and the network, then run the same command again "

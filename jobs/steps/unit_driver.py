@@ -6,6 +6,7 @@ refuse, restart, retry and report in the same way.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from jobs.steps.progress import Progress, summary_line
 from jobs.steps.restarted import restarted
 from jobs.steps.retries import finished_images, forget_skipped, units_to_retry
 from jobs.steps.unit_dry_run import CostEstimate, extent_in_words, print_unit_step
+from storage.errors import StorageError
 from storage.heartbeat import beating
 from storage.image_identity import images_id
 from storage.location import Location
@@ -203,7 +205,8 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
                 job.observe(result)
             tally.check(job.title, max_fraction, job.command)
     except Exception:
-        job.step.require_current(plan.start_id)  # if another launch restarted the step, this is the reason of the error
+        with suppress(StorageError):  # the first error says more
+            job.step.require_current(plan.start_id)  # if another launch restarted the step, that is the reason
         raise
     finally:
         progress.close()

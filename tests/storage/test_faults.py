@@ -18,7 +18,7 @@ from storage.images import read_image, read_many
 from storage.location import Location
 from storage.map_store import MapStore
 from storage.s3 import file_system
-from storage.s3_waiting import Waiting, _Limit
+from storage.s3_waiting import SILENT_SECONDS, Waiting, _Limit, _Silence
 from storage.units import plan_units
 
 PREFIX = "s3://test-bucket/faults"
@@ -175,12 +175,29 @@ def test_arrays_on_a_server_that_never_answers_are_one_sentence(slow_server: str
 
 def test_a_long_wait_is_said(caplog) -> None:
     async def wait() -> None:
-        async with _Limit("s3://bucket/x", Waiting(notice_seconds=0.05), 250_000_000).held():
+        async with _Limit("s3://bucket/x", Waiting(notice_seconds=0.05), 250_000_000, _Silence()).held():
             await asyncio.sleep(0.2)
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(wait())
     assert caplog.messages == ["s3://bucket/x: no complete answer after 0 s; waiting for up to 1090 s."]
+
+
+def test_after_a_request_without_an_answer_the_next_ones_wait_less_until_there_is_one() -> None:
+    """Otherwise the log, the heartbeat and the last checks of a job that ends would each wait for the whole time."""
+    silence, waited = _Silence(), []
+
+    async def ask(server_seconds: float) -> None:
+        limit = _Limit("s3://bucket/x", Waiting(total_seconds=90.0), 0, silence)
+        limit._start -= limit._seconds - 0.1  # as if all but a tenth of a second had passed
+        waited.append(limit._seconds)
+        async with limit.held():
+            await asyncio.sleep(server_seconds)
+
+    for seconds in (1.0, 1.0, 0.0, 0.0):
+        with contextlib.suppress(StorageError):
+            asyncio.run(ask(seconds))
+    assert waited == [90.0, SILENT_SECONDS, SILENT_SECONDS, 90.0]
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "0", "inf", "nan"])
