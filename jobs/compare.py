@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> None:
             )
     unmeasured = [run for run in runs if not read_metrics(run)]
     if len(unmeasured) < len(runs) - 1:  # the metrics of one run alone compare nothing
-        print(aligned([["metrics", *names], *metrics]))
+        print(aligned([["metrics", *names], *metrics.different, *metrics.same]))
+        for note in metrics.notes:
+            print(f"  {note}")
     if unmeasured:
         print(_without_metrics(unmeasured, is_all=len(unmeasured) == len(runs), has_page=bool(given.page)))
     differ = len({run.manifest().column_hash(["image_id", "labels", "split", "mask_uri"]) for run in runs}) > 1

@@ -45,7 +45,8 @@ class Figures:
         measured: the masks that were measured; None if there are none.
         unmeasured: the images that could still be measured.
         is_on_trained_masks: whether the network was measured on masks that it was trained on.
-        to_measure_again: the command that measures again, if masks were added or changed since; else "".
+        to_measure_again: the command that measures again, if figures are outdated; else "".
+        why_again: why they are outdated, such as `MASKS_CHANGED`.
         has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
     """
@@ -58,6 +59,7 @@ class Figures:
     unmeasured: Unmeasured = field(default_factory=Unmeasured)
     is_on_trained_masks: bool = False
     to_measure_again: str = ""
+    why_again: str = MASKS_CHANGED
     has_masks: bool = False
     has_pseudo_labels: bool = False
 
@@ -115,9 +117,11 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
             advice += " The pseudo-labels do not come from this network; look at these instead."
             export = export_command(run, figures)
         return Verdict("bad", sentence, advice, export)
-    if figures.measured and (figures.measured.beaten_by or figures.measured.best.num_images >= FEW_MASKS):
-        return _judge_measured(run, figures, figures.measured)
-    return _judge_classifier(figures) or _judge_unmeasured(run, figures)
+    masks = figures.measured
+    if masks and (masks.beaten_by or (masks.best.num_images >= FEW_MASKS and not figures.to_measure_again)):
+        return _judge_measured(run, figures, masks)
+    is_enough = masks is not None and masks.best.num_images >= FEW_MASKS
+    return (None if is_enough else _judge_classifier(figures)) or _judge_unmeasured(run, figures)
 
 
 def export_command(run: Run, figures: Figures) -> str:
@@ -199,17 +203,20 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     left, export, more = figures.unmeasured, export_command(run, figures), _how_many_more(run, figures)
     if figures.to_measure_again or left.num_masks:
-        nothing_known = "No figure speaks against these masks, but"
         if figures.to_measure_again:
-            sentence = f"{nothing_known} the comparison with masks drawn by hand is outdated: {MASKS_CHANGED}."
+            sentence = (
+                "Nobody knows yet how good these masks are, because their comparison with masks drawn by hand is "
+                f"outdated: {figures.why_again}."
+            )
         else:
+            nothing_known = "No figure speaks against these masks, but"
             start = f"{_nobody_knows(figures.measured)} And" if figures.measured else nothing_known
             are = "is" if left.num_masks == 1 else "are"
             sentence = f"{start} {plural(left.num_masks, 'image')} with a mask drawn by hand {are} not measured yet."
         how = " again" if figures.to_measure_again else " with these too" if figures.measured else ""
         measure = f"Measure{how}, then write the report again."
         advice = _in_turn(measure, f"Also {more}" if more else "", figures.why_proposed)
-        return Verdict("careful", sentence, advice, left.command if left.num_masks else figures.to_measure_again)
+        return Verdict("careful", sentence, advice, figures.to_measure_again or left.command)
     correct = f"Look at the pictures, then {more}"
     if figures.is_on_trained_masks and not figures.measured:
         return Verdict(

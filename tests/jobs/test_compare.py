@@ -16,12 +16,16 @@ from ficklenet.metrics import disagreement, map_mismatch
 from ficklenet.seeds import resize_labels
 from jobs import compare
 from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
 from jobs.preparation.prepare import prepare
 from jobs.reporting.changes import find_changes
+from jobs.reporting.comparison import metrics_side_by_side
 from jobs.reporting.page import write_report
 from jobs.reporting.review import review_list
 from jobs.run.directory import Run, open_run, record_run
+from jobs.steps.evaluation_state import read_metrics
 from storage.manifest import write_manifest
+from storage.records import seal
 from storage.units import plan_units
 
 
@@ -58,6 +62,39 @@ def test_figures_of_other_seeds_than_the_run_has_now_are_named(seeded_run, finis
     printed = capsys.readouterr().out
     assert f"  WARNING: the figures of {seeded_run.uri} are outdated, because results or masks have changed" in printed
     assert f"Measure again: python jobs/evaluate.py --run {seeded_run.uri}" in printed
+
+
+def test_figures_of_an_earlier_network_have_a_mark_and_are_not_the_same(predicted_run, tmp_path, capsys):
+    with connect("in-process") as connection:
+        evaluate_labels(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
+    other = open_run(shutil.copytree(predicted_run.uri, tmp_path / "other"))
+    place = other.location / "evaluation" / "metrics.json"
+    old = [each | {"segmenter": each["segmenter"] and "of an earlier network"} for each in read_metrics(other)]
+    place.write_bytes(seal({"metrics": old}))
+    compare.main([predicted_run.uri, other.uri, "--page", str(tmp_path / "page.html"), "--labels", "predictions"])
+    printed = capsys.readouterr().out
+    assert re.search(r"predictions, val, map resolution, mIoU +0\.\d+ +0\.\d+ \[1\]\n", printed)
+    assert not re.search(r"seeds, val, map resolution, mIoU .*\[", printed)
+    assert "\n  [1] measured with an earlier network\n" in printed
+    page = (tmp_path / "page.html").read_text()
+    differ, same = page.split("metrics are the same in all runs")
+    assert "<td>predictions, val, map resolution, mIoU</td>" in differ and "[1] measured with an earlier" in differ
+    assert "predictions" not in same.split("</table>")[0]
+
+
+def test_of_several_settings_the_current_ones_are_compared(seeded_run, finished_maps_run):
+    with connect("in-process") as connection:
+        evaluate_labels(seeded_run, connection, ["val"], None, ("map",), deterministic=False)
+    place = seeded_run.location / "evaluation" / "metrics.json"
+    now = read_metrics(seeded_run)
+    old = [each | {"settings": {"seeds": {"theta": 0.9}}, "mean_iou": 0.123} for each in now]
+    place.write_bytes(seal({"metrics": now + old}))
+    rows = metrics_side_by_side([seeded_run, finished_maps_run])
+    assert rows.rows and not rows.notes and not any("0.123" in row.cells[0] for row in rows.rows)
+    place.write_bytes(seal({"metrics": old}))
+    rows = metrics_side_by_side([seeded_run, finished_maps_run])
+    assert rows.notes == ("[1] measured with seeds.theta = 0.9",)
+    assert all(row.cells[0].endswith(" [1]") for row in rows.rows)
 
 
 def test_one_run_cannot_be_compared_and_equal_ones_say_so(seeded_run, capsys):

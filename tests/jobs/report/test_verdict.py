@@ -25,7 +25,7 @@ from jobs.reporting.verdict import Figures, chance_of, export_command, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import write_origin
-from jobs.steps.evaluation_state import read_metrics
+from jobs.steps.evaluation_state import RESULTS_CHANGED, read_metrics
 from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
 from storage.records import seal
@@ -110,6 +110,16 @@ def run(tmp_path) -> Run:
         ),
         ({"to_measure_again": "evaluate"}, "careful", "is outdated: masks were added or changed since"),
         (
+            {"to_measure_again": "evaluate", "why_again": RESULTS_CHANGED, "measured": masks(0.61, 162)},
+            "careful",
+            "their comparison with masks drawn by hand is outdated: results were made again since",
+        ),
+        (
+            {"to_measure_again": "evaluate", "measured": replace(masks(0.37, 6), beaten_by="a spot has mIoU 0.41")},
+            "bad",
+            "masks that need no network are better: a spot has mIoU 0.41.",
+        ),
+        (
             {"measured": masks(0.997, 29)},
             "careful",
             "so these masks are probably the run's own",
@@ -124,6 +134,26 @@ def test_the_figures_of_a_run_become_one_sentence_and_a_next_step(run, figures, 
     assert verdict is not None
     assert (verdict.level, words in verdict.sentence) == (level, True)
     assert verdict.advice
+
+
+def test_outdated_figures_at_map_resolution_make_no_better_verdict(labelled_run):
+    with connect("in-process") as connection:
+        evaluate_labels(labelled_run, connection, ["val"], None, ("map", "image"), deterministic=False)
+    assert not write_report(labelled_run).figures.to_measure_again
+    place = labelled_run.location / "evaluation" / "metrics.json"
+    records = [
+        each | ({"segmenter": "of an earlier network"} if each["segmenter"] and each["resolution"] == "map" else {})
+        for each in read_metrics(labelled_run)
+    ]
+    place.write_bytes(seal({"metrics": records}))
+    report = write_report(labelled_run)
+    measure = f"python jobs/evaluate.py --run {labelled_run.uri} --split=val"
+    assert report.figures.to_measure_again.startswith(measure)
+    assert report.figures.why_again == RESULTS_CHANGED
+    with connect("in-process") as connection:
+        launch_step(open_run(labelled_run.uri, None, ["seeds.theta=0.3"]), connection, "seeds", restart=True)
+    redo = f"python jobs/run_pipeline.py --run {labelled_run.uri} --redo-outdated"
+    assert write_report(labelled_run).figures.to_measure_again == redo
 
 
 def test_masks_that_were_measured_count_more_than_the_classifier(run):
