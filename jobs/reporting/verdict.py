@@ -9,7 +9,7 @@ from typing import Literal
 
 from cluster.words import listed, plural
 from ficklenet.metrics import chance_precision
-from jobs.reporting.best_masks import KINDS, MeasuredMasks, Unmeasured
+from jobs.reporting.best_masks import BETTER, DIGITS, HALF, KINDS, MeasuredMasks, Unmeasured
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
 from jobs.run.selection import FEW_MASKS
@@ -23,7 +23,6 @@ WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
 
 MANY_UNRECOGNISED = 0.25
-HALF = 0.5  # mIoU, or the IoU of a class
 NAMED = 3  # classes that a sentence names
 
 TOO_GOOD = 0.98
@@ -142,15 +141,15 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         return Verdict(
             "bad",
             f"Do not use these masks: masks that need no network are better: {masks.beaten_by}.",
-            _in_turn(correct, figures.why_proposed),
+            _in_turn(_proposal(figures, "Start corrections from"), correct),
             export,
         )
-    if mean_iou < HALF:
+    if round(mean_iou, DIGITS) < HALF:
         return Verdict(
             "bad",
             f"Correct these masks before you use them: {figure}, so a typical mask of the {masks.best.labels} shares "
             "less than half of its pixels with its object.",
-            _in_turn(figures.why_proposed, correct),
+            _in_turn(_proposal(figures, "Start corrections from"), correct),
             export,
         )
     if mean_iou > TOO_GOOD:
@@ -163,7 +162,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         "good",
         _in_turn(f"These masks are good enough to start from: {figure}.", _weak_classes(masks.best.iou)),
         _in_turn(
-            figures.why_proposed,
+            _proposal(figures, "Use"),
             f"Look at {'the pictures' if is_new else 'the list “Look at these first”'}, and correct the masks that "
             "matter to you.",
         ),
@@ -171,9 +170,16 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
     )
 
 
+def _proposal(figures: Figures, verb: str) -> str:
+    """Which masks to take and why, as a sentence that begins with what to do; "" if they are the finest."""
+    if figures.why_proposed != BETTER:
+        return figures.why_proposed
+    return f"{verb} the pseudo-labels: they {BETTER.removeprefix('The pseudo-labels ')}"
+
+
 def _weak_classes(iou: Mapping[str, float]) -> str:
     """A sentence that names the classes whose masks are mostly wrong; "" if there are none."""
-    weak = sorted((value, name) for name, value in iou.items() if value < HALF)
+    weak = sorted((value, name) for name, value in iou.items() if round(value, 2) < HALF)
     if not weak:
         return ""
     named = [f"{name} ({value:.2f})" for value, name in weak[:NAMED]]
@@ -185,7 +191,7 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
     """The verdict if the classifier is too weak; else None."""
     score, chance, unknown = figures.mean_precision, figures.chance, figures.unrecognised
     better = "Check the image labels, give more photographs of each class, and start again with --restart classifier."
-    if score is not None and chance is not None and score < (fair := chance + FAIR * (1 - chance)):
+    if score is not None and chance is not None and round(score, 2) < round(fair := chance + FAIR * (1 - chance), 2):
         against = f"validation mAP {score:.2f}, random scores {chance:.2f}, good from {fair:.2f}"
         if score < chance + WEAK * (1 - chance):
             return Verdict("bad", f"Do not use these masks: the classifier has learnt little ({against}).", better)
@@ -215,7 +221,7 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
             sentence = f"{start} {plural(left.num_masks, 'image')} with a mask drawn by hand {are} not measured yet."
         how = " again" if figures.to_measure_again else " with these too" if figures.measured else ""
         measure = f"Measure{how}, then write the report again."
-        advice = _in_turn(measure, f"Also {more}" if more else "", figures.why_proposed)
+        advice = _in_turn(measure, f"Also {more}" if more else "")
         return Verdict("careful", sentence, advice, figures.to_measure_again or left.command)
     correct = f"Look at the pictures, then {more}"
     if figures.is_on_trained_masks and not figures.measured:
@@ -235,7 +241,7 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     sentence = "No figure speaks against these masks, but no mask drawn by hand was there to compare them with."
     if figures.measured:
         sentence = _nobody_knows(figures.measured)
-    return Verdict("careful", sentence, _in_turn(figures.why_proposed, correct), export)
+    return Verdict("careful", sentence, _in_turn(_proposal(figures, "Start corrections from"), correct), export)
 
 
 def _nobody_knows(masks: MeasuredMasks) -> str:
