@@ -9,6 +9,7 @@ from jobs.run.directory import Run
 from jobs.run.training_record import read_trainings
 from jobs.steps.evaluation_state import ResultsNow, read_metrics
 
+KINDS = ("predictions", "predictions without CRF", "pseudo-labels", "densified seeds", "seeds")  # in this order
 SHOWN = {"mean_iou": "mIoU", "foreground_precision": "fg precision", "foreground_recall": "fg recall"}
 
 
@@ -68,23 +69,40 @@ def different_settings(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def metrics_side_by_side(runs: Sequence[Run]) -> Metrics:
-    """All metrics of the runs.
+    """All metrics of the runs, in an order that begins with the mIoU of predictions at image resolution.
 
     If a run has measured the same labels with several settings, those with its current ones count, or else the last.
     """
     found = [_latest(run) for run in runs]
     notes = list(dict.fromkeys(note for each in found for _, note in each.values() if note))
     marks = {note: f" [{number}]" for number, note in enumerate(notes, start=1)}
-    rows = []
+    rows = list[tuple[tuple[Any, ...], MetricRow]]()
     for kind in dict.fromkeys(kind for each in found for kind in each):
+        first = next(each[kind][0] for each in found if kind in each)
         counts = sorted({each[kind][0]["num_images"] for each in found if kind in each})
         images = "" if len(counts) == 1 else f" (of {' or '.join(map(str, counts))} images)"
-        for name, title in SHOWN.items():
+        for number, (name, title) in enumerate(SHOWN.items()):
             pairs = [each.get(kind, (None, "")) for each in found]
             cells = tuple(_figure(record, name) + marks.get(note, "") for record, note in pairs)
             is_same = len(set(cells)) == 1 and not any(note for _, note in pairs)
-            rows.append(MetricRow(f"{kind}{images}, {title}", cells, is_same))
-    return Metrics(tuple(rows), tuple(f"{mark.strip()} measured with {note}" for note, mark in marks.items()))
+            is_alone = any(record is None for record, _ in pairs)  # a run has not measured it
+            order = (
+                number,
+                is_alone,
+                first["resolution"] != "image",
+                bool(first.get("trained_on")),
+                _rank(first["labels"]),
+            )
+            rows.append((order, MetricRow(f"{kind}{images}, {title}", cells, is_same)))
+    return Metrics(
+        tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])),
+        tuple(f"{mark.strip()} measured with {note}" for note, mark in marks.items()),
+    )
+
+
+def _rank(labels: str) -> int:
+    """The place of a kind of labels in the order of `KINDS`; all others come last."""
+    return KINDS.index(labels) if labels in KINDS else len(KINDS)
 
 
 def _latest(run: Run) -> dict[str, tuple[Mapping[str, Any], str]]:

@@ -26,7 +26,7 @@ from jobs.reporting.measured import headline, measured_metrics
 from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, trust_of, write_review
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
 from jobs.reporting.templates import PARTS, environment, style
-from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_scale
+from jobs.reporting.thumbnails import DOUBT, FALSE, MISSED, RIGHT, colour_scale
 from jobs.reporting.verdict import (
     GUIDE,
     Figures,
@@ -170,6 +170,7 @@ def _render(run: Run, num_images: int) -> tuple[str, Verdict | None, Figures, li
             splits_shown=sorted({picture.split for picture, _ in entries}),
             skipped=skipped_images(steps.values()),
             outcome_colours={"right": RIGHT, "false": FALSE, "missed": MISSED},
+            doubt_colour=DOUBT,
             colour_scale=colour_scale(),
             style=style(),
             script=Markup(script),
