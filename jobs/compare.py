@@ -50,11 +50,15 @@ def main(arguments: list[str]) -> None:
     for run in runs:
         run.manifest()
 
+    from cluster.words import plural
     from jobs.evaluation.metrics import aligned
     from jobs.reporting.comparison import different_settings, metrics_side_by_side, short_names
     from jobs.run.training_record import read_trainings
     from jobs.steps.evaluation_state import evaluation_state, read_metrics
 
+    for uri in dict.fromkeys(run.uri for run in runs):
+        if sum(run.uri == uri for run in runs) > 1:
+            print(f"  WARNING: {uri} is given more than once, so these columns are the same run.\n")
     names = short_names(runs)
     settings, metrics = different_settings(runs), metrics_side_by_side(runs)
     print(aligned([["settings that differ", *names], *settings]) if settings else "  All settings are the same.")
@@ -68,7 +72,14 @@ def main(arguments: list[str]) -> None:
             )
     unmeasured = [run for run in runs if not read_metrics(run)]
     if len(unmeasured) < len(runs) - 1:  # the metrics of one run alone compare nothing
-        print(aligned([["metrics", *names], *metrics]))
+        if metrics.different:
+            print(aligned([["metrics that differ", *names], *metrics.different]))
+        if metrics.same:
+            count = plural(len(metrics.same), "metric")
+            head = f"{count} {'is' if len(metrics.same) == 1 else 'are'} the same in all runs"
+            print(("\n" if metrics.different else "") + aligned([[head, *names], *metrics.same]))
+        for note in metrics.notes:
+            print(f"  {note}")
     if unmeasured:
         print(_without_metrics(unmeasured, is_all=len(unmeasured) == len(runs), has_page=bool(given.page)))
     differ = len({run.manifest().column_hash(["image_id", "labels", "split", "mask_uri"]) for run in runs}) > 1

@@ -1,6 +1,6 @@
 """The pipeline: all steps of the table in order, then the metrics, a contact sheet and the report."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from cluster.connect import Connection
 from jobs.cli.launch import launch_step
@@ -12,13 +12,13 @@ from jobs.reporting.page import write_report
 from jobs.reporting.verdict import export_command
 from jobs.run.directory import Run, setting_notes
 from jobs.run.fingerprints import manifest_change, outdated_steps, with_settings
-from jobs.run.selection import measurable_splits
+from jobs.run.selection import Resolution, measurable_splits, resolve_selection
 from jobs.run.split_names import require_known_splits
 from jobs.run.steps import pipeline_steps
-from jobs.run.training_record import read_complete
+from jobs.run.training_record import read_complete, read_trainings
 from jobs.run.trial import is_trial
 from jobs.steps.added_images import LENGTH, num_unseen, require_no_unseen
-from jobs.steps.evaluation_state import part_to_measure
+from jobs.steps.evaluation_state import outdated_figures, part_to_measure
 from jobs.training.backbone_weights import fetch_imagenet_weights
 from jobs.training.kept_network import will_change
 from jobs.training.plan import planned_training, training_plan
@@ -57,13 +57,27 @@ def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = Fals
 
 
 def measure_and_report(run: Run, connection: Connection) -> None:
-    """Measures against the masks if there are any, draws a picture of the maps, and writes the report."""
-    measured = measurable_splits(run.manifest(), run.config)
+    """Measures against the masks if there are any, draws a picture of the maps, and writes the report.
+
+    Figures that were measured before and are outdated now are measured again at their resolutions.
+    """
+    manifest = run.manifest()
+    measured = measurable_splits(manifest, run.config)
     if not measured:
         print("pipeline: no metrics, because none of the images to measure has a mask.")
-    for splits in measured:
+    found = outdated_figures(run, manifest, read_trainings(run)) if measured else ()
+    outdated = {each.selection: each for each in found}
+    parts = {tuple(splits): part_to_measure(run, splits) for splits in measured}
+    selected = [resolve_selection(manifest, run.config, list(splits), part) for splits, part in parts.items()]
+    for selection in dict.fromkeys([*selected, *outdated]):
+        again = outdated.get(selection)
         figures = evaluate_labels(
-            run, connection, splits, part_to_measure(run, splits), ("image",), deterministic=False
+            run,
+            connection,
+            list(selection.splits),
+            parts.get(selection.splits) if selection in selected else selection.part,
+            _resolutions(again.resolutions if again else (), is_usual=selection in selected),
+            deterministic=bool(again and again.deterministic),
         )
         if advice := better_labels(run, figures):
             print(f"pipeline: {advice}", flush=True)
@@ -76,6 +90,12 @@ def measure_and_report(run: Run, connection: Connection) -> None:
         return  # the verdict says not to use its masks
     export = export_command(run, report.figures)
     print(f"pipeline: masks for CVAT, and with another format for other programs: '{export}'")
+
+
+def _resolutions(outdated: Sequence[Resolution], *, is_usual: bool) -> tuple[Resolution, ...]:
+    """Those to measure: the image's for the usual images, and those at which outdated figures were measured."""
+    every: tuple[Resolution, ...] = ("map", "image")
+    return tuple(each for each in every if each in outdated or (is_usual and each == "image"))
 
 
 def print_outdated(run: Run) -> None:

@@ -16,6 +16,6 @@ def better_labels(run: Run, measured: Sequence[MeasuredLabels]) -> str:
     command = run.command("export_labels", "--format", "png", "--labels", "pseudo_labels")
     return (
         f"on {', '.join(measured[0].splits)} the pseudo-labels are better masks (mIoU {pseudo:.3f}) than the network's "
-        f"predictions ({predicted:.3f}). For images with labels, use the pseudo-labels: they are in "
+        f"predictions ({predicted:.3f}). For images with labels, prefer the pseudo-labels: they are in "
         f"{run.data('pseudo_labels') / 'labels'}, and '{command}' exports them."
     )

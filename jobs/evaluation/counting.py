@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from cluster.connect import Connection
 from cluster.fanout import Stages
-from jobs.evaluation.unit_meter import MADE_BY, Counts, Measurement, Recipe, Resolution, UnitMeter
+from jobs.evaluation.unit_meter import MADE_BY, Counts, Measurement, Recipe, UnitMeter
 from jobs.run.directory import Run
-from jobs.run.selection import Selection
+from jobs.run.selection import Resolution, Selection
 from jobs.steps.compute import resolved_device, run_stages
 from jobs.steps.finished import FinishedStep
 from jobs.steps.progress import Progress

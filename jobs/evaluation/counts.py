@@ -2,11 +2,9 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ficklenet.metrics import ConfusionMatrix
-
-Resolution = Literal["map", "image"]
+from jobs.run.selection import Resolution
 
 
 @dataclass

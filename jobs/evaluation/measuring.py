@@ -11,7 +11,7 @@ from cluster.words import plural
 from ficklenet.backbones import backbone_geometry
 from jobs.evaluation.baseline_choice import baseline_recipes
 from jobs.evaluation.counting import count, named, selected_units
-from jobs.evaluation.counts import Counts, Resolution
+from jobs.evaluation.counts import Counts
 from jobs.evaluation.metrics import (
     MeasuredLabels,
     class_table,
@@ -23,8 +23,8 @@ from jobs.evaluation.unit_meter import MAPS_OF, Recipe
 from jobs.evaluation.unseen import trained_masks_warning, unseen_splits
 from jobs.run.config import resolve_config
 from jobs.run.directory import Run
-from jobs.run.fingerprints import outdated_in_words, reads_current_results, upstream_ids
-from jobs.run.selection import FEW_MASKS, Part, Selection, masks_id, resolve_selection
+from jobs.run.fingerprints import outdated_in_words, reads_current_results, step_id, upstream_ids
+from jobs.run.selection import FEW_MASKS, Part, Resolution, Selection, masks_id, resolve_selection
 from jobs.run.trained_masks import splits_with_trained_masks
 from jobs.steps.dry_run import print_other_job
 from jobs.steps.finished import FinishedStep, require_finished
@@ -231,7 +231,22 @@ def _metrics(
         matrix_several=total.several.get((recipe.name, resolution)),
         chosen=recipe.baseline.in_words if recipe.baseline else "",
         trained_on=tuple(split for split in selection.splits if split in seen),
+        made_from=_made_from(run, recipe),
     )
+
+
+def _made_from(run: Run, recipe: Recipe) -> dict[str, str | None]:
+    """{name: id} of the step whose results a recipe measures; empty for predictions.
+
+    Labels of a sweep are made from maps, without the run's seeds; all others belong to these.
+    """
+    if recipe.source in ("stored predictions", "stored unrefined"):
+        return {}
+    if recipe.source == "stored pseudo-labels":
+        return {"pseudo_labels": step_id(run, "pseudo_labels")}
+    is_of_seeds = "=" not in recipe.name and run.step("seeds").fingerprint() is not None
+    name = "seeds" if is_of_seeds else recipe.config.seeds.maps
+    return {name: step_id(run, name)}
 
 
 def _print(measured: list[MeasuredLabels], manifest: Manifest, selection: Selection, total: Counts) -> None:

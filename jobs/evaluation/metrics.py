@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.words import plural
@@ -58,6 +58,8 @@ class MeasuredLabels:
             None if there are none.
         chosen: the parameters of a baseline, in words.
         trained_on: those of `splits` on whose masks the network of these predictions was trained.
+        made_from: {name: id} of the step whose results were measured; empty for predictions, which `segmenter` and
+            `settings` identify.
     """
 
     labels: str
@@ -78,6 +80,7 @@ class MeasuredLabels:
     matrix_several: ConfusionMatrix | None = None
     chosen: str = ""
     trained_on: tuple[str, ...] = ()
+    made_from: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -14,13 +14,13 @@ from cluster.fanout import Payload
 from ficklenet.backbones import backbone_geometry
 from ficklenet.metrics import confusion_matrix
 from jobs.evaluation.baselines import Baseline
-from jobs.evaluation.counts import Counts, Resolution
+from jobs.evaluation.counts import Counts
 from jobs.maps.deterministic import DeterministicMapper
 from jobs.maps.evidence import Evidence, read_saliencies
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run
-from jobs.run.selection import Selection
+from jobs.run.selection import Resolution, Selection
 from storage.errors import BadImage
 from storage.images import read_image, read_many, read_mask
 from storage.label_values import ignore_value

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 
 from cluster.words import listed
-from jobs.exports.bring_back import CORRECTED, SPLIT, write_addition
-from jobs.exports.corrected import is_corrected
+from jobs.exports.bring_back import SPLIT, write_addition
+from jobs.run.corrected_masks import CORRECTED, is_corrected
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import origin_of
 from jobs.run.selection import measurable_splits

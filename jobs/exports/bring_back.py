@@ -14,6 +14,7 @@ from jobs.exports.corrections.objects import CorrectedMask
 from jobs.exports.corrections.reading import read_corrected_masks
 from jobs.exports.exporter import classes_of, image_size_of
 from jobs.exports.image_names import ImageNames, source_path, stem
+from jobs.run.corrected_masks import CORRECTED
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
 from storage.drawings import encode_mask
@@ -23,7 +24,6 @@ from storage.manifest import Manifest, ManifestRow, write_manifest
 from storage.names import safe_name
 
 SPLIT = "corrected"  # the split of corrected images in a table
-CORRECTED = "corrected"  # the folder of imported masks in the run
 
 
 @dataclass(frozen=True)

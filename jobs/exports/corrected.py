@@ -1,17 +1,12 @@
-"""The corrected masks of a run: those that `import_masks.py` stored in it, not the masks of the data set."""
+"""The corrected masks of a run for an export, and their hash."""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 
 from cluster.words import plural
-from jobs.exports.bring_back import CORRECTED
+from jobs.run.corrected_masks import is_corrected
 from jobs.run.directory import Run
-
-
-def is_corrected(run: Run, mask_uri: str | None) -> bool:
-    """Whether a mask's address, as a row of the open manifest has it, is in the run's folder of corrected masks."""
-    return mask_uri is not None and mask_uri.startswith(f"{run.uri}/{CORRECTED}/")
 
 
 def corrected_masks(run: Run, includes: Callable[[str], bool]) -> dict[str, str]:

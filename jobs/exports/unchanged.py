@@ -15,11 +15,11 @@ import numpy as np
 
 from cluster.words import plural
 from jobs.exports.bring_back import Corrections
-from jobs.exports.corrected import is_corrected
 from jobs.exports.exported_masks import exported_digests, known_labels, mask_digest
 from jobs.exports.exporter import LABELS
 from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
+from jobs.run.corrected_masks import is_corrected
 from jobs.run.directory import Run
 from storage.errors import BadImage
 from storage.images import decode_mask, read_mask

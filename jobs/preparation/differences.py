@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-from cluster.words import plural
-from storage.manifest import ManifestRow
+from cluster.words import listed, plural
+from storage.manifest import Manifest, ManifestRow
 
 SAME_FLAGS = "Give the flags of the first preparation (such as --val-fraction, --split and --classes)"
 
@@ -20,6 +20,29 @@ def classes_differ(earlier: Sequence[str], now: Sequence[str]) -> str:
         if name not in now:
             return f"the class {name!r} is missing"
     return "" if list(earlier) == list(now) else f"the classes have another order ({', '.join(now[:5])})"
+
+
+def more_images(earlier: Manifest, now: Manifest, command: str) -> str:
+    """What to do, if a list has all images of a started run and more; "" if it has not.
+
+    Args:
+        command: that of the preparation; "" if there is none.
+    """
+    known = {row.uri for row in earlier.iter_written_rows()}
+    rows = list(now.iter_written_rows())
+    new = [row for row in rows if row.uri not in known]
+    if not new or len(rows) - len(new) < len(known):
+        return ""
+    images = f"{plural(len(new), 'image')} {_is([row.image_id for row in new])} new (first: {new[0].image_id!r})"
+    how = f"'{command} --add'" if command else "--add"
+    classes = [name for name in now.class_names if name not in earlier.class_names]
+    if not classes:
+        return f"{images}, and steps were started with the others. Add {'it' if len(new) == 1 else 'them'} with {how}."
+    named = f"the class{'es' if len(classes) > 1 else ''} {listed([repr(name) for name in classes])}"
+    return (
+        f"{images}, and so {'are' if len(classes) > 1 else 'is'} {named}, which the networks of this run cannot learn "
+        f"any more: prepare another run (another --run). To add the images of the other classes to this run: {how}."
+    )
 
 
 def rows_differ(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from cluster.words import plural
-from jobs.preparation.differences import SAME_FLAGS, classes_differ, rows_differ
+from jobs.preparation.differences import SAME_FLAGS, classes_differ, more_images, rows_differ
 from jobs.preparation.label_files import LabelFiles, Meaning, look_at_label_files, write_label_files
 from jobs.preparation.manifest_summary import describe_manifest
 from jobs.preparation.moving import find_moves, write_moves
@@ -92,7 +92,7 @@ def prepare(
         manifest, place = Manifest.open(draft), run.location / "manifest.parquet"
         existing = run.manifest() if place.exists() else None
         is_other = existing is None or bool(existing.moves) or _content(existing) != _content(manifest)
-        moves = _moves_of_started(run, existing, files, manifest) if existing and is_other else {}
+        moves = _moves_of_started(run, existing, files, manifest, options) if existing and is_other else {}
         if existing is None:
             _require_manifest_of_steps(run, manifest)
         data = draft.read_bytes()
@@ -169,7 +169,9 @@ def _settings_of_the_paper(run: Run) -> str:
     )
 
 
-def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest: Manifest) -> dict[str, str]:
+def _moves_of_started(
+    run: Run, existing: Manifest, files: LabelFiles, manifest: Manifest, options: Options
+) -> dict[str, str]:
     """The moved folders, if steps were started with the existing manifest and the new one has the same images.
 
     Raises:
@@ -186,6 +188,8 @@ def _moves_of_started(run: Run, existing: Manifest, files: LabelFiles, manifest:
         difference = classes_differ(existing.class_names, manifest.class_names) or rows_differ(
             earlier, list(manifest.iter_written_rows()), manifest.class_names, LATER
         )
+        if sentence := more_images(existing, manifest, options.command):
+            raise ValueError(f"{existing.location}: {sentence}")
         raise ValueError(
             f"{existing.location}: cannot change any more, because steps were started with it, and the new list "
             f"differs in more than the masks and the images' folder: {difference}. {SAME_FLAGS}, or use another --run. "

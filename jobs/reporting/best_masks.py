@@ -21,10 +21,18 @@ from jobs.steps.evaluation_state import evaluate_commands, read_metrics, tried_s
 KINDS = {"predictions": "predictions", "pseudo-labels": "pseudo_labels"}
 """The masks that can be judged, by their name in the metrics, with their step; the finest first."""
 
+BETTER = "The pseudo-labels are better than the predictions on the same images."
+
+DIGITS = 3
+"""Figures that are equal in so many digits are equal."""
+
 TRIVIAL = {
     "baseline: all ones": "masks that cover the whole image",
     "baseline: centred Gaussian": "a round spot in the middle of each image",
 }
+
+
+HALF = 0.5  # mIoU, or the IoU of a class: below it, masks are mostly wrong
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,13 @@ class Kind:
     def num_images(self) -> int:
         return sum(group.num_images for group in self.groups)
 
-    @property
-    def in_words(self) -> str:
+    def in_words(self, digits: int = 2) -> str:
         """Such as "the predictions have mIoU 0.56 over all pixels (0.58 on 16 images and 0.53 on 6 images of val)"."""
-        start = f"the {self.labels} have mIoU {self.mean_iou:.2f}"
+        start = f"the {self.labels} have mIoU {self.mean_iou:.{digits}f}"
         if len(self.groups) == 1:
             return f"{start} on {self.groups[0].images}"
-        return (
-            f"{start} over all pixels ({listed([f'{group.mean_iou:.2f} on {group.images}' for group in self.groups])})"
-        )
+        groups = [f"{group.mean_iou:.{digits}f} on {group.images}" for group in self.groups]
+        return f"{start} over all pixels ({listed(groups)})"
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class MeasuredMasks:
         best: the kind with the highest mIoU on the images of both kinds; without such images, that with more images.
             If only the other kind was measured on enough images to judge it, that kind.
         others: the other kinds.
-        why: why the pseudo-labels are the best kind though there are figures of the predictions, in a sentence; or why
-            the better kind is not.
+        why: `BETTER` if the pseudo-labels are the best kind though there are figures of the predictions; or why the
+            better kind is not, in a sentence.
         beaten_by: if all kinds are worse than masks that need no network, these in words with all figures; else "".
     """
 
@@ -98,7 +104,14 @@ class MeasuredMasks:
 
     @property
     def in_words(self) -> str:
-        return listed([kind.in_words for kind in (self.best, *self.others)])
+        kinds = (self.best, *self.others)
+        digits = digits_apart([HALF, *(kind.mean_iou for kind in kinds)])
+        return listed([kind.in_words(digits) for kind in kinds])
+
+
+def digits_apart(figures: Sequence[float]) -> int:
+    """The digits that tell figures apart: 2, or `DIGITS` if two different ones are equal in 2 digits."""
+    return 2 if len({round(each, 2) for each in figures}) == len({round(each, DIGITS) for each in figures}) else DIGITS
 
 
 @dataclass(frozen=True)
@@ -150,10 +163,10 @@ def measured_masks(measured: Sequence[Measured]) -> MeasuredMasks | None:
     shared = set.intersection(*(set(records_of) for records_of in found.values()))
     order = sorted(found, key=lambda labels: -sum(record["num_images"] for record in found[labels].values()))
     if shared:
-        order = sorted(found, key=lambda labels: -_mean_iou(found[labels], shared))
+        order = sorted(found, key=lambda labels: -round(_mean_iou(found[labels], shared), DIGITS))
     kinds, why = [_kind(labels, found[labels]) for labels in order], ""
     if shared and order == ["pseudo-labels", "predictions"]:
-        why = "Use the pseudo-labels: they are better than the predictions on the same images."
+        why = BETTER
     better, number = kinds[0].labels, kinds[0].num_images
     if number < FEW_MASKS <= kinds[-1].num_images:
         kinds.reverse()
@@ -189,11 +202,12 @@ def _beaten_by(kinds: Sequence[str], records: Callable[[str, str], Records]) -> 
             return ""
         best = max(baselines, key=lambda name: _mean_iou(baselines[name], set(own)))
         mean_iou, baseline = _mean_iou(own, set(own)), _mean_iou(baselines[best], set(own))
-        if mean_iou >= baseline:
+        if round(mean_iou, DIGITS) >= round(baseline, DIGITS):
             return ""
+        digits, images = digits_apart([mean_iou, baseline]), plural(_kind(labels, own).num_images, "image")
         found.append(
-            f"{TRIVIAL[best]} {'have' if best.endswith('ones') else 'has'} mIoU {baseline:.2f}, the {labels} have only "
-            f"{mean_iou:.2f} on the same {plural(_kind(labels, own).num_images, 'image')} at the size of the maps"
+            f"{TRIVIAL[best]} {'have' if best.endswith('ones') else 'has'} mIoU {baseline:.{digits}f}, the {labels} "
+            f"have only {mean_iou:.{digits}f} on the same {images} at the size of the maps"
         )
     return found[0]
 

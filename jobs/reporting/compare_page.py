@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from jobs.reporting.changes import Changes
+from jobs.reporting.comparison import Metrics
 from jobs.reporting.templates import environment, style
 
 
 def compare_page(
     names: Sequence[str],
     settings: Sequence[Sequence[str]],
-    metrics: Sequence[Sequence[str]],
+    metrics: Metrics,
     changes: Changes,
     class_names: Sequence[str],
     *,
@@ -21,7 +22,7 @@ def compare_page(
 
     Args:
         names: of the runs.
-        settings, metrics: rows of a key and each run's value.
+        settings: rows of a key and each run's value.
     """
 
     def table(rows: Sequence[Sequence[str]], title: str) -> Markup:
@@ -39,8 +40,9 @@ def compare_page(
             style=style(),
             names=names,
             settings=settings,
-            metrics=[row for row in metrics if len({*row[1:]}) > 1],
-            equal_metrics=[row for row in metrics if len({*row[1:]}) == 1],
+            metrics=metrics.different,
+            equal_metrics=metrics.same,
+            metric_notes=metrics.notes,
             changes=changes,
             class_names=class_names,
             has_truth=any(image.truth for image in changes.images),

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.evaluation.metrics import skipped_in_words
-from jobs.reporting.facts import Setting
 from jobs.run.directory import Run
-from jobs.steps.evaluation_state import MASKS_CHANGED, MasksNow, read_metrics
+from jobs.steps.evaluation_state import ResultsNow, read_metrics
 from jobs.steps.states import RunState
 
 
@@ -43,19 +42,18 @@ class Measured:
         return list(found)
 
 
-def measured_metrics(run: Run, settings: Sequence[Setting], state: RunState) -> list[Measured]:
+def measured_metrics(run: Run, state: RunState) -> list[Measured]:
     """The metrics that `evaluate` has recorded, grouped by images and resolution; trials of the tune part come last."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in read_metrics(run):
         groups[tuple(record["splits"]), record["part"], record["resolution"]].append(record)
-    now = {setting.key: setting.value for setting in settings}
-    masks = MasksNow(run.manifest())
-    found = [_measured(group, now, state, masks) for group in groups.values()]
+    now = ResultsNow(run, run.manifest(), state.trainings)
+    found = [_measured(group, now) for group in groups.values()]
     return sorted(found, key=lambda measured: measured.is_trial)
 
 
-def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: RunState, masks: MasksNow) -> Measured:
-    noted = [(record, _made_otherwise(record, now, state, masks)) for record in group]
+def _measured(group: Sequence[dict[str, Any]], now: ResultsNow) -> Measured:
+    noted = [(record, now.since(record)) for record in group]
     noted.sort(key=lambda pair: pair[1] != "")  # metrics with the current settings first
     group, notes = [record for record, _ in noted], tuple(note for _, note in noted)
     first = group[0]
@@ -72,19 +70,6 @@ def _measured(group: Sequence[dict[str, Any]], now: Mapping[str, Any], state: Ru
         metrics=tuple(group),
         notes=notes,
     )
-
-
-def _made_otherwise(record: Mapping[str, Any], now: Mapping[str, Any], state: RunState, masks: MasksNow) -> str:
-    """What has changed since the metrics were measured: settings such as 'seeds.theta = 0.5', networks or masks."""
-    used = {f"{section}.{key}": value for section, keys in record["settings"].items() for key, value in keys.items()}
-    others = [f"{key} = {value}" for key, value in used.items() if value != now.get(key, value)]
-    if record["classifier"] not in (None, state.trainings["classifier"].sha256):
-        others.insert(0, "an earlier classifier")
-    if record.get("segmenter") not in (None, *(state.trainings[name].sha256 for name in ("segmenter", "retrained"))):
-        others.insert(0, "an earlier network")
-    if not masks.were_measured_by(record):
-        others.append(f"earlier masks ({MASKS_CHANGED})")
-    return ", ".join(others)
 
 
 def headline(measured: Sequence[Measured]) -> tuple[Measured, Mapping[str, Any]] | None:

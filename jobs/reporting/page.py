@@ -26,7 +26,7 @@ from jobs.reporting.measured import headline, measured_metrics
 from jobs.reporting.review import FILE, SHOWN, Doubt, review_list, trust_of, write_review
 from jobs.reporting.segmentation import Worst, comparisons, worst_predictions
 from jobs.reporting.templates import PARTS, environment, style
-from jobs.reporting.thumbnails import FALSE, MISSED, RIGHT, colour_scale
+from jobs.reporting.thumbnails import DOUBT, FALSE, MISSED, RIGHT, colour_scale
 from jobs.reporting.verdict import (
     GUIDE,
     Figures,
@@ -35,6 +35,7 @@ from jobs.reporting.verdict import (
     judge,
 )
 from jobs.run.directory import Run
+from jobs.run.origin import origin_of
 from jobs.run.selection import measurable_splits
 from jobs.run.trial import one_label_remedy
 from jobs.steps.evaluation_state import evaluate_commands
@@ -92,7 +93,7 @@ def _render(run: Run, num_images: int) -> tuple[str, Verdict | None, Figures, li
     steps, evaluation = state.steps, state.steps["evaluation"]
 
     # 2. The results, as numbers and pictures
-    measured = measured_metrics(run, settings, state)
+    measured = measured_metrics(run, state)
     masks = measured_masks(measured)
     mapped, theta = _mapped(run, manifest, steps, now), now["seeds.theta"].value
     judged = KINDS[masks.best.labels] if masks else ""
@@ -115,7 +116,8 @@ def _render(run: Run, num_images: int) -> tuple[str, Verdict | None, Figures, li
         measured=masks,
         unmeasured=unmeasured_images(run, masks),
         is_on_trained_masks=is_on_trained_masks(measured),
-        to_measure_again=evaluation.command if evaluation.note else "",
+        to_measure_again=_to_measure_again(run, steps) if evaluation.state == "outdated" else "",
+        why_again=evaluation.note,
         has_masks=any(steps[name].receipts for name in ("seeds", "pseudo_labels", "predictions")),
         has_pseudo_labels=steps["pseudo_labels"].state == "done",
     )
@@ -168,6 +170,7 @@ def _render(run: Run, num_images: int) -> tuple[str, Verdict | None, Figures, li
             splits_shown=sorted({picture.split for picture, _ in entries}),
             skipped=skipped_images(steps.values()),
             outcome_colours={"right": RIGHT, "false": FALSE, "missed": MISSED},
+            doubt_colour=DOUBT,
             colour_scale=colour_scale(),
             style=style(),
             script=Markup(script),
@@ -195,6 +198,13 @@ def _measuring_command(run: Run, manifest: Manifest) -> str:
     measurable = measurable_splits(manifest, run.config)
     groups = [[split for split in group if split in run.config.predicted_splits] for group in measurable]
     return evaluate_commands(run, list(filter(None, groups)))
+
+
+def _to_measure_again(run: Run, steps: Mapping[str, StepState]) -> str:
+    """The command that measures outdated figures again; if steps are outdated too, these are computed first."""
+    if not origin_of(run) and any(step.state == "outdated" for name, step in steps.items() if name != "evaluation"):
+        return Run(run.location, run.config).command("run_pipeline", "--redo-outdated")  # with the recorded settings
+    return steps["evaluation"].command
 
 
 def _trainings(state: RunState) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The list of images to look at first: those whose mask and maps do not fit each other. It needs no mask drawn by hand.
 
 Images without a mask come last, in the order of their disagreement: that of the class whose stochastic maps disagree
-most, and of equal ones the one with the lowest score. The list is `review.csv` beside the report.
+most, and of equal ones the one with the lowest score. Behind them are images with a corrected mask. The list is
+`review.csv` beside the report.
 """
 
 import csv
@@ -14,6 +15,7 @@ import numpy as np
 
 from ficklenet.metrics import disagreement, map_mismatch
 from jobs.maps.stored_geometry import stored_geometry
+from jobs.run.corrected_masks import is_corrected
 from jobs.run.directory import Run
 from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
@@ -39,6 +41,7 @@ class Doubt:
         lowest_score: the lowest score of the image's classes.
         row: the number of its row in the manifest.
         mismatch: 1 - the mean IoU of its mask with its maps (`map_mismatch`); None without a mask.
+        is_corrected: whether the run has a corrected mask of it already.
     """
 
     image_id: str
@@ -49,6 +52,7 @@ class Doubt:
     lowest_score: float
     row: int
     mismatch: float | None = None
+    is_corrected: bool = False
 
 
 def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float, judged: str = "") -> list[Doubt]:
@@ -90,7 +94,8 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float, 
             name = manifest.class_names[maps.classes[number, worst_slot]]
             lowest = -max(figure[1] for figure in figures)
             row, fit = unit.start + number, mismatch(entry.image_id, maps, number, slots)
-            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score, lowest, row, fit))
+            is_done = is_corrected(run, entry.mask_uri)
+            found.append(Doubt(entry.image_id, entry.split, name, worst, -minus_score, lowest, row, fit, is_done))
         return found
 
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
@@ -98,10 +103,10 @@ def review_list(run: Run, manifest: Manifest, mapped: np.ndarray, theta: float, 
     return sorted(every, key=_order)
 
 
-def _order(doubt: Doubt) -> tuple[float, float, float, str]:
-    """The most doubtful first; images without a mask come last."""
+def _order(doubt: Doubt) -> tuple[bool, float, float, float, str]:
+    """The most doubtful first; images without a mask come last, and behind them those that are corrected already."""
     fit = 1.0 if doubt.mismatch is None else -doubt.mismatch
-    return fit, -doubt.disagreement, doubt.score, doubt.image_id
+    return doubt.is_corrected, fit, -doubt.disagreement, doubt.score, doubt.image_id
 
 
 def _first_mask(folders: Sequence[LabelFolder], image_id: str) -> np.ndarray | None:
@@ -144,9 +149,11 @@ def write_review(place: Location, doubts: Sequence[Doubt]) -> None:
     """Writes the list as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "image_id", "split", "class", "mismatch", "disagreement", "score"])
+    writer.writerow(["rank", "image_id", "split", "class", "mismatch", "disagreement", "score", "corrected"])
     for rank, doubt in enumerate(doubts, start=1):
         fit = "" if doubt.mismatch is None else f"{doubt.mismatch:.4f}"
         figures = [fit, f"{doubt.disagreement:.4f}", f"{doubt.score:.4f}"]
-        writer.writerow([rank, doubt.image_id, doubt.split, doubt.class_name, *figures])
+        writer.writerow(
+            [rank, doubt.image_id, doubt.split, doubt.class_name, *figures, "yes" if doubt.is_corrected else "no"]
+        )
     place.write_bytes(text.getvalue().encode())

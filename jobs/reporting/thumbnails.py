@@ -21,6 +21,7 @@ COLOUR_LEVELS = 64  # fewer compress better and look the same
 
 # Right, false and missed cells of a class, in colours that colour-blind people can tell apart (Okabe and Ito, 2008).
 RIGHT, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
+DOUBT = (255, 0, 255)  # no class has a colour near it, so doubtful cells beside a mask are not taken for a class
 
 
 def picture_uri(image: np.ndarray) -> str:
@@ -54,7 +55,9 @@ def outcome_uri(is_seed: np.ndarray, is_true: np.ndarray) -> str:
 
 def doubt_uri(is_doubtful: np.ndarray) -> str:
     """Doubtful cells, bool (h, w), in one colour; transparent elsewhere."""
-    return outcome_uri(np.zeros_like(is_doubtful), is_doubtful)
+    colours = np.zeros((*is_doubtful.shape, 4), np.uint8)
+    colours[is_doubtful] = (*DOUBT, 255)
+    return _uri(Image.fromarray(colours), lossless=True)
 
 
 def colour_of(label: int) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cluster.words import listed, plural
 from ficklenet.metrics import chance_precision
-from jobs.reporting.best_masks import KINDS, MeasuredMasks, Unmeasured
+from jobs.reporting.best_masks import BETTER, DIGITS, HALF, KINDS, MeasuredMasks, Unmeasured
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
 from jobs.run.selection import FEW_MASKS
@@ -23,7 +23,6 @@ WEAK, FAIR = 0.3, 0.7
 """Shares of the way from chance to 1 of the validation mAP. Below the first, the classifier has learnt little."""
 
 MANY_UNRECOGNISED = 0.25
-HALF = 0.5  # mIoU, or the IoU of a class
 NAMED = 3  # classes that a sentence names
 
 TOO_GOOD = 0.98
@@ -45,7 +44,8 @@ class Figures:
         measured: the masks that were measured; None if there are none.
         unmeasured: the images that could still be measured.
         is_on_trained_masks: whether the network was measured on masks that it was trained on.
-        to_measure_again: the command that measures again, if masks were added or changed since; else "".
+        to_measure_again: the command that measures again, if figures are outdated; else "".
+        why_again: why they are outdated, such as `MASKS_CHANGED`.
         has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
     """
@@ -58,6 +58,7 @@ class Figures:
     unmeasured: Unmeasured = field(default_factory=Unmeasured)
     is_on_trained_masks: bool = False
     to_measure_again: str = ""
+    why_again: str = MASKS_CHANGED
     has_masks: bool = False
     has_pseudo_labels: bool = False
 
@@ -115,9 +116,11 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
             advice += " The pseudo-labels do not come from this network; look at these instead."
             export = export_command(run, figures)
         return Verdict("bad", sentence, advice, export)
-    if figures.measured and (figures.measured.beaten_by or figures.measured.best.num_images >= FEW_MASKS):
-        return _judge_measured(run, figures, figures.measured)
-    return _judge_classifier(figures) or _judge_unmeasured(run, figures)
+    masks = figures.measured
+    if masks and (masks.beaten_by or (masks.best.num_images >= FEW_MASKS and not figures.to_measure_again)):
+        return _judge_measured(run, figures, masks)
+    is_enough = masks is not None and masks.best.num_images >= FEW_MASKS
+    return (None if is_enough else _judge_classifier(figures)) or _judge_unmeasured(run, figures)
 
 
 def export_command(run: Run, figures: Figures) -> str:
@@ -138,15 +141,15 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         return Verdict(
             "bad",
             f"Do not use these masks: masks that need no network are better: {masks.beaten_by}.",
-            _in_turn(correct, figures.why_proposed),
+            _in_turn(_proposal(figures, "Start corrections from"), correct),
             export,
         )
-    if mean_iou < HALF:
+    if round(mean_iou, DIGITS) < HALF:
         return Verdict(
             "bad",
             f"Correct these masks before you use them: {figure}, so a typical mask of the {masks.best.labels} shares "
             "less than half of its pixels with its object.",
-            _in_turn(figures.why_proposed, correct),
+            _in_turn(_proposal(figures, "Start corrections from"), correct),
             export,
         )
     if mean_iou > TOO_GOOD:
@@ -159,7 +162,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         "good",
         _in_turn(f"These masks are good enough to start from: {figure}.", _weak_classes(masks.best.iou)),
         _in_turn(
-            figures.why_proposed,
+            _proposal(figures, "Use"),
             f"Look at {'the pictures' if is_new else 'the list “Look at these first”'}, and correct the masks that "
             "matter to you.",
         ),
@@ -167,9 +170,16 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
     )
 
 
+def _proposal(figures: Figures, verb: str) -> str:
+    """Which masks to take and why, as a sentence that begins with what to do; "" if they are the finest."""
+    if figures.why_proposed != BETTER:
+        return figures.why_proposed
+    return f"{verb} the pseudo-labels: they {BETTER.removeprefix('The pseudo-labels ')}"
+
+
 def _weak_classes(iou: Mapping[str, float]) -> str:
     """A sentence that names the classes whose masks are mostly wrong; "" if there are none."""
-    weak = sorted((value, name) for name, value in iou.items() if value < HALF)
+    weak = sorted((value, name) for name, value in iou.items() if round(value, 2) < HALF)
     if not weak:
         return ""
     named = [f"{name} ({value:.2f})" for value, name in weak[:NAMED]]
@@ -181,7 +191,7 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
     """The verdict if the classifier is too weak; else None."""
     score, chance, unknown = figures.mean_precision, figures.chance, figures.unrecognised
     better = "Check the image labels, give more photographs of each class, and start again with --restart classifier."
-    if score is not None and chance is not None and score < (fair := chance + FAIR * (1 - chance)):
+    if score is not None and chance is not None and round(score, 2) < round(fair := chance + FAIR * (1 - chance), 2):
         against = f"validation mAP {score:.2f}, random scores {chance:.2f}, good from {fair:.2f}"
         if score < chance + WEAK * (1 - chance):
             return Verdict("bad", f"Do not use these masks: the classifier has learnt little ({against}).", better)
@@ -199,17 +209,20 @@ def _judge_classifier(figures: Figures) -> Verdict | None:
 def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     left, export, more = figures.unmeasured, export_command(run, figures), _how_many_more(run, figures)
     if figures.to_measure_again or left.num_masks:
-        nothing_known = "No figure speaks against these masks, but"
         if figures.to_measure_again:
-            sentence = f"{nothing_known} the comparison with masks drawn by hand is outdated: {MASKS_CHANGED}."
+            sentence = (
+                "Nobody knows yet how good these masks are, because their comparison with masks drawn by hand is "
+                f"outdated: {figures.why_again}."
+            )
         else:
+            nothing_known = "No figure speaks against these masks, but"
             start = f"{_nobody_knows(figures.measured)} And" if figures.measured else nothing_known
             are = "is" if left.num_masks == 1 else "are"
             sentence = f"{start} {plural(left.num_masks, 'image')} with a mask drawn by hand {are} not measured yet."
         how = " again" if figures.to_measure_again else " with these too" if figures.measured else ""
         measure = f"Measure{how}, then write the report again."
-        advice = _in_turn(measure, f"Also {more}" if more else "", figures.why_proposed)
-        return Verdict("careful", sentence, advice, left.command if left.num_masks else figures.to_measure_again)
+        advice = _in_turn(measure, f"Also {more}" if more else "")
+        return Verdict("careful", sentence, advice, figures.to_measure_again or left.command)
     correct = f"Look at the pictures, then {more}"
     if figures.is_on_trained_masks and not figures.measured:
         return Verdict(
@@ -228,7 +241,7 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     sentence = "No figure speaks against these masks, but no mask drawn by hand was there to compare them with."
     if figures.measured:
         sentence = _nobody_knows(figures.measured)
-    return Verdict("careful", sentence, _in_turn(figures.why_proposed, correct), export)
+    return Verdict("careful", sentence, _in_turn(_proposal(figures, "Start corrections from"), correct), export)
 
 
 def _nobody_knows(masks: MeasuredMasks) -> str:

@@ -22,6 +22,7 @@ from storage.manifest import Manifest
 from storage.units import Unit, plan_units, units_with
 
 Part = Literal["tune", "report", "all"]
+Resolution = Literal["map", "image"]
 
 FEW_MASKS = 20  # images with a mask; fewer do not judge a run
 

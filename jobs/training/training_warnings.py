@@ -108,7 +108,7 @@ def background_warning(name: str, metrics: Mapping[str, Any], settings: Segmente
     else:
         remedy = (
             f"Train longer (segmenter.min_steps, now {settings.min_steps:,}, or segmenter.epochs, with --restart "
-            f"{name}). Until then use the pseudo-labels, which are better masks."
+            f"{name}). Until then, the pseudo-labels are the better masks."
         )
     return (
         f"{name}: WARNING: the network predicts a class in {predicted:.1%} of the cells of its training images, but "

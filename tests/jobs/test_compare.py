@@ -16,12 +16,16 @@ from ficklenet.metrics import disagreement, map_mismatch
 from ficklenet.seeds import resize_labels
 from jobs import compare
 from jobs.cli.launch import launch_step
+from jobs.evaluation.measuring import evaluate_labels
 from jobs.preparation.prepare import prepare
 from jobs.reporting.changes import find_changes
+from jobs.reporting.comparison import metrics_side_by_side
 from jobs.reporting.page import write_report
 from jobs.reporting.review import review_list
 from jobs.run.directory import Run, open_run, record_run
+from jobs.steps.evaluation_state import read_metrics
 from storage.manifest import write_manifest
+from storage.records import seal
 from storage.units import plan_units
 
 
@@ -60,11 +64,70 @@ def test_figures_of_other_seeds_than_the_run_has_now_are_named(seeded_run, finis
     assert f"Measure again: python jobs/evaluate.py --run {seeded_run.uri}" in printed
 
 
+def test_figures_of_an_earlier_network_have_a_mark_and_are_not_the_same(predicted_run, tmp_path, capsys):
+    with connect("in-process") as connection:
+        evaluate_labels(predicted_run, connection, ["val"], None, ("map",), deterministic=False)
+    other = open_run(shutil.copytree(predicted_run.uri, tmp_path / "other"))
+    place = other.location / "evaluation" / "metrics.json"
+    old = [each | {"segmenter": each["segmenter"] and "of an earlier network"} for each in read_metrics(other)]
+    place.write_bytes(seal({"metrics": old}))
+    compare.main([predicted_run.uri, other.uri, "--page", str(tmp_path / "page.html"), "--labels", "predictions"])
+    printed = capsys.readouterr().out
+    assert re.search(r"predictions, val, map resolution, mIoU +0\.\d+ +0\.\d+ \[1\]\n", printed)
+    assert not re.search(r"seeds, val, map resolution, mIoU .*\[", printed)
+    assert "\n  [1] measured with an earlier network\n" in printed
+    page = (tmp_path / "page.html").read_text()
+    differ, same = page.split("metrics are the same in all runs")
+    assert "<td>predictions, val, map resolution, mIoU</td>" in differ and "[1] measured with an earlier" in differ
+    assert "predictions" not in same.split("</table>")[0]
+
+
+def test_metrics_that_differ_come_first_and_the_miou_of_predictions_before_all(predicted_run, tmp_path, capsys):
+    with connect("in-process") as connection:
+        evaluate_labels(predicted_run, connection, ["val"], None, ("map", "image"), deterministic=False)
+    other = open_run(shutil.copytree(predicted_run.uri, tmp_path / "other"))
+    place = other.location / "evaluation" / "metrics.json"
+    figures = dict.fromkeys(("mean_iou", "foreground_precision", "foreground_recall"), 0.1234)
+    records = [each | (figures if each["labels"] in ("seeds", "predictions") else {}) for each in read_metrics(other)]
+    place.write_bytes(seal({"metrics": records}))
+    compare.main([predicted_run.uri, other.uri])
+    printed = capsys.readouterr().out
+    differ, same = printed.split("metrics that differ")[1].split(" are the same in all runs")
+    assert "WARNING" not in printed
+    titles = [line.split("  ")[1] for line in differ.splitlines()[1:] if line.startswith("  ") and "," in line]
+    assert titles[:3] == [
+        "predictions, val, image resolution, mIoU",
+        "seeds, val, image resolution, mIoU",
+        "predictions, val, map resolution, mIoU",
+    ]
+    assert all(title.startswith(("predictions, ", "seeds, ")) and "0.123" not in same for title in titles)
+    assert "  predictions without CRF, val, image resolution, mIoU" in same
+    assert re.search(r"\n  \d+ metrics$", differ)
+
+
+def test_of_several_settings_the_current_ones_are_compared(seeded_run, finished_maps_run):
+    with connect("in-process") as connection:
+        evaluate_labels(seeded_run, connection, ["val"], None, ("map",), deterministic=False)
+    place = seeded_run.location / "evaluation" / "metrics.json"
+    now = read_metrics(seeded_run)
+    old = [each | {"settings": {"seeds": {"theta": 0.9}}, "mean_iou": 0.123} for each in now]
+    place.write_bytes(seal({"metrics": now + old}))
+    rows = metrics_side_by_side([seeded_run, finished_maps_run])
+    assert rows.rows and not rows.notes and not any("0.123" in row.cells[0] for row in rows.rows)
+    place.write_bytes(seal({"metrics": old}))
+    rows = metrics_side_by_side([seeded_run, finished_maps_run])
+    assert rows.notes == ("[1] measured with seeds.theta = 0.9",)
+    assert all(row.cells[0].endswith(" [1]") for row in rows.rows)
+
+
 def test_one_run_cannot_be_compared_and_equal_ones_say_so(seeded_run, capsys):
     with pytest.raises(ValueError, match=r"given only .*\. Give two runs or more"):
         compare.main([seeded_run.uri])
     compare.main([seeded_run.uri, seeded_run.uri])
     printed = capsys.readouterr().out
+    assert printed.startswith(
+        f"  WARNING: {seeded_run.uri} is given more than once, so these columns are the same run.\n"
+    )
     assert "All settings are the same." in printed
     evaluate = f"python jobs/evaluate.py --run {seeded_run.uri}"
     assert f"None of these runs has metrics: '{evaluate}' makes them. To see the images whose" in printed
@@ -137,6 +200,23 @@ def test_the_review_list_begins_with_masks_that_do_not_fit_their_maps(painted_ru
     with Path(painted_run.uri, "report", "review.csv").open() as file:
         (again,) = [row for row in csv.DictReader(file) if row["image_id"] == rows[1]["image_id"]]
     assert float(again["mismatch"]) < float(rows[1]["mismatch"])
+
+
+def test_the_review_list_marks_corrected_images_and_puts_them_last(painted_run):
+    manifest = painted_run.manifest()
+    rows = [
+        replace(row, mask_uri="corrected/1/a.png" if row.image_id in ("scene_0012", "scene_0001") else row.mask_uri)
+        for row in manifest.iter_written_rows()
+    ]
+    write_manifest(painted_run.location / "manifest.parquet", rows, manifest.class_names, manifest.class_values)
+    write_report(painted_run, 0)
+    with Path(painted_run.uri, "report", "review.csv").open() as file:
+        found = [(row["image_id"], row["corrected"]) for row in csv.DictReader(file)]
+    assert found[0] == ("scene_0013", "no") and found[-2:] == [("scene_0012", "yes"), ("scene_0001", "yes")]
+    assert {corrected for _, corrected in found[:-2]} == {"no"}
+    page = Path(painted_run.uri, "report", "index.html").read_text()
+    assert page.count('<span class="quiet">corrected</span>') == 2
+    assert "Behind them are the images whose mask you have corrected already" in page
 
 
 def test_the_review_list_ranks_the_masks_that_the_verdict_judges(painted_run):

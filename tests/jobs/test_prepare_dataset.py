@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
 from jobs.cli.launch import launch_step
 from jobs.preparation.manifest_summary import alike
-from jobs.preparation.prepare import next_step, prepare
+from jobs.preparation.prepare import Options, next_step, prepare
 from jobs.prepare_dataset import main
 from jobs.run.directory import open_run
 from storage.images import read_mask
@@ -214,6 +215,23 @@ def test_manifest_may_be_made_anew_until_a_step_starts(drawn_images, trained_run
     assert run.manifest().num_images == 5
     with pytest.raises(ValueError, match="cannot change any more, because steps were started with it"):
         prepare(trained_run, drawn_images[:3], DRAWN_CLASS_NAMES)
+
+
+def test_a_started_run_with_more_images_is_told_to_add_them(drawn_images, trained_run, tmp_path):
+    more = str(shutil.copy(drawn_images[0].uri, tmp_path / "more.png"))
+    command = Options(command="python jobs/prepare_dataset.py --run R --folders F")
+    extra = replace(drawn_images[0], image_id="more", uri=more, mask_uri=None)
+    words = r"manifest.parquet: 1 image is new \(first: 'more'\), and steps were started with the others"
+    with pytest.raises(ValueError, match=words) as told:
+        prepare(trained_run, [*drawn_images, extra], DRAWN_CLASS_NAMES, options=command)
+    assert str(told.value).endswith("Add it with 'python jobs/prepare_dataset.py --run R --folders F --add'.")
+    bird = [*drawn_images, replace(extra, labels=("bird",))]
+    words = r"1 image is new .* and so is the class 'bird', .* prepare another run"
+    with pytest.raises(ValueError, match=words) as told:
+        prepare(trained_run, bird, [*DRAWN_CLASS_NAMES, "bird"], options=command)
+    assert str(told.value).endswith("to this run: 'python jobs/prepare_dataset.py --run R --folders F --add'.")
+    with pytest.raises(ValueError, match="differs in more than the masks"):  # others are missing
+        prepare(trained_run, [*drawn_images[1:], extra], DRAWN_CLASS_NAMES, options=command)
 
 
 def test_a_list_without_validation_images_is_told(drawn_images, tmp_path, capsys):

@@ -17,10 +17,13 @@ from jobs.cli.estimate import Estimate
 from jobs.cli.launch import launch_step
 from jobs.cli.pipeline import run_pipeline
 from jobs.cli.plans import plan_pipeline
+from jobs.evaluation.measuring import evaluate_labels
 from jobs.preparation.prepare import prepare
+from jobs.reporting.run_status import run_status
 from jobs.run.directory import Run, open_run, setting_notes
 from jobs.run.training_record import read_complete
 from jobs.run_pipeline import main
+from jobs.steps.evaluation_state import read_metrics
 from jobs.steps.finished import require_finished
 from jobs.steps.networks import require_network
 from jobs.training import backbone_weights
@@ -120,6 +123,30 @@ def test_after_a_restart_the_pipeline_names_all_outdated_steps_and_redoes_them_w
         run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)  # nothing is outdated now
     assert capsys.readouterr().out.count("already trained") == 2
     assert predictions.start_id() == start != "" and 3 in predictions.receipts()
+
+
+def test_the_pipeline_measures_again_what_was_measured_and_is_outdated_and_no_more(predicted_run):
+    def measured() -> set[tuple[str, str, str, str]]:
+        return {(e["labels"], *e["splits"], e["part"], e["resolution"]) for e in read_metrics(predicted_run)}
+
+    with connect("in-process") as connection:
+        evaluate_labels(predicted_run, connection, ["val"], None, ("map",), deterministic=True)
+        evaluate_labels(predicted_run, connection, ["train"], "report", ("map", "image"), deterministic=False)
+        evaluate_labels(predicted_run, connection, ["train"], "tune", ("map",), deterministic=False)
+        before = measured()
+        launch_step(open_run(predicted_run.uri, None, ["maps.num_samples=3"]), connection, "maps", restart=True)
+        assert run_status(predicted_run).steps[-1].state == "outdated"
+        run_pipeline(open_run(predicted_run.uri), connection, redo_outdated=True)
+    status = run_status(predicted_run)
+    assert {step.name: step.state for step in status.steps}["evaluation"] == "done"
+    samples = {
+        (each["labels"], each["part"], each["settings"]["maps"]["num_samples"], *each["splits"], each["resolution"])
+        for each in read_metrics(predicted_run)
+    }
+    for labels, split, part, resolution in before:
+        assert ((labels, part, 3, split, resolution) in samples) == (part != "tune"), (labels, split, part, resolution)
+    more = {each[1:] for each in measured()} - {each[1:] for each in before}
+    assert more == {("val", "all", "image"), ("train", "report", "image")} - {each[1:] for each in before}
 
 
 @pytest.mark.parametrize("has_masks", [False, True])

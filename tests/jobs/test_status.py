@@ -152,7 +152,7 @@ def test_the_evaluation_is_told_by_its_metrics(seeded_run, map_images, drawn_ima
     capsys.readouterr()
     assert told(seeded_run).startswith("evaluation: done; 5 metrics done; ")
     (seeded_run.location / "classifier/complete.json").delete()
-    assert told(seeded_run) == f"  compute again: {both}"
+    assert told(seeded_run) == f"  compute again: {both.replace('=all', '=report')}"  # as it was measured
 
     only_val = [replace(image, mask_uri=image.mask_uri if image.split == "val" else None) for image in drawn_images]
     run = map_images(only_val)
@@ -186,6 +186,36 @@ def test_an_evaluation_is_outdated_with_the_settings_of_the_seeds(seeded_run):
     assert run_status(changed).steps[-1].state == "done"
 
 
+def test_an_evaluation_is_outdated_as_long_as_one_recorded_figure_is_of_earlier_results(predicted_run):
+    def state() -> tuple[str, str]:
+        step = run_status(predicted_run).steps[-1]
+        return step.state, step.command.replace(f"python jobs/evaluate.py --run {predicted_run.uri} ", "")
+
+    with connect("in-process") as connection:
+        launch_step(predicted_run, connection, "pseudo_labels")
+        evaluate_labels(predicted_run, connection, ["val"], None, ("map", "image"), deterministic=True)
+        evaluate_labels(predicted_run, connection, ["train"], "all", ("map",), deterministic=False)
+    assert state()[0] == "done"
+    one_is_old = {
+        ("predictions", "map", "--split=val"): {"segmenter": "of an earlier network"},
+        ("predictions without CRF", "image", "--split=val"): {"settings": {"predictions": {"scales": [9.0]}}},
+        ("pseudo-labels", "map", "--split=train --part=all"): {"settings": {"pseudo_labels": {"max_side": 9}}},
+        ("seeds", "map", "--split=train --part=all"): {"made_from": {"seeds": "of earlier seeds"}},
+        ("deterministic seeds", "image", "--split=val --deterministic"): {"classifier": "of an earlier classifier"},
+    }
+    place, measured = predicted_run.location / "evaluation" / "metrics.json", read_metrics(predicted_run)
+    for (labels, resolution, command), changes in one_is_old.items():
+        split = command.split()[0].removeprefix("--split=")
+        records = [
+            each
+            | (changes if [each["labels"], each["resolution"], *each["splits"]] == [labels, resolution, split] else {})
+            for each in measured
+        ]
+        assert records != measured
+        place.write_bytes(seal({"metrics": records}))
+        assert state() == ("outdated", command), labels
+
+
 @pytest.fixture
 def report_part_run(seeded_run):
     """A run with figures of the report part of `train`."""
@@ -215,7 +245,7 @@ def test_an_evaluation_is_outdated_with_the_masks_that_it_measured(report_part_r
     assert "evaluation: outdated; " in printed
     assert "  masks were added or changed since\n" in printed
     measure = f"python jobs/evaluate.py --run {run.uri}"
-    assert f"  compute again: {measure} --split=train --part=all && {measure} --split=val\n" in printed
+    assert f"  compute again: {measure} --split=train --part=report && {measure} --split=val\n" in printed
     place = run.location / "evaluation" / "metrics.json"
     older = [{name: value for name, value in each.items() if name != "masks"} for each in read_metrics(run)]
     place.write_bytes(seal({"metrics": older}))

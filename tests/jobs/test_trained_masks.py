@@ -84,7 +84,7 @@ def test_figures_on_masks_of_the_training_are_marked_wherever_they_stand(masks_r
     assert f"'python jobs/evaluate.py --run {masks_run.uri} --split=val'" in printed
     stored = json.loads((masks_run.location / "evaluation/metrics.json").read_bytes())["metrics"]
     assert {each["labels"]: each["trained_on"] for each in stored}["predictions"] == ["train"]
-    assert any(row[0].startswith(f"predictions ({MARK}), train") for row in metrics_side_by_side([masks_run]))
+    assert any(row.title.startswith(f"predictions ({MARK}), train") for row in metrics_side_by_side([masks_run]).rows)
     written = write_report(masks_run)
     page = (masks_run.location / "report/index.html").read_bytes().decode()
     assert page.count(MARK) >= 4 and written.figures.is_on_trained_masks and written.figures.measured is None
@@ -112,11 +112,14 @@ def test_which_masks_a_network_has_seen(masks_run):
     assert splits_with_trained_masks(masks_run) == ("train", "val")
 
 
-def test_a_status_does_not_wait_for_figures_on_masks_of_the_training(masks_run):
+def test_figures_of_an_earlier_network_are_outdated_also_on_masks_of_the_training(masks_run):
     measure(masks_run, "train", part="all")
     place = masks_run.location / "evaluation/metrics.json"
     records = json.loads(place.read_bytes())["metrics"]
     for each in records:
         each["segmenter"] = each["segmenter"] and "of an earlier network"
     place.write_bytes(seal({"metrics": records}))
+    status = run_status(masks_run).steps[-1]
+    assert (status.state, "--split=train --part=all" in status.command) == ("outdated", True)
+    measure(masks_run, "train", part="all")
     assert run_status(masks_run).steps[-1].state == "done"

@@ -6,8 +6,10 @@ import pytest
 from ficklenet.metrics import disagreement, seed_error
 from jobs.reporting.curves import training_curves
 from jobs.reporting.gallery import spread
+from jobs.reporting.palette import label_palette
 from jobs.reporting.segmentation import most_telling
 from jobs.reporting.templates import environment
+from jobs.reporting.thumbnails import DOUBT, MISSED
 
 
 def test_disagreement_is_the_share_of_seeded_cells_that_the_mean_does_not_seed():
@@ -41,6 +43,13 @@ def test_worst_images_come_first_and_images_without_a_mask_are_spread_evenly():
 def test_a_small_score_keeps_the_sign_that_decides():
     template = environment().from_string("{% for value in values %}{{ value | signed }} {% endfor %}")
     assert template.render(values=[-0.004, 0.03, 2.34, -1.0]) == "-0.004 +0.03 +2.3 -1.0 "
+
+
+def test_doubtful_cells_have_a_colour_far_from_those_of_the_classes():
+    def apart(colour: tuple[int, int, int]) -> float:
+        return float(np.linalg.norm(label_palette()[1:21].astype(float) - colour, axis=1).min())
+
+    assert apart(DOUBT) > 1.3 * apart(MISSED)
 
 
 def test_curves_leave_out_what_was_not_measured():

@@ -1,5 +1,6 @@
 """The sentence at the top of the report: whether to trust the masks, and what to do next."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -25,13 +26,15 @@ from jobs.reporting.verdict import Figures, chance_of, export_command, judge
 from jobs.run.config_keys import Config
 from jobs.run.directory import Run, open_run
 from jobs.run.origin import write_origin
-from jobs.steps.evaluation_state import read_metrics
+from jobs.steps.evaluation_state import RESULTS_CHANGED, read_metrics
 from storage.location import Location
 from storage.manifest import ManifestRow, write_manifest
 from storage.records import seal
 
 GOOD = {"has_masks": True, "mean_precision": 0.92, "chance": 0.2, "unrecognised": 0.02}
-BETTER = "Use the pseudo-labels: they are better than the predictions on the same images."
+BETTER = "The pseudo-labels are better than the predictions on the same images."
+USE = "Use the pseudo-labels: they are better than the predictions on the same images."
+START_FROM = USE.replace("Use", "Start corrections from")
 SPOT = "baseline: centred Gaussian"
 
 
@@ -110,6 +113,16 @@ def run(tmp_path) -> Run:
         ),
         ({"to_measure_again": "evaluate"}, "careful", "is outdated: masks were added or changed since"),
         (
+            {"to_measure_again": "evaluate", "why_again": RESULTS_CHANGED, "measured": masks(0.61, 162)},
+            "careful",
+            "their comparison with masks drawn by hand is outdated: results were made again since",
+        ),
+        (
+            {"to_measure_again": "evaluate", "measured": replace(masks(0.37, 6), beaten_by="a spot has mIoU 0.41")},
+            "bad",
+            "masks that need no network are better: a spot has mIoU 0.41.",
+        ),
+        (
             {"measured": masks(0.997, 29)},
             "careful",
             "so these masks are probably the run's own",
@@ -124,6 +137,64 @@ def test_the_figures_of_a_run_become_one_sentence_and_a_next_step(run, figures, 
     assert verdict is not None
     assert (verdict.level, words in verdict.sentence) == (level, True)
     assert verdict.advice
+
+
+def test_outdated_figures_at_map_resolution_make_no_better_verdict(labelled_run):
+    with connect("in-process") as connection:
+        evaluate_labels(labelled_run, connection, ["val"], None, ("map", "image"), deterministic=False)
+    assert not write_report(labelled_run).figures.to_measure_again
+    place = labelled_run.location / "evaluation" / "metrics.json"
+    records = [
+        each | ({"segmenter": "of an earlier network"} if each["segmenter"] and each["resolution"] == "map" else {})
+        for each in read_metrics(labelled_run)
+    ]
+    place.write_bytes(seal({"metrics": records}))
+    report = write_report(labelled_run)
+    measure = f"python jobs/evaluate.py --run {labelled_run.uri} --split=val"
+    assert report.figures.to_measure_again.startswith(measure)
+    assert report.figures.why_again == RESULTS_CHANGED
+    with connect("in-process") as connection:
+        launch_step(open_run(labelled_run.uri, None, ["seeds.theta=0.3"]), connection, "seeds", restart=True)
+    redo = f"python jobs/run_pipeline.py --run {labelled_run.uri} --redo-outdated"
+    assert write_report(labelled_run).figures.to_measure_again == redo
+
+
+@pytest.mark.parametrize("one_label", ["", "background"])
+@pytest.mark.parametrize("again", ["", "evaluate"])
+@pytest.mark.parametrize("num_left", [0, 9])
+@pytest.mark.parametrize("why", [BETTER, "", "The predictions are better on the images of both, but only 6 could."])
+@pytest.mark.parametrize("is_on_trained_masks", [False, True])
+@pytest.mark.parametrize("mean_iou", [0.3, 0.61, 0.997])
+@pytest.mark.parametrize("num_images", [6, 50])
+@pytest.mark.parametrize("beaten_by", ["", "a round spot has mIoU 0.41"])
+def test_no_verdict_contradicts_itself(
+    run, one_label, again, num_left, why, is_on_trained_masks, mean_iou, num_images, beaten_by
+):
+    best = masks(mean_iou, num_images, labels="predictions" if why.startswith("The pred") else "pseudo-labels").best
+    others = () if is_on_trained_masks else (masks(0.2, num_images).best,)
+    figures = Figures(
+        **GOOD,
+        one_label=one_label,
+        has_pseudo_labels=True,
+        measured=MeasuredMasks(best, others, why, beaten_by),
+        unmeasured=Unmeasured(num_left, 60, "evaluate" if num_left else ""),
+        is_on_trained_masks=is_on_trained_masks,
+        to_measure_again=again,
+    )
+    verdict = judge(run, figures)
+    assert verdict is not None
+    text = f"{verdict.sentence} {verdict.advice}"
+    assert verdict.level == "good" or not re.search(r"\bUse\b", text), text
+    assert verdict.level != "good" or not re.search(r"Do not|Nobody knows|before you use", text), text
+    if "Measure again" in text or "Measure with" in text:
+        assert verdict.command == "evaluate" and "they are better" not in text
+    assert len(set(text.split(". "))) == len(text.split(". ")), text  # no sentence twice
+
+
+@pytest.mark.parametrize(("mean_iou", "words", "level"), [(0.4986, "0.499 ", "bad"), (0.4997, "0.50 ", "good")])
+def test_a_figure_is_on_the_side_of_the_limit_that_it_shows(run, mean_iou, words, level):
+    verdict = judge(run, Figures(**GOOD, measured=masks(mean_iou, 50)))
+    assert verdict is not None and (verdict.level, f"mIoU {words}" in verdict.sentence) == (level, True)
 
 
 def test_masks_that_were_measured_count_more_than_the_classifier(run):
@@ -253,6 +324,26 @@ def test_masks_worse_than_a_round_spot_are_worth_nothing(run, spot, words):
         assert f"{words}on the same 14 images at the size of the maps." in verdict.sentence
 
 
+def test_masks_that_differ_in_the_third_digit_have_three_and_equal_ones_are_not_worse(run):
+    def found(spot: float, predictions: float = 0.3):
+        own = measured_of(1000, pseudo_labels=0.41, predictions=predictions)
+        return measured_masks(
+            [own, measured_of(1000, resolution="map", pseudo_labels=0.41, predictions=0.3, spot=spot)]
+        )
+
+    worse = found(0.412)
+    assert worse is not None and re.search(
+        r"has mIoU (0\.\d{3}), the pseudo-labels have only (0\.\d{3}) ", worse.beaten_by
+    )
+    near = found(0.41002)
+    assert near is not None and near.beaten_by == ""
+    close = found(0.3, predictions=0.408)
+    assert close is not None and close.why == BETTER
+    assert len(set(re.findall(r"have mIoU (0\.\d{3}) ", close.in_words))) == 2
+    same = found(0.3, predictions=0.40998)
+    assert same is not None and (same.best.labels, same.why) == ("predictions", "")
+
+
 def test_a_network_that_only_its_own_masks_measured_may_be_better_than_a_round_spot():
     pair = [measured_of(14, resolution=size, predictions=0.9, pseudo_labels=0.2, spot=0.5) for size in ("image", "map")]
     for known in (True, False):
@@ -268,9 +359,9 @@ def test_a_network_that_only_its_own_masks_measured_may_be_better_than_a_round_s
 
 
 def test_sentence_and_command_propose_the_masks_that_were_measured_better(run):
-    for measured in (better_pseudo_labels(8), better_pseudo_labels(14, 6)):
+    for measured, words in ((better_pseudo_labels(8), START_FROM), (better_pseudo_labels(14, 6), USE)):
         verdict = judge(run, figures := Figures(**GOOD, measured=measured))
-        assert verdict is not None and BETTER in verdict.advice
+        assert verdict is not None and words in verdict.advice
         assert verdict.command == export_command(run, figures)
         assert verdict.command.endswith("--format cvat --labels pseudo_labels --min-object-pixels 100")
     figures = Figures(**GOOD, measured=masks(0.6, 30, labels="pseudo-labels"), is_on_trained_masks=True)
@@ -370,7 +461,7 @@ def test_the_report_counts_the_masks_of_a_run_and_says_what_is_left(labelled_run
     assert written.figures.measured is not None and written.figures.unmeasured.num_masks == 0
     kinds = {each.labels: each for each in (written.figures.measured.best, *written.figures.measured.others)}
     assert kinds["pseudo-labels"].num_images == 14
-    assert "12 images of train and " in kinds["pseudo-labels"].in_words
+    assert "12 images of train and " in kinds["pseudo-labels"].in_words()
     with connect("in-process") as connection:
         sweep(run, connection, ["theta=0.1"], [], None, deterministic=False)
     measured = write_report(run).figures.measured
