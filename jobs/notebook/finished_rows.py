@@ -11,7 +11,7 @@ from jobs.run.selection import resolve_selection
 from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.receipts import Receipt
-from storage.units import plan_units
+from storage.units import unit_of_row
 
 
 def row_of(run: Run, image_id: str) -> int:
@@ -48,7 +48,7 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
                 f"To compute its mask, call run.predict(run.image({image_id!r}))."
             )
     unit_size = recorded.get("unit_size", run.config.unit_size)
-    unit = plan_units(manifest.num_images, unit_size)[row // unit_size]
+    unit = unit_of_row(row, manifest.num_images, unit_size)
     receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
     if receipt is None or row >= receipt.stop:
         remedy = only_masks(run) or f"Run '{run.step_command(name)}' first."

@@ -19,6 +19,7 @@ from jobs.run.selection import units_of_step
 from jobs.run.steps import BY_NAME
 from jobs.run.training_record import require_sound_networks
 from jobs.steps.compute import run_stages
+from jobs.steps.edited_masks import keep_edited
 from jobs.steps.lost_units import LostUnits, lost_units
 from jobs.steps.progress import Progress
 from storage.image_identity import images_ids
@@ -40,7 +41,7 @@ class Verification:
         unchecked: the number of finished units whose receipts have no checksums, because they are older.
         units: the damaged units.
         headers: the damaged descriptions of arrays.
-        damages: all damaged objects of these units.
+        damages: all damaged objects of these units, and their damaged receipts.
         lost: the units that are missing, although later steps were made from them.
         num_to_do: the number of units that are only not computed yet.
         num_all: the number of all units of the step.
@@ -51,7 +52,7 @@ class Verification:
     unchecked: int = 0
     units: Sequence[Unit] = ()
     headers: Sequence[Damage] = ()
-    damages: Sequence[str] = ()
+    damages: Sequence[Damage] = ()
     lost: LostUnits = field(default_factory=LostUnits)
     num_to_do: int = 0
     num_all: int = 0
@@ -91,7 +92,7 @@ def verify_step(run: Run, connection: Connection, name: str, sample: int | None 
 
     rows = [{"unit": unit, "start_id": start_id} for unit in units]
     stages = Stages(partial(UnitVerifier, step))
-    damages = {index: [str(damage)] for index, damage in damaged_receipts(step.data(start_id), receipts).items()}
+    damages = {index: [damage] for index, damage in damaged_receipts(step.data(start_id), receipts).items()}
     images = {unit.index: unit.num_images for unit in units}
     unchecked, progress = 0, Progress(f"verify {name}", sum(images.values()))
     num_objects, num_bytes = step.location.usage()
@@ -110,7 +111,7 @@ def verify_step(run: Run, connection: Connection, name: str, sample: int | None 
         unchecked,
         tuple(unit for unit in all_units if unit.index in damages),
         tuple(verify_headers(step.data(start_id))),
-        tuple(text for _, some in sorted(damages.items()) for text in some),
+        tuple(damage for _, some in sorted(damages.items()) for damage in some),
         lost,
         len(missing - {*damages} - {unit.index for unit in lost.units}),
         len(all_units),
@@ -128,7 +129,7 @@ class UnitVerifier:
         receipt = self.step.receipt(unit, start_id)
         if receipt is None:  # it was deleted or damaged in the meantime, so the unit is missing
             return {"index": unit.index, "is_unchecked": False, "damages": []}
-        damages = [str(damage) for damage in verify_unit(self.step.data(start_id), receipt)]
+        damages = verify_unit(self.step.data(start_id), receipt)
         return {"index": unit.index, "is_unchecked": not receipt.objects, "damages": damages}
 
 
@@ -187,13 +188,15 @@ def _repair(run: Run, found: Verification, recompute: Callable[[str], None]) -> 
     """
     step = run.step(found.name)
     require_sound_networks(run, list(upstream_ids(step.fingerprint())))
+    for sentence in keep_edited(run, found.name, found.damages):
+        print(f"verify: {found.name}: {sentence}", flush=True)
     repair(step, found.units, found.headers)
     recompute(found.name)
 
 
 def lines_of(found: Verification) -> list[str]:
     """The result of a step, as lines for people."""
-    damages = [*map(str, found.headers), *found.damages]
+    damages = [str(damage) for damage in (*found.headers, *found.damages)]
     state = _state_of(found, len(damages))
     lines = [f"verify: {found.name}: {plural(found.num_units, 'finished unit')} checked, {state}."]
     if found.unchecked:
@@ -203,6 +206,8 @@ def lines_of(found: Verification) -> list[str]:
         )
     lines += [f"  {text}" for text in damages[:NAMED]]
     lines += [f"  and {len(damages) - NAMED:,} more"] if len(damages) > NAMED else []
+    if any(damage.place.name.endswith(".png") for damage in found.damages):
+        lines.append(f"verify: {found.name}: masks that somebody edited here are copied to <run>/edited by --repair.")
     return lines
 
 
