@@ -10,6 +10,10 @@ class StorageError(OSError):
     """
 
 
+class NoBucket(StorageError):  # noqa: N818  as NotYet: what the user gave is the reason
+    """The bucket of an address does not exist: the input is wrong, and the same command does not continue."""
+
+
 class NotYet(ValueError):  # noqa: N818  nothing is wrong, only early
     """Another step that is needed is not finished yet; the message names the command that runs it."""
 
