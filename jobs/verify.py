@@ -1,10 +1,10 @@
 """Compares all data stored by a run's unit steps with the checksums in the receipts, and repairs damage.
 
-Finds flipped bits, and lost, shortened or exchanged files. With --repair the damaged units are computed again with the
-settings of their steps, and the same bytes are stored. With --recompute some units are computed again on this machine,
-in a temporary folder, and compared. Without --repair nothing in the run is written. Exit code 2 means that something
-is damaged, or that this machine computes other results. Without --step, the trained networks are checked too; a damaged
-one must be trained again.
+Finds flipped bits, and lost, shortened or exchanged files. Missing units that later steps were made from count as
+damaged. With --repair the damaged units are computed again with the settings of their steps, and the same bytes are
+stored. With --recompute some units are computed again on this machine, in a temporary folder, and compared. Without
+--repair nothing in the run is written. Exit code 2 means that something is damaged, or that this machine computes other
+results. Without --step, the trained networks are checked too; a damaged one must be trained again.
 """
 
 from jobs.cli.command_line import job_parser, run_main, underscored
@@ -65,9 +65,12 @@ def main(arguments: list[str]) -> None:
         problems += damaged
         for name in trained:
             print(f"verify: {name}: the network is sound.")
-    if problems:
-        if not is_sound:
-            print(f"verify: to repair the damaged units, run '{run.command('verify', '--repair')}'.")
+    if problems := list(dict.fromkeys(problems)):
+        again = run.command("verify", "--repair")
+        if not is_sound and given.repair:
+            print(f"verify: not everything could be repaired. Do what the next lines say, then run '{again}' again.")
+        elif not is_sound:
+            print(f"verify: to repair the damaged units, run '{again}'.")
         for problem in problems[:-1]:
             print(f"verify: {problem}")
         raise ValueError(problems[-1])

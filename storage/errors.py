@@ -10,6 +10,10 @@ class StorageError(OSError):
     """
 
 
+class NoBucket(StorageError):  # noqa: N818  as NotYet: what the user gave is the reason
+    """The bucket of an address does not exist: the input is wrong, and the same command does not continue."""
+
+
 class NotYet(ValueError):  # noqa: N818  nothing is wrong, only early
     """Another step that is needed is not finished yet; the message names the command that runs it."""
 
@@ -34,14 +38,15 @@ class Damaged(ValueError):  # noqa: N818  a finding about data, not a fault of t
     """A stored object is missing or has changed, although a receipt says that it was written."""
 
     @classmethod
-    def of(cls, place: object, what: str) -> "Damaged":
+    def of(cls, place: object, what: str, first: str = "") -> "Damaged":
         """The error with a sentence that says what to do.
 
         Args:
             place: the object.
             what: what is wrong with it, such as ``"the file is missing"``.
+            first: a sentence that says what to do before the repair.
         """
         return cls(
-            f"{place}: damaged ({what}). Run 'python jobs/verify.py --run RUN --repair' with this run's path. It finds "
-            "all damage and computes the damaged units again."
+            f"{place}: damaged ({what}). {first}{' ' if first else ''}Run 'python jobs/verify.py --run RUN --repair' "
+            "with this run's path. It finds all damage and computes the damaged units again."
         )

@@ -6,6 +6,7 @@ palette PNG with VOC's colours, which every image viewer shows. Larger labels ar
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from storage.label_values import ignore_value, label_dtype
 from storage.location import Location
 from storage.names import safe_name
 from storage.receipts import Receipt
+
+EDITED_BY_HAND = "If you edited it by hand, first copy it to a folder outside the run, for import_masks.py."
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,11 @@ class LabelFolder:
                 raise
             raise Damaged.of(place, "the file is missing") from error
         if expected and (wrong := mismatch(data, expected)):
-            raise Damaged.of(place, wrong)
+            raise Damaged.of(place, wrong, EDITED_BY_HAND if is_readable_png(data) else "")
         try:
             labels = decode_label_png(data)
         except ValueError as error:
-            raise Damaged.of(place, str(error)) from error
+            raise Damaged.of(place, str(error), EDITED_BY_HAND if is_readable_png(data) else "") from error
         if wrong := self._wrong_label(labels):
             raise Damaged.of(place, wrong)
         return labels.astype(label_dtype(self.num_classes))
@@ -134,6 +137,29 @@ def decode_label_png(data: bytes) -> np.ndarray:
             return np.array(image, dtype=np.uint16 if is_deep else np.uint8)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a bad header a SyntaxError
         raise ValueError("not a readable PNG file") from error
+
+
+def is_readable_png(data: bytes) -> bool:
+    """Whether these bytes are a whole PNG of any kind, such as one that an image editor has written."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
+def source_values(labels: np.ndarray, class_values: Sequence[int], ignored: int) -> np.ndarray:
+    """Labels (H, W) as the data set's own class values; unknown pixels are 255.
+
+    Args:
+        class_values: the value of each class.
+        ignored: the label of unknown pixels.
+    """
+    table = np.full(ignored + 1, 255)
+    table[: len(class_values) + 1] = [0, *class_values]
+    return table[labels]
 
 
 def voc_palette() -> np.ndarray:

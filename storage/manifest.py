@@ -287,6 +287,11 @@ class Manifest:
         return f"; the first id is {self.rows(0, 1)[0].image_id!r}." if self.num_images else "."
 
     @property
+    def has_counted_values(self) -> bool:
+        """Whether the class values of source masks are 1, 2, ... in the order of the classes, as labels are."""
+        return list(self.class_values) == list(range(1, self.num_classes + 1))
+
+    @property
     def parts(self) -> list[tuple[int, int]]:
         """The rows (start, stop) that the manifest began with, then those of each addition."""
         bounds = [0, *self.additions, self.num_images]

@@ -93,6 +93,14 @@ class Receipt:
             raise ValueError(f"not a receipt: {error!r}") from error
 
 
+def repair_mark(unit: int) -> bytes:
+    """What a repair writes in place of a unit's receipt. It is no receipt, so the unit counts as missing.
+
+    If the repair stops before the unit is computed again, the mark remains, and the next verification finds it.
+    """
+    return seal({"unit": unit, "skipped": [], "repair": "this unit is to be computed again"})
+
+
 def receipt_name(unit: int) -> str:
     """The file name of a unit's receipt."""
     return f"{unit:06d}.json"

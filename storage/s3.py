@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import StorageError
+from storage.errors import NoBucket, StorageError
 
 if TYPE_CHECKING:
     from storage.s3_waiting import PatientFileSystem
@@ -96,7 +96,7 @@ def storage_errors(uri: str) -> Iterator[None]:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         if is_bucket_missing(error):
-            raise StorageError(f"{uri}: {_ADVICE['NoSuchBucket']}.") from error
+            raise NoBucket(f"{uri}: {_ADVICE['NoSuchBucket']}.") from error
         is_of_s3 = server_code(error) or str(error) == uri.removeprefix(
             "s3://"
         )  # neither is a sentence with the address
@@ -104,7 +104,8 @@ def storage_errors(uri: str) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
         raise
     except _store_errors() as error:
-        raise StorageError(f"{uri}: {_sentence(error)}.") from error
+        kind = NoBucket if server_code(error) == "NoSuchBucket" else StorageError
+        raise kind(f"{uri}: {_sentence(error)}.") from error
 
 
 def is_bucket_missing(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from storage.errors import NotYet, StorageError
 from storage.heartbeat import STALE_AFTER, Heartbeat, heartbeats, living_launches
 from storage.location import Location
 from storage.manifest import Manifest
-from storage.receipts import Receipt, Skipped, ids_by_reason, read_receipt, receipt_name
+from storage.receipts import Receipt, Skipped, ids_by_reason, read_receipt, receipt_name, repair_mark
 from storage.records import parse_json, seal
 from storage.units import Unit
 
@@ -262,6 +262,15 @@ class Step:
         done = self._done(self.start_id())
         for unit in units:
             (done / receipt_name(unit.index)).delete()
+
+    def mark_for_repair(self, units: Sequence[Unit]) -> None:
+        """Replace the receipts of damaged units by marks, so that they count as missing until they are computed again.
+
+        Unlike a deleted receipt, a mark shows that the unit was finished once.
+        """
+        done = self._done(self.start_id())
+        for unit in units:
+            (done / receipt_name(unit.index)).write_bytes(repair_mark(unit.index))
 
     def missing_units(self, units: Sequence[Unit], receipts: Mapping[int, Receipt] | None = None) -> list[Unit]:
         """The ``units`` without a receipt; give ``receipts`` if they are already read."""

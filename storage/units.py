@@ -53,6 +53,12 @@ def plan_units(num_images: int, unit_size: int) -> list[Unit]:
     return [Unit(index, start, min(start + unit_size, num_images)) for index, start in enumerate(starts)]
 
 
+def unit_of_row(row: int, num_images: int, unit_size: int) -> Unit:
+    """The unit of `plan_units` that has a row of the manifest."""
+    start = row - row % unit_size
+    return Unit(row // unit_size, start, min(start + unit_size, num_images))
+
+
 def units_with(is_wanted: Sequence[bool] | np.ndarray, unit_size: int) -> list[Unit]:
     """The units with a wanted row, in order; only wanted rows count as images.
 

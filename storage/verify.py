@@ -1,7 +1,7 @@
 """Compares the stored objects of a step with the checksums in its receipts, and marks damaged units as missing.
 
-It compares bytes and does not look at their meaning. A repair deletes receipts and damaged descriptions of arrays, but
-no data: the step's job then computes the units again and replaces their objects.
+It compares bytes and does not look at their meaning. A repair replaces receipts by marks and deletes damaged
+descriptions of arrays, but no data: the step's job then computes the units again and replaces their objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from storage.checksums import mismatch
 from storage.location import Location
-from storage.receipts import Receipt
+from storage.receipts import Receipt, repair_mark
 from storage.records import read_json
 from storage.steps import Step
 from storage.units import Unit
@@ -64,7 +64,7 @@ def verify_headers(data: Location) -> list[Damage]:
 
 
 def damaged_receipts(data: Location, receipts: Mapping[int, Receipt]) -> dict[int, Damage]:
-    """The unreadable receipts of a start, by unit; their units count as missing.
+    """The unreadable receipts of a start, and the marks of repairs that stopped, by unit; their units count as missing.
 
     Args:
         data: the folder of the start.
@@ -72,7 +72,11 @@ def damaged_receipts(data: Location, receipts: Mapping[int, Receipt]) -> dict[in
     """
     done = data / "done"
     names = [name for name in done.list_names() if name.endswith(".json") and name[:-5].isdigit()]
-    return {int(name[:-5]): Damage(done / name, "cannot be read") for name in names if int(name[:-5]) not in receipts}
+    return {
+        unit: Damage(done / name, _fault_of_receipt(done / name, unit))
+        for name in names
+        if (unit := int(name[:-5])) not in receipts
+    }
 
 
 def repair(step: Step, units: Sequence[Unit], headers: Sequence[Damage] = ()) -> None:
@@ -86,9 +90,17 @@ def repair(step: Step, units: Sequence[Unit], headers: Sequence[Damage] = ()) ->
         ValueError: a driver works on the step.
     """
     step.require_idle()
-    step.forget_units(units)
+    step.mark_for_repair(units)
     for damage in headers:
         damage.place.delete()
+
+
+def _fault_of_receipt(place: Location, unit: int) -> str:
+    try:
+        is_mark = place.read_bytes() == repair_mark(unit)
+    except (FileNotFoundError, IsADirectoryError):
+        is_mark = False
+    return "a repair of this unit was not finished" if is_mark else "cannot be read"
 
 
 def _compare(data: Location, objects: Mapping[str, str]) -> list[Damage]:

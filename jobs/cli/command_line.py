@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from cluster.allocator import keep_freed_memory
 from cluster.errors import ClusterError
 from jobs.cli.plain_output import PlainOutput
 from jobs.steps.restarted import has_restarted
+from storage.errors import NoBucket
 
 QUIET_LIBRARIES = ("botocore", "aiobotocore", "boto3", "s3fs", "urllib3", "aiohttp")
 """Libraries that --debug leaves out, because their debug logs contain signatures and session tokens."""
@@ -37,7 +38,13 @@ LOG_NOTE = "log: "
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM, sent by `ray job stop`, a batch system or a preempted machine. It ends a job as Ctrl-C does."""
+    """SIGTERM, sent by `ray job stop`, a batch system or a preempted machine. It ends a job as Ctrl-C does.
+
+    Attributes:
+        has_come: whether this process got the signal. Ray's compiled code then raises a plain KeyboardInterrupt.
+    """
+
+    has_come: ClassVar[bool] = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,22 +159,21 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
         main(given)
         if sys.stdout is not None:
             sys.stdout.flush()  # here a closed output can be told apart from other errors
-    except SystemExit as end:  # argparse's
-        _exit(end.code if isinstance(end.code, int) else 0)
+    except SystemExit as end:
+        if end.code == signal.SIGTERM:  # by Ray's own handler, which replaces ours while a Ray starts
+            _exit_interrupted(end, is_stopped=True)
+        _exit(end.code if isinstance(end.code, int) else 0)  # argparse's
     except (KeyboardInterrupt, SystemError) as error:
         interruption = _interruption(error)
         if interruption is None:
             raise
-        word, code = ("stopped", 143) if isinstance(interruption, Stopped) else ("interrupted", 130)
-        same = "without --restart the same command" if has_restarted(error) else "the same command"
-        print(f"{word}; {same} continues.", file=sys.stderr)
-        _exit(code)
+        _exit_interrupted(error, is_stopped=Stopped.has_come or isinstance(interruption, Stopped))
     except (ValueError, OSError, ClusterError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             _exit(141)
         if debug:
             raise
-        message, code = str(error), 2 if isinstance(error, ValueError) else 1
+        message, code = str(error), 2 if isinstance(error, ValueError | NoBucket) else 1
         if isinstance(error, FileNotFoundError) and error.filename:
             message, code = f"{error.filename}: no such file.", 2
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # the store has its own words
@@ -182,6 +188,13 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
             print(f"{name}: to continue, leave out --restart, which would delete the results again.", file=sys.stderr)
         _exit(code)
     _exit(0)
+
+
+def _exit_interrupted(error: BaseException, *, is_stopped: bool) -> NoReturn:
+    word, code = ("stopped", 143) if is_stopped else ("interrupted", 130)
+    same = "without --restart the same command" if has_restarted(error) else "the same command"
+    print(f"{word}; {same} continues.", file=sys.stderr)
+    _exit(code)
 
 
 def _use_utf8() -> None:
@@ -234,4 +247,5 @@ def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def _stop(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the orderly end
+    Stopped.has_come = True
     raise Stopped

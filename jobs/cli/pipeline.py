@@ -24,7 +24,7 @@ from jobs.training.kept_network import will_change
 from jobs.training.plan import planned_training, training_plan
 from jobs.training.retrained_job import require_something_to_relabel
 from jobs.training.segmenter_job import check_images, require_start_weights
-from jobs.training.training_job import require_workers
+from jobs.training.training_job import require_folder_without_ray, require_workers
 
 
 def run_pipeline(run: Run, connection: Connection, *, redo_outdated: bool = False, retry_skipped: bool = False) -> None:
@@ -116,9 +116,13 @@ def require_possible(run: Run) -> None:
 
     Raises:
         ValueError: a key names a split that no image has, there is nothing to predict, or nothing to train the
-            segmentation network on or to start it from.
+            segmentation network on or to start it from, or a training without Ray would need a local folder.
     """
     config = run.config
+    trainings = [run.step(row.name) for row in pipeline_steps(config) if row.kind == "training"]
+    to_train = [step for step in trainings if not read_complete(step.data())]
+    if config.cluster.address == "in-process" and to_train:
+        require_folder_without_ray(to_train[0].location)
     require_known_splits(config, run.manifest().splits())
     units_to_predict(run)
     if config.predictions.network == "retrained":

@@ -34,7 +34,7 @@ the message suggests the nearest right one.
 |---|---|
 | 0 | done; some images may have been skipped, and the last line counts them |
 | 1 | storage or cluster failed, for example because a disk is full; the same command continues |
-| 2 | wrong input; nothing was started. One sentence says what was given, what is allowed and what to do |
+| 2 | wrong input, also a missing bucket; nothing was started. One sentence says what is wrong and what to do |
 | 130 | interrupted by Ctrl-C; the same command continues |
 | 141 | the program that reads the output closed it, as `| head` does |
 | 143 | stopped by SIGTERM (`ray job stop`, a batch system); the same command continues |

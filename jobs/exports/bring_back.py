@@ -12,7 +12,7 @@ import numpy as np
 from cluster.words import plural
 from jobs.exports.corrections.objects import CorrectedMask
 from jobs.exports.corrections.reading import read_corrected_masks
-from jobs.exports.exporter import classes_of, image_size_of
+from jobs.exports.exporter import LABELS, classes_of, image_size_of
 from jobs.exports.image_names import ImageNames, source_path, stem
 from jobs.run.corrected_masks import CORRECTED
 from jobs.run.directory import Run
@@ -44,6 +44,7 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
         ValueError: a file cannot be read, an image is not in the run, or a mask has another size.
     """
     manifest = run.manifest()
+    _require_source_values(run, place)
     row_of = _rows_by_name(manifest)
     masks, empty = dict[int, CorrectedMask](), []
 
@@ -73,6 +74,21 @@ def read_corrections(run: Run, place: Location, *, empty_is_background: bool = F
     if not masks:
         raise ValueError(f"{place}: has no mask with an object; give --empty-is-background to use empty ones.")
     return Corrections(masks, tuple(empty))
+
+
+def _require_source_values(run: Run, place: Location) -> None:
+    """Refuses the run's own folders of masks if their class numbers are not the data set's class values.
+
+    Raises:
+        ValueError: it is such a folder.
+    """
+    folders = [run.step(name).location.uri for name in LABELS]
+    if not run.manifest().has_counted_values and any(f"{place}/".startswith(f"{folder}/") for folder in folders):
+        raise ValueError(
+            f"--masks {place}: the masks of a step have the run's class numbers, not the data set's values. If you "
+            f"edited some of them, run '{run.command('verify', '--repair')}': it copies these to another folder, with "
+            "the data set's values, and prints the command that imports them."
+        )
 
 
 def _background(mask: CorrectedMask, size: tuple[int, int]) -> CorrectedMask:
@@ -135,8 +151,7 @@ def write_table(run: Run, places: dict[int, Location], table: Location) -> str:
     ]
     _write_csv(table, ["id", "image", "labels", "split", "mask", "saliency"], rows)
     pairs = [f"{value}={name}" for value, name in zip(manifest.class_values, manifest.class_names, strict=True)]
-    is_counted = list(manifest.class_values) == list(range(1, manifest.num_classes + 1))
-    values = "" if is_counted else f" --mask-values '{','.join(pairs)}'"
+    values = "" if manifest.has_counted_values else f" --mask-values '{','.join(pairs)}'"
     return f"--csv {table} --classes '{','.join(manifest.class_names)}'{values}"
 
 

@@ -5,10 +5,11 @@ counted as drawn by hand, the run would be measured against itself.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 
 import numpy as np
@@ -21,11 +22,15 @@ from jobs.exports.regions import regions, without_small
 from jobs.maps.stored_geometry import stored_geometry
 from jobs.run.corrected_masks import is_corrected
 from jobs.run.directory import Run
-from storage.errors import BadImage
+from storage.errors import BadImage, Damaged
 from storage.images import decode_mask, read_mask
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.masks import SPECK_PIXELS
+from storage.receipts import Receipt
+from storage.units import Unit, unit_of_row
+
+ReceiptReader = Callable[[str, int], Receipt | None]  # of a step's name and a row of the manifest
 
 SMALL_SHARE = 0.01  # of an image's pixels; an export may leave out smaller objects (--min-object-pixels)
 
@@ -55,9 +60,9 @@ def without_unchanged(run: Run, corrections: Corrections, place: Location, *, ke
         ValueError: all masks equal the run's own, and none is kept.
     """
     rows = [row for row, mask in corrections.masks.items() if mask.num_objects > 0]  # the user calls the others empty
-    exported = exported_digests(run)
+    exported, receipt_of = exported_digests(run), receipt_reader(run)
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
-        found = pool.map(lambda row: _own_mask(run, row, corrections.masks[row].data, exported), rows)
+        found = pool.map(lambda row: _own_mask(run, row, corrections.masks[row].data, exported, receipt_of), rows)
         unchanged = {row: own for row, own in zip(rows, found, strict=True) if own}
     if not unchanged:
         return corrections
@@ -142,7 +147,9 @@ def _is_same(uri: str, data: bytes, class_values: Sequence[int]) -> bool:
         return False
 
 
-def _own_mask(run: Run, row: int, data: bytes, exported: Mapping[str, set[str]]) -> OwnMask | None:
+def _own_mask(
+    run: Run, row: int, data: bytes, exported: Mapping[str, set[str]], receipt_of: ReceiptReader
+) -> OwnMask | None:
     """The mask of the run that a mask equals; if there are several, the one with the fewest differences.
 
     If the run has recorded what it exported of the image, only these masks and those that it has now count. Else the
@@ -150,6 +157,7 @@ def _own_mask(run: Run, row: int, data: bytes, exported: Mapping[str, set[str]])
 
     Args:
         exported: `exported_digests`.
+        receipt_of: `receipt_reader`.
     """
     manifest = run.manifest()
     try:
@@ -159,7 +167,7 @@ def _own_mask(run: Run, row: int, data: bytes, exported: Mapping[str, set[str]])
     digests = exported.get(manifest.rows(row, row + 1)[0].image_id, set())
     is_exported = mask_digest(mask, manifest.num_classes) in digests
     nearest = None
-    for own, small, is_imported in _own_masks(run, manifest, row, mask.shape):
+    for own, small, is_imported in _own_masks(run, manifest, row, mask.shape, receipt_of):
         least = inf if is_exported else 1 if digests else small
         missing = missing_pixels(mask, own, manifest.num_classes, least)
         if missing == 0:
@@ -170,12 +178,13 @@ def _own_mask(run: Run, row: int, data: bytes, exported: Mapping[str, set[str]])
 
 
 def _own_masks(
-    run: Run, manifest: Manifest, row: int, size: tuple[int, ...]
+    run: Run, manifest: Manifest, row: int, size: tuple[int, ...], receipt_of: ReceiptReader
 ) -> Iterator[tuple[np.ndarray, float, bool]]:
     """The masks that the run can export for an image: corrected, predicted, pseudo-labels and seeds, as they exist.
 
     With each comes the number of pixels below which an object may be missing, and whether it was imported. In a
-    corrected mask only specks may be missing: whoever deletes a larger object has corrected it once more.
+    corrected mask only specks may be missing: whoever deletes a larger object has corrected it once more. A file that
+    was changed since the step wrote it is left out.
     """
     small = SMALL_SHARE * size[0] * size[1]
     entry = manifest.rows(row, row + 1)[0]
@@ -190,7 +199,28 @@ def _own_masks(
             store = run.seeds()
             yield stored_geometry(store).resize_labels(store.read(row), (size[0], size[1])), small, False
         elif (folder := run.labels(step)).place(image_id).exists():
-            yield folder.read(image_id), small, False
+            try:
+                own = folder.read(image_id, receipt_of(step, row))
+            except Damaged:
+                folder.read(
+                    image_id
+                )  # refuses what cannot be read; else somebody edited it there, so it is not the own
+                continue
+            yield own, small, False
+
+
+def receipt_reader(run: Run) -> ReceiptReader:
+    """A function that gives the receipt of a step's unit with a row of the manifest; it keeps the last ones."""
+    num_images = run.manifest().num_images
+    recorded = {name: run.step(name).fingerprint() or {} for name in LABELS}
+    unit_sizes = {name: each.get("unit_size", run.config.unit_size) for name, each in recorded.items()}
+
+    @lru_cache(maxsize=64)
+    def read(name: str, unit: Unit) -> Receipt | None:
+        step = run.step(name)
+        return step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
+
+    return lambda name, row: read(name, unit_of_row(row, num_images, unit_sizes[name]))
 
 
 def missing_pixels(mask: np.ndarray, own: np.ndarray, num_classes: int, small: float) -> int | None:

@@ -12,7 +12,7 @@ from jobs.run.selection import resolve_selection
 from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.receipts import Receipt
-from storage.units import plan_units
+from storage.units import unit_of_row
 
 
 def row_of(run: Run, image_id: str) -> int:
@@ -46,8 +46,7 @@ def finished_row(run: Run, name: str, image_id: str) -> tuple[int, Receipt]:
                 f"{image_id}: no {name} are made of its split {split!r}, only of {', '.join(splits)} ({name}.splits). "
                 f"To compute its mask, call run.predict(run.image({image_id!r}))."
             )
-    unit_size = _unit_size(run, name)
-    unit = plan_units(manifest.num_images, unit_size)[row // unit_size]
+    unit = unit_of_row(row, manifest.num_images, _unit_size(run, name))
     receipt = step.receipt(unit) or step.earlier_receipt(unit, step.start_id())
     if receipt is None or row >= receipt.stop:
         remedy = only_masks(run) or f"Run '{run.step_command(name)}' first."

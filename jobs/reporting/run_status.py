@@ -260,8 +260,8 @@ def _step_lines(step: StepStatus) -> list[str]:
     if step.state == "running" and not step.done and step.unit != "metrics":
         lines.append("  nothing is finished yet: it computes, or waits for workers or nodes; its output says which")
     if step.state == "done" and step.seconds is not None and step.estimated_seconds is not None:
-        start = " without the time to start processes (the log includes it)" if step.unit == "images" else ""
-        lines.append(f"  took {duration(step.seconds)}{start}; the estimate was {duration(step.estimated_seconds)}")
+        start = "without the time to start processes (the log includes it)"
+        lines.append(f"  took {duration(step.seconds)} {start}; the estimate was {duration(step.estimated_seconds)}")
     if len(step.codes) > 1:
         units = ", ".join(f"{plural(count, 'unit')} by {code}" for code, count in step.codes.items())
         lines.append(f"  computed by different code or packages, with the same algorithm version: {units}")

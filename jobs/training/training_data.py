@@ -129,7 +129,8 @@ def load_batches(
     try:
         yield from loader
     except StorageError as error:
-        raise StorageError(str(error).rpartition("StorageError: ")[2].strip()) from error  # torch adds a traceback
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error  # torch adds a traceback
 
 
 def loader_processes(asked: int | None, device: torch.device, workers_on_node: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.connect import Connection, resources_if_running
+from cluster.errors import ClusterError
 from cluster.training import Worker, is_begun_on_ray, train
 from cluster.training_context import Metrics, require_local_folder
 from cluster.words import plural
@@ -99,8 +100,9 @@ def _require_start(run: Run, connection: Connection, job: TrainingJob, options: 
     """Refuses a training that cannot start, unless it is finished already.
 
     Raises:
-        ClusterError: the workers do not fit the cluster, or a training without Ray would need a local folder.
-        ValueError: there is no GPU for it, or its ImageNet weights cannot be downloaded.
+        ClusterError: the workers do not fit the cluster.
+        ValueError: a training without Ray would need a local folder, there is no GPU for it, or its ImageNet weights
+            cannot be downloaded.
     """
     cluster, name, step = run.config.cluster, job.plan.name, run.step(job.plan.name)
     folder = step.location if options.restart else step.data()  # a damaged record or marker does not stop a restart
@@ -108,7 +110,7 @@ def _require_start(run: Run, connection: Connection, job: TrainingJob, options: 
         return
     key = BY_NAME[name].device_key
     if is_trained_here(cluster, connection, folder, is_new=options.restart):
-        require_local_folder(folder.uri)
+        require_folder_without_ray(folder)
         if job.device == "cuda":
             require_own_gpu(key)
     elif not cluster.autoscaling:
@@ -124,6 +126,18 @@ def _require_start(run: Run, connection: Connection, job: TrainingJob, options: 
     is_of_this_machine = connection.in_process or connection.is_to_start  # else the workers download them
     if options.restart and not options.dry_run and is_of_this_machine and settings.weights == "imagenet":
         fetch_imagenet_weights(settings.backbone, f"{job.plan.section}.weights")
+
+
+def require_folder_without_ray(folder: Location) -> None:
+    """Refuses a training in this process that would keep its checkpoints elsewhere than in a local folder.
+
+    Raises:
+        ValueError: it is not a local folder; what the user gave is the reason, not the cluster.
+    """
+    try:
+        require_local_folder(folder.uri)
+    except ClusterError as error:
+        raise ValueError(str(error)) from error
 
 
 def _print_already_trained(run: Run, job: TrainingJob, folder: Location) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.connect import connect
 from ficklenet.drawing import DRAWN_CLASS_NAMES
-from jobs import export_labels, prepare_dataset
+from jobs import export_labels, prepare_dataset, verify
 from jobs.cli.estimate import estimate_of_records
 from jobs.cli.launch import launch_step
 from jobs.exports.image_names import ImageNames
@@ -426,3 +426,16 @@ def test_the_network_of_cells_stays_until_it_learns_again_and_then_its_maps_are_
     assert step_id(finished_maps_run, "cells") == before and not outdated_steps(finished_maps_run)
     launch(finished_maps_run, "cells", restart=True)
     assert step_id(finished_maps_run, "cells") != before and outdated_steps(finished_maps_run) == {"refined"}
+
+
+def test_units_of_added_images_are_not_missing_until_a_later_step_has_them(finished, added, capsys):
+    add(finished, added)
+    verify.main(["--run", finished.uri])
+    assert "maps: 3 finished units checked, sound; 2 of 5 units are not computed yet." in capsys.readouterr().out
+    launch(finished, "maps", "seeds")
+    (Path(finished.data("maps").uri) / "done" / "000004.json").unlink()
+    with pytest.raises(ValueError, match="verify: the run is damaged"):
+        verify.main(["--run", finished.uri])
+    assert "maps: 4 finished units checked, 1 of 5 units is missing, although later steps read it" in (
+        capsys.readouterr().out
+    )

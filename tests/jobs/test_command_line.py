@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
-from jobs.cli import entry_point
+from jobs.cli import command_line, entry_point
 from jobs.cli.command_line import Stopped, job_parser, run_main
 from jobs.cli.entry_point import COMMANDS, overview
 from jobs.cli.step_command import step_parser
@@ -292,6 +292,38 @@ def test_an_interruption_that_compiled_code_wrapped_is_still_one(interruption, w
     with pytest.raises(SystemExit) as end:
         run_main(main, [])
     assert (end.value.code, capsys.readouterr().err) == (code, f"{word}; the same command continues.\n")
+
+
+def test_a_sigterm_that_ray_makes_another_exception_of_is_called_by_its_name(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(Stopped, "has_come", False)
+
+    def in_a_wait(_: list[str]) -> None:
+        try:
+            command_line._stop()
+        except Stopped:
+            raise KeyboardInterrupt from None  # by Ray's compiled code
+
+    def at_the_start(_: list[str]) -> None:
+        sys.exit(signal.SIGTERM)  # by Ray's handler
+
+    for main in (in_a_wait, at_the_start):
+        with pytest.raises(SystemExit) as end:
+            run_main(main, [])
+        assert (end.value.code, capsys.readouterr().err) == (143, "stopped; the same command continues.\n")
+
+
+def test_a_bucket_that_does_not_exist_is_wrong_input(run_job, s3_environment):
+    answer = run_job("status", "--run", "s3://no-such-bucket/run")
+    assert answer.code == 2 and "the bucket does not exist; create it or correct the path" in answer.stderr
+
+
+def test_a_pipeline_without_ray_on_s3_is_refused_before_its_first_step(s3_run, run_job):
+    for name in ("model.pt", "complete.json"):  # a trained classifier
+        assert (s3_run.location / "classifier" / name).exists()
+    answer = run_job("run_pipeline", "--run", s3_run.uri, "--set", "cluster.address=in-process")
+    assert answer.code == 2 and "Give a local run, or train with Ray" in answer.stderr
+    assert "step 1 of" not in answer.stdout
 
 
 def test_a_restart_that_did_not_end_is_continued_without_its_flag(capsys, monkeypatch):

@@ -278,6 +278,7 @@ def test_status_compares_the_estimate_with_the_real_time(finished_maps_run):
     status = run_status(finished_maps_run)
     lines = [line for line in status_lines(status) if line.startswith("  took ")]
     assert [line.partition("; ")[2] for line in lines] == ["the estimate was 1 min 40 s", "the estimate was 3 min 20 s"]
+    assert all(" s without the time to start processes (the log includes it); " in line for line in lines)
     assert all(step.seconds > 0 for step in status.steps[:2])
     assert status.steps[2].estimated_seconds is None
 

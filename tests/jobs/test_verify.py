@@ -238,3 +238,78 @@ def test_damaged_records_are_one_sentence_each(name, finished_maps_run):
         with pytest.raises(ValueError, match=rf"{place.name}: damaged, ") as refusal:
             run_status(finished_maps_run)
         assert "\n" not in str(refusal.value)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def done_folder(run, name: str) -> Path:
+    return Path(run.data(name).uri, "done")
+
+
+def test_a_missing_unit_that_later_steps_read_is_damage_and_repaired(seeded_run, capsys):
+    undisturbed = results_of(seeded_run)
+    (done_folder(seeded_run, "maps") / "000001.json").unlink()  # as a repair of an earlier version that stopped left it
+    for flags in ([], ["--step", "maps"]):
+        with pytest.raises(ValueError, match=r"verify: the run is damaged\. Run 'python jobs/verify.py .*--repair'"):
+            verify.main(["--run", seeded_run.uri, *flags])
+        text = capsys.readouterr().out
+        assert "maps: 3 finished units checked, 1 of 4 units is missing, although later steps read it (seeds)." in text
+    verify.main(["--run", seeded_run.uri, "--repair"])
+    assert "verify: maps: repaired 1 missing unit." in capsys.readouterr().out
+    assert results_of(seeded_run) == undisturbed
+    verify.main(["--run", seeded_run.uri])
+    assert "verify: maps: 4 finished units checked, sound." in capsys.readouterr().out
+
+
+def test_units_that_are_only_not_computed_yet_are_no_damage(finished_maps_run, seeded_run, capsys):
+    (done_folder(finished_maps_run, "maps") / "000003.json").unlink()  # as if the launch had been stopped
+    verify.main(["--run", finished_maps_run.uri, "--repair"])
+    assert "maps: 3 finished units checked, sound; 1 of 4 units is not computed yet." in capsys.readouterr().out
+    with connect("in-process") as connection:  # the seeds are of the maps before
+        job = open_run(seeded_run.uri, None, ["maps.num_samples=4"])
+        launch_step(job, connection, "maps", restart=True)
+    (done_folder(seeded_run, "maps") / "000003.json").unlink()
+    verify.main(["--run", seeded_run.uri])
+    assert "maps: 3 finished units checked, sound; 1 of 4 units is not computed yet." in capsys.readouterr().out
+
+
+def test_a_repair_that_stopped_is_finished_by_the_same_command(predicted_run, monkeypatch, capsys):
+    undisturbed = results_of(predicted_run)
+    flip(done_folder(predicted_run, "predictions") / "000003.json")  # no later step was made from the predictions
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.cli.launch.launch_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            verify.main(["--run", predicted_run.uri, "--repair"])
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="verify: the run is damaged"):
+        verify.main(["--run", predicted_run.uri])
+    assert "000003.json: a repair of this unit was not finished" in capsys.readouterr().out
+    verify.main(["--run", predicted_run.uri, "--repair"])
+    assert results_of(predicted_run) == undisturbed
+    verify.main(["--run", predicted_run.uri])
+    assert "verify: predictions: 1 finished unit checked, sound." in capsys.readouterr().out
+
+
+def test_a_damaged_network_stops_only_the_repair_of_steps_that_need_it(predicted_run, capsys):
+    undisturbed = results_of(predicted_run)
+    network = Path(predicted_run.uri, "classifier/model.pt")
+    whole = network.read_bytes()
+    network.write_bytes(b"other")
+    flip(Path(predicted_run.data("maps").uri, "maps.zarr/max/c/1/0/0/0"))
+    next(iter(Path(predicted_run.data("predictions").uri, "labels").glob("*.png"))).unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"classifier/model\.pt: not the file that the training wrote"):
+            verify.main(["--run", predicted_run.uri, "--repair"])
+        text = capsys.readouterr().out
+        assert "verify: maps: 4 finished units checked, 1 object damaged in 1 unit." in text
+        assert "verify: maps: not repaired; the reason is below." in text
+        assert re.search(
+            r"not everything could be repaired\. .* then run 'python jobs/verify.py .*--repair' again", text
+        )
+    assert "verify: predictions: 1 finished unit checked, sound." in text  # the first repair had repaired it
+    network.write_bytes(whole)
+    verify.main(["--run", predicted_run.uri, "--repair"])
+    assert "verify: maps: repaired 1 unit." in capsys.readouterr().out
+    assert results_of(predicted_run) == undisturbed

@@ -74,7 +74,7 @@ def test_a_missing_truncated_or_exchanged_label_file_is_damage_with_its_remedy(t
     receipt = receipt_with(folder.write("a", drawn_labels(20, 255)))
     folder.write("b", np.zeros((9, 7), int))
     folder.place("a").write_bytes(folder.place("b").read_bytes())
-    with pytest.raises(Damaged, match=r"a\.png: damaged \(\d+ bytes, \d+ were written\)\. Run .*verify.*--repair"):
+    with pytest.raises(Damaged, match=r"a\.png: damaged \(\d+ bytes, \d+ were written\)\. If .*verify.*--repair"):
         folder.read("a", receipt)
     folder.place("a").delete()
     with pytest.raises(Damaged, match="the file is missing"):
