@@ -407,7 +407,11 @@ def _answer_of_script(job: dict[str, Any]) -> Iterator[str]:
     It runs here, in an empty folder, with a run that does not exist. It refuses wrong flags and settings first, and
     then the run, so it starts nothing.
     """
-    words = shlex.split(job["spec"]["entrypoint"].replace("--run=", "--run "))
+    try:
+        words = shlex.split(job["spec"]["entrypoint"].replace("--run=", "--run "))
+    except ValueError as error:
+        yield f"The entrypoint is no command of a shell ({error}). Correct its quotation marks."
+        return
     number = next((each for each, word in enumerate(words) if word.endswith(".py")), len(words))
     script = _ROOT / "jobs" / Path(words[number]).name if number < len(words) else None
     arguments = list(takewhile(lambda word: word not in ("&&", "||", ";", "|"), words[number + 1 :]))

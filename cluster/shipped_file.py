@@ -227,7 +227,7 @@ def _are_plain(values: list[Any]) -> bool:
 
 
 def _text(value: Any) -> str:
-    text = _SECRET.sub(r"\1 (value not printed)", json.dumps(value, ensure_ascii=False, default=str))
+    text = _SECRET.sub(r"\1 (value not printed)", json.dumps(value, ensure_ascii=False, default=str, skipkeys=True))
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
 

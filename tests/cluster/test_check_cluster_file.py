@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,10 @@ def resources(job: Any) -> Any:
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --shrad 1/4"),
             "--shrad: unknown argument. Did you mean --shard",
         ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " 'x"),
+            r"no command of a shell \(No closing quotation\)",
+        ),
         (lambda j: j["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=False), "the autoscaler is off"),
         (lambda j: group(j).update(groupName="cpu"), "Several groups have the name cpu"),
         (
@@ -452,7 +457,9 @@ def test_secrets_are_named_but_not_printed(tmp_path: Path, capsys: pytest.Captur
     assert "no problem was found, 1 line differs from the shipped file." in said
 
 
-@pytest.mark.parametrize("wrong", [None, [], {}, "text", 3, [1], {"a": 1}, [None], {1: {2: 3}}, [{"name": [1]}]])
+@pytest.mark.parametrize(
+    "wrong", [None, [], {}, "text", 3, [1], {"a": 1}, [None], {date(2026, 1, 1): 1}, [{"name": [1]}]]
+)
 def test_values_of_any_type_are_compared(wrong: object) -> None:
     for name in FILES:
         for key in ("spec", "available_node_types", "docker", "head_node_type", "head_start_ray_commands"):
