@@ -35,8 +35,9 @@ lint: $(VENV)/.installed        ## style and types
 docs: $(VENV)/.installed        ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-reference: $(VENV)/.installed   ## the pages of docs/ that follow from the code
+reference: $(VENV)/.installed   ## the pages of docs/ that follow from the code, and the package's copy of the cluster files
 	PYTHONPATH=$(CURDIR) $(BIN)/python -m jobs.cli.reference
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m cluster.shipped_file
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): 7 GB, 2 to 5 minutes, silent meanwhile."

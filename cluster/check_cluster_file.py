@@ -1,26 +1,36 @@
 """Checks a cluster file for `ray up` or for KubeRay offline: `python -m cluster.check_cluster_file my.yaml`.
 
 It finds values in angle brackets that are left, missing keys, groups and subnets, and values that do not fit together.
-It does not ask AWS or Kubernetes whether the values exist.
+Then it prints which other lines differ from the shipped file. It asks neither AWS nor Kubernetes whether values exist.
 """
 
 import copy
 import logging
+import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import takewhile
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from cluster.aws_nodes import problems_of_nodes
+from cluster.quantity import quantity
+from cluster.shipped_file import differences_of
 from cluster.words import plural
 
 _WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading a file raises where a value is, for example, a text instead of a list."""
+
+_ROOT = Path(__file__).parents[1]
+_ANSWER_SECONDS = 60
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _OWN_HOST = re.compile(r"--dashboard-host[ =](127\.0\.0\.1|localhost)\b")
@@ -29,6 +39,8 @@ _ON_GPUS = {
     for name in ("run_pipeline", "train_ficklenet", "generate_maps", "train_segmentation", "predict_masks")
 }
 """The scripts with steps that use GPUs, and take what the cluster has when they start."""
+
+_TOKEN = "/home/ray/.ray/auth_token"  # for the user of the image in the Containerfile
 
 _IN_IMAGE = "/opt/ficklenet"  # the project in the image of the Containerfile
 
@@ -45,20 +57,40 @@ def main(files: list[str]) -> int:
         try:
             text = Path(file).read_text()
         except FileNotFoundError:
-            problems, settings = ["There is no such file. Is the path right?"], ""
+            text, problems = "", ["There is no such file. Is the path right?"]
         except UnicodeDecodeError:
-            problems, settings = ["This is not a text file. Give a cluster file in YAML."], ""
+            text, problems = "", ["This is not a text file. Give a cluster file in YAML."]
         except OSError as error:
-            problems, settings = [f"It cannot be read ({error.strerror})."], ""
+            text, problems = "", [f"It cannot be read ({error.strerror})."]
         else:
-            problems, settings = problems_of(text), job_settings_of(text)
+            problems = problems_of(text)
         has_problems |= bool(problems)
-        _print(f"{file}: {plural(len(problems), 'problem')}." if problems else f"{file}: no problem was found.")
+        if problems:
+            _print(f"{file}: {plural(len(problems), 'problem')}.")
         for problem in problems:
             _print(f"- {problem}")
-        if settings and not problems:
+        shipped, differences = compared_with_shipped(text)
+        if differences:
+            why = "" if problems else ", because nothing else judges them"
+            _print(f"{file}: these lines differ from the shipped {shipped}; check each{why}:")
+        for difference in differences:
+            _print(f"- {difference}")
+        if not problems:
+            number = len(differences)
+            verb = "line differs" if number == 1 else "lines differ"
+            _print(f"{file}: no problem was found" + (f", {number} {verb} from the shipped file." if number else "."))
+        if (settings := job_settings_of(text)) and not problems:
             _print(f"For a job that uses all of its workers: {settings}")
     return 2 if has_problems else 0
+
+
+def compared_with_shipped(text: str) -> tuple[str, list[str]]:
+    """The names of the shipped files of a file's kind, and a line for each difference; none if it is not YAML."""
+    try:
+        documents = [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
+    except yaml.YAMLError:
+        documents = []  # problems_of says why
+    return differences_of(documents) if documents else ("", [])
 
 
 def problems_of(text: str) -> list[str]:
@@ -76,6 +108,8 @@ def problems_of(text: str) -> list[str]:
             found.extend(check(document))
     except _WRONG_TYPE as error:
         found.append(f"A value has the wrong type ({error}). Compare the file with the one of this project.")
+    if not found:
+        found.extend(answer for each in documents if each.get("kind") == "RayJob" for answer in _answer_of_script(each))
     return found
 
 
@@ -150,16 +184,59 @@ def _launcher(config: dict[str, Any]) -> Iterator[str]:
         return
     if provider["type"] == "aws":
         yield from problems_of_nodes(config)
-    if "--env RAY_AUTH_MODE=token" not in ((config.get("docker") or {}).get("run_options") or []):
-        yield "docker.run_options has no '--env RAY_AUTH_MODE=token': who reaches the ports could run code. Add it."
-    elif not any(str(place).endswith("auth_token") for place in config.get("file_mounts") or ()):
-        yield "file_mounts has no /home/ray/.ray/auth_token, so the nodes would have no token. Add it."
+    yield from _token(config)
     if any(
         "--dashboard-host" in each and not _OWN_HOST.search(each)
         for each in config.get("head_start_ray_commands") or []
     ):
         yield "head_start_ray_commands opens the dashboard to the network. Write --dashboard-host=127.0.0.1."
-    yield from _most_workers(config, {name: each for name, each in types.items() if name != head})
+    workers = {name: each for name, each in types.items() if name != head}
+    yield from _most_workers(config, workers)
+    yield from _start_commands(config)
+    for name, node_type in workers.items():
+        options = [*_run_options(config), *_run_options(node_type)]
+        if (node_type.get("resources") or {}).get("GPU") and not any("--gpus" in each for each in options):
+            yield (
+                f"{name} declares GPUs, but its container would see none. Add 'docker: {{worker_run_options: "
+                "[--gpus=all]}' to this type."
+            )
+
+
+def _run_options(part: dict[str, Any]) -> list[str]:
+    """The options of the containers of workers: those of the whole file, or those of one type of node."""
+    docker = part.get("docker") or {}
+    return [*(docker.get("run_options") or []), *(docker.get("worker_run_options") or [])]
+
+
+def _token(config: dict[str, Any]) -> Iterator[str]:
+    """Whether the nodes ask for the cluster's token, and get it where they look for it."""
+    options = " ".join((config.get("docker") or {}).get("run_options") or [])
+    if not re.search(r"--env[ =]RAY_AUTH_MODE=token(\s|$)", options):
+        yield "docker.run_options has no '--env RAY_AUTH_MODE=token': who reaches the ports could run code. Add it."
+        return
+    given = re.search(r"RAY_AUTH_TOKEN_PATH=(\S+)", options)
+    places = [given[1]] if given else [_TOKEN, "~/.ray/auth_token"]
+    targets = list(config.get("file_mounts") or {})
+    if not set(places) & set(targets):
+        other = next((each for each in targets if "auth_token" in str(each)), None)
+        if other:
+            yield f"file_mounts has the token at {other}, but the nodes read it at {places[0]}. Write this place."
+        else:
+            yield f"file_mounts has no {places[0]}, so the nodes would have no token. Add it."
+
+
+def _start_commands(config: dict[str, Any]) -> Iterator[str]:
+    """Commands of the head without the autoscaler's file, or of the workers with another port than the head's."""
+    head, workers = (" ".join(config.get(f"{each}_start_ray_commands") or []) for each in ("head", "worker"))
+    if "--autoscaling-config" not in head:
+        yield (
+            "head_start_ray_commands has no --autoscaling-config, so no worker would come. Add "
+            "--autoscaling-config=~/ray_bootstrap_config.yaml to ray start."
+        )
+    port = re.search(r"--port[ =](\d+)", head)
+    joined = re.search(r"--address[ =]\S+:(\d+)", workers)
+    if port and joined and port[1] != joined[1]:
+        yield f"The head listens on port {port[1]}, but the workers join port {joined[1]}. Write the same number."
 
 
 def _rays_check(config: dict[str, Any]) -> Iterator[str]:
@@ -219,6 +296,9 @@ def _kuberay(document: dict[str, Any]) -> Iterator[str]:
             "The two must be equal."
         )
     groups = [spec.get("headGroupSpec"), *(spec.get("workerGroupSpecs") or [])]
+    names = [group.get("groupName") for group in groups[1:] if isinstance(group, dict)]
+    for name in sorted({str(each) for each in names if each and names.count(each) > 1}):
+        yield f"Several groups have the name {name}. Give each group a name of its own."
     wrong = [problem for number, group in enumerate(groups) for problem in _group(group, is_head=number == 0)]
     yield from wrong
     if not wrong:
@@ -227,6 +307,9 @@ def _kuberay(document: dict[str, Any]) -> Iterator[str]:
         images = {pod["spec"]["containers"][0]["image"] for pod in pods}
         if len(images) > 1:
             yield f"The pods have the images {' and '.join(sorted(images))}. All of them must have the same one."
+    waits_for_pods = "cluster.autoscaling=true" in str(document["spec"].get("entrypoint"))
+    if waits_for_pods and not spec.get("enableInTreeAutoscaling"):
+        yield "The entrypoint waits for workers, but the autoscaler is off. Write enableInTreeAutoscaling: true."
     if kind == "RayJob" and not wrong:
         yield from _entrypoint(document["spec"], _pools(document))
 
@@ -247,7 +330,7 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
     resources = container.get("resources") or {}
     requests, limits = (resources.get(key) or {} for key in ("requests", "limits"))
     for resource in requests.keys() & limits.keys():
-        if _quantity(requests[resource]) > _quantity(limits[resource]):
+        if quantity(requests[resource]) > quantity(limits[resource]):
             yield (
                 f"{name} requests {resource}: {requests[resource]}, but its limit is {limits[resource]}, so Kubernetes "
                 "would refuse the pod. Raise the limit or lower the request."
@@ -257,6 +340,14 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
             f"{name} has no volume at /dev/shm, where a pod has 64 MiB, so Ray would put its store on the disk. Add "
             "volume and volumeMounts as in the file of this project."
         )
+    memory = _amount(group, "memory")
+    for volume in group["template"]["spec"].get("volumes") or []:
+        size = (volume.get("emptyDir") or {}).get("sizeLimit")
+        if size and volume["emptyDir"].get("medium") == "Memory" and quantity(size) < 0.3 * memory:
+            yield (
+                f"{name} has sizeLimit {size} for the shared memory, less than 30 % of the pod's memory, so Ray would "
+                "put its store on the disk. Raise it."
+            )
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
     if not is_head and least > most:
         yield f"{name} has minReplicas {least} and maxReplicas {most}. Lower the first or raise the second."
@@ -271,13 +362,16 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
     if "--restart" in command and spec.get("backoffLimit"):
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
     run = re.search(r"--run[ =]+(\S+)", command)
-    if run and "://" in run[1] and not run[1].startswith("s3://"):
+    if run and re.match(r"\w+:", run[1]) and not run[1].startswith("s3://"):
         yield f"The entrypoint has --run {run[1]}, which is no place for a run. Give s3://bucket/run."
     elif run and run[1].startswith("/") and not any(run[1].startswith(each) for each in _mounted(spec)):
         yield f"The entrypoint has --run {run[1]}, a folder of one pod. Give s3://bucket/run, or mount a volume."
+    file = re.search(r"--config[ =]+(/\S+)", command)
+    if file and not any(file[1].startswith(each) for each in _mounted(spec)):
+        yield f"The entrypoint has --config {file[1]}, which is not in the pods. Give its values with --set instead."
     given_script = re.search(r"\S+\.py\b", command)
     script = f"jobs/{Path(given_script[0]).name}" if given_script else ""
-    if given_script and not (Path(__file__).parents[1] / script).exists():
+    if given_script and not (_ROOT / script).exists():
         yield f"The entrypoint runs {given_script[0]}, and this project has no such script."
     elif given_script and given_script[0] not in (script, f"{_IN_IMAGE}/{script}"):
         yield f"The entrypoint runs {given_script[0]}, but in the image of this project it is {_IN_IMAGE}/{script}."
@@ -307,6 +401,43 @@ def _entrypoint(spec: dict[str, Any], pools: list[tuple[int, int, int]]) -> Iter
         )
 
 
+def _answer_of_script(job: dict[str, Any]) -> Iterator[str]:
+    """What the script of the entrypoint says of its flags and settings.
+
+    It runs here, in an empty folder, with a run that does not exist. It refuses wrong flags and settings first, and
+    then the run, so it starts nothing.
+    """
+    try:
+        words = shlex.split(job["spec"]["entrypoint"].replace("--run=", "--run "))
+    except ValueError as error:
+        yield f"The entrypoint is no command of a shell ({error}). Correct its quotation marks."
+        return
+    number = next((each for each, word in enumerate(words) if word.endswith(".py")), len(words))
+    script = _ROOT / "jobs" / Path(words[number]).name if number < len(words) else None
+    arguments = list(takewhile(lambda word: word not in ("&&", "||", ";", "|"), words[number + 1 :]))
+    if script is None or "--run" not in arguments[:-1] or script.stem == "prepare_dataset":
+        return
+    with TemporaryDirectory() as folder:
+        run = arguments.index("--run") + 1
+        given, arguments[run] = arguments[run], f"{folder}/none"
+        try:
+            done = subprocess.run(
+                [sys.executable, script, *arguments],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(_ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=_ANSWER_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            yield f"{script.name} did not say in {_ANSWER_SECONDS} s whether it knows its flags. Check the file again."
+            return
+    if done.returncode and f"{arguments[run]} does not exist" not in done.stderr:
+        answer = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        yield f"The script of the entrypoint refuses its flags or settings: {answer.replace(arguments[run], given)}"
+
+
 def _mounted(spec: dict[str, Any]) -> list[str]:
     """The places at which the head has volumes."""
     container = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
@@ -322,18 +453,7 @@ def _amount(group: Any, resource: str) -> int:
     """How much of a resource a pod's first container has, as Ray reads it: the limit, else the request, rounded up."""
     resources = group["template"]["spec"]["containers"][0].get("resources") or {}
     limits, requests = (resources.get(key) or {} for key in ("limits", "requests"))
-    return ceil(_quantity(limits.get(resource, requests.get(resource, 0))))
-
-
-def _quantity(value: object) -> float:
-    """A number of Kubernetes: 8, "500m" (thousandths), "12Gi" (powers of 1024) or "12G" (powers of 1000)."""
-    found = re.fullmatch(r"(\d+\.?\d*)(m|[kKMGTPE]i?|)", str(value))
-    if not found:
-        raise ValueError(f"{value!r} is no amount of Kubernetes; write for example 7, 500m or 28Gi")
-    number, unit = found.groups()
-    if unit in ("", "m"):
-        return float(number) / (1000 if unit else 1)
-    return float(number) * (1024 if unit.endswith("i") else 1000) ** ("KMGTPE".index(unit[0].upper()) + 1)
+    return ceil(quantity(limits.get(resource, requests.get(resource, 0))))
 
 
 def _print(line: str) -> None:

@@ -1,23 +1,39 @@
 """The offline check of a user's own cluster file: the shipped files pass, and each mistake is one sentence."""
 
 import copy
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.check_cluster_file import job_settings_of, main, problems_of
+from cluster.check_cluster_file import compared_with_shipped, job_settings_of, main, problems_of
+from cluster.shipped_file import DATA, FILES, differences_of, shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("ray_cluster.yaml", "kuberay/ray_cluster.yaml", "kuberay/ray_job.yaml", "kuberay/network_policy.yaml")
+
+
+VALUES = {
+    "account": "123456789012",
+    "region": "eu-central-1",
+    "bucket": "my-bucket",
+    "security-group": "sg-0123456789abcdef0",
+    "private-subnet-a": "subnet-0123456789abcdef0",
+    "private-subnet-b": "subnet-1123456789abcdef0",
+    "ami-with-docker": "ami-0123456789abcdef0",
+    "ami-with-docker-and-nvidia": "ami-1123456789abcdef0",
+    "namespace-of-the-kuberay-operator": "kuberay-operator",
+}
 
 
 def filled(name: str) -> str:
     """A shipped file with a value in the place of each angle bracket."""
-    return re.sub(r"<([a-z-]+)>", r"my-\1", (ROOT / name).read_text())
+    return re.sub(r"<([a-z-]+)>", lambda found: VALUES[found[1]], (ROOT / name).read_text())
 
 
 def changed(name: str, change: Callable[[dict[str, Any]], object]) -> str:
@@ -31,6 +47,8 @@ def changed(name: str, change: Callable[[dict[str, Any]], object]) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_the_shipped_files_have_no_problem_but_their_brackets(name: str) -> None:
     assert problems_of(filled(name)) == []
+    assert compared_with_shipped(filled(name)) == (name, [])
+    assert compared_with_shipped((ROOT / name).read_text()) == (name, [])
     left = problems_of((ROOT / name).read_text())
     lines = (ROOT / name).read_text().splitlines()
     assert left
@@ -44,10 +62,11 @@ def test_types_of_nodes_may_be_added_and_removed() -> None:
         types = config["available_node_types"]
         del types["gpu_worker"]
         larger = types["cpu_worker"]["node_config"] | {"InstanceType": "m7i.4xlarge"}
-        types["large_cpu_worker"] = {"resources": {"CPU": 16}, "max_workers": 2, "node_config": larger}
+        resources = {"CPU": 16, "GPU": 0}
+        types["large"] = {"resources": resources, "min_workers": 0, "max_workers": 2, "node_config": larger}
 
     text = changed("ray_cluster.yaml", cpus_alone)
-    assert problems_of(text) == []
+    assert problems_of(text) == [] and compared_with_shipped(text)[1] == []
     cpus = "--set cluster.max_cpu_actors=64 --set cluster.cpus_per_training_worker=15"
     assert job_settings_of(text) == f"--set cluster.autoscaling=true {cpus}"
 
@@ -60,8 +79,16 @@ def head(config: dict[str, Any]) -> dict[str, Any]:
     return {"IamInstanceProfile": config["available_node_types"]["head"]["node_config"]["IamInstanceProfile"]}
 
 
-def group(job: dict[str, Any]) -> dict[str, Any]:
-    return job["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]
+def replace(commands: list[str], text: str, by: str) -> None:
+    commands[:] = [each.replace(text, by) for each in commands]
+
+
+def without_docker(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in config["available_node_types"]["gpu_worker"].items() if key != "docker"}
+
+
+def group(job: dict[str, Any], number: int = 1) -> dict[str, Any]:
+    return job["spec"]["rayClusterSpec"]["workerGroupSpecs"][number]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +141,10 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
         ),
         (lambda c: node(c)["resources"].update(CPU=16), "declares CPU: 16, but a m7i.2xlarge has 8"),
         (lambda c: node(c)["node_config"].update(InstanceType="m7i.large"), "declares CPU: 8, but a m7i.large has 2"),
-        (lambda c: node(c)["resources"].update(GPU=1), "declares GPU: 1, but a m7i.2xlarge has no GPU"),
+        (
+            lambda c: node(c).update(resources={"CPU": 8, "GPU": 1}, docker={"worker_run_options": ["--gpus all"]}),
+            "declares GPU: 1, but a m7i.2xlarge has no GPU",
+        ),
         (
             lambda c: c["available_node_types"]["gpu_worker"]["resources"].update(GPU=4),
             "declares GPU: 4, but a g6.xlarge has 1",
@@ -128,11 +158,31 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
         (lambda c: node(c)["node_config"].update(head(c)), "cpu_worker has the IamInstanceProfile of the head"),
         (lambda c: c["provider"].pop("region"), "provider.region is missing"),
         (
-            lambda c: c["provider"].update(availability_zone="my-regiona, eu-west-1b"),
-            "'eu-west-1b' is not in my-region",
+            lambda c: c["provider"].update(availability_zone="eu-central-1a, eu-west-1b"),
+            "'eu-west-1b' is not in eu-central-1",
         ),
         (lambda c: c["docker"]["run_options"].append("--env AWS_DEFAULT_REGION=x"), "AWS_DEFAULT_REGION=x, but"),
-        (lambda c: c.update(head_start_ray_commands=["ray start --head --dashboard-host=0.0.0.0"]), "dashboard to the"),
+        (lambda c: replace(c["head_start_ray_commands"], "127.0.0.1", "0.0.0.0"), "dashboard to the"),
+        (
+            lambda c: c.update(file_mounts={"/home/ubuntu/.ray/auth_token": "~/.ray/auth_token"}),
+            "token at /home/ubuntu/.ray/auth_token, but the nodes read it at /home/ray/.ray/auth_token",
+        ),
+        (
+            lambda c: c["docker"]["run_options"].append("--env RAY_AUTH_TOKEN_PATH=/opt/token"),
+            "token at /home/ray/.ray/auth_token, but the nodes read it at /opt/token",
+        ),
+        (
+            lambda c: replace(c["head_start_ray_commands"], "--autoscaling-config=~/ray_bootstrap_config.yaml", ""),
+            "no --autoscaling-config, so no worker would come",
+        ),
+        (
+            lambda c: replace(c["worker_start_ray_commands"], "6379", "6380"),
+            "The head listens on port 6379, but the workers join port 6380",
+        ),
+        (
+            lambda c: c["available_node_types"].update(gpu_worker_t4=without_docker(c)),
+            "gpu_worker_t4 declares GPUs, but its container would see none",
+        ),
         (lambda c: c.pop("provider"), r"provider\.type is missing"),
         (lambda c: c.update(available_node_types=["head"]), "available_node_types must name"),
     ],
@@ -208,11 +258,41 @@ def resources(job: Any) -> Any:
         ),
         (
             lambda j: j["spec"]["submitterPodTemplate"]["spec"]["containers"][0].update(image="other:1"),
-            "images my-.* and other:1. All of them must have the same one",
+            "images 123456789012.* and other:1. All of them must have the same one",
         ),
         (
             lambda j: group(j)["template"]["spec"]["containers"][0].update(image="other:2"),
-            "images my-.* and other:2. All of them must have the same one",
+            "images 123456789012.* and other:2. All of them must have the same one",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("s3://", "s3:/")),
+            r"--run s3:/.*, which is no place for a run",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --config /home/me/own.toml"),
+            r"--config /home/me/own\.toml, which is not in the pods",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --config own.toml"),
+            r"refuses its flags or settings: .*--config own\.toml: no such file",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("max_actors", "max_actor")),
+            r"cluster\.max_actor: unknown key\. Did you mean cluster\.max_actors",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --shrad 1/4"),
+            "--shrad: unknown argument. Did you mean --shard",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " 'x"),
+            r"no command of a shell \(No closing quotation\)",
+        ),
+        (lambda j: j["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=False), "the autoscaler is off"),
+        (lambda j: group(j).update(groupName="cpu"), "Several groups have the name cpu"),
+        (
+            lambda j: group(j)["template"]["spec"]["volumes"][0]["emptyDir"].update(sizeLimit="1Gi"),
+            "has sizeLimit 1Gi for the shared memory, less than 30 % of the pod's memory",
         ),
         (lambda j: group(j).update(maxReplicas=0), "the groups allow 0|no group has GPUs"),
         (lambda j: group(j).pop("maxReplicas"), "group gpu has no maxReplicas"),
@@ -242,6 +322,151 @@ def test_a_mistake_in_a_file_for_kuberay_is_a_sentence(change: Callable[..., obj
     assert problems and all(re.search(sentence, problem) for problem in problems)
 
 
+def test_the_package_has_the_content_of_the_shipped_files() -> None:
+    assert DATA.read_text() == shipped_files(), "run: python -m cluster.shipped_file"
+
+
+def test_what_the_pages_let_users_choose_is_no_difference() -> None:
+    def on_aws(config: dict[str, Any]) -> None:
+        types = config["available_node_types"]
+        types["gpu_worker_t4"] = copy.deepcopy(types["gpu_worker"])  # docs/tutorial-aws.md, T4 and L4
+        types["gpu_worker_t4"]["node_config"]["InstanceType"] = "g4dn.xlarge"
+        types["gpu_worker_t4"]["node_config"]["SubnetIds"].pop()
+        types["cpu_worker"]["node_config"]["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] = 200
+        types["chief"] = types.pop("head")
+        config.update(cluster_name="second", head_node_type="chief", max_workers=40, upscaling_speed=1)
+        config["docker"]["image"] = config["docker"]["image"].replace(":0.1.0", "@sha256:0123")
+
+    def on_kubernetes(job: dict[str, Any]) -> None:
+        for number in (0, 1):
+            pod = group(job, number)["template"]["spec"]
+            pod["nodeSelector"] = {"karpenter.sh/capacity-type": "spot"}
+            pod["containers"][0]["resources"]["limits"].update(memory="56Gi")
+        job["spec"].update(backoffLimit=0, entrypointNumCpus=1, activeDeadlineSeconds=86400)
+        job["metadata"]["namespace"] = "maps"
+
+    for name, change in (("ray_cluster.yaml", on_aws), ("kuberay/ray_job.yaml", on_kubernetes)):
+        assert compared_with_shipped(changed(name, change)) == (name, [])
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of each key and element below a value."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*at, key)
+        if isinstance(each, (dict, list)):
+            yield from places(each, (*at, key))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_line_that_is_deleted_or_changed_is_named_unless_users_choose_it(name: str) -> None:
+    documents = list(yaml.safe_load_all(filled(name)))
+    deleted, altered = set(), set()
+    counts = {"max_workers", "min_workers", "upscaling_speed", "idle_timeout_minutes", "CPU", "GPU", "VolumeSize"}
+    counts |= {"minReplicas", "maxReplicas", "idleTimeoutSeconds", "backoffLimit"}
+    for place in places(documents):
+        *above, last = place
+        for unnoticed in (deleted, altered):
+            edited = json.loads(json.dumps(documents))  # without the anchors' shared parts
+            parent = reduce(lambda value, key: value[key], above, edited)
+            if unnoticed is altered and isinstance(parent[last], (dict, list)):
+                continue
+            if unnoticed is deleted:
+                del parent[last]
+            else:
+                value = parent[last]
+                parent[last] = (
+                    not value if isinstance(value, bool) else value + 1 if last in counts else f"{value} other"
+                )
+            if edited and not differences_of(edited)[1]:
+                unnoticed.add(last)
+    of_lists = {0, 1}  # node groups of KubeRay; all subnets but one
+    assert deleted <= {"head", "cpu_worker", "gpu_worker"} | of_lists  # without a head there is a problem
+    assert altered <= counts | {"availability_zone", "entrypoint", "rayVersion"}  # read by the check itself
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: replace(c["head_start_ray_commands"], "cpus=0", "cpus=4"), r"\.*: \"--num-cpus=4\"; .*cpus=0"),
+        (
+            lambda c: c["docker"]["run_options"].append("--shm-size 64m"),
+            r'docker\.run_options: added: "--shm-size 64m"',
+        ),
+        (lambda c: c["setup_commands"].append("pip install x"), "setup_commands: added"),
+        (lambda c: c["head_start_ray_commands"].reverse(), "head_start_ray_commands, the order: "),
+        (
+            lambda c: replace(c["initialization_commands"], "123456789012", "210987654321"),
+            "<account>: .* 123456789012 in docker.image.*; 210987654321 in initialization_commands",
+        ),
+        (
+            lambda c: c["docker"].update(image=c["docker"]["image"].replace("eu-central-1", "us-east-1")),
+            "<region>: .* us-east-1 in docker.image",
+        ),
+        (lambda c: c["docker"].update(image="ghcr.io/me/ficklenet:latest"), "docker.image: .*a tag that never moves"),
+        (lambda c: node(c)["node_config"].update(ImageId="ami-12"), r"\.cpu_worker\..*ami-12.*ami- and 8 or 17"),
+        (lambda c: c.update(cluster_name="my maps"), "cluster_name: .*my maps"),
+        (
+            lambda c: node(c)["node_config"]["BlockDeviceMappings"][0]["Ebs"].update(VolumeSize=20),
+            "VolumeSize: 20; the shipped file has 96",
+        ),
+        (
+            lambda c: c["available_node_types"][c["head_node_type"]]["node_config"].update(
+                InstanceMarketOptions={"MarketType": "spot"}
+            ),
+            "head.node_config.InstanceMarketOptions: added",
+        ),
+    ],
+)
+def test_a_line_for_ray_up_that_nobody_has_to_change_is_named(change: Callable[..., object], sentence: str) -> None:
+    name, (line,) = compared_with_shipped(changed("ray_cluster.yaml", change))
+    assert name == "ray_cluster.yaml" and re.search(sentence, line)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda j: group(j)["template"]["spec"].update(serviceAccountName="default"), r"\.gpu\..*serviceAccountName: "),
+        (lambda j: group(j).update(replicas=6), "workerGroupSpecs.gpu.replicas: 6; the shipped file has 0"),
+        (lambda j: j["spec"].update(backOffLimit=j["spec"]["backoffLimit"]), "RayJob.spec.backOffLimit: added: 3"),
+        (
+            lambda j: group(j)["template"]["spec"].update(nodeSelector={"karpenter.sh/capacity-type": "spot"}),
+            "nodeSelector: .*SPOT.*cpu.*karpenter.*gpu",
+        ),
+        (
+            lambda j: resources(j)["limits"].update({"ephemeral-storage": "20Gi"}),
+            'ephemeral-storage: "20Gi"; the shipped file has "50Gi"',
+        ),
+    ],
+)
+def test_a_line_for_kuberay_that_nobody_has_to_change_is_named(change: Callable[..., object], sentence: str) -> None:
+    job = json.loads(json.dumps(yaml.safe_load(filled("kuberay/ray_job.yaml"))))  # without the anchors' shared parts
+    change(job)
+    name, (line,) = differences_of([job])
+    assert name == "kuberay/ray_job.yaml" and re.search(sentence, line)
+
+
+def test_secrets_are_named_but_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def with_keys(config: dict[str, Any]) -> None:
+        config["docker"]["run_options"].append("--env AWS_SECRET_ACCESS_KEY=abc/def")
+
+    (file := tmp_path / "keys.yaml").write_text(changed("ray_cluster.yaml", with_keys))
+    assert main([str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "AWS_SECRET_ACCESS_KEY (value not printed)" in said and "abc/def" not in said
+    assert "differ from the shipped ray_cluster.yaml; check each, because nothing else judges them" in said
+    assert "no problem was found, 1 line differs from the shipped file." in said
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, [], {}, "text", 3, [1], {"a": 1}, [None], {date(2026, 1, 1): 1}, [{"name": [1]}]]
+)
+def test_values_of_any_type_are_compared(wrong: object) -> None:
+    for name in FILES:
+        for key in ("spec", "available_node_types", "docker", "head_node_type", "head_start_ray_commands"):
+            document = yaml.safe_load(filled(name).split("\n---")[-1])
+            differences_of([document | {key: wrong}])
+
+
 @pytest.mark.parametrize("text", ["", "text", "- a\n- b", "a: [", "kind: RayJob\napiVersion: ray.io/v1"])
 def test_another_file_is_one_sentence(text: str) -> None:
     (problem,) = problems_of(text)
@@ -255,7 +480,7 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
     good.write_text(filled("ray_cluster.yaml"))
     bad.write_text((ROOT / "kuberay/network_policy.yaml").read_text())
     assert main([str(good)]) == 0
-    assert "no problem was found" in (said := capsys.readouterr().out)
+    assert "no problem was found.\n" in (said := capsys.readouterr().out)
     assert said.rstrip().endswith(
         "max_actors=8 --set cluster.max_cpu_actors=32 --set classifier.device=cuda --set maps.device=cuda "
         "--set segmenter.device=cuda --set predictions.device=cuda"
