@@ -12,7 +12,7 @@ from jobs.run.selection import resolve_selection
 from jobs.run.steps import BY_NAME
 from storage.errors import NotYet
 from storage.receipts import Receipt
-from storage.units import unit_of_row
+from storage.units import plan_units, unit_of_row
 
 
 def row_of(run: Run, image_id: str) -> int:
