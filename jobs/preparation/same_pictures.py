@@ -1,12 +1,10 @@
 """Finds pictures that occur more than once under different names, because they spoil figures and training.
 
 A picture in both train and val makes the figures of val too good, and two copies with different labels contradict each
-other. Headers are read anyway, so files whose first bytes and sizes are equal cost nothing to find; only these are
-read whole.
+other. Headers are read anyway, so files whose first bytes are equal cost nothing to find; only these are read whole.
 """
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from cluster.words import plural
@@ -29,25 +27,24 @@ def same_pictures(pictures: Pictures, root: Location, earlier: Iterable[Manifest
             added picture are compared, because the others would have to be opened first.
     """
     found = [(row, header) for row, header in zip(pictures.rows, pictures.headers, strict=True) if header]
-    named = {(row.height, row.width, _name(row)) for row, _ in found}
-    before = [row for row in earlier if not row.problem and (row.height, row.width, _name(row)) in named]
-    headers = read_many([row.uri for row in before], read_header)
-    found += [(row, header) for row, header in zip(before, headers, strict=True) if isinstance(header, Header)]
-    likely = _groups([((header.start, header.size), row) for row, header in found])
-    candidates = [row for group in likely for row in group]
+    if earlier:
+        named = {(row.height, row.width, _name(row)) for row, _ in found}
+        before = [row for row in earlier if not row.problem and (row.height, row.width, _name(row)) in named]
+        headers = read_many([row.uri for row in before], read_header)
+        found += [(row, header) for row, header in zip(before, headers, strict=True) if isinstance(header, Header)]
+    candidates = [row for group in _groups((header.start, row) for row, header in found) for row in group]
     digests = read_many([resolve_address(row.uri, root, {}) for row in candidates], _digest)
-    same = _groups(
-        [(digest, row) for digest, row in zip(digests, candidates, strict=True) if not isinstance(digest, BadImage)]
-    )
+    same = _groups(pair for pair in zip(digests, candidates, strict=True) if not isinstance(pair[0], BadImage))
     return [_sentence(same)] if same else []
 
 
-def _groups(keyed: Sequence[tuple[object, ManifestRow]]) -> list[list[ManifestRow]]:
-    """The rows that have a key in common with another file."""
-    groups = defaultdict[object, dict[str, ManifestRow]](dict)
+def _groups(keyed: Iterable[tuple[object, ManifestRow]]) -> list[list[ManifestRow]]:
+    """The rows that have their key in common with other rows."""
+    first, groups = dict[object, ManifestRow](), dict[object, list[ManifestRow]]()
     for key, row in keyed:
-        groups[key].setdefault(row.uri, row)
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
+        if (earlier := first.setdefault(key, row)) is not row:
+            groups.setdefault(key, [earlier]).append(row)
+    return list(groups.values())
 
 
 def _sentence(same: Sequence[Sequence[ManifestRow]]) -> str:
