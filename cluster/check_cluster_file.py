@@ -45,6 +45,7 @@ _TOKEN = "/home/ray/.ray/auth_token"  # for the user of the image in the Contain
 _IN_IMAGE = "/opt/ficklenet"  # the project in the image of the Containerfile
 
 _BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
+_POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 def main(files: list[str]) -> int:
@@ -299,6 +300,13 @@ def _kuberay(document: dict[str, Any]) -> Iterator[str]:
     names = [group.get("groupName") for group in groups[1:] if isinstance(group, dict)]
     for name in sorted({str(each) for each in names if each and names.count(each) > 1}):
         yield f"Several groups have the name {name}. Give each group a name of its own."
+    own = (document.get("metadata") or {}).get("name")
+    for name in filter(None, (own, *names)):
+        if not _POD_NAME.fullmatch(str(name)):
+            yield (
+                f"The name {name} becomes a part of the pods' names, which may have lower-case letters, digits and '-' "
+                "only, so no pod would start. Change it."
+            )
     wrong = [problem for number, group in enumerate(groups) for problem in _group(group, is_head=number == 0)]
     yield from wrong
     if not wrong:

@@ -47,7 +47,7 @@ _CHOSEN = {
     "available_node_types.*.node_config.InstanceType": r"[a-z][\w-]*\.[\w-]+",
     "docker.image|*.containers.*.image": r"(?!.*\.dkr\.ecr\.)\S+[:@](?!latest$)[\w.:-]+",  # in another registry
     "(RayCluster|RayJob|NetworkPolicy).metadata.(name|generateName)|*.metadata.namespace": r"[a-z0-9][a-z0-9.-]*",
-    "*.workerGroupSpecs.*.groupName": r"[\w-]+",
+    "*.workerGroupSpecs.*.groupName": r"[a-z0-9-]+",
     "*.workerGroupSpecs.*.(min|max)Replicas|*.autoscalerOptions.idleTimeoutSeconds": _NUMBER,
     "*.(headGroupSpec|workerGroupSpecs).*.(requests|limits).(cpu|nvidia.com/gpu)": rf"{_NUMBER}m?",
     "*.rayVersion|RayJob.spec.entrypoint": "(?s:.+)",  # check_cluster_file reads them

@@ -290,6 +290,7 @@ def resources(job: Any) -> Any:
         ),
         (lambda j: j["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=False), "the autoscaler is off"),
         (lambda j: group(j).update(groupName="cpu"), "Several groups have the name cpu"),
+        (lambda j: group(j).update(groupName="cpu_worker"), "The name cpu_worker becomes a part of the pods' names"),
         (
             lambda j: group(j)["template"]["spec"]["volumes"][0]["emptyDir"].update(sizeLimit="1Gi"),
             "has sizeLimit 1Gi for the shared memory, less than 30 % of the pod's memory",
