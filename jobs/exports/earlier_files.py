@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.exports.format_table import FORMATS
 from storage.location import Location
 
-FILES = ("annotations.json", "annotations.xml", "tasks.json")  # with all images; labelling tools write such files too
+FILES = tuple(row.one_file for row in FORMATS.values() if row.one_file)
 
 
 @contextmanager

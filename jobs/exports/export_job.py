@@ -217,27 +217,26 @@ def export(run: Run, connection: Connection, request: ExportRequest, out: Locati
         finish=finish,
         cost=CostEstimate(seconds=0.02),
     )
-    if not options.restart:
-        _require_same_masks(job)
+    is_default = out.is_local and out == export_folder(run, request, None)
+    changed = set() if options.restart else _changed(job)
+    if changed and changed <= {_CORRECTED, UPSTREAM} and is_default and FORMATS[format].one_file:  # which is kept
+        print("export: the masks of the run have changed since this export was made, so it is written again")
+        options = replace(options, restart=True)
+    elif changed == {_CORRECTED}:  # the driver names all other differences
+        raise ValueError(
+            f"{job.step.location.parent}: this export was made before masks were imported that the run has now. "
+            f"'{job.command} --restart {job.step.location.name}' writes the files again with these masks. To keep the "
+            "files as they are, give another --out."
+        )
     run_unit_step(run, connection, job, options)
 
 
-def _require_same_masks(job: UnitStepJob) -> None:
-    """Refuses an export that was started before masks were corrected, if nothing else has changed.
-
-    Raises:
-        ValueError: see above.
-    """
+def _changed(job: UnitStepJob) -> set[str]:
+    """The keys of an export's fingerprint that have changed since it was started; none if it was not."""
     recorded, wanted = job.step.fingerprint(), json.loads(json.dumps(job.fingerprint))
-    if recorded is None or recorded.pop(_CORRECTED, "") == wanted.pop(_CORRECTED, ""):
-        return
-    if any(recorded.get(key) != value for key, value in wanted.items()):
-        return  # the driver names all differences
-    raise ValueError(
-        f"{job.step.location.parent}: this export was made before masks were imported that the run has now. "
-        f"'{job.command} --restart {job.step.location.name}' writes the files again with these masks. To keep the "
-        "files as they are, give another --out."
-    )
+    if recorded is None:
+        return set()
+    return {key for key in {*wanted, _CORRECTED} if recorded.get(key) != wanted.get(key)}
 
 
 @dataclass

@@ -146,6 +146,29 @@ def test_an_export_from_before_an_import_is_not_continued(painted_run, tmp_path,
         export(painted_run, folder, "--format", "png")
 
 
+def test_the_export_for_a_labelling_tool_is_written_again_after_an_import(painted_run, tmp_path, capsys):
+    """Its command is printed by the pipeline and the report, and the file is kept if somebody has changed it."""
+    command = ["--run", painted_run.uri, "--format", "cvat"]
+    export_labels.main(command)
+    (file,) = Path(painted_run.uri, "exports").glob("*/annotations.xml")
+    first = file.read_bytes() + b"<!-- mine -->"
+    file.write_bytes(first)
+    hand_mask(painted_run, tmp_path / "first", "scene_0013", 4)
+    capsys.readouterr()
+    export_labels.main([*command, "--dry-run"])
+    assert file.read_bytes() == first
+    export_labels.main(command)
+    assert "the masks of the run have changed since this export was made, so it is written" in capsys.readouterr().out
+    (kept,) = file.parent.glob("annotations.before-*.xml")
+    assert kept.read_bytes() == first and file.read_bytes() != first
+    export_labels.main(command)
+    assert "written again" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--restart ficklenet_export"):  # other settings are not masks
+        export_labels.main(
+            ["--run", painted_run.uri, "--format", "cvat", "--out", str(file.parent), "--shapes=polygons"]
+        )
+
+
 def test_masks_that_nobody_corrected_never_replace_corrected_ones(painted_run, tmp_path, capsys):
     folder = export(painted_run, tmp_path / "out", "--format", "png")
     image = folder / "scene_0013.png"
