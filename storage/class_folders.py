@@ -37,9 +37,10 @@ def read_class_folders(folder: Location, splits: Sequence[str] = ()) -> Source:
         is_missing = folder.is_local and not os.path.isdir(folder.uri)
         nothing = "no such folder" if is_missing else "no images"
         what = f"{len(images):,} images that are not in a folder" if images else nothing
+        hint = f" If {folder.name} is a class, give the folder above: --folders {folder.parent}." if images else ""
         raise ValueError(
-            f"{folder}: {what}. --folders needs a folder per class, such as {folder.name}/cat/1.jpg; for images with "
-            "a table, give --csv labels.csv --images FOLDER."
+            f"{folder}: {what}. --folders needs a folder per class, such as {folder.name}/cat/1.jpg.{hint} For images "
+            "with a table, give --csv labels.csv --images FOLDER."
         )
     unknown = [split for split in splits if split not in (tops if has_splits else ())]
     if unknown:

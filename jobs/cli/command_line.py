@@ -33,6 +33,9 @@ STARTED = time.monotonic()  # of this process, about: this is the first module t
 PROGRAM = "ficklenet"
 """The console command. A job that it starts calls itself `ficklenet maps` instead of `generate_maps`."""
 
+_BEGIN_AGAIN = {"prepare_dataset", "import_masks", "evaluate", "report", "compare", "contact_sheet", "status"}
+"""The scripts that store nothing before their end."""
+
 LOG_NOTE = "log: "
 """The beginning of the note of an error that names the log of the launch. A worker's traceback is another note."""
 
@@ -161,13 +164,13 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
             sys.stdout.flush()  # here a closed output can be told apart from other errors
     except SystemExit as end:
         if end.code == signal.SIGTERM:  # by Ray's own handler, which replaces ours while a Ray starts
-            _exit_interrupted(end, is_stopped=True)
+            _exit_interrupted(end, main, is_stopped=True)
         _exit(end.code if isinstance(end.code, int) else 0)  # argparse's
     except (KeyboardInterrupt, SystemError) as error:
         interruption = _interruption(error)
         if interruption is None:
             raise
-        _exit_interrupted(error, is_stopped=Stopped.has_come or isinstance(interruption, Stopped))
+        _exit_interrupted(error, main, is_stopped=Stopped.has_come or isinstance(interruption, Stopped))
     except (ValueError, OSError, ClusterError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             _exit(141)
@@ -190,10 +193,12 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
     _exit(0)
 
 
-def _exit_interrupted(error: BaseException, *, is_stopped: bool) -> NoReturn:
+def _exit_interrupted(error: BaseException, main: Callable[[list[str]], None], *, is_stopped: bool) -> NoReturn:
     word, code = ("stopped", 143) if is_stopped else ("interrupted", 130)
     same = "without --restart the same command" if has_restarted(error) else "the same command"
-    print(f"{word}; {same} continues.", file=sys.stderr)
+    names = {Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]}
+    does = "begins again" if names & _BEGIN_AGAIN else "continues"
+    print(f"{word}; {same} {does}.", file=sys.stderr)
     _exit(code)
 
 

@@ -27,8 +27,8 @@ COMMANDS_HEAD = """# Commands
 *Made from the code by `make reference`.*
 
 Every job is a file in `jobs/` and also a command: `ficklenet maps ...` means `python jobs/generate_maps.py ...`. You
-can stop any job, and the same command continues it. If you misspell a command, a flag, a key, a class name or a split,
-the message suggests the nearest right one.
+can stop any job, and the same command continues it. Only a preparation, an import, an evaluation and a report begin
+again. If you misspell a command, a flag, a key, a class name or a split, the message suggests the nearest right one.
 
 | exit code | meaning |
 |---|---|

@@ -130,7 +130,8 @@ def put_into_run(run: Run, places: dict[int, Location]) -> list[str]:
     Manifest.forget()
     splits = sorted({rows[row].split for row in places})
     strong = [split for split in splits if run.config.data.role_of(split) == "train"]
-    others = sum(1 for number, row in enumerate(rows) if row.split in strong and row.mask_uri and number not in places)
+    given = [row for row in rows if row.mask_uri and not row.mask_uri.startswith(f"{CORRECTED}/")]
+    others = sum(row.split in strong for row in given)
     if others and not origin_of(run):  # a run of new images is never trained
         print(
             f"import: {plural(others, 'other image')} of {', '.join(strong)} with masks: these masks are also used if "

@@ -313,6 +313,19 @@ def test_a_sigterm_that_ray_makes_another_exception_of_is_called_by_its_name(cap
         assert (end.value.code, capsys.readouterr().err) == (143, "stopped; the same command continues.\n")
 
 
+def test_a_stopped_preparation_is_not_said_to_continue(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(sys, "argv", ["jobs/prepare_dataset.py"])
+
+    def main(_: list[str]) -> None:
+        raise Stopped
+
+    with pytest.raises(SystemExit):
+        run_main(main, [])
+    assert capsys.readouterr().err == "stopped; the same command begins again.\n"
+    assert set(COMMANDS.values()) > command_line._BEGIN_AGAIN
+
+
 def test_a_bucket_that_does_not_exist_is_wrong_input(run_job, s3_environment):
     answer = run_job("status", "--run", "s3://no-such-bucket/run")
     assert answer.code == 2 and "the bucket does not exist; create it or correct the path" in answer.stderr

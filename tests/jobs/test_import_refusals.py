@@ -40,6 +40,7 @@ def test_what_cannot_be_brought_back_is_refused(painted_run, tmp_path):
     refused('width="160" height="120">', 'width="160" height="121">', r"has 160 x 121 pixels, but the run's image has")
     refused("<mask label=", '<mask label="unicorn" other=', r"'unicorn' is not a class of the run")
     refused("<mask ", "<box ", r"an object that is neither a polygon nor a mask of 160 x 120 pixels", "</box>")
+    refused('label="star"', 'label="Star"', r"'Star' is not a class of the run\. Did you mean 'star'\?")
     refused("</annotations>", "", r"not CVAT's XML")
     file.write_text(text)
     (tmp_path / "pngs").mkdir()

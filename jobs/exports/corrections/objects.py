@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.exports.labelled_image import Classes
+from jobs.run.split_names import nearest
 from storage.drawings import Drawing, encode_mask, outline
 from storage.location import Location
 
@@ -70,7 +71,8 @@ class Objects:
         names = self.classes.names
         if label not in names:
             raise ValueError(
-                f"{self.place}: {label!r} is not a class of the run. Its classes are {', '.join(names[:20])}."
+                f"{self.place}: {label!r} is not a class of the run.{nearest(label, names)} Its classes are "
+                f"{', '.join(names[:20])}."
             )
         return self.classes.values[names.index(label)]
 
