@@ -65,6 +65,14 @@ def look_at_pictures(rows: Sequence[ManifestRow], images: Sequence[SourceImage],
                 facts = vars(found.rows[number]) | {"height": header.height, "width": header.width}
                 found.rows[number] = ManifestRow(**facts)  # dataclasses.replace takes three times as long
         progress.advance(min(HEADERS_AT_ONCE, len(rows) - start))
+        if start == 0 and numbers and len(found.unreadable) == len(numbers) < len(rows):
+            uri, reason = found.unreadable[0]
+            print(
+                f"prepare: WARNING: none of the first {plural(len(numbers), 'image')} can be opened (first: {uri}: "
+                f"{reason}). Is the folder right? If not, stop this command; for tables and COCO, --images names the "
+                "folder.",
+                flush=True,
+            )
     progress.close()
     if renamed:
         _require_different_files(found.rows)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.preparation import pictures
 from jobs.preparation.split_roles import with_roles
 from jobs.prepare_dataset import main
 from jobs.run.config_keys import Config
@@ -219,6 +220,16 @@ def test_a_folder_of_label_files_without_a_file_for_any_image_is_refused(flag, t
 
 
 # Names
+
+
+def test_a_long_list_whose_first_images_are_all_missing_is_told_early(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "HEADERS_AT_ONCE", 4)
+    rows = [f"{number}.jpg,{'cat' if number % 2 else 'dog'}" for number in range(8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,labels", *rows]))
+    Image.new("RGB", (32, 24)).save(tmp_path / "7.jpg")
+    main(["--run", str(tmp_path / "run"), "--csv", str(tmp_path / "labels.csv"), "--dry-run"])
+    told = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(told) == 1 and "none of the first 4 images can be opened" in told[0] and "0.jpg: missing" in told[0]
 
 
 def test_an_image_spelt_differently_is_found_and_told(tmp_path, capsys):
