@@ -92,10 +92,18 @@ def _most_gpus(machine: str) -> int | None:
     return {"12": 4, "24": 4, "48": 8}.get(usual[2], 1) if usual else None
 
 
+def needs_float32(config: dict[str, Any]) -> bool:
+    """Whether a type of worker has a T4, which does not compute in bfloat16."""
+    types = (config.get("available_node_types") or {}).values()
+    return any(str((each.get("node_config") or {}).get("InstanceType")).startswith("g4dn.") for each in types)
+
+
 def _machine(name: str, machine: str) -> Iterator[str]:
     family, _, size = machine.partition(".")
     if re.match(r"[a-z]+\d+g", family):  # Graviton, as in c7g, m8gd and g5g
         yield f"{name}: the processor of a {machine} is ARM, but the image of this project is for x86. Change it."
+    if re.fullmatch(r"g2|g3s?|g4ad|p2|p3|p3dn", family):
+        yield f"{name}: CUDA 13, which the image has, does not support the GPUs of a {machine}. Take g4dn, g5 or newer."
     if size and size not in _SMALL and not re.fullmatch(r"\d+xlarge|metal(-\d+xl)?", size):
         yield f"{name}: InstanceType {machine} has no size that AWS knows, such as xlarge or 2xlarge."
 
@@ -122,6 +130,8 @@ def _resources(name: str, resources: dict[str, Any], machine: str) -> Iterator[s
     gpus, most_gpus = resources.get("GPU", 0), _most_gpus(machine)
     if most_gpus is not None and gpus > most_gpus:
         yield f"{name} declares GPU: {gpus}, but a {machine} has {most_gpus or 'no GPU'}. Change one of the two."
+    elif most_gpus is not None and 0 < gpus < most_gpus:
+        yield f"{name} declares GPU: {gpus}, but a {machine} has {most_gpus}, so some would not be used. Change one."
 
 
 def _places(config: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.aws_nodes import problems_of_nodes
+from cluster.aws_nodes import needs_float32, problems_of_nodes
 from cluster.kuberay_file import answer_of_script, problems_of_document
 from cluster.shipped_file import differences_of
 from cluster.words import plural
@@ -98,6 +98,7 @@ def job_settings_of(text: str) -> str:
     try:
         documents = [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
         pools = [pool for each in documents for pool in pools_of(each)]
+        has_t4 = any(map(needs_float32, documents))
         numbers = numbers_of(pools, trains_on_gpus=False)
     except (yaml.YAMLError, *WRONG_TYPE):
         return ""  # problems_of says why
@@ -106,7 +107,9 @@ def job_settings_of(text: str) -> str:
         settings.pop("cpus_per_training_worker", None)
     flags = [f"cluster.{key}={value}" for key, value in settings.items() if any(numbers.values())]
     if numbers["max_actors"]:
-        flags += [f"{step}.device=cuda" for step in ("classifier", "maps", "segmenter", "predictions")]
+        steps = ("classifier", "maps", "segmenter", "predictions")
+        flags += [f"{step}.device=cuda" for step in steps]
+        flags += [f"{step}.precision=float32" for step in steps if has_t4]
     return " ".join(f"--set {flag}" for flag in flags)
 
 

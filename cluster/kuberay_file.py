@@ -27,6 +27,8 @@ _ON_GPUS = {
 
 _IN_IMAGE = "/opt/ficklenet"  # the project in the image of the Containerfile
 
+_GPU, _MIB = "nvidia.com/gpu", 1 << 20
+
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -97,6 +99,7 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
                 f"{name} requests {resource}: {requests[resource]}, but its limit is {limits[resource]}, so Kubernetes "
                 "would refuse the pod. Raise the limit or lower the request."
             )
+    yield from (f"{name} {problem}" for problem in _resources(group, requests, limits))
     if "/dev/shm" not in [each.get("mountPath") for each in container.get("volumeMounts") or []]:
         yield (
             f"{name} has no volume at /dev/shm, where a pod has 64 MiB, so Ray would put its store on the disk. Add "
@@ -113,6 +116,22 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
     if not is_head and least > most:
         yield f"{name} has minReplicas {least} and maxReplicas {most}. Lower the first or raise the second."
+
+
+def _resources(group: Any, requests: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
+    """Resources that Kubernetes would refuse, or that are not what was meant."""
+    for key in sorted({*requests, *limits}):
+        if re.fullmatch(r"nvidia\.com/gpus|nvidia/gpu|nvidia\.com\.gpu|gpus?", key, re.IGNORECASE):
+            yield f"has the resource {key}, which no node has. Write {_GPU}."
+    if _GPU in requests and _GPU not in limits:
+        yield f"requests {_GPU} without a limit, so Kubernetes would refuse the pod. Add the same limit."
+    tolerated = [each.get("key") for each in group["template"]["spec"].get("tolerations") or []]
+    if _GPU in tolerated and not amount(group, _GPU):
+        yield f"may run on nodes with GPUs (its toleration), but asks for none. Add {_GPU} to its requests and limits."
+    for key in ("memory", "ephemeral-storage"):
+        for value in {requests.get(key), limits.get(key)} - {None}:
+            if 0 < quantity(value) < _MIB:
+                yield f"has {key}: {value}, which is {quantity(value):,.0f} bytes. Write a unit, such as Gi."
 
 
 def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:

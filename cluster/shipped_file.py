@@ -115,11 +115,15 @@ class _Comparison:
             self._found.append((shown, shipped, given))
 
     def _node_types(self, shipped: dict[Any, Any], given: Any, place: str, shown: str) -> None:
-        """Compares each type of node with the shipped type of its kind; types may be added, removed and renamed."""
+        """Compares each type of node with the shipped type of its name, else of its kind.
+
+        Types may be added, removed and renamed.
+        """
         names = {bool(_gpus(each)): key for key, each in shipped.items() if key != "head"}
         pairs = given.items() if isinstance(given, dict) else [(_name(each), each) for each in given]
         for name, each in pairs:
-            like = "head" if name == self._head and "head" in shipped else names[_gpus(each)]
+            is_head = name == self._head and "head" in shipped
+            like = "head" if is_head else name if name in names.values() else names[_gpus(each)]
             self.compare(shipped[like], each, f"{place}.{like}", f"{shown}.{name}")
 
     def _texts(self, shipped: list[str], given: list[str], shown: str) -> None:

@@ -71,6 +71,13 @@ def test_types_of_nodes_may_be_added_and_removed() -> None:
     assert job_settings_of(text) == f"--set cluster.autoscaling=true {cpus}"
 
 
+def test_the_settings_of_a_job_for_a_t4_have_the_precision_that_it_needs() -> None:
+    text = filled("ray_cluster.yaml")
+    four = [f"--set {step}.precision=float32" for step in ("classifier", "maps", "segmenter", "predictions")]
+    assert "precision" not in job_settings_of(text)
+    assert job_settings_of(text.replace("g6.xlarge", "g4dn.xlarge")).endswith(" ".join(four))
+
+
 def node(config: dict[str, Any]) -> dict[str, Any]:
     return config["available_node_types"]["cpu_worker"]
 
@@ -148,6 +155,14 @@ def group(job: dict[str, Any], number: int = 1) -> dict[str, Any]:
         (
             lambda c: c["available_node_types"]["gpu_worker"]["resources"].update(GPU=4),
             "declares GPU: 4, but a g6.xlarge has 1",
+        ),
+        (
+            lambda c: c["available_node_types"]["gpu_worker"]["node_config"].update(InstanceType="g6.12xlarge"),
+            "declares GPU: 1, but a g6.12xlarge has 4, so some would not be used",
+        ),
+        (
+            lambda c: c["available_node_types"]["gpu_worker"]["node_config"].update(InstanceType="p3.2xlarge"),
+            "CUDA 13, which the image has, does not support the GPUs of a p3.2xlarge",
         ),
         (lambda c: node(c)["resources"].update(CPU=4), "declares CPU: 4, but a m7i.2xlarge has 8, so most"),
         (lambda c: c.update(file_mounts={}), "no /home/ray/.ray/auth_token, so the nodes would have no token"),
@@ -290,6 +305,22 @@ def resources(job: Any) -> Any:
         ),
         (lambda j: j["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=False), "the autoscaler is off"),
         (lambda j: group(j).update(groupName="cpu"), "Several groups have the name cpu"),
+        (
+            lambda j: [each.pop("nvidia.com/gpu", "") for each in resources(j).values()],
+            "group gpu may run on nodes with GPUs .its toleration., but asks for none|allow 0|no group has GPUs",
+        ),
+        (
+            lambda j: [each.update({"nvidia.com/gpus": "1"}) for each in resources(j).values()],
+            r"has the resource nvidia\.com/gpus, which no node has\. Write nvidia\.com/gpu\.",
+        ),
+        (
+            lambda j: resources(j).update(limits={"cpu": "3", "memory": "28Gi"}),
+            "requests nvidia.com/gpu without a limit",
+        ),
+        (
+            lambda j: resources(j).update(requests={"cpu": "3", "memory": "28", "nvidia.com/gpu": "1"}),
+            "has memory: 28, which is 28 bytes. Write a unit",
+        ),
         (lambda j: group(j).update(groupName="cpu_worker"), "The name cpu_worker becomes a part of the pods' names"),
         (
             lambda j: group(j)["template"]["spec"]["volumes"][0]["emptyDir"].update(sizeLimit="1Gi"),
@@ -299,7 +330,10 @@ def resources(job: Any) -> Any:
         (lambda j: group(j).pop("maxReplicas"), "group gpu has no maxReplicas"),
         (lambda j: group(j)["template"]["spec"].pop("containers"), "group gpu needs template.spec.containers"),
         (lambda j: group(j)["template"]["spec"]["containers"][0].pop("image"), "group gpu has no image"),
-        (lambda j: group(j)["template"]["spec"]["containers"][0].pop("resources"), "no resources.requests.cpu"),
+        (
+            lambda j: group(j)["template"]["spec"]["containers"][0].pop("resources"),
+            "no resources.requests.cpu|may run on nodes with GPUs",
+        ),
         (lambda j: j["spec"]["rayClusterSpec"].pop("authOptions"), "mode: token"),
         (lambda j: j["spec"]["rayClusterSpec"].pop("rayVersion"), "no rayVersion"),
         (
@@ -312,7 +346,10 @@ def resources(job: Any) -> Any:
             lambda j: resources(j).update(requests={"cpu": "3", "memory": "1.5Ti"}),
             "group gpu requests memory: 1.5Ti, but its limit is",
         ),
-        (lambda j: resources(j).update(limits={"cpu": "500m"}), "group gpu requests cpu: .*, but its limit is 500m"),
+        (
+            lambda j: resources(j).update(limits={"cpu": "500m"}),
+            "group gpu requests cpu: .*, but its limit is 500m|without a limit",
+        ),
         (lambda j: resources(j)["limits"].update(memory="12 GB"), "'12 GB' is no amount of Kubernetes; write for"),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
         (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
@@ -427,6 +464,10 @@ def test_a_line_for_ray_up_that_nobody_has_to_change_is_named(change: Callable[.
     ("change", "sentence"),
     [
         (lambda j: group(j)["template"]["spec"].update(serviceAccountName="default"), r"\.gpu\..*serviceAccountName: "),
+        (
+            lambda j: [each.pop("nvidia.com/gpu") for each in (resources(j)["requests"],)],
+            r"\.gpu\..*requests\.nvidia\.com/gpu: left out",
+        ),
         (lambda j: group(j).update(replicas=6), "workerGroupSpecs.gpu.replicas: 6; the shipped file has 0"),
         (lambda j: j["spec"].update(backOffLimit=j["spec"]["backoffLimit"]), "RayJob.spec.backOffLimit: added: 3"),
         (
