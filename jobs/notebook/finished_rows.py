@@ -25,6 +25,18 @@ def row_of(run: Run, image_id: str) -> int:
     return run.manifest().index_of(image_id)
 
 
+def warn_if_unknown(run: Run, image_id: str) -> None:
+    """Warns if the run has no image with this id. The warning names the line that called the caller of this."""
+    try:
+        row_of(run, image_id)
+    except KeyError as error:
+        warnings.warn(
+            f"{error.args[0].rstrip('.')}. Maps with this id are equal to no stored ones. For a picture that is not "
+            "in the run, leave the id out.",
+            stacklevel=3,
+        )
+
+
 def warn_if_outdated(run: Run, name: str) -> None:
     """Warns if a step is outdated. The warning names the line that called the caller of this function."""
     if outdated := outdated_in_words(run, name):

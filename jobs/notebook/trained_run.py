@@ -47,6 +47,7 @@ from jobs.notebook.finished_rows import (
     require_used,
     row_of,
     warn_if_outdated,
+    warn_if_unknown,
 )
 from jobs.predictions.prediction_stages import PredictionStages, Predictor
 from jobs.run.directory import Run, open_run
@@ -220,7 +221,8 @@ class TrainedRun:
             image: uint8 (H, W, 3), RGB, of any size.
             classes: names of the classes to map.
             image_id: the random masks depend on it and the run's seed. Give the id of an image of the run to get the
-                same maps as the job. For another image, leave it out.
+                same maps as the job. For another image, leave it out; an id that the run does not have gives a
+                warning.
 
         Returns:
             Maps on the grid of the classifier, in the order of `classes`. The map of each sample and class is divided
@@ -236,6 +238,8 @@ class TrainedRun:
         require_image(image, "localize")
         require_classes(classes, self.class_names, "localize")
         require_id(image_id, "localize")
+        if image_id:
+            warn_if_unknown(self.run, image_id)
         maker = self._map_maker("localize")
         numbers = np.array([self.class_names.index(name) for name in classes], np.int16)
         slots = np.full((1, max(len(numbers), maker.job.num_slots)), -1, np.int16)

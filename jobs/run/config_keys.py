@@ -272,7 +272,9 @@ class SeedsConfig(Section):
         "maps", "the maps from which seeds and pseudo-labels are made: those of the samples, or the refined maps"
     )
     theta: Fraction = Field(
-        0.35, description="a cell is a seed of a class if the class's maximum over the samples is above this"
+        0.35,
+        description="a cell is a seed of a class if the class's value is above this: the maximum over the samples, or "
+        "the probability in the refined maps",
     )
     background_cue: Literal["saliency", "evidence"] = Field(
         "saliency",

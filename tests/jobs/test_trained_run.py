@@ -107,7 +107,8 @@ def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run)
         found = run.localize(run.image(image_id), classes, image_id)
         for name in ("classes", "max", "mean", "score"):
             np.testing.assert_array_equal(getattr(found, name), getattr(stored, name))
-        other = run.localize(run.image(image_id), classes, "another id")
+        with pytest.warns(UserWarning, match=r"^no image 'another id'; .*\. Maps with this id are equal to no stored"):
+            other = run.localize(run.image(image_id), classes, "another id")
         assert not np.array_equal(other.max, stored.max), "the masks follow from the id"
 
 
