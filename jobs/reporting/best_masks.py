@@ -85,7 +85,7 @@ class MeasuredMasks:
 
     Attributes:
         best: the kind with the highest mIoU on the images of both kinds; without such images, that with more images.
-            If only the other kind was measured on enough images to judge it, that kind.
+            Pseudo-labels with too few images to judge them are not the best beside predictions with enough.
         others: the other kinds.
         why: `BETTER` if the pseudo-labels are the best kind though there are figures of the predictions; or why the
             better kind is not, in a sentence.
@@ -96,6 +96,11 @@ class MeasuredMasks:
     others: tuple[Kind, ...] = ()
     why: str = ""
     beaten_by: str = ""
+
+    @property
+    def judged(self) -> Kind:
+        """The best kind if it was measured on enough images to judge it, else the kind with most images."""
+        return self.best if self.best.num_images >= FEW_MASKS else self.most_measured
 
     @property
     def most_measured(self) -> Kind:
@@ -169,8 +174,11 @@ def measured_masks(measured: Sequence[Measured]) -> MeasuredMasks | None:
         why = BETTER
     better, number = kinds[0].labels, kinds[0].num_images
     if number < FEW_MASKS <= kinds[-1].num_images:
-        kinds.reverse()
-        why = f"The {better} are better on the images of both, but only {plural(number, 'image')} could measure them."
+        why = f"The {better} are better on the images of both, but only {plural(number, 'image')} could measure them"
+        is_why = better == "predictions" and is_on_trained_masks(measured)
+        why += ", because the network was trained on the masks of the others." if is_why else "."
+        if better == "pseudo-labels":  # the predictions are finer
+            kinds.reverse()
     is_network_unknown = "predictions" not in found and is_on_trained_masks(measured)
     beaten_by = "" if is_network_unknown else _beaten_by(order, records)
     return MeasuredMasks(kinds[0], tuple(kinds[1:]), why, beaten_by)

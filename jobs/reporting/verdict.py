@@ -117,9 +117,9 @@ def judge(run: Run, figures: Figures) -> Verdict | None:
             export = export_command(run, figures)
         return Verdict("bad", sentence, advice, export)
     masks = figures.measured
-    if masks and (masks.beaten_by or (masks.best.num_images >= FEW_MASKS and not figures.to_measure_again)):
+    if masks and (masks.beaten_by or (masks.judged.num_images >= FEW_MASKS and not figures.to_measure_again)):
         return _judge_measured(run, figures, masks)
-    is_enough = masks is not None and masks.best.num_images >= FEW_MASKS
+    is_enough = masks is not None and masks.judged.num_images >= FEW_MASKS
     return (None if is_enough else _judge_classifier(figures)) or _judge_unmeasured(run, figures)
 
 
@@ -130,7 +130,7 @@ def export_command(run: Run, figures: Figures) -> str:
 
 
 def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict:
-    mean_iou, export = masks.best.mean_iou, export_command(run, figures)
+    mean_iou, export = masks.judged.mean_iou, export_command(run, figures)
     figure = f"compared with the given masks, {masks.in_words}"
     is_new, guide = bool(origin_of(run)), _correcting(run)
     correct = (
@@ -147,7 +147,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
     if round(mean_iou, DIGITS) < HALF:
         return Verdict(
             "bad",
-            f"Correct these masks before you use them: {figure}, so a typical mask of the {masks.best.labels} shares "
+            f"Correct these masks before you use them: {figure}, so a typical mask of the {masks.judged.labels} shares "
             "less than half of its pixels with its object.",
             _in_turn(_proposal(figures, "Start corrections from"), correct),
             export,
@@ -160,7 +160,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         )
     return Verdict(
         "good",
-        _in_turn(f"These masks are good enough to start from: {figure}.", _weak_classes(masks.best.iou)),
+        _in_turn(f"These masks are good enough to start from: {figure}.", _weak_classes(masks.judged.iou)),
         _in_turn(
             _proposal(figures, "Use"),
             f"Look at {'the pictures' if is_new else 'the list “Look at these first”'}, and correct the masks that "

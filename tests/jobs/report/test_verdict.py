@@ -297,11 +297,18 @@ def test_the_kinds_are_compared_on_the_images_of_both():
     assert apart is not None and (apart.best.labels, apart.why) == ("pseudo-labels", "")
 
 
-def test_masks_that_enough_images_measure_are_judged():
+def test_masks_that_enough_images_measure_are_judged_and_the_better_ones_are_exported(run):
+    """The usual end of a training on corrected masks: only validation images still measure the network."""
     groups = [measured_of(14, pseudo_labels=0.6), measured_of(6, "val", pseudo_labels=0.6, predictions=0.7)]
     found = measured_masks(groups)
-    assert found is not None and (found.best.labels, found.best.num_images) == ("pseudo-labels", 20)
+    assert found is not None and (found.best.labels, found.judged.labels) == ("predictions", "pseudo-labels")
+    assert found.judged.num_images == 20
     assert found.why == "The predictions are better on the images of both, but only 6 images could measure them."
+    verdict = judge(run, Figures(**GOOD, measured=found))
+    assert verdict is not None and verdict.level == "good" and "--labels" not in verdict.command
+    rare = measured_of(6, "val", pseudo_labels=0.7, predictions=0.6)
+    other = measured_masks([measured_of(14, predictions=0.6), rare])  # the finer masks stay
+    assert other is not None and (other.best.labels, other.best.num_images) == ("predictions", 20)
     few = measured_masks([measured_of(12, pseudo_labels=0.6), groups[1]])
     assert few is not None and (few.best.labels, few.why) == ("predictions", "")
 
