@@ -164,13 +164,13 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
             sys.stdout.flush()  # here a closed output can be told apart from other errors
     except SystemExit as end:
         if end.code == signal.SIGTERM:  # by Ray's own handler, which replaces ours while a Ray starts
-            _exit_interrupted(end, main, is_stopped=True)
+            _exit_interrupted(end, main, given, is_stopped=True)
         _exit(end.code if isinstance(end.code, int) else 0)  # argparse's
     except (KeyboardInterrupt, SystemError) as error:
         interruption = _interruption(error)
         if interruption is None:
             raise
-        _exit_interrupted(error, main, is_stopped=Stopped.has_come or isinstance(interruption, Stopped))
+        _exit_interrupted(error, main, given, is_stopped=Stopped.has_come or isinstance(interruption, Stopped))
     except (ValueError, OSError, ClusterError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             _exit(141)
@@ -187,19 +187,26 @@ def _run(main: Callable[[list[str]], None], given: list[str], *, debug: bool) ->
         for note in getattr(error, "__notes__", []):
             if note.startswith(LOG_NOTE):  # the log has the other notes
                 print(f"{name}: {note}", file=sys.stderr)
-        if code == 1 and has_restarted(error):
+        if code == 1 and _must_leave_out_restart(error, given):
             print(f"{name}: to continue, leave out --restart, which would delete the results again.", file=sys.stderr)
         _exit(code)
     _exit(0)
 
 
-def _exit_interrupted(error: BaseException, main: Callable[[list[str]], None], *, is_stopped: bool) -> NoReturn:
+def _exit_interrupted(
+    error: BaseException, main: Callable[[list[str]], None], given: list[str], *, is_stopped: bool
+) -> NoReturn:
     word, code = ("stopped", 143) if is_stopped else ("interrupted", 130)
-    same = "without --restart the same command" if has_restarted(error) else "the same command"
+    same = "without --restart the same command" if _must_leave_out_restart(error, given) else "the same command"
     names = {Path(sys.argv[0]).stem, main.__module__.rpartition(".")[2]}
     does = "begins again" if names & _BEGIN_AGAIN else "continues"
     print(f"{word}; {same} {does}.", file=sys.stderr)
     _exit(code)
+
+
+def _must_leave_out_restart(error: BaseException, given: list[str]) -> bool:
+    """Whether the command deleted a step's results because of its flag, and would do so again."""
+    return has_restarted(error) and any(each.startswith("--restart") for each in given)
 
 
 def _use_utf8() -> None:

@@ -342,13 +342,13 @@ def test_a_pipeline_without_ray_on_s3_is_refused_before_its_first_step(s3_run, r
 def test_a_restart_that_did_not_end_is_continued_without_its_flag(capsys, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
 
-    def ends_with(error: BaseException, *, is_deleted: bool = True) -> str:
+    def ends_with(error: BaseException, *, is_deleted: bool = True, flags: str = "--restart maps") -> str:
         def main(_: list[str]) -> None:
             with restarted(is_deleted):
                 raise error
 
         with pytest.raises(SystemExit):
-            run_main(main, ["--restart", "maps"])
+            run_main(main, flags.split())
         return capsys.readouterr().err
 
     assert ends_with(Stopped()) == "stopped; without --restart the same command continues.\n"
@@ -356,6 +356,7 @@ def test_a_restart_that_did_not_end_is_continued_without_its_flag(capsys, monkey
     assert lost.endswith(": to continue, leave out --restart, which would delete the results again.\n")
     assert "--restart" not in ends_with(ClusterError("refused before anything was deleted."), is_deleted=False)
     assert ends_with(Stopped(), is_deleted=False) == "stopped; the same command continues.\n"
+    assert ends_with(Stopped(), flags="--redo-outdated") == "stopped; the same command continues.\n"
 
 
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(monkeypatch, capsys):
