@@ -143,9 +143,10 @@ def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
     if "--restart" in command and spec.get("backoffLimit"):
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
     run = re.search(r"--run[ =]+(\S+)", command)
-    if run and re.match(r"\w+:", run[1]) and not run[1].startswith("s3://"):
+    is_known = run is None or "$" in run[1] or run[1].startswith(("s3://", *_mounted(spec)))
+    if run and not is_known and re.match(r"\w+:|s3/", run[1]):
         yield f"The entrypoint has --run {run[1]}, which is no place for a run. Give s3://bucket/run."
-    elif run and run[1].startswith("/") and not any(run[1].startswith(each) for each in _mounted(spec)):
+    elif run and not is_known:
         yield f"The entrypoint has --run {run[1]}, a folder of one pod. Give s3://bucket/run, or mount a volume."
     file = re.search(r"--config[ =]+(/\S+)", command)
     if file and not any(file[1].startswith(each) for each in _mounted(spec)):

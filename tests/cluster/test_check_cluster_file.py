@@ -284,6 +284,14 @@ def resources(job: Any) -> Any:
             r"--run s3:/.*, which is no place for a run",
         ),
         (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("s3://", "s3//")),
+            r"--run s3//.*, which is no place for a run",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("s3://", "")),
+            r"--run my-bucket.*, a folder of one pod",
+        ),
+        (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --config /home/me/own.toml"),
             r"--config /home/me/own\.toml, which is not in the pods",
         ),
