@@ -54,9 +54,9 @@ class Location:
             ValueError: the scheme is unknown, there is no bucket, or an S3 key has ``..`` in it.
         """
         text = text.removeprefix("file://")
-        if re.match(r"s3:(?!//)", text, re.IGNORECASE):
+        if re.match(r"s3(:(?!//)|//)", text, re.IGNORECASE):
             raise ValueError(
-                f"location {text!r}: begins with 's3:' but not with 's3://'; expected s3://bucket/prefix, or "
+                f"location {text!r}: begins nearly, but not exactly, with 's3://'; expected s3://bucket/prefix, or "
                 f"'./{text}' for a local path of this name."
             )
         if not text or "\0" in text:

@@ -119,9 +119,9 @@ def test_other_places_are_refused_with_what_is_expected(text: str) -> None:
         Location.parse(text)
 
 
-@pytest.mark.parametrize("text", ["s3:/bucket/a", "s3:bucket/a", "S3:/bucket/a"])
-def test_a_missing_slash_does_not_make_a_local_folder_of_a_bucket(text: str) -> None:
-    with pytest.raises(ValueError, match=r"begins with 's3:' but not with 's3://'; expected s3://bucket/prefix"):
+@pytest.mark.parametrize("text", ["s3:/bucket/a", "s3:bucket/a", "S3:/bucket/a", "s3//bucket/a"])
+def test_a_missing_sign_does_not_make_a_local_folder_of_a_bucket(text: str) -> None:
+    with pytest.raises(ValueError, match=r"begins nearly, but not exactly, with 's3://'; expected s3://bucket/prefix"):
         Location.parse(text)
 
 
