@@ -168,12 +168,13 @@ def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
             yield f"The entrypoint sets cluster.{key}={given[key]}, but the groups allow {most}. Change one of the two."
     workers, cpus = int(given.get("training_workers", 1)), int(given.get("cpus_per_training_worker", 1)) or 1
     room = sum(most * min(there // cpus, gpus if on_gpus else there) for most, there, gpus in pools)
-    if workers > room:
-        yield (
-            f"The entrypoint sets cluster.training_workers={workers} of {plural(cpus, 'CPU')} each, but the groups "
-            f"have room for {room}. Change one of the two."
-        )
     has_gpus = any(most and gpus for most, _, gpus in pools)
+    if workers > room and (has_gpus or not on_gpus):  # without any GPU, the sentence below says it
+        each = f"{plural(cpus, 'CPU')}{' and 1 GPU' if on_gpus else ''}"
+        yield (
+            f"The job trains with {plural(workers, 'worker')} of {each}, but the groups have room for {room}. Change "
+            "cluster.training_workers, cluster.cpus_per_training_worker or the groups."
+        )
     if "device=cuda" in command and not has_gpus:
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
     if "device=cuda" not in command and has_gpus and script in _ON_GPUS:

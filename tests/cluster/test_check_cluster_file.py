@@ -240,7 +240,7 @@ def resources(job: Any) -> Any:
                 entrypoint="run --set cluster.autoscaling=true --set cluster.training_workers=6 "
                 "--set cluster.cpus_per_training_worker=6"
             ),
-            "training_workers=6 of 6 CPUs each, but the groups have room for 4",
+            "The job trains with 6 workers of 6 CPUs, but the groups have room for 4",
         ),
         (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("--set maps.device=cuda", "")),
@@ -335,6 +335,13 @@ def resources(job: Any) -> Any:
             "has sizeLimit 1Gi for the shared memory, less than 30 % of the pod's memory",
         ),
         (lambda j: group(j).update(maxReplicas=0), "the groups allow 0|no group has GPUs"),
+        (
+            lambda j: [
+                j["spec"]["rayClusterSpec"]["workerGroupSpecs"].pop(),
+                j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --set classifier.device=cuda"),
+            ],
+            "the groups allow 0|no group has GPUs",
+        ),
         (lambda j: group(j).pop("maxReplicas"), "group gpu has no maxReplicas"),
         (lambda j: group(j)["template"]["spec"].pop("containers"), "group gpu needs template.spec.containers"),
         (lambda j: group(j)["template"]["spec"]["containers"][0].pop("image"), "group gpu has no image"),
