@@ -142,6 +142,8 @@ def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
         return
     if "--restart" in command and spec.get("backoffLimit"):
         yield "The entrypoint has --restart: each attempt would delete the results again. Set backoffLimit to 0."
+    if re.search(r"\\(\s|$)", command):
+        yield "The entrypoint has a backslash at the end of a line. Leave it out: YAML joins the lines of this text."
     run = re.search(r"--run[ =]+(\S+)", command)
     is_known = run is None or "$" in run[1] or run[1].startswith(("s3://", *_mounted(spec)))
     if run and not is_known and re.match(r"\w+:|s3/", run[1]):

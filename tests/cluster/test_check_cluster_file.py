@@ -292,6 +292,10 @@ def resources(job: Any) -> Any:
             r"--run my-bucket.*, a folder of one pod",
         ),
         (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace(" --set", " \\ --set", 1)),
+            "has a backslash at the end of a line",
+        ),
+        (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --config /home/me/own.toml"),
             r"--config /home/me/own\.toml, which is not in the pods",
         ),
