@@ -221,7 +221,7 @@ def parse_output(path: str, flag: str) -> Location:
 
 def _parse_output(path: str, flag: str) -> Location:
     path = os.path.expanduser(path)  # a shell leaves the ~ of --run=~/voc, and a notebook has no shell
-    if "://" in path or path.lower().startswith("s3:") or os.path.isabs(path):
+    if "://" in path or path.lower().startswith(("s3:", "s3//")) or os.path.isabs(path):
         return Location.parse(path)
     if is_submitted_job():
         raise ValueError(

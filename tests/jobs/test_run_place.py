@@ -70,7 +70,7 @@ def test_images_in_the_folder_of_a_step_are_refused(source, tmp_path):
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("given", ["s3:/bucket/run", "s3:bucket/run"])
+@pytest.mark.parametrize("given", ["s3:/bucket/run", "s3:bucket/run", "s3//bucket/run"])
 def test_a_run_on_s3_with_a_missing_slash_is_no_local_folder(given: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="begins nearly, but not exactly, with 's3://'"):
