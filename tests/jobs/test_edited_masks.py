@@ -1,4 +1,4 @@
-"""Masks that somebody edits inside a run: they are told from the run's own, and no repair deletes them."""
+"""Masks that somebody edits inside a run: they differ from the run's own masks, and no repair deletes them."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""A picture that occurs under several names is told, with what it does to figures and labels."""
+"""A picture that occurs under several names gets a note, which says what it does to figures and labels."""
 
 import shutil
 from pathlib import Path
