@@ -79,7 +79,7 @@ def problems_of_document(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _group(group: Any, *, is_head: bool) -> Iterator[str]:
-    """Missing keys of a group of pods."""
+    """Problems of a group of pods."""
     name = "headGroupSpec" if is_head else f"group {group.get('groupName', '?') if isinstance(group, dict) else '?'}"
     try:
         container = group["template"]["spec"]["containers"][0]
@@ -98,6 +98,13 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
             yield (
                 f"{name} requests {resource}: {requests[resource]}, but its limit is {limits[resource]}, so Kubernetes "
                 "would refuse the pod. Raise the limit or lower the request."
+            )
+        elif (
+            not is_head and resource in ("cpu", "memory") and quantity(requests[resource]) < quantity(limits[resource])
+        ):
+            yield (
+                f"{name} requests {resource}: {requests[resource]}, but its limit is {limits[resource]}. Ray would use "
+                "the limit, which the node need not have. Write one value in both."
             )
     yield from (f"{name} {problem}" for problem in _resources(group, requests, limits))
     if "/dev/shm" not in [each.get("mountPath") for each in container.get("volumeMounts") or []]:

@@ -326,12 +326,12 @@ def resources(job: Any) -> Any:
             r"has the resource nvidia\.com/gpus, which no node has\. Write nvidia\.com/gpu\.",
         ),
         (
-            lambda j: resources(j).update(limits={"cpu": "3", "memory": "28Gi"}),
+            lambda j: resources(j).update(limits={"cpu": "3", "memory": "14Gi"}),
             "requests nvidia.com/gpu without a limit",
         ),
         (
             lambda j: resources(j).update(requests={"cpu": "3", "memory": "28", "nvidia.com/gpu": "1"}),
-            "has memory: 28, which is 28 bytes. Write a unit",
+            "has memory: 28, which is 28 bytes. Write a unit|requests memory: 28, but its limit is 14Gi",
         ),
         (lambda j: group(j).update(groupName="cpu_worker"), "The name cpu_worker becomes a part of the pods' names"),
         (
@@ -368,6 +368,10 @@ def resources(job: Any) -> Any:
         (
             lambda j: resources(j).update(limits={"cpu": "500m"}),
             "group gpu requests cpu: .*, but its limit is 500m|without a limit",
+        ),
+        (
+            lambda j: resources(j).update(limits={**resources(j)["limits"], "cpu": "15"}),
+            "group gpu requests cpu: 3, but its limit is 15. Ray would use the limit",
         ),
         (lambda j: resources(j)["limits"].update(memory="12 GB"), "'12 GB' is no amount of Kubernetes; write for"),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
