@@ -98,6 +98,24 @@ def needs_float32(config: dict[str, Any]) -> bool:
     return any(str((each.get("node_config") or {}).get("InstanceType")).startswith("g4dn.") for each in types)
 
 
+def needs_of_nodes(config: dict[str, Any]) -> Iterator[str]:
+    """The machine types that the policy of the head must allow, and the quotas of all nodes together, in vCPUs."""
+    types, head = config["available_node_types"], config["head_node_type"]
+    machines = {name: str((each.get("node_config") or {}).get("InstanceType", "")) for name, each in types.items()}
+    if workers := ", ".join(sorted({machine for name, machine in machines.items() if name != head})):
+        yield f"The policy of the head must allow these machines (ec2:InstanceType): {workers}."
+    quotas = dict[str, int]()
+    for name, each in types.items():
+        options = (each.get("node_config") or {}).get("InstanceMarketOptions") or {}
+        is_spot, family = options.get("MarketType") == "spot", machines[name][:1]
+        kind = "G and VT" if family in "gv" else "Standard" if family in "acdhimrtz" else f"{family.upper()}"
+        quota = f"All {kind} Spot Instance Requests" if is_spot else f"Running On-Demand {kind} instances"
+        number = 1 if name == head else min(each.get("max_workers", config["max_workers"]), config["max_workers"])
+        quotas[quota] = quotas.get(quota, 0) + number * (most_cpus(machines[name]) or 0)
+    in_words = ", ".join(f'{cpus} of "{quota}"' for quota, cpus in quotas.items() if cpus)
+    yield f"Quotas in vCPUs, if all nodes run: {in_words}."
+
+
 def _machine(name: str, machine: str) -> Iterator[str]:
     family, _, size = machine.partition(".")
     if re.match(r"[a-z]+\d+g", family):  # Graviton, as in c7g, m8gd and g5g

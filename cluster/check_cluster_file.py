@@ -1,7 +1,8 @@
 """Checks a cluster file for `ray up` or for KubeRay offline: `python -m cluster.check_cluster_file my.yaml`.
 
 It finds values in angle brackets that are left, missing keys, groups and subnets, and values that do not fit together.
-Then it prints which other lines differ from the shipped file. It asks neither AWS nor Kubernetes whether values exist.
+Then it prints which other lines differ from the shipped file, the settings of a job that uses all workers, and for AWS
+the quotas and machine types that the account must allow. It asks neither AWS nor Kubernetes whether values exist.
 """
 
 import copy
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cluster.aws_nodes import needs_float32, problems_of_nodes
+from cluster.aws_nodes import needs_float32, needs_of_nodes, problems_of_nodes
 from cluster.kuberay_file import answer_of_script, problems_of_document
 from cluster.shipped_file import differences_of
 from cluster.words import plural
@@ -30,7 +31,7 @@ _BRACKETS = re.compile(r"<[A-Za-z][\w-]*>")
 def main(files: list[str]) -> int:
     """Prints what is wrong in each file; returns the exit code: 0, or 2 if something is wrong."""
     if not files or files[0].startswith("-"):
-        _print("Usage: python -m cluster.check_cluster_file FILE [FILE ...]")
+        _print(f"Usage: python -m cluster.check_cluster_file FILE [FILE ...]\n\n{(__doc__ or '').rstrip()}")
         return 0 if files[:1] in (["-h"], ["--help"]) else 2
     has_problems = False
     for file in files:
@@ -59,8 +60,12 @@ def main(files: list[str]) -> int:
             number = len(differences)
             verb = "line differs" if number == 1 else "lines differ"
             _print(f"{file}: no problem was found" + (f", {number} {verb} from the shipped file." if number else "."))
-        if (settings := job_settings_of(text)) and not problems:
+        if problems:
+            continue
+        if settings := job_settings_of(text):
             _print(f"For a job that uses all of its workers: {settings}")
+        for sentence in needs_of(text):
+            _print(sentence)
     return 2 if has_problems else 0
 
 
@@ -111,6 +116,15 @@ def job_settings_of(text: str) -> str:
         flags += [f"{step}.device=cuda" for step in steps]
         flags += [f"{step}.precision=float32" for step in steps if has_t4]
     return " ".join(f"--set {flag}" for flag in flags)
+
+
+def needs_of(text: str) -> list[str]:
+    """What the AWS account must allow for a valid file for `ray up`, one sentence each; nothing for other files."""
+    try:
+        config = yaml.safe_load(text)
+        return list(needs_of_nodes(config)) if config["provider"]["type"] == "aws" else []
+    except (yaml.YAMLError, *WRONG_TYPE):
+        return []  # problems_of says why, or it is a file for KubeRay
 
 
 def _brackets(text: str) -> Iterator[str]:

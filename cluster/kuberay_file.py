@@ -19,15 +19,23 @@ from cluster.worker_pools import WRONG_TYPE, Pools, amount, cluster_spec, number
 _ROOT = Path(__file__).parents[1]
 _ANSWER_SECONDS = 60
 
-_ON_GPUS = {
-    f"jobs/{name}.py"
-    for name in ("run_pipeline", "train_ficklenet", "generate_maps", "train_segmentation", "predict_masks")
+_DEVICES = {
+    "run_pipeline": ("classifier", "maps", "segmenter", "predictions"),
+    "train_ficklenet": ("classifier",),
+    "generate_maps": ("maps",),
+    "learn_cells": ("maps",),
+    "refine_maps": ("maps",),
+    "train_segmentation": ("segmenter",),
+    "retrain_segmentation": ("segmenter",),
+    "predict_masks": ("predictions",),
 }
-"""The scripts with steps that use GPUs, and take what the cluster has when they start."""
+"""The scripts with steps that use GPUs, and the sections of the devices (`auto`: what the cluster has at the start)."""
 
 _IN_IMAGE = "/opt/ficklenet"  # the project in the image of the Containerfile
 
 _GPU, _MIB = "nvidia.com/gpu", 1 << 20
+
+_SCRIPT = re.compile(r"\S+\.py\b")
 
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
@@ -74,8 +82,10 @@ def problems_of_document(document: dict[str, Any]) -> Iterator[str]:
     waits_for_pods = "cluster.autoscaling=true" in str(document["spec"].get("entrypoint"))
     if waits_for_pods and not spec.get("enableInTreeAutoscaling"):
         yield "The entrypoint waits for workers, but the autoscaler is off. Write enableInTreeAutoscaling: true."
+    if kind == "RayJob":
+        yield from _command(document["spec"])
     if kind == "RayJob" and not wrong:
-        yield from _entrypoint(document["spec"], pools_of(document))
+        yield from _settings(document["spec"], pools_of(document))
 
 
 def _group(group: Any, *, is_head: bool) -> Iterator[str]:
@@ -141,8 +151,8 @@ def _resources(group: Any, requests: dict[str, Any], limits: dict[str, Any]) -> 
                 yield f"has {key}: {value}, which is {quantity(value):,.0f} bytes. Write a unit, such as Gi."
 
 
-def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
-    """Settings of a job's command that do not fit its groups of pods."""
+def _command(spec: dict[str, Any]) -> Iterator[str]:
+    """What is wrong in a job's command, whatever its groups of pods are."""
     command = spec.get("entrypoint") or ""
     if not command:
         yield "RayJob has no entrypoint, the command of the job."
@@ -160,16 +170,21 @@ def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
     file = re.search(r"--config[ =]+(/\S+)", command)
     if file and not any(file[1].startswith(each) for each in _mounted(spec)):
         yield f"The entrypoint has --config {file[1]}, which is not in the pods. Give its values with --set instead."
-    given_script = re.search(r"\S+\.py\b", command)
-    script = f"jobs/{Path(given_script[0]).name}" if given_script else ""
-    if given_script and not (_ROOT / script).exists():
-        yield f"The entrypoint runs {given_script[0]}, and this project has no such script."
-    elif given_script and given_script[0] not in (script, f"{_IN_IMAGE}/{script}"):
-        yield f"The entrypoint runs {given_script[0]}, but in the image of this project it is {_IN_IMAGE}/{script}."
-    if script in _ON_GPUS and not re.search(r"--run[ =]", command):
-        yield "The entrypoint has no --run, the place of the run. Add --run s3://bucket/run."
+    for given in _SCRIPT.findall(command):
+        script = f"jobs/{Path(given).name}"
+        if not (_ROOT / script).exists():
+            yield f"The entrypoint runs {given}, and this project has no such script."
+        elif given not in (script, f"{_IN_IMAGE}/{script}"):
+            yield f"The entrypoint runs {given}, but in the image of this project it is {_IN_IMAGE}/{script}."
+        elif Path(given).stem in _DEVICES and not re.search(r"--run[ =]", command):
+            yield "The entrypoint has no --run, the place of the run. Add --run s3://bucket/run."
     if "cluster.autoscaling=true" not in command:
         yield "The entrypoint has no --set cluster.autoscaling=true, so the job would not wait for workers. Add it."
+
+
+def _settings(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
+    """Settings of a job's command that do not fit its groups of pods."""
+    command = spec.get("entrypoint") or ""
     given = dict(re.findall(r"--set[ =]+cluster\.(\w+)=(\d+)(?=\s|$)", command))
     on_gpus = bool(re.search(r"\b(classifier|segmenter)\.device=cuda", command))
     for key, most in numbers_of(pools, trains_on_gpus=on_gpus).items():
@@ -186,10 +201,19 @@ def _entrypoint(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
         )
     if "device=cuda" in command and not has_gpus:
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
-    if "device=cuda" not in command and has_gpus and script in _ON_GPUS:
+    sections = dict.fromkeys(key for script in _SCRIPT.findall(command) for key in _DEVICES.get(Path(script).stem, ()))
+    unset = [f"{key}.device" for key in sections if not re.search(rf"\b{key}\.device=c", command)]
+    if has_gpus and unset:
+        flags = " ".join(f"--set {key}=cuda" for key in unset)
         yield (
-            "A group has GPUs, but the entrypoint sets no device to cuda. No GPU is there when the job starts, so it "
-            "would compute on CPUs. Add it, such as --set maps.device=cuda, for each step that the job runs."
+            f"A group has GPUs, but the entrypoint does not set {' and '.join(unset)}. No GPU is there when the job "
+            f"starts, so steps would compute on CPUs to their end. Add {flags}, or cpu where you want it."
+        )
+    driver = "entrypointNumGpus" if "device=cuda" in command else "entrypointNumCpus"
+    if re.search(r"\s--dry-run\b", command) and not spec.get(driver):
+        yield (
+            "The entrypoint has --dry-run, which times the steps where the driver runs, and that is the head. Write "
+            f"{driver}: 1 beside the entrypoint, and the driver runs on a worker."
         )
 
 
@@ -231,6 +255,9 @@ def answer_of_script(job: dict[str, Any]) -> Iterator[str]:
 
 
 def _mounted(spec: dict[str, Any]) -> list[str]:
-    """The places at which the head has volumes."""
-    container = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    return [str(each.get("mountPath")) for each in container.get("volumeMounts") or []]
+    """The places at which the head has volumes; all places if the head is not a pod."""
+    try:
+        container = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        return [str(each.get("mountPath")) for each in container.get("volumeMounts") or []]
+    except WRONG_TYPE:
+        return ["/"]

@@ -163,6 +163,9 @@ class _Comparison:
             if len(values) > 1:
                 several = "; ".join(f"{value} in {_some(places)}" for value, places in values.items())
                 yield f"{name}: the shipped file has one value, this file has {several}"
+        with_driver = self._filled["<ami-with-docker-and-nvidia>"]
+        for image in self._filled["<ami-with-docker>"].keys() & with_driver.keys():
+            yield f"{image}: one machine image for all; {_some(with_driver[image])} needs one with NVIDIA's driver"
 
     def _difference(self, shipped: Any, given: Any) -> str:
         if isinstance(shipped, str) and isinstance(given, str) and len(shipped.split()) > 1:

@@ -186,13 +186,49 @@ def _described(given: Any) -> str:
 
 
 def _remedy(given: Any, kind: str) -> str:
-    """How to make the usual other images fit."""
+    """An expression that makes the usual other images fit: floats, tensors for arrays, gray, channels first."""
     dtype, axes = str(getattr(given, "dtype", "")), tuple(getattr(given, "shape", ()))
-    if "float" in dtype:
-        cast = "to(torch.uint8)" if dtype.startswith("torch.") else 'astype("uint8")'
-        return f" If the values are in 0 to 1, give (255 * values).round().{cast}."
-    if kind == "tensor" or dtype != "uint8":
+    if not dtype:
+        return ' Give np.asarray(image.convert("RGB")).' if hasattr(given, "convert") and kind == "array" else ""
+    is_float, is_tensor = "float" in dtype, dtype.startswith("torch.")
+    if not is_float and not dtype.endswith("uint8"):
         return ""
+    conditions, image = list[str](), "image"
+    if is_float:
+        conditions.append("the values are in 0 to 1")
+        image = "(255 * image).round()" + (".to(torch.uint8)" if is_tensor else '.astype("uint8")')
+    if is_tensor and kind == "array":
+        image += ".cpu().numpy()"
+    if not is_tensor and kind == "tensor":
+        image = f"torch.from_numpy({image})"
+    axes_remedy = _axes_as_array if kind == "array" else _axes_as_tensor
+    condition, image = axes_remedy(axes, image)
+    conditions += [condition] if condition else []
+    if image in ("", "image"):
+        return ""
+    return f" If {' and '.join(conditions)}, give {image}." if conditions else f" Give {image}."
+
+
+def _axes_as_array(axes: tuple[int, ...], image: str) -> tuple[str, str]:
+    """What must hold, and the expression of the image with the axes (H, W, 3); "" if they cannot become these."""
+    if axes[:1] == (1,) and len(axes) == 4:
+        axes, image = axes[1:], f"{image}[0]"
     if len(axes) == 2:
-        return " If the image is gray, give np.stack([image] * 3, axis=-1)."
-    return " To leave out the transparency, give image[..., :3]." if axes[2:] == (4,) else ""
+        return "the image is gray", f"np.stack([{image}] * 3, axis=-1)"
+    if len(axes) != 3:
+        return "", ""
+    if axes[2] == 4:
+        return "the fourth channel is the transparency", f"{image}[..., :3]"
+    if axes[2] != 3 and axes[0] == 3:
+        return "the channels come first", f"{image}.transpose(1, 2, 0)"
+    return "", image if axes[2] == 3 else ""
+
+
+def _axes_as_tensor(axes: tuple[int, ...], image: str) -> tuple[str, str]:
+    """What must hold, and the expression of the images with the axes (B, 3, H, W); "" if they cannot become these."""
+    if len(axes) not in (3, 4):
+        return "", ""
+    image = f"{image}[None]" if len(axes) == 3 else image
+    if axes[-3] != 3 and axes[-1] == 3:
+        return "the channels come last", f"{image}.permute(0, 3, 1, 2)"
+    return "", image if axes[-3] == 3 else ""

@@ -12,7 +12,7 @@ from cluster.connect import Connection, connect, resources_if_running, start_opt
 from cluster.fanout import Payload, Pool, Stages, fan_out, fan_out_in_process
 from cluster.late_units import LateUnit
 from cluster.quarantine import Trial, run_quarantined
-from jobs.run.config_keys import ClusterConfig
+from jobs.run.config_keys import ClusterConfig, Config
 from jobs.run.directory import Run
 from jobs.steps.waiting import notices
 
@@ -52,6 +52,22 @@ def resolved_device(asked: str, connection: Connection, key: str) -> str:
     if asked != "auto":
         return asked
     return "cuda" if connection.num_gpus >= 1 else "cpu"
+
+
+def note_on_cpus(config: Config, connection: Connection, key: str) -> str:
+    """Says that a step computes on CPUs because the GPU nodes of an autoscaling cluster are not there yet; else "".
+
+    Args:
+        key: the key of the step's device, such as "maps.device"; "" if it always computes on CPUs.
+    """
+    section = key.partition(".")[0]
+    asked = getattr(config, section).device if section else "cpu"
+    if asked != "auto" or not config.cluster.autoscaling or connection.in_process or connection.num_gpus >= 1:
+        return ""
+    return (
+        f"{key}: auto, and the cluster has no GPU now, so this step computes on CPUs, to its end. To wait for a GPU "
+        f"node instead: --set {key}=cuda."
+    )
 
 
 def require_own_gpu(key: str) -> None:

@@ -20,7 +20,7 @@ from jobs.run.directory import Run, record_run
 from jobs.run.fingerprints import upstream_ids
 from jobs.run.steps import BY_NAME
 from jobs.run.training_record import require_sound_networks
-from jobs.steps.compute import is_done_here, require_workers, run_stages
+from jobs.steps.compute import is_done_here, note_on_cpus, require_workers, run_stages
 from jobs.steps.launch import LaunchOptions, UnitPlan
 from jobs.steps.makers import makers
 from jobs.steps.progress import Progress, summary_line
@@ -185,6 +185,8 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
     tally = finished_images(plan)
     print(f"{job.title}: {extent_in_words(plan)}.", flush=True)
     row = BY_NAME.get(job.step.location.name)
+    if row and rows and (note := note_on_cpus(run.config, connection, row.device_key)):
+        print(f"{job.title}: {note}", flush=True)
     for unit in plan.extended if row is None or not row.copies else ():
         before = plural(plan.receipts[unit.index].stop - unit.start, "image")
         reason = "and images were added to it, so all of it is computed again"

@@ -15,7 +15,7 @@ from jobs.run.steps import BY_NAME
 from jobs.run.training_record import read_complete, read_epochs, read_training
 from jobs.run.versions import package_versions
 from jobs.steps.added_images import added_in_words, as_trained
-from jobs.steps.compute import require_own_gpu
+from jobs.steps.compute import note_on_cpus, require_own_gpu
 from jobs.steps.dry_run import NOTHING, print_deletion
 from jobs.steps.launch import LaunchOptions
 from jobs.steps.progress import duration, size
@@ -159,7 +159,7 @@ def _train(run: Run, connection: Connection, job: TrainingJob, folder: Location)
     images = f"{plural(plan.num_images, 'image')} (labelled, of the training splits){job.validation}"
     epochs = f"{plural(plan.epochs, 'epoch')} of {plan.epoch_in_words}"
     print(f"{name}: {images}; {epochs}; {job.subject} on {job.device}.", flush=True)
-    for note in _notes(job):
+    for note in filter(None, [*_notes(job), note_on_cpus(run.config, connection, BY_NAME[name].device_key)]):
         print(f"{name}: {note}", flush=True)
     config = run.config.model_dump(mode="json")
     about = {"config": config, "fingerprint": dict(job.fingerprint), "versions": package_versions()}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.check_cluster_file import compared_with_shipped, job_settings_of, main, problems_of
+from cluster.check_cluster_file import compared_with_shipped, job_settings_of, main, needs_of, problems_of
 from cluster.shipped_file import DATA, FILES, differences_of, shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +69,37 @@ def test_types_of_nodes_may_be_added_and_removed() -> None:
     assert problems_of(text) == [] and compared_with_shipped(text)[1] == []
     cpus = "--set cluster.max_cpu_actors=64 --set cluster.cpus_per_training_worker=15"
     assert job_settings_of(text) == f"--set cluster.autoscaling=true {cpus}"
+
+
+def test_what_the_account_must_allow_is_that_of_the_tutorial_and_of_other_machines() -> None:
+    tutorial = (ROOT / "docs/tutorial-aws.md").read_text()
+    machines, quotas = needs_of(filled("ray_cluster.yaml"))
+    assert machines.endswith("(ec2:InstanceType): g6.xlarge, m7i.2xlarge.")
+    assert '"ec2:InstanceType": ["m7i.2xlarge", "g6.xlarge"]' in tutorial
+    assert quotas == (
+        'Quotas in vCPUs, if all nodes run: 4 of "Running On-Demand Standard instances", 32 of "All Standard Spot '
+        'Instance Requests", 32 of "All G and VT Spot Instance Requests".'
+    )
+    assert '32 of "All G and VT Spot Instance Requests" (8 g6.xlarge)' in tutorial
+
+    def other(config: dict[str, Any]) -> None:
+        gpu_worker = config["available_node_types"]["gpu_worker"]
+        gpu_worker["max_workers"] = 16
+        gpu_worker["node_config"].update(InstanceType="g5.2xlarge")
+        del gpu_worker["node_config"]["InstanceMarketOptions"]
+
+    machines, quotas = needs_of(changed("ray_cluster.yaml", other))
+    assert "g5.2xlarge, m7i.2xlarge" in machines and '96 of "Running On-Demand G and VT instances"' in quotas  # 12 x 8
+    assert needs_of(filled("kuberay/ray_job.yaml")) == needs_of("[") == []
+
+
+def test_one_machine_image_for_types_with_and_without_gpus_is_named() -> None:
+    def same(config: dict[str, Any]) -> None:
+        types = config["available_node_types"]
+        types["gpu_worker"]["node_config"]["ImageId"] = types["head"]["node_config"]["ImageId"]
+
+    (line,) = compared_with_shipped(changed("ray_cluster.yaml", same))[1]
+    assert line.endswith("gpu_worker.node_config.ImageId needs one with NVIDIA's driver")
 
 
 def test_the_settings_of_a_job_for_a_t4_have_the_precision_that_it_needs() -> None:
@@ -244,7 +275,33 @@ def resources(job: Any) -> Any:
         ),
         (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("--set maps.device=cuda", "")),
-            "A group has GPUs, but the entrypoint sets no device to cuda",
+            r"does not set maps\.device\. .* Add --set maps\.device=cuda, or cpu",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("generate_maps", "run_pipeline")),
+            r"not set classifier\.device and segmenter\.device and predictions\.device\. .* Add "
+            r"--set classifier\.device=cuda --set segmenter\.device=cuda --set predictions\.device=cuda, or cpu",
+        ),
+        (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --dry-run"),
+            "times the steps where the driver runs, .* Write entrypointNumGpus: 1",
+        ),
+        (
+            lambda j: [
+                j["spec"]["rayClusterSpec"]["workerGroupSpecs"].pop(),
+                j["spec"].update(
+                    entrypoint=j["spec"]["entrypoint"].split(" --set cluster.max_actors")[0] + " --dry-run",
+                    entrypointNumGpus=1,
+                ),
+            ],
+            "Write entrypointNumCpus: 1",
+        ),
+        (
+            lambda j: [
+                resources(j)["limits"].update({"nvidia.com/gpus": "1"}),
+                j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("s3://", "/")),
+            ],
+            r"has the resource nvidia\.com/gpus|a folder of one pod",  # both at once
         ),
         (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("--run ", "--rnu ")),
@@ -546,10 +603,10 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
     bad.write_text((ROOT / "kuberay/network_policy.yaml").read_text())
     assert main([str(good)]) == 0
     assert "no problem was found.\n" in (said := capsys.readouterr().out)
-    assert said.rstrip().endswith(
+    assert (
         "max_actors=8 --set cluster.max_cpu_actors=32 --set classifier.device=cuda --set maps.device=cuda "
-        "--set segmenter.device=cuda --set predictions.device=cuda"
-    )
+        "--set segmenter.device=cuda --set predictions.device=cuda\nThe policy of the head"
+    ) in said
     assert main([str(good), str(bad), str(tmp_path / "none.yaml")]) == 2
     assert "bad.yaml: 1 problem." in (said := capsys.readouterr().out) and "There is no such file." in said
     (folder := tmp_path / "folder.yaml").mkdir()
@@ -557,3 +614,4 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
     assert main([str(folder), str(binary)]) == 2
     assert "It cannot be read (Is a directory)." in (said := capsys.readouterr().out) and "not a text file" in said
     assert main([]) == 2 and "Usage" in capsys.readouterr().out
+    assert main(["--help"]) == 0 and "It finds values in angle brackets that are left" in capsys.readouterr().out

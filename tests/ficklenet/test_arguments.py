@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ficklenet
 from ficklenet.arguments import require_one_per_image
@@ -62,6 +64,8 @@ from ficklenet.transforms import normalize, resize_maps
 
 IMAGE = np.zeros((6, 7, 3), np.uint8)
 IMAGES = torch.zeros(2, 3, 33, 33, dtype=torch.uint8)
+PHOTO = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+PHOTOS = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 33, 33), dtype=np.uint8))
 KEYS = [mask_key(0, "a"), mask_key(0, "b")]
 MAPS, TRUE = np.zeros((2, 5, 5), np.float32), np.ones((5, 5), bool)
 LABELS, CLASSES = np.zeros((5, 5), np.uint8), np.array([0, 3])
@@ -330,7 +334,7 @@ def test_wrong_arrays_are_refused_in_one_sentence(function, call):
         (
             lambda: resize_square(IMAGE / 255, 97),
             "resize_square: given float64 (6, 7, 3), allowed: a uint8 array (height, width, 3), RGB, with at least one "
-            'pixel. If the values are in 0 to 1, give (255 * values).round().astype("uint8").',
+            'pixel. If the values are in 0 to 1, give (255 * image).round().astype("uint8").',
         ),
         (
             lambda: resize_square(IMAGE[..., 0], 97),
@@ -340,7 +344,7 @@ def test_wrong_arrays_are_refused_in_one_sentence(function, call):
         (
             lambda: train(images=IMAGES / 255),
             "training_step: images_BCHW: given a tensor float32 (2, 3, 33, 33), allowed: a uint8 tensor "
-            "(B, 3, 33, 33), RGB. If the values are in 0 to 1, give (255 * values).round().to(torch.uint8).",
+            "(B, 3, 33, 33), RGB. If the values are in 0 to 1, give (255 * image).round().to(torch.uint8).",
         ),
         (
             lambda: map_one(FEATURES, torch.tensor([0])),
@@ -365,12 +369,51 @@ def test_a_refusal_says_what_was_given_what_is_allowed_and_what_to_do(call, sent
     assert str(refused.value) == sentence
 
 
-def test_the_remedies_give_what_is_allowed():
-    bytes_ = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal((255 * (bytes_ / 255)).round().astype("uint8"), bytes_)
-    tensor = torch.from_numpy(bytes_)
-    assert torch.equal((255 * (tensor / 255)).round().to(torch.uint8), tensor)
-    assert resize_square(np.stack([bytes_[..., 0]] * 3, axis=-1), 9).shape == (3, 9, 9)
+@pytest.mark.parametrize(
+    "image",
+    [
+        PHOTO / 255,
+        PHOTO[..., 0],
+        PHOTO[..., 0] / 255,
+        np.concatenate([PHOTO, PHOTO[..., :1]], axis=2),
+        PHOTO.transpose(2, 0, 1),
+        PHOTO.transpose(2, 0, 1)[None] / 255,
+        torch.from_numpy(PHOTO),
+        torch.from_numpy(PHOTO).permute(2, 0, 1) / 255,
+        Image.fromarray(PHOTO),
+    ],
+    ids=["float", "gray", "gray float", "rgba", "chw", "bchw float", "tensor", "chw float tensor", "pillow"],
+)
+def test_the_remedy_for_an_image_gives_an_allowed_one(image):
+    with pytest.raises(ValueError, match=r"(If .*, g| G)ive .*\.$") as refused:
+        resize_square(image, 97)
+    given = eval(re.search(r"[gG]ive (.*)\.$", str(refused.value))[1], {"np": np, "torch": torch, "image": image})
+    is_gray = getattr(image, "ndim", 3) == 2
+    np.testing.assert_array_equal(given, np.stack([PHOTO[..., 0]] * 3, axis=-1) if is_gray else PHOTO)
+    resize_square(given, 97)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        PHOTOS / 255,
+        PHOTOS.numpy(),
+        PHOTOS.permute(0, 2, 3, 1).numpy() / 255,
+        PHOTOS.permute(0, 2, 3, 1),
+    ],
+    ids=["float", "array", "bhwc float array", "bhwc"],
+)
+def test_the_remedy_for_a_batch_gives_an_allowed_one(images):
+    with pytest.raises(ValueError, match=r"(If .*, g| G)ive .*\.$") as refused:
+        train(images=images)
+    given = eval(re.search(r"[gG]ive (.*)\.$", str(refused.value))[1], {"torch": torch, "image": images})
+    assert torch.equal(given, PHOTOS)
+
+
+def test_an_image_that_cannot_be_made_to_fit_has_no_remedy():
+    for image in (PHOTO.astype(int), PHOTO[0, :, 0], PHOTO[:0], PHOTO[..., :2], "cat.jpg"):
+        with pytest.raises(ValueError, match=r"with at least one pixel\.$"):
+            resize_square(image, 97)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

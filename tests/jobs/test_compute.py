@@ -14,7 +14,7 @@ from jobs.cli import plans
 from jobs.run.config_keys import ClusterConfig, Config
 from jobs.run.directory import Run, open_run, record_run
 from jobs.steps import compute, machine_load, waiting
-from jobs.steps.compute import actor_pool, run_stages
+from jobs.steps.compute import actor_pool, note_on_cpus, run_stages
 from jobs.steps.waiting import waiting_for
 from storage.location import Location
 
@@ -129,6 +129,26 @@ def test_steps_on_cpus_have_their_own_number_of_actors():
     assert actor_pool(config, head_alone, "cuda").max_actors == 8
     assert actor_pool(config, head_alone, "cpu").max_actors == 32
     assert actor_pool(ClusterConfig(autoscaling=True, max_actors=8), head_alone, "cpu").max_actors == 8
+
+
+def test_a_step_on_cpus_of_a_cluster_whose_gpus_are_to_come_says_so():
+    cluster, head_alone = ClusterConfig(autoscaling=True), Connection(0, 0, 1)
+    config = Config(cluster=cluster)
+    assert note_on_cpus(config, head_alone, "segmenter.device") == (
+        "segmenter.device: auto, and the cluster has no GPU now, so this step computes on CPUs, to its end. To wait "
+        "for a GPU node instead: --set segmenter.device=cuda."
+    )
+    on_cpus = Config(cluster=cluster, maps={"device": "cpu"})
+    assert not note_on_cpus(on_cpus, head_alone, "maps.device") and note_on_cpus(
+        on_cpus, head_alone, "classifier.device"
+    )
+    for there, given in (
+        (Connection(8, 1, 2), config),
+        (Connection(2, 0, 1, in_process=True), config),
+        (head_alone, Config()),
+    ):
+        assert note_on_cpus(given, there, "maps.device") == ""
+    assert note_on_cpus(config, head_alone, "") == ""  # the pseudo-labels: always on CPUs
 
 
 def test_a_node_of_an_autoscaling_cluster_has_no_more_actors_than_cpus_and_one():

@@ -27,12 +27,13 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("setting", ["autoscaling=true", pytest.param("autoscaling=false", marks=pytest.mark.cluster)])
-def test_workers_and_their_number_do_not_change_a_map(finished_maps_run, local_ray, setting):
+def test_workers_and_their_number_do_not_change_a_map(finished_maps_run, local_ray, setting, capsys):
     """In an autoscaling cluster, as beside a GPU, separate processes read and write; else an actor does all."""
     expected = stored_bytes(finished_maps_run, "maps")  # of one process
     run = open_run(finished_maps_run.uri, None, ["cluster.max_actors=2", f"cluster.{setting}", NO_ADDRESS])
     launch_step(run, local_ray, "maps", restart=True)
     assert stored_bytes(run, "maps") == expected
+    assert ("maps: maps.device: auto, and the cluster has no GPU now" in capsys.readouterr().out) == ("true" in setting)
 
 
 @pytest.mark.cluster

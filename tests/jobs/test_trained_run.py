@@ -161,6 +161,8 @@ def test_one_class_in_place_of_a_list_and_an_unknown_id_are_named(finished_maps_
     with pytest.raises(ValueError, match=r"given the text 'scene_0000', allowed: .*, such as \['\w+'\]\.") as refused:
         run.localize(np.zeros((4, 5, 3), np.uint8), "scene_0000", ["ring"])
     assert str(refused.value).split("'")[3] in run.class_names
+    with pytest.raises(ValueError, match=r"given 0, allowed: some of .*\. Give the name: class 0 is 'star'\."):
+        run.localize(np.zeros((4, 5, 3), np.uint8), [0])
     with pytest.raises(ValueError, match=r"given 'rings', allowed: some of .*\. Did you mean 'ring'\?"):
         run.localize(np.zeros((4, 5, 3), np.uint8), ["rings"])
     with pytest.raises(KeyError, match="no image 'ring'; the first id is 'scene_0000'"):
