@@ -65,7 +65,8 @@ def transitions(
         here, there = _shifted(height, width, down, right)
         affinity = np.ones(cell[here].shape, np.float32)
         for unit in unit_stages:
-            affinity *= (unit[:, *here] * unit[:, *there]).sum(0).clip(0) ** likeness.power
+            cosine = np.einsum("khw,khw->hw", unit[:, *here], unit[:, *there])  # without an array of all products
+            affinity *= cosine.clip(0) ** likeness.power
         if colours is not None:
             affinity *= np.exp(-((colours[here] - colours[there]) ** 2).sum(-1) / 2)
         rows += [cell[here].ravel(), cell[there].ravel()]

@@ -168,7 +168,7 @@ def _of_units(
     section = row.device_key.partition(".")[0]
     asked = getattr(config, section).device if section else "cpu"
     device = resolved_device(asked, connection, row.device_key)
-    num_workers = 1 if is_here else actor_pool(config.cluster, connection, device).max_actors
+    num_workers = 1 if is_here else actor_pool(config.cluster, connection, device, row.actors_per_gpu).max_actors
     slowest = max(sum(seconds[worker::num_workers]) for worker in range(num_workers))
     num_computed = sum(computed)
     return StepEstimate(slowest + pace.finish_seconds * num_computed, pace.bytes * num_computed), not is_here

@@ -121,7 +121,7 @@ def require_classes(classes: Sequence[str], known: Sequence[str], asked_by: str)
     near = difflib.get_close_matches(str(unknown[0]), known, n=1) if unknown else []
     given, hint = repr(unknown[0]) if unknown else "no class", f" Did you mean {near[0]!r}?" if near else ""
     if unknown and isinstance(unknown[0], int | np.integer) and 0 <= unknown[0] < len(known):
-        hint = f" Give the name: class {unknown[0]} is {known[unknown[0]]!r}."
+        hint = f" Give the name: class {unknown[0]} is {known[int(unknown[0])]!r}."
     raise ValueError(f"{asked_by}: given {given}, allowed: some of {words(known)}.{hint}")
 
 

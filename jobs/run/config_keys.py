@@ -412,7 +412,9 @@ class ClusterConfig(Section):
         0, description="least number of computing actors; 0: max_actors, or 1 if the cluster is autoscaling"
     )
     max_actors: Annotated[int, Field(ge=0)] = Field(
-        0, description="most computing actors; 0: one per GPU, or one per CPU without GPUs"
+        0,
+        description="most computing actors, with a GPU each: four times as many in the steps cells and refined, which "
+        "share the GPUs; 0: one per GPU, or one per CPU without GPUs",
     )
     max_cpu_actors: Annotated[int, Field(ge=0)] = Field(
         0, description="most computing actors of a step that computes on CPUs; 0: as max_actors"

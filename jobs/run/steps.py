@@ -31,6 +31,7 @@ class StepRow:
         copies: whether the results of a unit's first images are copied if other images are added to the unit; otherwise
             the whole unit is computed again.
         is_optional: the pipeline runs it only if a later step reads it.
+        actors_per_gpu: the most actors that share a GPU: several if an actor works mostly on its CPU.
     """
 
     name: str
@@ -44,6 +45,7 @@ class StepRow:
     is_of_splits: bool = False
     is_optional: bool = False
     copies: bool = True
+    actors_per_gpu: int = 1
 
     @property
     def title(self) -> str:
@@ -96,6 +98,7 @@ STEPS = (
         "maps.cells_job",
         ("image_id", "uri", "labels", "split", "saliency_uri", "problem"),
         is_optional=True,
+        actors_per_gpu=4,
     ),
     StepRow(
         "refined",
@@ -107,6 +110,7 @@ STEPS = (
         "maps.refined_job",
         ("image_id", "uri", "problem"),
         is_optional=True,
+        actors_per_gpu=4,
     ),
     StepRow(
         "seeds",

@@ -94,8 +94,10 @@ def precision_name(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
 
 
-def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Pool:
+def actor_pool(config: ClusterConfig, connection: Connection, device: str, actors_per_gpu: int = 1) -> Pool:
     """A pool of computing actors for the cluster: one per GPU, or one per CPU, each with one thread.
+
+    Up to ``actors_per_gpu`` actors share a GPU, as many as it has CPUs; one CPU of the cluster is left for tasks.
 
     The CPU actors of a node together leave one logical CPU free. Reading and writing tasks, which take a few percent of
     the backbone's time, are scheduled there. The nodes to come of an autoscaling cluster are not known: there may be
@@ -104,13 +106,17 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str) -> Po
     on_gpu = device == "cuda"
     given = config.max_actors if on_gpu else config.max_cpu_actors or config.max_actors
     most = given or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
+    if on_gpu:
+        cpus_per_gpu = (connection.num_cpus - 1) / max(1.0, connection.num_gpus)
+        actors_per_gpu = actors_per_gpu if config.autoscaling else max(1, min(actors_per_gpu, int(cpus_per_gpu)))
+        most *= actors_per_gpu
     there = connection.num_cpus / max(1, connection.num_nodes)
     cpus_per_node = CPUS_OF_A_NEW_NODE if config.autoscaling else max(2.0, there)
     return Pool(
         min_actors=config.min_actors or (1 if config.autoscaling else most),
         max_actors=most,
         cpus_per_actor=1.0 if on_gpu else math.floor(1e4 * (1 - 1 / cpus_per_node)) / 1e4,  # Ray's resolution
-        gpus_per_actor=1.0 if on_gpu else 0.0,
+        gpus_per_actor=math.floor(1e4 / actors_per_gpu) / 1e4 if on_gpu else 0.0,
         read_cpus=1.0 if on_gpu else 0.25,
         write_cpus=0.25,
         autoscaling=config.autoscaling,
@@ -127,18 +133,21 @@ def is_done_here(connection: Connection, seconds: float | None) -> bool:
     return connection.in_process or (connection.is_optional and is_short)
 
 
-def require_workers(config: ClusterConfig, connection: Connection, device: str, device_key: str) -> None:
+def require_workers(
+    config: ClusterConfig, connection: Connection, device: str, device_key: str, actors_per_gpu: int = 1
+) -> None:
     """Refuses work in units for which the cluster is too small; call it before anything is written or deleted.
 
     Args:
         device_key: the key that moves the work to the CPU, "" if it never runs on a GPU.
+        actors_per_gpu: as in `actor_pool`.
 
     Raises:
         ClusterError: the workers do not fit, or they need a GPU and there is none.
     """
     if not connection.in_process:
         there = resources_if_running() or connection  # nodes may have come or gone since the launch connected
-        actor_pool(config, connection, device).require(there, device_key)
+        actor_pool(config, connection, device, actors_per_gpu).require(there, device_key)
 
 
 def run_stages(
@@ -150,6 +159,7 @@ def run_stages(
     trial: Trial | None = None,
     *,
     seconds: float | None = None,
+    actors_per_gpu: int = 1,
 ) -> Iterator[Payload]:
     """The receipts of all units, in the order in which they finish.
 
@@ -157,12 +167,13 @@ def run_stages(
         trial: if a unit repeatedly ends its process, its images are tried with this, one by one; None: such a unit
             stops the launch.
         seconds: about how long one worker would need for all units; None if it is not known.
+        actors_per_gpu: as in `actor_pool`.
     """
     if is_done_here(connection, seconds if units else 0.0):
         return fan_out_in_process(units, stages)
     if connection.is_optional and not start_optional_ray(_print_failure):
         return fan_out_in_process(units, stages)
-    pool = actor_pool(config, connection, device)
+    pool = actor_pool(config, connection, device, actors_per_gpu)
 
     def quarantine(unit: Payload) -> Payload:
         assert trial is not None  # it runs the stages apart

@@ -18,7 +18,7 @@ from cluster.quarantine import Trial
 from cluster.words import plural
 from jobs.run.directory import Run, record_run
 from jobs.run.fingerprints import upstream_ids
-from jobs.run.steps import BY_NAME
+from jobs.run.steps import BY_NAME, StepRow
 from jobs.run.training_record import require_sound_networks
 from jobs.steps.compute import is_done_here, note_on_cpus, require_workers, run_stages
 from jobs.steps.launch import LaunchOptions, UnitPlan
@@ -73,6 +73,15 @@ class UnitStepJob:
     finish: Callable[[UnitPlan], None] | None = None
     note: str = ""
 
+    @property
+    def row(self) -> StepRow | None:
+        """The step in the table of steps; None for an export."""
+        return BY_NAME.get(self.step.location.name)
+
+    @property
+    def actors_per_gpu(self) -> int:
+        return self.row.actors_per_gpu if self.row else 1
+
     def seconds_for(self, units: Sequence[Unit]) -> float | None:
         """About how long one worker needs for these units; None if it is not known, or if images must be tried.
 
@@ -100,11 +109,20 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     if options.dry_run:
         plan = _planned(run, job, options)
         is_here = is_done_here(connection, job.seconds_for(plan.missing))
-        print_unit_step(run, connection, job.title, plan, job.device, job.cost, is_here=is_here)
+        print_unit_step(
+            run,
+            connection,
+            job.title,
+            plan,
+            job.device,
+            job.cost,
+            is_here=is_here,
+            actors_per_gpu=job.actors_per_gpu,
+        )
         return
 
     # 2. Create or open the step and its arrays, before any worker writes
-    if not options.restart and job.step.location.name in BY_NAME:
+    if not options.restart and job.row:
         job.step.require_record(f"{job.command} --restart {job.step.location.name}")
     if options.restart:
         require_sound_networks(run, list(upstream_ids(job.fingerprint)))  # before anything is deleted
@@ -115,8 +133,8 @@ def run_unit_step(run: Run, connection: Connection, job: UnitStepJob, options: L
     with restarted(options.restart), beating(job.step.location, options.launch, start_id=start_id):
         if job.create:
             job.create(job.step.data(start_id))
-        if job.step.location.name in BY_NAME:
-            record_run(run, job.step.location.name)
+        if job.row:
+            record_run(run, job.row.name)
         plan = UnitPlan.of(run, job.step, job.units, options, start_id)
         if again := units_to_retry(run, plan):
             forget_skipped(job.title, plan, again)
@@ -138,9 +156,9 @@ def _require_workers(run: Run, connection: Connection, job: UnitStepJob, options
     Raises:
         ClusterError: they do not fit, or they need a GPU and there is none.
     """
-    row = BY_NAME.get(job.step.location.name)  # an export is no step
+    key = job.row.device_key if job.row else ""
     try:
-        require_workers(run.config.cluster, connection, job.device, row.device_key if row else "")
+        require_workers(run.config.cluster, connection, job.device, key, job.actors_per_gpu)
     except ClusterError:
         missing = _planned(run, job, options).missing  # the receipts are read only here, because there may be many
         if missing and not is_done_here(connection, job.seconds_for(missing)):
@@ -180,11 +198,20 @@ def compute_missing(run: Run, connection: Connection, job: UnitStepJob, plan: Un
     """
     rows = plan.rows(job.skipped)
     seconds = job.seconds_for(plan.missing)
-    results = run_stages(rows, job.stages, run.config.cluster, connection, job.device, job.trial, seconds=seconds)
+    results = run_stages(
+        rows,
+        job.stages,
+        run.config.cluster,
+        connection,
+        job.device,
+        job.trial,
+        seconds=seconds,
+        actors_per_gpu=job.actors_per_gpu,
+    )
     max_fraction = run.config.images.max_skipped_fraction
     tally = finished_images(plan)
     print(f"{job.title}: {extent_in_words(plan)}.", flush=True)
-    row = BY_NAME.get(job.step.location.name)
+    row = job.row
     if row and rows and (note := note_on_cpus(run.config, connection, row.device_key)):
         print(f"{job.title}: {note}", flush=True)
     for unit in plan.extended if row is None or not row.copies else ():

@@ -34,19 +34,21 @@ def print_unit_step(
     cost: CostEstimate,
     *,
     is_here: bool,
+    actors_per_gpu: int = 1,
 ) -> None:
     """Prints what a launch of a unit step would do.
 
     Args:
         cost: used if no unit is finished.
         is_here: the work is done in this process.
+        actors_per_gpu: as in `jobs.steps.compute.actor_pool`.
     """
     config, left = run.config.cluster, plan.num_to_compute
     print(f"{title}, dry run: {extent_in_words(plan)}.")
     if plan.options.restart:
         print_deletion(plan.step.location)
     if plan.missing:
-        pool = actor_pool(config, connection, device)
+        pool = actor_pool(config, connection, device, actors_per_gpu)
         num_workers = 1 if is_here else min(pool.max_actors, len(plan.missing))
         where = describe_connection(config, connection, is_here=is_here)
         print(f"  on:      {plural(num_workers, 'worker')} ({device}), {where}")

@@ -13,6 +13,7 @@ from jobs import aggregate_seeds
 from jobs.cli import plans
 from jobs.run.config_keys import ClusterConfig, Config
 from jobs.run.directory import Run, open_run, record_run
+from jobs.run.steps import STEPS
 from jobs.steps import compute, machine_load, waiting
 from jobs.steps.compute import actor_pool, note_on_cpus, run_stages
 from jobs.steps.waiting import waiting_for
@@ -129,6 +130,25 @@ def test_steps_on_cpus_have_their_own_number_of_actors():
     assert actor_pool(config, head_alone, "cuda").max_actors == 8
     assert actor_pool(config, head_alone, "cpu").max_actors == 32
     assert actor_pool(ClusterConfig(autoscaling=True, max_actors=8), head_alone, "cpu").max_actors == 8
+
+
+def test_actors_that_work_mostly_on_their_cpu_share_a_gpu():
+    local, autoscaling = ClusterConfig(), ClusterConfig(autoscaling=True, max_actors=8)
+    for there, actors in (
+        (Connection(16, 1, 1), 4),
+        (Connection(4, 1, 1), 3),
+        (Connection(2, 1, 1), 1),
+        (Connection(64, 8, 8), 4 * 8),
+    ):
+        pool = actor_pool(local, there, "cuda", 4)
+        assert pool.min_actors == pool.max_actors == actors
+        pool.require(there)
+    pool = actor_pool(autoscaling, Connection(0, 0, 1), "cuda", 4)
+    assert (pool.min_actors, pool.max_actors, pool.gpus_per_actor) == (1, 32, 0.25)
+    assert actor_pool(local, Connection(4, 1, 1), "cuda", 4).gpus_per_actor * 3 <= 1
+    assert actor_pool(local, Connection(16, 1, 1), "cuda") == actor_pool(local, Connection(2, 1, 1), "cuda")
+    assert actor_pool(local, Connection(16, 1, 1), "cpu", 4) == actor_pool(local, Connection(16, 1, 1), "cpu")
+    assert {row.name for row in STEPS if row.actors_per_gpu > 1} == {"cells", "refined"}
 
 
 def test_a_step_on_cpus_of_a_cluster_whose_gpus_are_to_come_says_so():
