@@ -33,7 +33,7 @@ def main(files: list[str]) -> int:
     if not files or files[0].startswith("-"):
         _print(f"Usage: python -m cluster.check_cluster_file FILE [FILE ...]\n\n{(__doc__ or '').rstrip()}")
         return 0 if files[:1] in (["-h"], ["--help"]) else 2
-    has_problems = False
+    has_problems, images = False, dict[str, str]()
     for file in files:
         try:
             text = Path(file).read_text()
@@ -46,6 +46,7 @@ def main(files: list[str]) -> int:
         else:
             problems = problems_of(text)
         has_problems |= bool(problems)
+        images |= dict.fromkeys(images_of(text), file)
         if problems:
             _print(f"{file}: {plural(len(problems), 'problem')}.")
         for problem in problems:
@@ -66,7 +67,15 @@ def main(files: list[str]) -> int:
             _print(f"For a job that uses all of its workers: {settings}")
         for sentence in needs_of(text):
             _print(sentence)
+    if len(images) > 1:
+        names = " and ".join(f"{image} in {file}" for image, file in images.items())
+        _print(f"These files together have several images: {names}. For one version of the project, write one.")
     return 2 if has_problems else 0
+
+
+def images_of(text: str) -> list[str]:
+    """The container images that a cluster file names."""
+    return list(dict.fromkeys(re.findall(r"^[\s-]*image:\s*[\"']?([^\s\"'#]+)", text, re.MULTILINE)))
 
 
 def compared_with_shipped(text: str) -> tuple[str, list[str]]:

@@ -170,6 +170,13 @@ def _command(spec: dict[str, Any]) -> Iterator[str]:
     file = re.search(r"--config[ =]+(/\S+)", command)
     if file and not any(file[1].startswith(each) for each in _mounted(spec)):
         yield f"The entrypoint has --config {file[1]}, which is not in the pods. Give its values with --set instead."
+    for key, value in re.findall(r"--set[ =]+(\w+\.weights)=(\S+)", command):
+        is_in_image = value.startswith(("s3://", "package:", f"{_IN_IMAGE}/", *_mounted(spec))) or "$" in value
+        if not is_in_image and re.search(r"/|\.(pt|pth|safetensors)$", value):
+            yield (
+                f"The entrypoint has {key}={value}, which is neither on S3 nor in the image. Give s3://bucket/file, or "
+                "mount a volume."
+            )
     for given in _SCRIPT.findall(command):
         script = f"jobs/{Path(given).name}"
         if not (_ROOT / script).exists():
@@ -202,7 +209,7 @@ def _settings(spec: dict[str, Any], pools: Pools) -> Iterator[str]:
     if "device=cuda" in command and not has_gpus:
         yield "The entrypoint sets a device to cuda, but no group has GPUs: the job would wait without a time limit."
     sections = dict.fromkeys(key for script in _SCRIPT.findall(command) for key in _DEVICES.get(Path(script).stem, ()))
-    unset = [f"{key}.device" for key in sections if not re.search(rf"\b{key}\.device=c", command)]
+    unset = [f"{key}.device" for key in sections if not re.search(rf"\b{key}\.device=(?!auto\b)", command)]
     if has_gpus and unset:
         flags = " ".join(f"--set {key}=cuda" for key in unset)
         yield (

@@ -1,6 +1,6 @@
 """The status of a run. For each step: what is done, left and skipped, the speed, the storage, and who works on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -214,8 +214,9 @@ def status_lines(status: RunStatus) -> list[str]:
     lines = [f"{status.run}: {plural(status.images, 'image')}, {plural(status.classes, 'class')}{masks}"]
     if status.origin:
         lines.append(f"it has only masks of new images, made with the network of {status.origin}")
+    to_do = {step.name for step in status.steps if step.state in (*NEXT, "running")}
     for step in status.steps:
-        lines += _step_lines(step)
+        lines += _step_lines(step, to_do)
     if status.seconds is not None:
         lines.append(_total_line(status))
     return lines + ([f"log of the latest launch: {status.latest_log}"] if status.latest_log else [])
@@ -243,7 +244,8 @@ def _total_line(status: RunStatus) -> str:
     return f"pipeline: all of this took {taken}{until}, {without}; the estimate was {estimated}{with_them}"
 
 
-def _step_lines(step: StepStatus) -> list[str]:
+def _step_lines(step: StepStatus, to_do: Set[str]) -> list[str]:
+    """The lines of a step; `to_do` has the names of the steps that are not finished, or not up to date."""
     if step.state == "not possible":
         return [f"{step.name}: no figures, because none of the images to measure has a mask; nothing else needs one"]
     if step.state == "not started" and not step.drivers:
@@ -270,5 +272,14 @@ def _step_lines(step: StepStatus) -> list[str]:
         where = f"driver {driver.launch} on {driver.host} (process {driver.pid})"
         lines.append(f"  {where}: last heartbeat {duration(driver.seen_seconds_ago)} ago{verdict}")
     if step.state in NEXT:
-        lines.append(f"  {NEXT[step.state]}: {step.command}")
+        earlier = next((row.title for row in STEPS if row.title in to_do and row.name in _upstream_of(step.name)), "")
+        when = (
+            f", when {earlier} is finished" if earlier and step.state == "outdated" and step.unit != "metrics" else ""
+        )
+        lines.append(f"  {NEXT[step.state]}{when}: {step.command}")
     return lines
+
+
+def _upstream_of(title: str) -> tuple[str, ...]:
+    """The names of the steps that a step may read."""
+    return next(row.upstream for row in STEPS if row.title == title)

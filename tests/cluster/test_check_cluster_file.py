@@ -283,6 +283,19 @@ def resources(job: Any) -> Any:
             r"--set classifier\.device=cuda --set segmenter\.device=cuda --set predictions\.device=cuda, or cpu",
         ),
         (
+            lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"].replace("device=cuda", "device=gpu")),
+            r"refuses its flags or settings: .*maps\.device: given 'gpu', allowed: 'auto', 'cpu' or 'cuda'",
+        ),
+        *(
+            (
+                lambda j, weights=weights: j["spec"].update(
+                    entrypoint=j["spec"]["entrypoint"] + f" --set classifier.weights={weights}"
+                ),
+                f"has classifier.weights={weights}, which is neither on S3 nor in the image",
+            )
+            for weights in ("s3:/bucket/a.pth", "bucket/runs/a.pth", "a.safetensors", "/data/a.pt")
+        ),
+        (
             lambda j: j["spec"].update(entrypoint=j["spec"]["entrypoint"] + " --dry-run"),
             "times the steps where the driver runs, .* Write entrypointNumGpus: 1",
         ),
@@ -438,6 +451,14 @@ def resources(job: Any) -> Any:
 def test_a_mistake_in_a_file_for_kuberay_is_a_sentence(change: Callable[..., object], sentence: str) -> None:
     problems = problems_of(changed("kuberay/ray_job.yaml", change))
     assert problems and all(re.search(sentence, problem) for problem in problems)
+
+
+@pytest.mark.parametrize("weights", ["s3://bucket/a.pth", "imagenet", "package:a_package", "/opt/ficklenet/a.pth"])
+def test_weights_that_the_pods_can_read_are_no_problem(weights: str) -> None:
+    def with_weights(job: dict[str, Any]) -> None:
+        job["spec"]["entrypoint"] += f" --set classifier.weights={weights}"
+
+    assert problems_of(changed("kuberay/ray_job.yaml", with_weights)) == []
 
 
 def test_the_package_has_the_content_of_the_shipped_files() -> None:
@@ -614,4 +635,11 @@ def test_the_command_prints_sentences_and_the_settings_of_jobs(
     assert main([str(folder), str(binary)]) == 2
     assert "It cannot be read (Is a directory)." in (said := capsys.readouterr().out) and "not a text file" in said
     assert main([]) == 2 and "Usage" in capsys.readouterr().out
+    good.write_text(filled("ray_cluster.yaml"))
+    bad.write_text(filled("kuberay/ray_job.yaml").replace("0.1.0", "0.1.1"))
+    assert main([str(good), str(bad)]) == 0
+    assert re.search(
+        rf"These files together have several images: \S+:0\.1\.0 in {good} and \S+:0\.1\.1 in {bad}\.",
+        capsys.readouterr().out,
+    )
     assert main(["--help"]) == 0 and "It finds values in angle brackets that are left" in capsys.readouterr().out

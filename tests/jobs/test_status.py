@@ -69,7 +69,7 @@ def test_a_launch_without_a_result_may_wait_for_nodes(finished_maps_run):
     write_beat(finished_maps_run.location / "seeds")
     seeds = next(step for step in run_status(finished_maps_run).steps if step.name == "seeds")
     assert (seeds.state, seeds.done) == ("running", 0)
-    assert "nothing is finished yet" in "".join(_step_lines(seeds))
+    assert "nothing is finished yet" in "".join(_step_lines(seeds, set()))
 
 
 def test_a_step_runs_as_long_as_its_driver_gives_signs(finished_maps_run):
@@ -79,7 +79,7 @@ def test_a_step_runs_as_long_as_its_driver_gives_signs(finished_maps_run):
     write_beat(step.location)
     running = maps_status(finished_maps_run)
     assert (running.state, running.done, running.left) == ("running", 10, 4)
-    assert not any("nothing is finished yet" in line for line in _step_lines(running))
+    assert not any("nothing is finished yet" in line for line in _step_lines(running, set()))
     assert running.drivers[0].host == "elsewhere"
     write_beat(step.location, age=1000)
     stale = maps_status(finished_maps_run)
@@ -106,6 +106,9 @@ def test_network_and_predictions_are_told_and_outdated_with_what_they_were_made_
     assert network_and_predictions() == [("epochs", "done", 2, 0), ("images", "done", 2, 0)]  # 2 of 14 are predicted
     (predicted_run.location / "segmenter/complete.json").delete()
     assert network_and_predictions() == [("epochs", "partly done", 2, 0), ("images", "outdated", 2, 0)]
+    status.main(["--run", predicted_run.uri])
+    predict = f"python jobs/predict_masks.py --run {predicted_run.uri} --restart predictions"
+    assert f"  compute again, when segmenter is finished: {predict}\n" in capsys.readouterr().out
     with connect("in-process") as connection:
         launch_step(open_run(predicted_run.uri, None, ["seeds.theta=0.5"]), connection, "seeds", restart=True)
     assert [state for _, state, _, _ in network_and_predictions()] == ["outdated", "outdated"]
