@@ -413,8 +413,8 @@ class ClusterConfig(Section):
     )
     max_actors: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="most computing actors, with a GPU each: four times as many in the steps cells and refined, which "
-        "share the GPUs; 0: one per GPU, or one per CPU without GPUs",
+        description="most computing actors, with a GPU each (in the steps cells and refined, up to four share a GPU); "
+        "0: one per GPU, or one per CPU without GPUs",
     )
     max_cpu_actors: Annotated[int, Field(ge=0)] = Field(
         0, description="most computing actors of a step that computes on CPUs; 0: as max_actors"

@@ -22,6 +22,9 @@ START_SECONDS = 20.0
 CPUS_OF_A_NEW_NODE = 8.0
 """The CPUs that a node of an autoscaling cluster is assumed to have, as those of `ray_cluster.yaml` do."""
 
+CPUS_OF_A_NEW_GPU = 4.0
+"""The same for each GPU of such a node. Its 16 GiB are enough for three processes that use CUDA."""
+
 
 def connected(run: Run) -> AbstractContextManager[Connection]:
     """The connection that the run's configuration asks for; it is open during a `with` block.
@@ -97,7 +100,7 @@ def precision_name(precision: torch.dtype) -> str:
 def actor_pool(config: ClusterConfig, connection: Connection, device: str, actors_per_gpu: int = 1) -> Pool:
     """A pool of computing actors for the cluster: one per GPU, or one per CPU, each with one thread.
 
-    Up to ``actors_per_gpu`` actors share a GPU, as many as it has CPUs; one CPU of the cluster is left for tasks.
+    Up to ``actors_per_gpu`` actors share a GPU, if it has as many CPUs and one more for tasks.
 
     The CPU actors of a node together leave one logical CPU free. Reading and writing tasks, which take a few percent of
     the backbone's time, are scheduled there. The nodes to come of an autoscaling cluster are not known: there may be
@@ -107,8 +110,8 @@ def actor_pool(config: ClusterConfig, connection: Connection, device: str, actor
     given = config.max_actors if on_gpu else config.max_cpu_actors or config.max_actors
     most = given or max(1, int(connection.num_gpus if on_gpu else connection.num_cpus))
     if on_gpu:
-        cpus_per_gpu = (connection.num_cpus - 1) / max(1.0, connection.num_gpus)
-        actors_per_gpu = actors_per_gpu if config.autoscaling else max(1, min(actors_per_gpu, int(cpus_per_gpu)))
+        cpus_of_gpu = CPUS_OF_A_NEW_GPU if config.autoscaling else connection.num_cpus / max(1.0, connection.num_gpus)
+        actors_per_gpu = max(1, min(actors_per_gpu, int(cpus_of_gpu - 1)))
         most *= actors_per_gpu
     there = connection.num_cpus / max(1, connection.num_nodes)
     cpus_per_node = CPUS_OF_A_NEW_NODE if config.autoscaling else max(2.0, there)

@@ -144,7 +144,7 @@ def test_actors_that_work_mostly_on_their_cpu_share_a_gpu():
         assert pool.min_actors == pool.max_actors == actors
         pool.require(there)
     pool = actor_pool(autoscaling, Connection(0, 0, 1), "cuda", 4)
-    assert (pool.min_actors, pool.max_actors, pool.gpus_per_actor) == (1, 32, 0.25)
+    assert (pool.min_actors, pool.max_actors, pool.gpus_per_actor) == (1, 24, 0.3333)
     assert actor_pool(local, Connection(4, 1, 1), "cuda", 4).gpus_per_actor * 3 <= 1
     assert actor_pool(local, Connection(16, 1, 1), "cuda") == actor_pool(local, Connection(2, 1, 1), "cuda")
     assert actor_pool(local, Connection(16, 1, 1), "cpu", 4) == actor_pool(local, Connection(16, 1, 1), "cpu")
