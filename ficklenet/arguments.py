@@ -217,6 +217,8 @@ def _axes_as_array(axes: tuple[int, ...], image: str) -> tuple[str, str]:
         return "the image is gray", f"np.stack([{image}] * 3, axis=-1)"
     if len(axes) != 3:
         return "", ""
+    if axes[2] == 1:
+        return "the image is gray", f"np.repeat({image}, 3, axis=-1)"
     if axes[2] == 4:
         return "the fourth channel is the transparency", f"{image}[..., :3]"
     if axes[2] != 3 and axes[0] == 3:

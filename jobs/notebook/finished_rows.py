@@ -30,9 +30,10 @@ def warn_if_unknown(run: Run, image_id: str) -> None:
     try:
         row_of(run, image_id)
     except KeyError as error:
+        text = error.args[0] if error.args[0].endswith((".", "?")) else f"{error.args[0]}."
         warnings.warn(
-            f"{error.args[0].rstrip('.')}. Maps with this id are equal to no stored ones. For a picture that is not "
-            "in the run, leave the id out.",
+            f"{text} Maps with this id are equal to no stored ones. For a picture that is not in the run, leave the id "
+            "out.",
             stacklevel=3,
         )
 

@@ -16,7 +16,7 @@ from storage.manifest import Manifest
 from storage.map_store import ImageMaps
 
 NUM_PICTURES = 6
-SOURCES = ("predictions", "pseudo_labels", "seeds")  # of the masks, the finest first
+KINDS = ("predictions", "pseudo_labels")  # of masks at image size, the finest first
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Lead:
     """The pictures.
 
     Attributes:
-        source: the step that made the masks; "" if there are only maps.
-        pictures: each image with its tiles: photograph, mask, doubt.
+        sources: the steps that made the masks; none if there are only maps.
+        pictures: each image with its tiles: photograph, masks, doubt.
         disagreements: of each image, of its most doubtful class; None if no sample exceeds theta.
         classes: the classes of the images, for the legend.
     """
 
-    source: str
+    sources: tuple[str, ...]
     pictures: tuple[tuple[Picture, tuple[Tile, ...]], ...]
     disagreements: tuple[float | None, ...]
     classes: tuple[int, ...]
@@ -44,14 +44,21 @@ def lead_pictures(
     Args:
         mapped: the rows that have maps.
         theta: the seeds' threshold.
-        proposed: the step whose masks are shown; "", or without such masks, the finest that the run has.
+        proposed: the step whose masks are shown; "", or without such masks: predictions and pseudo-labels, side by
+            side, because nothing says which are better; or else the seeds.
     """
-    source, rows = "", mapped
-    for name in sorted(SOURCES, key=lambda name: name != proposed):
-        found = np.intersect1d(mapped, labelled_rows(run, manifest, name, steps[name]))
-        if len(found):
-            source, rows = name, found
-            break
+    found = {
+        name: np.intersect1d(mapped, labelled_rows(run, manifest, name, steps[name])) for name in (*KINDS, "seeds")
+    }
+    of_both = np.intersect1d(found["predictions"], found["pseudo_labels"])
+    sources: tuple[str, ...]
+    if proposed and len(found[proposed]):
+        sources, rows = (proposed,), found[proposed]
+    elif len(of_both):
+        sources, rows = KINDS, of_both
+    else:
+        sources = tuple(name for name in found if len(found[name]))[:1]
+        rows = found[sources[0]] if sources else mapped
     if len(rows) == 0:
         return None
     store, chosen = run.maps(), spread(rows, NUM_PICTURES)
@@ -59,8 +66,7 @@ def lead_pictures(
     def draw(index: int) -> tuple[Picture, tuple[Tile, ...], float | None]:
         row, maps = manifest.rows(index, index + 1)[0], store.read(index)
         tiles = [Tile("image", "Photograph")]
-        if source:
-            tiles.append(_mask_tile(run, manifest, steps[source], source, index, row.image_id))
+        tiles += [_mask_tile(run, manifest, steps[source], source, index, row.image_id) for source in sources]
         values = [disagreement(*pair, theta) for pair in zip(maps.max, maps.mean, strict=True)]
         doubt = max((value for value in values if value is not None), default=None)
         tiles.append(Tile("doubt", with_state("Doubt", steps["maps"]), doubt_uri(_is_doubtful(maps, theta))))
@@ -70,7 +76,7 @@ def lead_pictures(
         drawn = list(pool.map(draw, chosen))
     classes = {label for index in chosen for label in manifest.rows(index, index + 1)[0].labels}
     return Lead(
-        source,
+        sources,
         tuple((picture, tiles) for picture, tiles, _ in drawn),
         tuple(doubt for _, _, doubt in drawn),
         tuple(sorted(classes)),

@@ -375,6 +375,7 @@ def test_a_refusal_says_what_was_given_what_is_allowed_and_what_to_do(call, sent
         PHOTO / 255,
         PHOTO[..., 0],
         PHOTO[..., 0] / 255,
+        PHOTO[..., :1],
         np.concatenate([PHOTO, PHOTO[..., :1]], axis=2),
         PHOTO.transpose(2, 0, 1),
         PHOTO.transpose(2, 0, 1)[None] / 255,
@@ -382,13 +383,24 @@ def test_a_refusal_says_what_was_given_what_is_allowed_and_what_to_do(call, sent
         torch.from_numpy(PHOTO).permute(2, 0, 1) / 255,
         Image.fromarray(PHOTO),
     ],
-    ids=["float", "gray", "gray float", "rgba", "chw", "bchw float", "tensor", "chw float tensor", "pillow"],
+    ids=[
+        "float",
+        "gray",
+        "gray float",
+        "gray with an axis",
+        "rgba",
+        "chw",
+        "bchw float",
+        "tensor",
+        "chw float tensor",
+        "pillow",
+    ],
 )
 def test_the_remedy_for_an_image_gives_an_allowed_one(image):
     with pytest.raises(ValueError, match=r"(If .*, g| G)ive .*\.$") as refused:
         resize_square(image, 97)
     given = eval(re.search(r"[gG]ive (.*)\.$", str(refused.value))[1], {"np": np, "torch": torch, "image": image})
-    is_gray = getattr(image, "ndim", 3) == 2
+    is_gray = np.shape(image) in ((6, 7), (6, 7, 1))
     np.testing.assert_array_equal(given, np.stack([PHOTO[..., 0]] * 3, axis=-1) if is_gray else PHOTO)
     resize_square(given, 97)
 

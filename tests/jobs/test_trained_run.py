@@ -99,6 +99,9 @@ def test_the_documented_lines_for_own_photographs_learn_from_the_weights_and_mak
     assert not any(torch.equal(value, new[name]) for name, value in weights.items() if value.ndim == 4)
     assert float(space["loss"].detach()) < math.log(2)  # that of logits 0
     assert maps.max_BSHW.shape == (1, 1, *spec.grid) and float(maps.max_BSHW.max()) == 1
+    size = space["image"].shape[:2]
+    assert space["large"].shape == (1, *size) and space["mask"].shape == size
+    assert set(np.unique(space["mask"])) == {0, 1}
 
 
 def test_maps_and_scores_are_those_of_the_job_for_every_class(finished_maps_run):

@@ -503,6 +503,14 @@ def test_the_first_pictures_show_the_masks_that_are_proposed(labelled_run, monke
         assert caption in lead and lead.count("Mask: ") == lead.count(caption)
 
 
+def test_the_first_pictures_show_both_kinds_of_masks_before_anything_is_measured(labelled_run, html_of):
+    write_report(labelled_run)
+    lead = html_of(labelled_run).partition('id="lead"')[2].partition("</section>")[0]
+    captions = re.findall("<figcaption>(.*?)</figcaption>", lead)
+    assert captions[:4] == ["Photograph", "Mask: predictions", "Mask: pseudo-labels", "Doubt"] == captions[-4:]
+    assert "No figures say yet which of the two masks is better" in lead
+
+
 def test_page_and_command_say_the_verdict(predicted_run, capsys, html_of):
     report.main(["--run", predicted_run.uri])
     sentence = "Do not use these masks: this run is a trial with the tiny network"
