@@ -58,6 +58,22 @@ def _parameters(node_config: dict[str, Any]) -> Iterator[str]:
             hint = f"Did you mean {near[0]}?" if near else f"EC2 knows {known}."
             line = f"{'' if place == 'input' else f'{place}.'}{name}: unknown key. {hint}"
         yield line
+    yield from _choices(given, _run_instances(), "")
+    image = str(given.get("ImageId") or "")
+    if image and not re.match(r"ami-|resolve:ssm:|<", image):
+        yield f"ImageId is {image}. Write the id of a machine image, which begins with ami-."
+
+
+def _choices(value: Any, shape: Any, place: str) -> Iterator[str]:
+    """Values that are none of those that EC2 knows, such as MarketType Spot. New machine types are not in the list."""
+    if shape.type_name == "structure" and isinstance(value, dict):
+        for key in value.keys() & shape.members.keys() - {"InstanceType"}:
+            yield from _choices(value[key], shape.members[key], f"{place}.{key}".removeprefix("."))
+    elif shape.type_name == "list" and isinstance(value, list):
+        for each in value:
+            yield from _choices(each, shape.member, place)
+    elif isinstance(value, str) and getattr(shape, "enum", None) and value not in shape.enum:
+        yield f"{place} is {value}, allowed: {', '.join(shape.enum)}."
 
 
 @cache

@@ -89,7 +89,7 @@ def compared_with_shipped(text: str) -> tuple[str, list[str]]:
 
 def problems_of(text: str) -> list[str]:
     """What is wrong in a cluster file, one or two sentences each; none if nothing was found."""
-    found = list(_brackets(text))
+    found = [*_brackets(text), *_accounts(text)]
     try:
         documents = [each for each in yaml.safe_load_all(text) if each is not None]
     except yaml.YAMLError as error:
@@ -141,6 +141,14 @@ def _brackets(text: str) -> Iterator[str]:
         if left := list(dict.fromkeys(_BRACKETS.findall(_COMMENT.sub("", line)))):
             values = "value" if len(left) == 1 else "values"
             yield f"Line {number}: replace {' and '.join(left)} with your own {values}."
+
+
+def _accounts(text: str) -> Iterator[str]:
+    """Accounts of AWS with a wrong number of digits."""
+    accounts = [number for pair in re.findall(r"\b(\d+)\.dkr\.ecr\.|arn:aws:\w+::(\d+):", text) for number in pair]
+    for account in dict.fromkeys(filter(None, accounts)):
+        if len(account) != 12:
+            yield f"The account {account} has {len(account)} digits. An account of AWS has 12; correct it."
 
 
 # Ray's launcher

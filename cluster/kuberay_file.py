@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -83,6 +83,8 @@ def problems_of_document(document: dict[str, Any]) -> Iterator[str]:
     if waits_for_pods and not spec.get("enableInTreeAutoscaling"):
         yield "The entrypoint waits for workers, but the autoscaler is off. Write enableInTreeAutoscaling: true."
     if kind == "RayJob":
+        keys = ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+        yield from _no_numbers(document["spec"], "RayJob", keys)
         yield from _command(document["spec"])
     if kind == "RayJob" and not wrong:
         yield from _settings(document["spec"], pools_of(document))
@@ -131,8 +133,16 @@ def _group(group: Any, *, is_head: bool) -> Iterator[str]:
                 "put its store on the disk. Raise it."
             )
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
-    if not is_head and least > most:
+    yield from _no_numbers(group, name, ("minReplicas", "maxReplicas", "replicas"))
+    if not is_head and isinstance(least, int) and isinstance(most, int) and least > most:
         yield f"{name} has minReplicas {least} and maxReplicas {most}. Lower the first or raise the second."
+
+
+def _no_numbers(part: dict[str, Any], name: str, keys: Iterable[str]) -> Iterator[str]:
+    """Keys that need a whole number and have something else."""
+    for key in keys:
+        if key in part and not isinstance(part[key], int):
+            yield f"{name} has {key}: {part[key]!r}. Write a whole number, without quotation marks and without a unit."
 
 
 def _resources(group: Any, requests: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:

@@ -152,6 +152,22 @@ def group(job: dict[str, Any], number: int = 1) -> dict[str, Any]:
         ),
         (lambda c: node(c)["node_config"].update(SubnetIds="subnet-1"), "cpu_worker: SubnetIds is not a list"),
         (
+            lambda c: node(c)["node_config"].update(InstanceMarketOptions={"MarketType": "Spot"}),
+            r"cpu_worker: InstanceMarketOptions\.MarketType is Spot, allowed: spot, ",
+        ),
+        (
+            lambda c: node(c)["node_config"]["BlockDeviceMappings"][0]["Ebs"].update(VolumeType="ssd"),
+            r"cpu_worker: BlockDeviceMappings\.Ebs\.VolumeType is ssd, allowed: .*gp3",
+        ),
+        (
+            lambda c: node(c)["node_config"].update(ImageId="my-image"),
+            "cpu_worker: ImageId is my-image. Write the id of",
+        ),
+        (
+            lambda c: c["docker"].update(image="12345678901.dkr.ecr.eu-central-1.amazonaws.com/ficklenet:1"),
+            "The account 12345678901 has 11 digits. An account of AWS has 12",
+        ),
+        (
             lambda c: node(c)["node_config"].update(BlockDeviceMappings=[{"Ebs": {"VolumeSize": "96"}}]),
             r"cpu_worker: Invalid type for parameter BlockDeviceMappings\[0\]\.Ebs\.VolumeSize",
         ),
@@ -198,7 +214,9 @@ def group(job: dict[str, Any], number: int = 1) -> dict[str, Any]:
         (lambda c: node(c)["resources"].update(CPU=4), "declares CPU: 4, but a m7i.2xlarge has 8, so most"),
         (lambda c: c.update(file_mounts={}), "no /home/ray/.ray/auth_token, so the nodes would have no token"),
         (
-            lambda c: node(c)["node_config"].update(IamInstanceProfile={"Arn": "arn:aws:iam::1:role/worker"}),
+            lambda c: node(c)["node_config"].update(
+                IamInstanceProfile={"Arn": "arn:aws:iam::123456789012:role/worker"}
+            ),
             "cpu_worker has a role as IamInstanceProfile",
         ),
         (lambda c: node(c)["node_config"].update(head(c)), "cpu_worker has the IamInstanceProfile of the head"),
@@ -445,7 +463,11 @@ def resources(job: Any) -> Any:
         ),
         (lambda j: resources(j)["limits"].update(memory="12 GB"), "'12 GB' is no amount of Kubernetes; write for"),
         (lambda j: j["spec"].pop("rayClusterSpec"), "no spec.rayClusterSpec"),
-        (lambda j: group(j).update(maxReplicas="8"), "wrong type"),
+        (lambda j: group(j).update(maxReplicas="8"), "group gpu has maxReplicas: '8'. Write a whole number"),
+        (
+            lambda j: j["spec"].update(activeDeadlineSeconds="12h"),
+            "RayJob has activeDeadlineSeconds: '12h'. Write a whole",
+        ),
     ],
 )
 def test_a_mistake_in_a_file_for_kuberay_is_a_sentence(change: Callable[..., object], sentence: str) -> None:
