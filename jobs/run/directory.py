@@ -37,6 +37,7 @@ _HEADER_REMEDY = (
     "hand, delete its entries 'sealed' and 'checksum'."
 )
 _OTHER_VERSION = "If another version of the program wrote this file, use that version, or correct the key in the file."
+_LEVELS = 5  # of folders above a run's files, as above a shard of an array
 _ALONE = "To use {} alone, prepare another run."
 
 
@@ -85,16 +86,7 @@ class Run:
         """
         place = self.location / "manifest.parquet"
         if not place.exists():
-            above = self.location.parent
-            if (above / "manifest.parquet").exists():
-                raise ValueError(f"{self.uri} has no manifest, but the folder above is a run. Give its path, {above}.")
-            what = "has no manifest"
-            if self.location.is_local and not os.path.isdir(self.uri):
-                what = "does not exist"
-            raise ValueError(
-                f"{self.uri} {what}. Is the path right? To make one, run 'python jobs/prepare_dataset.py "
-                f"--run {self.uri}' with a source, such as --folders, --csv, --voc or --coco."
-            )
+            raise ValueError(_why_no_run(self.location))
         return Manifest.open(place)
 
     def step(self, name: str) -> Step:
@@ -172,6 +164,8 @@ def open_run(
         defaults: nested settings for a new run; the file and the assignments may change them.
     """
     location = _parse_output(path, "--run")
+    if location.is_local and os.path.isfile(location.uri):
+        raise ValueError(_why_no_run(location))
     header = location / "run.json"
     recorded = recorded_config(header) if header.exists() else dict(defaults or {})
     settings = ["--config", config_file] if config_file else []
@@ -207,6 +201,8 @@ def parse_output(path: str, flag: str) -> Location:
             the folder of a run's step, which the step may delete.
     """
     place = _parse_output(path, flag)
+    if place.is_local and os.path.isfile(place.uri):
+        raise ValueError(f"{flag} {place.uri}: this is a file. Give a folder.")
     root, *parts = place.uri.removeprefix("s3://").split("/")  # the bucket, or nothing before the first /
     above = Location(root if place.is_local else f"s3://{root}")
     for name in parts:
@@ -217,6 +213,24 @@ def parse_output(path: str, flag: str) -> Location:
             )
         above = above / name
     return place
+
+
+def _why_no_run(location: Location) -> str:
+    """Why a place is no run, and what to give instead: the run in which it lies, or a command that makes one."""
+    above = location
+    for _ in range(_LEVELS):
+        above = above.parent
+        if above.uri in ("", "s3:/"):
+            break
+        if (above / "manifest.parquet").exists():
+            return f"{location.uri} is no run, but it lies in one. Give the path of this run, {above}."
+    if location.is_local and os.path.isfile(location.uri):
+        return f"{location.uri} is a file, and a run is a folder. Give the folder that prepare_dataset.py has made."
+    what = "does not exist" if location.is_local and not os.path.isdir(location.uri) else "has no manifest"
+    return (
+        f"{location.uri} {what}. Is the path right? To make one, run 'python jobs/prepare_dataset.py --run "
+        f"{location.uri}' with a source, such as --folders, --csv, --voc or --coco."
+    )
 
 
 def _parse_output(path: str, flag: str) -> Location:

@@ -383,8 +383,8 @@ def test_other_settings_and_unknown_classes(predicted_run):
         run.predict((image / 255).astype(np.uint8))
     with pytest.raises(KeyError, match="no image 'gone'"):
         run.image("gone")
-    with pytest.raises(ValueError, match="has no manifest"):
-        open_trained(f"{predicted_run.uri}/nothing")
+    with pytest.raises(ValueError, match="does not exist. Is the path right"):
+        open_trained(f"{predicted_run.uri}_of_nothing")
 
 
 def test_a_path_opens_a_run_that_knows_its_ids_and_prints_short(finished_maps_run, monkeypatch):
@@ -396,10 +396,25 @@ def test_a_path_opens_a_run_that_knows_its_ids_and_prints_short(finished_maps_ru
     assert run.image_ids == tuple(row.image_id for row in run.run.manifest().iter_rows()) and len(run.image_ids) == 14
 
 
-@pytest.mark.parametrize("inside", ["maps", "run.json", "manifest.parquet"])
+@pytest.mark.parametrize(
+    "inside", ["maps", "maps/maps.zarr", "maps/maps.zarr/max", "run.json", "manifest.parquet", "none"]
+)
 def test_a_place_inside_a_run_names_the_run(inside, mapped_run_folder):
-    with pytest.raises(ValueError, match=f"the folder above is a run. Give its path, {mapped_run_folder}.$"):
+    with pytest.raises(
+        ValueError, match=f"is no run, but it lies in one. Give the path of this run, {mapped_run_folder}.$"
+    ):
         open_trained(mapped_run_folder / inside)
+
+
+def test_a_picture_in_place_of_a_run_is_called_a_file(tmp_path):
+    (tmp_path / "new.jpg").write_bytes(b"")
+    sentence = "new.jpg is a file, and a run is a folder. Give the folder that prepare_dataset.py has made."
+    with pytest.raises(ValueError, match=sentence):
+        open_trained(tmp_path / "new.jpg")
+    with pytest.raises(ValueError, match=sentence):
+        status.main(["--run", str(tmp_path / "new.jpg")])
+    with pytest.raises(ValueError, match=sentence):
+        prepare_dataset.main(["--run", str(tmp_path / "new.jpg"), "--folders", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
