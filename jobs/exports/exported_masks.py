@@ -13,11 +13,10 @@ from contextlib import suppress
 
 import numpy as np
 
+from jobs.run.corrected_masks import EXPORTED
 from jobs.run.directory import Run
 from storage.label_values import ignore_value
 from storage.location import Location
-
-FOLDER = "exported"  # in the run
 
 
 def mask_digest(labels: np.ndarray, num_classes: int) -> str:
@@ -31,16 +30,22 @@ def known_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.where(labels == ignore_value(num_classes), 0, labels)
 
 
-def record_exported(run: Run, out: Location, unit_name: str, start_id: str, digests: Mapping[str, str]) -> None:
-    """Keeps the digests of a unit's exported masks, by image id; nothing if the run cannot be written to."""
+def record_exported(
+    run: Run, labels: str, out: Location, unit_name: str, start_id: str, digests: Mapping[str, str]
+) -> None:
+    """Keeps the digests of a unit's exported masks, by image id; nothing if the run cannot be written to.
+
+    Args:
+        labels: the step that made the masks.
+    """
     export = hashlib.blake2b(f"{out.uri} {start_id}".encode(), digest_size=8).hexdigest()
     with suppress(OSError):
-        (run.location / FOLDER / f"{export}-{unit_name}.json").write_bytes(json.dumps(digests).encode())
+        (run.location / EXPORTED / f"{labels}-{export}-{unit_name}.json").write_bytes(json.dumps(digests).encode())
 
 
 def exported_digests(run: Run) -> dict[str, set[str]]:
     """The digests of all masks that the run has exported, by image id."""
-    found, folder = defaultdict[str, set[str]](set), run.location / FOLDER
+    found, folder = defaultdict[str, set[str]](set), run.location / EXPORTED
     with ThreadPoolExecutor(run.config.images.read_concurrency) as pool:
         for data in pool.map(lambda name: (folder / name).read_bytes(), folder.list_names()):
             with suppress(ValueError, AttributeError):  # a damaged file says nothing

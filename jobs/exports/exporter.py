@@ -126,7 +126,7 @@ class Exporter:
             if isinstance(result, Exported) and result.digest
         }
         if digests:
-            record_exported(self.run, self.job.out, unit.name, row["start_id"], digests)
+            record_exported(self.run, self.job.labels, self.job.out, unit.name, row["start_id"], digests)
         counts = {
             "num_exported": len(exported),
             "num_empty": sum(result.is_empty for result in exported),

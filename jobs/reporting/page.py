@@ -10,7 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.evaluation.metrics import MEANINGS, SUMMARY
-from jobs.reporting.best_masks import KINDS, is_on_trained_masks, measured_masks, unmeasured_images
+from jobs.reporting.best_masks import (
+    KINDS,
+    is_on_trained_masks,
+    measured_masks,
+    unmeasured_images,
+)
 from jobs.reporting.curves import training_curves
 from jobs.reporting.facts import (
     MATTERS,
@@ -34,6 +39,7 @@ from jobs.reporting.verdict import (
     chance_of,
     judge,
 )
+from jobs.run.corrected_masks import all_corrected_from
 from jobs.run.directory import Run
 from jobs.run.origin import origin_of
 from jobs.run.selection import measurable_splits
@@ -120,6 +126,7 @@ def _render(run: Run, num_images: int) -> tuple[str, Verdict | None, Figures, li
         why_again=evaluation.note,
         has_masks=any(steps[name].receipts for name in ("seeds", "pseudo_labels", "predictions")),
         has_pseudo_labels=steps["pseudo_labels"].state == "done",
+        corrected_from=all_corrected_from(run),
     )
     verdict = judge(run, figures)
 

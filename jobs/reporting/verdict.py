@@ -48,6 +48,7 @@ class Figures:
         why_again: why they are outdated, such as `MASKS_CHANGED`.
         has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
+        corrected_from: the step from whose masks the given ones were corrected; "" if it is not known.
     """
 
     mean_precision: float | None = None
@@ -61,6 +62,7 @@ class Figures:
     why_again: str = MASKS_CHANGED
     has_masks: bool = False
     has_pseudo_labels: bool = False
+    corrected_from: str = ""
 
     @property
     def proposed(self) -> str:
@@ -141,7 +143,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         return Verdict(
             "bad",
             f"Do not use these masks: masks that need no network are better: {masks.beaten_by}.",
-            _in_turn(_proposal(figures, "Start corrections from"), correct),
+            _in_turn(_proposal(figures, "Start corrections from"), _favoured(figures), correct),
             export,
         )
     if round(mean_iou, DIGITS) < HALF:
@@ -149,7 +151,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
             "bad",
             f"Correct these masks before you use them: {figure}, so a typical mask of the {masks.judged.labels} shares "
             "less than half of its pixels with its object.",
-            _in_turn(_proposal(figures, "Start corrections from"), correct),
+            _in_turn(_proposal(figures, "Start corrections from"), _favoured(figures), correct),
             export,
         )
     if mean_iou > TOO_GOOD:
@@ -163,6 +165,7 @@ def _judge_measured(run: Run, figures: Figures, masks: MeasuredMasks) -> Verdict
         _in_turn(f"These masks are good enough to start from: {figure}.", _weak_classes(masks.judged.iou)),
         _in_turn(
             _proposal(figures, "Use"),
+            _favoured(figures),
             f"Look at {'the pictures' if is_new else 'the list “Look at these first”'}, and correct the masks that "
             "matter to you.",
         ),
@@ -175,6 +178,20 @@ def _proposal(figures: Figures, verb: str) -> str:
     if figures.why_proposed != BETTER:
         return figures.why_proposed
     return f"{verb} the pseudo-labels: they {BETTER.removeprefix('The pseudo-labels ')}"
+
+
+def _favoured(figures: Figures) -> str:
+    """A sentence on the figure of the kind that was corrected; "" if it is not known which one was."""
+    masks = figures.measured
+    kinds = [each.labels for each in (masks.best, *masks.others)] if masks else []
+    kind = next((each for each in kinds if KINDS[each] == figures.corrected_from), "")
+    if not masks or not kind:
+        return ""
+    compared = ", also beside the others" if masks.others else ""
+    return (
+        f"The given masks were corrected from the {kind}, so the figure of these is somewhat too good{compared}: what "
+        "nobody changed agrees."
+    )
 
 
 def _weak_classes(iou: Mapping[str, float]) -> str:
@@ -241,7 +258,8 @@ def _judge_unmeasured(run: Run, figures: Figures) -> Verdict:
     sentence = "No figure speaks against these masks, but no mask drawn by hand was there to compare them with."
     if figures.measured:
         sentence = _nobody_knows(figures.measured)
-    return Verdict("careful", sentence, _in_turn(_proposal(figures, "Start corrections from"), correct), export)
+    proposal = _in_turn(_proposal(figures, "Start corrections from"), _favoured(figures))
+    return Verdict("careful", sentence, _in_turn(proposal, correct), export)
 
 
 def _nobody_knows(masks: MeasuredMasks) -> str:

@@ -197,6 +197,24 @@ def test_a_figure_is_on_the_side_of_the_limit_that_it_shows(run, mean_iou, words
     assert verdict is not None and (verdict.level, f"mIoU {words}" in verdict.sentence) == (level, True)
 
 
+FAVOURED = "The given masks were corrected from the {}, so the figure of these is somewhat too good"
+
+
+@pytest.mark.parametrize("number", [3, 50])
+def test_figures_of_masks_that_were_corrected_from_one_kind_favour_it(run, number):
+    """However many were measured, and whichever kind is better."""
+    both = better_pseudo_labels(number)
+    for step, kind in (("pseudo_labels", "pseudo-labels"), ("predictions", "predictions")):
+        verdict = judge(run, Figures(**GOOD, measured=both, corrected_from=step))
+        assert f"{FAVOURED.format(kind)}, also beside the others: what nobody changed agrees." in verdict.advice
+    alone = judge(run, Figures(**GOOD, measured=masks(0.7, number), corrected_from="predictions"))
+    assert f"{FAVOURED.format('predictions')}: what nobody changed agrees." in alone.advice
+    for step in ("", "pseudo_labels", "seeds"):  # not known, or another kind than the measured one
+        assert (
+            "corrected from" not in judge(run, Figures(**GOOD, measured=masks(0.7, number), corrected_from=step)).advice
+        )
+
+
 def test_masks_that_were_measured_count_more_than_the_classifier(run):
     verdict = judge(run, Figures(**(GOOD | {"mean_precision": 0.3, "measured": masks(0.7, 50)})))
     assert verdict is not None and verdict.level == "good"
