@@ -3,7 +3,7 @@
 The first rule that applies decides. The limits are rough: they separate runs that failed from runs worth a look.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,7 +48,7 @@ class Figures:
         why_again: why they are outdated, such as `MASKS_CHANGED`.
         has_masks: whether the run has seeds, pseudo-labels or predictions.
         has_pseudo_labels: whether they are complete.
-        corrected_from: the step from whose masks the given ones were corrected; "" if it is not known.
+        corrected_from: the steps from whose masks the given ones were corrected; none if it is not known.
     """
 
     mean_precision: float | None = None
@@ -62,7 +62,7 @@ class Figures:
     why_again: str = MASKS_CHANGED
     has_masks: bool = False
     has_pseudo_labels: bool = False
-    corrected_from: str = ""
+    corrected_from: Set[str] = frozenset()
 
     @property
     def proposed(self) -> str:
@@ -181,17 +181,17 @@ def _proposal(figures: Figures, verb: str) -> str:
 
 
 def _favoured(figures: Figures) -> str:
-    """A sentence on the figure of the kind that was corrected; "" if it is not known which one was."""
+    """A sentence on the figures of the kinds from which the given masks were corrected; "" if it is not known."""
     masks = figures.measured
     kinds = [each.labels for each in (masks.best, *masks.others)] if masks else []
-    kind = next((each for each in kinds if KINDS[each] == figures.corrected_from), "")
-    if not masks or not kind:
+    favoured = [each for each in kinds if KINDS[each] in figures.corrected_from]
+    if not favoured:
         return ""
-    compared = ", also beside the others" if masks.others else ""
-    return (
-        f"The given masks were corrected from the {kind}, so the figure of these is somewhat too good{compared}: what "
-        "nobody changed agrees."
-    )
+    start = f"The given masks were corrected from the {listed(favoured)}: what nobody changed agrees, so"
+    if len(favoured) > 1:
+        return f"{start} these figures are somewhat too good, and the better one may be the one that you corrected."
+    compared = ", also beside the others" if len(kinds) > 1 else ""
+    return f"{start} their figure is somewhat too good{compared}."
 
 
 def _weak_classes(iou: Mapping[str, float]) -> str:

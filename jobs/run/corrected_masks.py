@@ -19,12 +19,10 @@ def exported_labels(run: Run) -> set[str]:
     return {name.partition("-")[0] for name in (run.location / EXPORTED).list_names()}
 
 
-def all_corrected_from(run: Run) -> str:
-    """The step from whose masks all masks of the run were corrected; "" if there are others, or if it is not known.
+def all_corrected_from(run: Run) -> set[str]:
+    """The steps from whose masks all masks of the run may have been corrected; none if it has others.
 
-    What nobody changed in a corrected mask agrees with this step, so figures measured with these masks favour it.
+    What nobody changed in a corrected mask agrees with the exported one, so figures measured with it favour its step.
     """
-    exported = exported_labels(run)
     uris = [uri for batch in run.manifest().iter_columns(["mask_uri"]) for uri in batch["mask_uri"] if uri]
-    is_known = len(exported) == 1 and bool(uris) and all(is_corrected(run, uri) for uri in uris)
-    return exported.pop() if is_known else ""
+    return exported_labels(run) if uris and all(is_corrected(run, uri) for uri in uris) else set()

@@ -197,22 +197,26 @@ def test_a_figure_is_on_the_side_of_the_limit_that_it_shows(run, mean_iou, words
     assert verdict is not None and (verdict.level, f"mIoU {words}" in verdict.sentence) == (level, True)
 
 
-FAVOURED = "The given masks were corrected from the {}, so the figure of these is somewhat too good"
+FAVOURED = "The given masks were corrected from the {}: what nobody changed agrees, so "
 
 
 @pytest.mark.parametrize("number", [3, 50])
 def test_figures_of_masks_that_were_corrected_from_one_kind_favour_it(run, number):
     """However many were measured, and whichever kind is better."""
-    both = better_pseudo_labels(number)
+
+    def advice(measured: MeasuredMasks, *steps: str) -> str:
+        return judge(run, Figures(**GOOD, measured=measured, corrected_from={*steps})).advice
+
+    both, alone = better_pseudo_labels(number), masks(0.7, number)
     for step, kind in (("pseudo_labels", "pseudo-labels"), ("predictions", "predictions")):
-        verdict = judge(run, Figures(**GOOD, measured=both, corrected_from=step))
-        assert f"{FAVOURED.format(kind)}, also beside the others: what nobody changed agrees." in verdict.advice
-    alone = judge(run, Figures(**GOOD, measured=masks(0.7, number), corrected_from="predictions"))
-    assert f"{FAVOURED.format('predictions')}: what nobody changed agrees." in alone.advice
-    for step in ("", "pseudo_labels", "seeds"):  # not known, or another kind than the measured one
-        assert (
-            "corrected from" not in judge(run, Figures(**GOOD, measured=masks(0.7, number), corrected_from=step)).advice
-        )
+        too_good = "their figure is somewhat too good, also beside the others."
+        assert FAVOURED.format(kind) + too_good in advice(both, step)
+    of_both = FAVOURED.format("pseudo-labels and predictions")
+    assert f"{of_both}these figures are somewhat too good, and" in advice(both, "pseudo_labels", "predictions")
+    for steps in (("predictions",), ("predictions", "seeds")):
+        assert f"{FAVOURED.format('predictions')}their figure is somewhat too good." in advice(alone, *steps)
+    for steps in ((), ("pseudo_labels",), ("seeds",)):  # not known, or another kind than the measured one
+        assert "corrected from" not in advice(alone, *steps)
 
 
 def test_masks_that_were_measured_count_more_than_the_classifier(run):
