@@ -187,7 +187,7 @@ def _favoured(figures: Figures) -> str:
     favoured = [each for each in kinds if KINDS[each] in figures.corrected_from]
     if not favoured:
         return ""
-    start = f"The given masks were corrected from the {listed(favoured)}: what nobody changed agrees, so"
+    start = f"The given masks were corrected from exported masks ({listed(favoured)}): what nobody changed agrees, so"
     if len(favoured) > 1:
         return f"{start} these figures are somewhat too good, and the better one may be the one that you corrected."
     compared = ", also beside the others" if len(kinds) > 1 else ""

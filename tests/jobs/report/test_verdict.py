@@ -197,7 +197,7 @@ def test_a_figure_is_on_the_side_of_the_limit_that_it_shows(run, mean_iou, words
     assert verdict is not None and (verdict.level, f"mIoU {words}" in verdict.sentence) == (level, True)
 
 
-FAVOURED = "The given masks were corrected from the {}: what nobody changed agrees, so "
+FAVOURED = "The given masks were corrected from exported masks ({}): what nobody changed agrees, so "
 
 
 @pytest.mark.parametrize("number", [3, 50])
