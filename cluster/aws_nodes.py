@@ -67,7 +67,7 @@ def _parameters(node_config: dict[str, Any]) -> Iterator[str]:
 def _choices(value: Any, shape: Any, place: str) -> Iterator[str]:
     """Values that are none of those that EC2 knows, such as MarketType Spot. New machine types are not in the list."""
     if shape.type_name == "structure" and isinstance(value, dict):
-        for key in value.keys() & shape.members.keys() - {"InstanceType"}:
+        for key in sorted(value.keys() & shape.members.keys() - {"InstanceType"}):
             yield from _choices(value[key], shape.members[key], f"{place}.{key}".removeprefix("."))
     elif shape.type_name == "list" and isinstance(value, list):
         for each in value:
